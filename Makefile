@@ -1,0 +1,40 @@
+# Everything lives in .venv. One target at a time: they share it, and the machine.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart lint format test test-system bench clean
+
+BIN := .venv/bin
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup:  ## install everything into .venv and convert the bundled model; a second time does nothing
+	@scripts/setup.sh
+
+quickstart: setup  ## a real 135M model learns, on this machine, in a few minutes
+	$(BIN)/logratio run configs/quickstart.yaml run.name=quickstart-$$(date +%Y%m%d-%H%M%S)
+
+lint: setup  ## format check, lint, types, and which floor imports which
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## format, and repair what lint can repair
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+test: lint  ## lint, then all tests but those marked system
+	$(BIN)/pytest -m "not system"
+	@echo "not run: tests marked system (make test-system)"
+
+test-system: setup  ## tests with a browser and whole runs; installs chromium if it is missing
+	@scripts/chromium.sh
+	$(BIN)/pytest -m system
+
+bench: setup  ## list the benchmarks; one of them: .venv/bin/python -m benchmarks NAME
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove caches and build leftovers; .venv and runs stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

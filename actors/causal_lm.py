@@ -1,0 +1,170 @@
+"""A causal language model as the learner and the torch scorer use it: packed forward, and its head apart.
+
+Packing puts several sequences in one row; position ids that restart tell the attention where each begins, so no
+token of padding is computed and no sequence sees another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows of packed sequences. ids, positions: [rows, length] int64; `targets` indexes, in the flattened rows, the
+    position that predicts each response token, in sequence order; token_ids: [response tokens] int64."""
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    token_ids: Tensor
+
+    def to(self, device: torch.device) -> Pack:
+        return Pack(*(getattr(self, name).to(device) for name in ("ids", "positions", "targets", "token_ids")))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A model's last hidden state -> logits: head [V, width], bias [V] or None, scale, soft-cap or None.
+
+    V is the real vocabulary (the tokenizer's), not the padded one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    soft_cap: float | None
+
+    def logprobs(self, hidden: Tensor) -> Tensor:
+        """[N, width] -> [N, V] float32 log-softmax, nats, temperature 1."""
+        return finish_logits(nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.soft_cap)
+
+
+def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool = True) -> Pack:
+    """(prompt ids, response ids) pairs -> one row of all of them; `packed=False` gives a padded row each.
+
+    An empty batch is one row of two tokens without targets: a rank with nothing to do still joins collectives.
+    """
+    if not sequences:
+        return _rows([[0, 0]], [], [])
+    if not packed:
+        width = max(len(p) + len(r) for p, r in sequences)
+        rows = [[*p, *r, *[0] * (width - len(p) - len(r))] for p, r in sequences]
+        starts = [i * width for i in range(len(rows))]
+        return _rows(rows, sequences, starts)
+    row = [token for p, r in sequences for token in (*p, *r)]
+    starts = np.cumsum([0, *(len(p) + len(r) for p, r in sequences)])[:-1].tolist()
+    positions = [i for p, r in sequences for i in range(len(p) + len(r))]
+    return _rows([row], sequences, starts, [positions])
+
+
+def _rows(
+    rows: list[list[int]],
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    starts: list[int],
+    positions: list[list[int]] | None = None,
+) -> Pack:
+    targets = [
+        start + len(p) - 1 + t for start, (p, r) in zip(starts, sequences, strict=True) for t in range(len(r))
+    ]
+    return Pack(
+        ids=torch.tensor(rows),
+        positions=torch.tensor(positions) if positions else torch.arange(len(rows[0])).repeat(len(rows), 1),
+        targets=torch.tensor(targets, dtype=torch.long),
+        token_ids=torch.tensor([token for _, r in sequences for token in r], dtype=torch.long),
+    )
+
+
+def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
+    """A Hugging Face causal model from safetensors. No remote code, no pickles. Raises OSError if it is not there."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=DTYPES[dtype],
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+
+
+def hidden_states(model: Any, batch: Pack) -> Tensor:
+    """Last hidden states (after the final norm) that predict the response tokens: [response tokens, width]."""
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])[batch.targets]
+
+
+def head_logprobs(model: Any, hidden: Tensor, vocabulary: int) -> Tensor:
+    """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
+    logits = model.get_output_embeddings()(hidden)[..., :vocabulary]
+    return finish_logits(logits, logit_scale(model.config), soft_cap(model.config))
+
+
+def finish_logits(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Scale, soft-cap (Gemma 2), then log-softmax in float32. [N, V] -> [N, V], nats."""
+    logits = logits.float()
+    if scale != 1.0:
+        logits = logits * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.log_softmax(-1)
+
+
+def projection_of(model: Any, vocabulary: int) -> dict[str, Any]:
+    """The head as plain values for the wire: float32 or bf16 bits as arrays, so that no tensor class travels."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return {
+        "weight": to_bytes(head.weight[:vocabulary]),
+        "dtype": dtype_name(head.weight.dtype),
+        "width": head.weight.shape[1],
+        "bias": None if bias is None else bias[:vocabulary].detach().float().cpu().numpy(),
+        "scale": logit_scale(model.config),
+        "soft_cap": soft_cap(model.config),
+    }
+
+
+def projection_from(values: dict[str, Any], device: torch.device) -> Projection:
+    """Inverse of `projection_of`, on `device`."""
+    bias = values["bias"]
+    return Projection(
+        weight=from_bytes(values["weight"], values["dtype"]).reshape(-1, values["width"]).to(device),
+        bias=None if bias is None else torch.tensor(bias, device=device),
+        scale=values["scale"],
+        soft_cap=values["soft_cap"],
+    )
+
+
+def logit_scale(config: Any) -> float:
+    """Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`; all others by 1."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def soft_cap(config: Any) -> float | None:
+    cap = getattr(config, "final_logit_softcapping", None)
+    return float(cap) if cap else None
+
+
+def to_bytes(tensor: Tensor) -> np.ndarray:
+    """Any dtype -> flat uint8 array of its bits, on the CPU."""
+    return tensor.detach().contiguous().cpu().view(torch.uint8).reshape(-1).numpy()
+
+
+def from_bytes(data: np.ndarray | bytes | memoryview, dtype: str) -> Tensor:
+    """Inverse of `to_bytes`: a flat tensor of its own memory."""
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(DTYPES[dtype])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return {value: name for name, value in DTYPES.items()}[dtype]

@@ -1,0 +1,51 @@
+"""Dataset member: serves a dataset's own responses through the rollout protocol, so that off-policy data flows alike.
+
+Tokens come from the data, so their behaviour log-prob is unknown (NaN) and their version is the current one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from actors.member import Member
+from actors.records import Request, Sample, pack_samples
+from configs.schema import Sampling, Stream
+
+
+class Dataset(Member):
+    def __init__(self) -> None:
+        self._version = 0
+
+    def start(self) -> None:
+        """Nothing to build."""
+
+    def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        self._version = version
+        return version
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> Iterator[Any]:
+        """Yield payload, header, ... of the requests' own responses, cut at the response cap."""
+        size = stream.coalesce_samples
+        for start in range(0, len(requests), size):
+            samples = [self._sample(r, sampling.max_response_tokens) for r in requests[start : start + size]]
+            yield from pack_samples(samples)
+
+    def _sample(self, request: Request, cap: int) -> Sample:
+        assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"
+        ids = request.response_ids[:cap]
+        return Sample(
+            uid=request.uid,
+            group=request.group,
+            attempt=request.attempt,
+            seed=request.seed,
+            prompt_ids=request.prompt_ids,
+            response_ids=ids,
+            rollout_logprobs=[float("nan")] * len(ids),
+            loss_spans=[(0, len(ids))],
+            turns=[(0, len(ids))],
+            finish="length" if len(ids) < len(request.response_ids) else "data",
+            versions=[self._version] * len(ids),
+        )

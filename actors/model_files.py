@@ -1,0 +1,47 @@
+"""What a model directory says about itself, read without loading a weight or importing an engine."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, safetensors dtype) of every tensor, from the file headers alone."""
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                tensors[name] = (tuple(entry["shape"]), entry["dtype"])
+    return tensors
+
+
+def weight_bytes(directory: Path, dtype: str) -> int:
+    """Bytes of one whole weight version in `dtype` (bfloat16 or float32)."""
+    size = {"bfloat16": 2, "float32": 4}[dtype]
+    return sum(prod(shape) * size for shape, _ in tensor_shapes(directory).values())
+
+
+def end_token_ids(directory: Path) -> tuple[int, ...]:
+    """The model's end tokens, ascending: those of generation_config.json, else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json(directory / name).get("eos_token_id")
+        if ids is not None:
+            return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
+    return ()
+
+
+def context_length(directory: Path) -> int | None:
+    """Positions the model was built for, or None where its configuration does not say."""
+    config = _read_json(directory / "config.json")
+    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,58 @@
+"""Optimizer and learning-rate schedule of the learner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from configs.schema import Learner as LearnerConfig
+from configs.schema import Optimizer as OptimizerConfig
+
+
+def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:
+    """torch's AdamW or SGD; DeepSpeed's CPU Adam where the optimizer is off-loaded."""
+    optimizer = config.optimizer
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(parameters, lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+    settings: dict[str, Any] = {
+        "lr": optimizer.lr,
+        "betas": optimizer.betas,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    if config.offload_optimizer == "cpu":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Rate of update `step` (1 is the first) of `steps`: linear warm-up, then constant, linear or cosine to 0."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.decay == "constant":
+        return config.lr
+    left = (steps - step + 1) / max(1, steps - config.warmup_steps)
+    return config.lr * (left if config.decay == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
+
+
+def deepspeed_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's view of a learner. Accumulation is ours: the boundary is set at a step's last micro-batch."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,242 @@
+"""The wire: Arrow schemas of payloads, and the small headers that describe them.
+
+The only place that knows column names. A payload (one record batch) travels by reference and is opened by the actor
+that needs it; its header is what the orchestrator sees. Response tokens only; log-probs in nats, f32 or f16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+Span = tuple[int, int]
+_spans = pa.list_(pa.list_(pa.int32(), 2))
+
+SAMPLES = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("group", pa.string()),
+        ("attempt", pa.int32()),
+        ("seed", pa.int64()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("rollout_logprobs", pa.list_(pa.float32())),  # log mu of each response token, as sampled
+        ("loss_spans", _spans),  # half-open token ranges of the response that carry loss
+        ("turns", _spans),  # half-open ranges the student wrote, one a turn
+        ("finish", pa.string()),  # stop | length | data
+        ("versions", pa.list_(pa.int32())),  # policy version of each response token
+    ]
+)
+
+_SCORES = [("uid", pa.string()), ("scorer_version", pa.int32()), ("logprobs", pa.list_(pa.float32()))]
+_TOPK = [
+    ("support_ids", pa.list_(pa.int32())),  # [tokens * k], row-major
+    ("support_logprobs", pa.list_(pa.float16())),  # [tokens * k]
+    ("tail_logprob", pa.list_(pa.float32())),  # [tokens]: log(1 - sum of the support), before rounding
+]
+_ENTROPY = [("entropy", pa.list_(pa.float16()))]  # [tokens], nats
+_HIDDEN = [("hidden", pa.large_binary())]  # [tokens, width] last hidden states, row-major, in `hidden_dtype`
+
+TRAINED = pa.schema(
+    [
+        *SAMPLES,
+        ("reward", pa.float32()),
+        ("student_logprobs", pa.list_(pa.float32())),  # the learner's, before this step's update
+        ("teacher_logprobs", pa.list_(pa.float32())),  # null without a teacher
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response. Lists are over response tokens; `seed` is hash(run seed, uid, attempt)."""
+
+    uid: str
+    group: str
+    attempt: int
+    seed: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    rollout_logprobs: list[float]
+    loss_spans: list[Span]
+    turns: list[Span]
+    finish: str
+    versions: list[int]
+
+
+class SampleHeader(NamedTuple):
+    """What the orchestrator knows of a sample. `version_sum` is over loss tokens, for the mean staleness."""
+
+    uid: str
+    group: str
+    attempt: int
+    prompt_tokens: int
+    response_tokens: int
+    loss_tokens: int
+    finish: str
+    version_min: int
+    version_sum: int
+
+
+class BlockHeader(NamedTuple):
+    """Header of one block of samples: rows in payload order, and the payload's size in bytes."""
+
+    samples: tuple[SampleHeader, ...]
+    payload_bytes: int
+
+
+class ScoreHeader(NamedTuple):
+    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it."""
+
+    uids: tuple[str, ...]
+    rejected: dict[str, str]
+    tokens: int
+    scorer_version: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a rollout member is asked to sample."""
+
+    uid: str
+    group: str
+    attempt: int
+    seed: int
+    prompt_ids: list[int]
+    response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """What a scorer is asked for. `prompts` replaces the prompt of a uid by the ids of a privileged one."""
+
+    support: str  # sampled | topk | full
+    topk: int = 0
+    entropy: bool = False
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Scores of one response of T tokens. Arrays by support; unused ones are None.
+
+    logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32; entropy [T] nats;
+    hidden [T, width] raw bytes of `hidden_dtype`.
+    """
+
+    uid: str
+    logprobs: np.ndarray
+    support_ids: np.ndarray | None = None
+    support_logprobs: np.ndarray | None = None
+    tail_logprob: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    hidden: bytes | None = None
+
+
+class BadWeights(Exception):
+    """A version that must not be loaded: a name, shape or hash differs from what was announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketHeader:
+    """Tensors of one bucket in order; `sha256` is of the bucket's bytes."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    nbytes: int
+    sha256: str
+
+
+def pack_samples(samples: Sequence[Sample]) -> tuple[pa.RecordBatch, BlockHeader]:
+    """Samples -> payload and header, same row order."""
+    columns = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
+    payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SAMPLES, strict=True)], schema=SAMPLES)
+    return payload, BlockHeader(tuple(header_of(s) for s in samples), payload.nbytes)
+
+
+def unpack_samples(payload: pa.RecordBatch) -> list[Sample]:
+    """Payload -> samples, in row order."""
+    return [Sample(**{name: row[name] for name in SAMPLES.names}) for row in payload.to_pylist()]
+
+
+def header_of(sample: Sample) -> SampleHeader:
+    loss_versions = [v for start, end in sample.loss_spans for v in sample.versions[start:end]]
+    return SampleHeader(
+        uid=sample.uid,
+        group=sample.group,
+        attempt=sample.attempt,
+        prompt_tokens=len(sample.prompt_ids),
+        response_tokens=len(sample.response_ids),
+        loss_tokens=len(loss_versions),
+        finish=sample.finish,
+        version_min=min(loss_versions, default=0),
+        version_sum=sum(loss_versions),
+    )
+
+
+def pack_scores(
+    scores: Sequence[Score], rejected: dict[str, str], scorer_version: int, hidden_dtype: str | None = None
+) -> tuple[pa.RecordBatch, ScoreHeader]:
+    """Scores -> payload and header. The support of the first score decides the columns."""
+    fields: list[Any] = list(_SCORES)
+    columns: list[Any] = [[s.uid for s in scores], [scorer_version] * len(scores), _ragged(s.logprobs for s in scores)]
+    first = scores[0] if scores else None
+    if first is not None and first.support_ids is not None:
+        fields += _TOPK
+        columns += [_ragged(getattr(s, name) for s in scores) for name, _ in _TOPK]
+    if first is not None and first.entropy is not None:
+        fields += _ENTROPY
+        columns.append(_ragged(s.entropy for s in scores))
+    if first is not None and first.hidden is not None:
+        fields += _HIDDEN
+        columns.append([s.hidden for s in scores])
+    schema = pa.schema(fields, metadata={"hidden_dtype": hidden_dtype} if hidden_dtype else None)
+    payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    tokens = sum(len(s.logprobs) for s in scores)
+    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, scorer_version, payload.nbytes)
+
+
+class ScoreTable:
+    """Read side of a scores payload: arrays of one row by uid, without copying columns."""
+
+    def __init__(self, payload: pa.RecordBatch) -> None:
+        self._payload = payload
+        self._rows = {uid: row for row, uid in enumerate(payload.column("uid").to_pylist())}
+        metadata = payload.schema.metadata or {}
+        self.hidden_dtype = metadata[b"hidden_dtype"].decode() if b"hidden_dtype" in metadata else None
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._rows
+
+    def has(self, column: str) -> bool:
+        return column in self._payload.schema.names
+
+    def values(self, uid: str, column: str) -> np.ndarray:
+        """One row of a list column, flat; support columns reshape to [tokens, k]."""
+        return self._payload.column(column)[self._rows[uid]].values.to_numpy(zero_copy_only=False)
+
+    def hidden(self, uid: str) -> bytes:
+        return self._payload.column("hidden")[self._rows[uid]].as_py()
+
+
+def trained_batch(
+    samples: Sequence[Sample],
+    rewards: Sequence[float | None],
+    student_logprobs: Sequence[np.ndarray],
+    teacher_logprobs: Sequence[np.ndarray | None],
+) -> pa.RecordBatch:
+    """What a learner rank trained on, for samples/*.arrow. Rows in the given order."""
+    columns: list[Any] = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
+    columns += [list(rewards), list(student_logprobs), list(teacher_logprobs)]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, TRAINED, strict=True)]
+    return pa.record_batch(arrays, schema=TRAINED)
+
+
+def _ragged(rows: Iterable[np.ndarray | None]) -> list[np.ndarray]:
+    return [np.asarray(row).reshape(-1) for row in rows]

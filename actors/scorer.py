@@ -1,0 +1,169 @@
+"""Scoring service member: log-probs of given responses under one teacher or reference.
+
+One interface, two engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
+last hidden state for full-vocabulary targets); `vllm` gives sampled tokens and the teacher's top-k through prompt
+log-probs. Requests of all callers are grouped by token budget, not served one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from actors.member import Member
+from actors.packing import take_by_budget
+from actors.records import Score, ScoreHeader, ScoreRequest, pack_scores, unpack_samples
+from configs.schema import Scorer as ScorerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One response to score, behind the prompt it is scored with."""
+
+    uid: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+class Engine(Protocol):
+    """What scores a batch. `hidden_dtype` names the bits of a Score's hidden states."""
+
+    hidden_dtype: str
+
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]: ...
+
+    async def replace(self, tensors: dict[str, Any]) -> None: ...
+
+    def projection(self) -> dict[str, Any]: ...
+
+    def stop(self) -> None: ...
+
+
+class Scorer(Member):
+    """`vocabulary` is the real one (the tokenizer's length): padded columns never enter a softmax."""
+
+    def __init__(self, config: ScorerConfig, model: str, vocabulary: int) -> None:
+        self._config = config
+        self._model = Path(model)
+        self._vocabulary = vocabulary
+        self._version = 0
+        self._engine: Engine | None = None
+        self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._server: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the model and begin to serve."""
+        self._engine = await _build(self._config, self._model, self._vocabulary)
+        self._server = asyncio.create_task(self._serve())
+
+    async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
+        """Scores of every sample of the payload, in row order; what cannot be scored is rejected by uid, not raised."""
+        assert self._engine is not None, "start() comes first"
+        items = [
+            Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids) for s in unpack_samples(payload)
+        ]
+        rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
+        scores = await asyncio.gather(*(self._enqueue(item, request) for item in items if item.uid not in rejected))
+        rejected |= {s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()}
+        good = [s for s in scores if s.uid not in rejected]
+        return pack_scores(good, rejected, self._version, self._engine.hidden_dtype)
+
+    def projection(self) -> dict[str, Any]:
+        """The head that turns hidden states into logits, once per version; see causal_lm.Projection."""
+        assert self._engine is not None
+        return self._engine.projection()
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
+        """Score with a new version from the next batch on."""
+        from actors.weights import check_names, unpack
+
+        assert self._engine is not None
+        tensors = unpack(headers, buckets)
+        check_names(tensors, self._model)
+        await self._idle.wait()
+        await self._engine.replace(tensors)
+        self._version = version
+        return version
+
+    async def drain(self) -> None:
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        if self._server:
+            self._server.cancel()
+        if self._engine:
+            self._engine.stop()
+
+    def _unfit(self, item: Item) -> str:
+        if not item.response_ids:
+            return "empty response"
+        if max(item.response_ids) >= self._vocabulary:
+            return f"token {max(item.response_ids)} is beyond the common vocabulary of {self._vocabulary}"
+        if item.tokens > self._config.max_context_tokens:
+            return f"{item.tokens} tokens exceed scorer max_context_tokens {self._config.max_context_tokens}"
+        return ""
+
+    async def _enqueue(self, item: Item, request: ScoreRequest) -> Score:
+        future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, request, future))
+        self._idle.clear()
+        self._arrived.set()
+        return await future
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
+            batch = self._cut_batch()
+            await self._score_batch(batch)
+            if not self._queue:
+                self._arrived.clear()
+                self._idle.set()
+
+    def _cut_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
+        first = self._queue[0][1]
+        alike = [e for e in self._queue if _kind(e[1]) == _kind(first)]
+        batch = alike[: take_by_budget([e[0].tokens for e in alike], self._config.tokens_per_batch)]
+        taken = {id(e) for e in batch}
+        self._queue = [e for e in self._queue if id(e) not in taken]
+        return batch
+
+    async def _score_batch(self, batch: Sequence[tuple[Item, ScoreRequest, asyncio.Future[Score]]]) -> None:
+        assert self._engine is not None
+        try:
+            scores = await self._engine.score([item for item, _, _ in batch], batch[0][1])
+        except Exception as error:  # goes to the callers, who own the decision
+            for _, _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, _, future), score in zip(batch, scores, strict=True):
+            if not future.done():
+                future.set_result(score)
+
+
+def _kind(request: ScoreRequest) -> tuple[str, int, bool]:
+    return request.support, request.topk, request.entropy
+
+
+async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:
+    if config.engine == "vllm":
+        from actors.scorer_vllm import VllmEngine
+
+        return await VllmEngine.start(config, model, vocabulary)
+    from actors.scorer_torch import TorchEngine
+
+    return await asyncio.to_thread(TorchEngine, config, model, vocabulary)

@@ -1,0 +1,79 @@
+"""Torch engine of the scorer: one packed transformers forward a batch, the head applied in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors import causal_lm
+from actors.records import Score, ScoreRequest
+from configs.schema import Scorer as ScorerConfig
+from objectives.divergence import entropy
+
+CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] alive at a time
+
+
+class TorchEngine:
+    def __init__(self, config: ScorerConfig, model: Path, vocabulary: int) -> None:
+        torch.set_num_threads(config.resources.threads)
+        self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
+        self._model = causal_lm.load_model(model, config.dtype).eval().to(self._device)
+        self._vocabulary = vocabulary
+        self.hidden_dtype = config.dtype
+
+    async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
+        return await asyncio.to_thread(self._score, items, request)
+
+    async def replace(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(tensors[name])
+
+    def projection(self) -> dict[str, Any]:
+        return causal_lm.projection_of(self._model, self._vocabulary)
+
+    def stop(self) -> None:
+        del self._model
+
+    @torch.inference_mode()
+    def _score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
+        batch = causal_lm.pack([(item.prompt_ids, item.response_ids) for item in items]).to(self._device)
+        hidden = causal_lm.hidden_states(self._model, batch)
+        chunks = [
+            self._read(h, t, request)
+            for h, t in zip(hidden.split(CHUNK_TOKENS), batch.token_ids.split(CHUNK_TOKENS), strict=True)
+        ]
+        columns = {name: torch.cat([c[name] for c in chunks]).cpu() for name in chunks[0]}
+        if request.support == "full":
+            columns["hidden"] = hidden.cpu()
+        lengths = [len(item.response_ids) for item in items]
+        split = {name: column.split(lengths) for name, column in columns.items()}
+        return [_score_of(item.uid, {name: rows[i] for name, rows in split.items()}) for i, item in enumerate(items)]
+
+    def _read(self, hidden: Tensor, token_ids: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
+        logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
+        columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)}
+        if request.support == "topk":
+            top = logprobs.topk(request.topk, dim=-1)
+            columns["support_ids"], columns["support_logprobs"] = top.indices, top.values
+            columns["tail_logprob"] = logprobs.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+        if request.entropy:
+            columns["entropy"] = entropy(logprobs)
+        return columns
+
+
+def _score_of(uid: str, columns: dict[str, Tensor]) -> Score:
+    hidden = columns.pop("hidden", None)
+    arrays: dict[str, np.ndarray] = {name: column.numpy() for name, column in columns.items()}
+    if "support_ids" in arrays:
+        arrays["support_ids"] = arrays["support_ids"].astype(np.int32)
+    for name in ("support_logprobs", "entropy"):
+        if name in arrays:
+            arrays[name] = arrays[name].astype(np.float16)
+    return Score(uid=uid, hidden=None if hidden is None else causal_lm.to_bytes(hidden).tobytes(), **arrays)

@@ -1,0 +1,90 @@
+"""vLLM engine of the scorer: prompt log-probs of prompt + response. They are at temperature 1 in every mode."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.records import Score, ScoreRequest
+from configs.schema import Scorer as ScorerConfig
+
+MAX_TOPK = 256  # cap on log-probs a request may ask for; unlimited would let one request exhaust memory
+
+
+class VllmEngine:
+    hidden_dtype = "none"
+
+    def __init__(self, engine: Any, vocabulary: int) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._numbers = itertools.count()
+
+    @classmethod
+    async def start(cls, config: ScorerConfig, model: Path, vocabulary: int) -> VllmEngine:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=str(model),
+            dtype=config.dtype,
+            max_model_len=config.max_context_tokens + 1,  # scoring a full context still decodes one token
+            max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
+            gpu_memory_utilization=config.gpu_memory_fraction,
+            enforce_eager=True,
+            max_logprobs=MAX_TOPK,
+            distributed_executor_backend="uni",
+            trust_remote_code=False,
+            enable_log_requests=False,
+            disable_log_stats=True,
+        )
+        return cls(AsyncLLM.from_engine_args(arguments), vocabulary)
+
+    async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
+        """Raises ValueError for what prompt log-probs cannot give."""
+        if request.support == "full" or request.entropy:
+            raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
+        if request.topk > MAX_TOPK:
+            raise ValueError(f"objective.topk {request.topk} exceeds the vllm scorer's {MAX_TOPK}; use engine: torch")
+        return list(await asyncio.gather(*(self._one(item, request) for item in items)))
+
+    async def replace(self, tensors: dict[str, Any]) -> None:
+        raise NotImplementedError("a vllm scorer keeps its weights; use engine: torch for a moving teacher")
+
+    def projection(self) -> dict[str, Any]:
+        raise NotImplementedError("a vllm scorer has no hidden states; use engine: torch")
+
+    def stop(self) -> None:
+        self._engine.shutdown()
+
+    async def _one(self, item: Any, request: ScoreRequest) -> Score:
+        from vllm import SamplingParams
+
+        k = request.topk if request.support == "topk" else 0
+        params = SamplingParams(max_tokens=1, prompt_logprobs=k, detokenize=False, flat_logprobs=True)
+        prompt = {"prompt_token_ids": [*item.prompt_ids, *item.response_ids]}
+        output: Any = None
+        async for output in self._engine.generate(prompt, params, request_id=f"{item.uid}-{next(self._numbers)}"):
+            pass
+        return _score_of(item, output.prompt_logprobs, k)
+
+
+def _score_of(item: Any, flat: Any, k: int) -> Score:
+    """vLLM lists the actual token first, then the top k by rank; the actual token stands once if it is among them."""
+    positions = range(len(item.prompt_ids), item.tokens)
+    sampled = np.array([flat.logprobs[flat.start_indices[p]] for p in positions], dtype=np.float32)
+    if not k:
+        return Score(item.uid, sampled)
+    ids = np.zeros((len(sampled), k), dtype=np.int32)
+    logprobs = np.zeros((len(sampled), k), dtype=np.float32)
+    for row, p in enumerate(positions):
+        start, end = flat.start_indices[p], flat.end_indices[p]
+        by_rank = dict(zip(flat.ranks[start:end], range(start, end), strict=True))
+        top = [by_rank[rank] for rank in range(1, k + 1)]
+        ids[row], logprobs[row] = [flat.token_ids[i] for i in top], [flat.logprobs[i] for i in top]
+    tail = np.log(np.maximum(1.0 - np.exp(logprobs.astype(np.float64)).sum(-1), 1e-12)).astype(np.float32)
+    return Score(item.uid, sampled, ids, logprobs.astype(np.float16), tail)

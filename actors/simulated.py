@@ -1,0 +1,224 @@
+"""Members that sleep instead of computing, with the protocol of the real ones.
+
+Deterministic: tokens follow from a request's seed, the learner is a vector that moves with the tokens it sees. What
+decides (dispatch, staleness, resume, scale) is tested on these; one contract suite holds them to the real members.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.jobs import LearnerSpec, Share
+from actors.member import Member
+from actors.records import (
+    BadWeights,
+    BucketHeader,
+    Request,
+    Sample,
+    Score,
+    ScoreHeader,
+    ScoreRequest,
+    pack_samples,
+    pack_scores,
+    trained_batch,
+    unpack_samples,
+)
+from configs.schema import Rule, Sampling, Simulated, Stream
+
+WEIGHTS = 8  # floats in the simulated model
+
+
+class SimulatedRollout(Member):
+    def __init__(self, speed: Simulated) -> None:
+        self._speed = speed
+        self._version = 0
+        self._running = 0
+
+    async def start(self) -> None:
+        """Nothing to build."""
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Any]:
+        """Responses of random length, shortest first, in blocks of what ends together."""
+        self._running += len(requests)
+        waited = 0
+        planned = sorted((_length(r, sampling), r.uid, r) for r in requests)
+        try:
+            for start in range(0, len(planned), stream.coalesce_samples):
+                block = planned[start : start + stream.coalesce_samples]
+                await asyncio.sleep((block[-1][0] - waited) * self._speed.rollout_seconds_per_token)
+                waited = block[-1][0]
+                samples = [_response(r, n, sampling, end_token_ids, self._version) for n, _, r in block]
+                for part in pack_samples(samples):
+                    yield part
+        finally:
+            self._running -= len(requests)
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
+        for header, bucket in zip(headers, buckets, strict=True):
+            if hashlib.sha256(memoryview(bucket)).hexdigest() != header.sha256:
+                raise BadWeights(f"version {version} changed on the way; pull it again")
+        self._version = version
+        return version
+
+    async def sleep(self) -> None:
+        """Nothing to give back."""
+
+    async def wake(self) -> None:
+        """Nothing to take."""
+
+    async def drain(self) -> None:
+        while self._running:
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        """Nothing to release."""
+
+
+class SimulatedScorer(Member):
+    def __init__(self, speed: Simulated, vocabulary: int) -> None:
+        self._speed = speed
+        self._vocabulary = vocabulary
+
+    async def start(self) -> None:
+        """Nothing to build."""
+
+    async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
+        samples = unpack_samples(payload)
+        rejected = {s.uid: "empty response" for s in samples if not s.response_ids}
+        rejected |= {s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary}
+        good = [s for s in samples if s.uid not in rejected]
+        await asyncio.sleep(sum(len(s.response_ids) for s in good) * self._speed.score_seconds_per_token)
+        return pack_scores([_score(s, request) for s in good], rejected, 0, "float32")
+
+    def projection(self) -> dict[str, Any]:
+        return {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None, "scale": 1.0, "soft_cap": None}
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        return version
+
+    async def drain(self) -> None:
+        """Every call is awaited by its caller."""
+
+
+class SimulatedReward(Member):
+    def start(self) -> None:
+        """Nothing to build."""
+
+    def reward(
+        self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, float]:
+        return {s.uid: sum(r.weight for r in rules) * float(len(s.response_ids) % 2) for s in unpack_samples(payload)}
+
+
+class SimulatedLearner(Member):
+    """Its weights are a running sum of what it trained on, so that a lost, doubled or reordered sample shows."""
+
+    def __init__(self, speed: Simulated, rank: int, ranks: int) -> None:
+        self._speed = speed
+        self._rank = rank
+        self._weights = np.zeros(WEIGHTS, np.float32)
+        self._lr = 0.0
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", 0
+
+    def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
+        self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
+        self._lr = spec.config.optimizer.lr
+
+    def load_projection(self, projection: dict[str, Any]) -> None:
+        """There is no head."""
+
+    def step(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
+        metrics = self.evaluate(share, *payloads)
+        gradient = np.full(WEIGHTS, metrics["loss"], np.float32)
+        self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
+        return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient))}
+
+    def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
+        mine = {uid for uids in share.micro_batches for uid in uids}
+        samples = [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block) if s.uid in mine]
+        time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
+        tokens = np.sort(np.array([t for s in samples for t in s.response_ids], np.float64))
+        loss = float(self._weights.sum() + tokens.mean() / 1000.0)
+        self._record(share, samples)
+        gap = 0.0 if any(share.version in s.versions for s in samples) else None
+        return {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
+
+    def publish(self) -> Iterator[Any]:
+        if self._rank == 0:
+            data = np.frombuffer(self._weights.tobytes(), np.uint8).copy()
+            digest = hashlib.sha256(memoryview(data)).hexdigest()
+            yield data
+            yield BucketHeader(("weights",), ((WEIGHTS,),), "float32", data.nbytes, digest)
+
+    def save(self, directory: str) -> None:
+        folder = Path(directory) / "simulated"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank{self._rank}.json").write_text(json.dumps([float(w) for w in self._weights]))
+
+    def restore(self, directory: str) -> None:
+        path = Path(directory) / "simulated" / f"rank{self._rank}.json"
+        self._weights = np.array(json.loads(path.read_text()), np.float32)
+
+    def export(self, directory: str) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+
+    def _record(self, share: Share, samples: Sequence[Sample]) -> None:
+        if share.record is None:
+            return
+        path = Path(f"{share.record}.rank{self._rank}.arrow")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nothing = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
+        batch = trained_batch(samples, [share.rewards.get(s.uid) for s in samples], nothing, nothing)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+
+def _length(request: Request, sampling: Sampling) -> int:
+    return random.Random(request.seed).randint(1, sampling.max_response_tokens)
+
+
+def _response(request: Request, length: int, sampling: Sampling, end: Sequence[int], version: int) -> Sample:
+    rng = random.Random(request.seed + 1)
+    stopped = length < sampling.max_response_tokens
+    ids = [rng.randint(3, 50) for _ in range(length)]
+    if stopped and end:
+        ids[-1] = end[0]
+    return Sample(
+        uid=request.uid,
+        group=request.group,
+        attempt=request.attempt,
+        seed=request.seed,
+        prompt_ids=request.prompt_ids,
+        response_ids=ids,
+        rollout_logprobs=[-1.0] * length,
+        loss_spans=[(0, length)],
+        turns=[(0, length)],
+        finish="stop" if stopped else "length",
+        versions=[version] * length,
+    )
+
+
+def _score(sample: Sample, request: ScoreRequest) -> Score:
+    tokens = len(sample.response_ids)
+    support: dict[str, Any] = {}
+    if request.support == "topk":
+        support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (tokens, 1))
+        support["support_logprobs"] = np.full((tokens, request.topk), -3.0, np.float16)
+        support["tail_logprob"] = np.full(tokens, -1.0, np.float32)
+    if request.support == "full":
+        support["hidden"] = np.zeros(tokens, np.float32).tobytes()
+    return Score(sample.uid, np.full(tokens, -1.0, np.float32), **support)

@@ -1,0 +1,80 @@
+"""A weight version on the wire: bf16 or f32 buckets, each with a header that names, shapes and hashes what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from actors.causal_lm import DTYPES, from_bytes, to_bytes
+from actors.model_files import tensor_shapes
+from actors.records import BadWeights, BucketHeader
+
+BUCKET_BYTES = 64 * 2**20
+
+
+def buckets(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[np.ndarray, BucketHeader]]:
+    """Named tensors -> (uint8 array, header), up to BUCKET_BYTES each; a larger tensor has a bucket of its own."""
+    names: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    parts: list[np.ndarray] = []
+    for name, tensor in tensors:
+        part = to_bytes(tensor.to(DTYPES[dtype]))
+        if parts and sum(p.nbytes for p in parts) + part.nbytes > BUCKET_BYTES:
+            yield _bucket(names, shapes, parts, dtype)
+            names, shapes, parts = [], [], []
+        names.append(name), shapes.append(tuple(tensor.shape)), parts.append(part)
+    if parts:
+        yield _bucket(names, shapes, parts, dtype)
+
+
+def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Buckets -> tensors by name. Raises BadWeights when a bucket is missing, cut or changed on the way."""
+    if len(headers) != len(data):
+        raise BadWeights(f"{len(data)} weight buckets arrived, {len(headers)} were announced; pull the version again")
+    tensors: dict[str, Tensor] = {}
+    for header, bucket in zip(headers, data, strict=True):
+        digest = hashlib.sha256(memoryview(bucket)).hexdigest()
+        if bucket.nbytes != header.nbytes or digest != header.sha256:
+            raise BadWeights(f"the bucket that begins with {header.names[0]} changed on the way; pull the version again")
+        flat = from_bytes(bucket, header.dtype)
+        offset = 0
+        for name, shape in zip(header.names, header.shapes, strict=True):
+            size = int(np.prod(shape, dtype=np.int64))
+            tensors[name] = flat[offset : offset + size].reshape(shape)
+            offset += size
+    return tensors
+
+
+def check_names(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Compare with the model's own files: same names and shapes, but for a head tied to the embeddings."""
+    expected = {name: shape for name, (shape, _) in tensor_shapes(directory).items()}
+    for name, tensor in tensors.items():
+        if expected.get(name, tuple(tensor.shape)) != tuple(tensor.shape) or name not in expected:
+            raise BadWeights(f"weight {name} {tuple(tensor.shape)}: {directory} has {expected.get(name)}; same model?")
+    missing = expected.keys() - tensors.keys() - {"lm_head.weight"}
+    if missing:
+        raise BadWeights(f"weights {sorted(missing)[:3]} of {directory} were not published; same model?")
+
+
+def write_shared(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file, complete or absent: written beside and renamed. Readable by its owner alone."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    os.replace(partial, path)
+
+
+def _bucket(
+    names: list[str], shapes: list[tuple[int, ...]], parts: list[np.ndarray], dtype: str
+) -> tuple[np.ndarray, BucketHeader]:
+    data = np.concatenate(parts)
+    digest = hashlib.sha256(memoryview(data)).hexdigest()
+    return data, BucketHeader(tuple(names), tuple(shapes), dtype, data.nbytes, digest)
+

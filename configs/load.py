@@ -1,0 +1,150 @@
+"""From files and command-line overrides to a Recipe, or to one line that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs.schema import Recipe
+
+BUNDLED = "bundled:"
+
+
+class RecipeError(Exception):
+    """Bad input, said in one line: the path, the value and the remedy. Commands turn it into exit code 2."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read `path`, what it extends, and `key=value` overrides.
+
+    Relative paths inside a file are relative to that file; in an override, to the current folder.
+    Raises RecipeError.
+    """
+    tree = _read(Path(path), seen=())
+    for override in overrides:
+        tree = _merge(tree, _anchor(_parse_override(override), Path.cwd()))
+    return parse_recipe(tree)
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """Validate a whole tree. Raises RecipeError with every finding, joined in one line."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("; ".join(_say(item) for item in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` reads it back to an equal tree."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def model_directory(path: str) -> Path:
+    """A recipe's model path as a directory. `bundled:NAME` lies in the user cache, where set-up converted it."""
+    if path.startswith(BUNDLED):
+        return cache_directory() / "models" / path.removeprefix(BUNDLED)
+    return Path(path)
+
+
+def cache_directory() -> Path:
+    """LOGRATIO_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logratio"
+    return Path(os.environ.get("LOGRATIO_CACHE") or default)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one extends")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    tree = _anchor(tree, path.parent)
+    return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"override {override!r}: write it as key=value, e.g. batch.prompts_per_step=8")
+    try:
+        tree = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {override!r}: the value is no YAML; quote it") from None
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of one layer absolute, so that layers from different folders can be merged."""
+    tree = dict(tree)
+    if isinstance(tree.get("data"), dict):
+        tree["data"] = {k: _absolute(v, folder) if k in ("prompts", "heldout") else v for k, v in tree["data"].items()}
+    if isinstance(tree.get("models"), dict):
+        tree["models"] = {
+            name: {k: _absolute(v, folder) if k == "path" else v for k, v in model.items()}
+            if isinstance(model, dict)
+            else model
+            for name, model in tree["models"].items()
+        }
+    return tree
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or value.startswith(BUNDLED):
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _say(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    kind, message = item["type"], item["msg"]
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key; {_allowed_keys(item['loc'])}"
+    if kind == "missing":
+        return f"{path}: missing; add it to the recipe"
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+        return f"{path}: {message}" if path else message
+    return f"{path}: {item['input']!r} is wrong: {message[0].lower()}{message[1:]}"
+
+
+def _allowed_keys(loc: tuple[int | str, ...]) -> str:
+    node: Any = Recipe
+    for part in loc[:-1]:
+        node = _child(node, part)
+        if node is None:
+            return "remove it"
+    return "allowed: " + ", ".join(node.model_fields)
+
+
+def _child(node: Any, part: int | str) -> Any:
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    fields = getattr(node, "model_fields", {})
+    annotation = fields[part].annotation if part in fields else node
+    candidates = [annotation, *get_args(annotation)]
+    models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    return models[0] if models else (annotation if part in fields else None)

@@ -1,0 +1,121 @@
+"""What is saved, and the manifest that says it is whole.
+
+checkpoints/step_N/ holds the learner's state and the orchestrator's; MANIFEST.json is written last, with a hash of
+every file and the byte lengths of the logs at that point. A folder without a whole manifest does not exist for a resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint: its folder, and the orchestrator's state at that point."""
+
+    folder: Path
+    state: dict[str, Any]
+    metrics_bytes: int
+
+
+def partial_folder(run: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into, before `seal` gives it its name."""
+    folder = run / "checkpoints" / f"step_{step}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int) -> Path:
+    """Write state and manifest, give the folder its name, and drop all but the newest `keep` checkpoints."""
+    (partial / STATE).write_text(json.dumps(state, indent=1))
+    files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+    logs = {METRICS: _bytes(run / METRICS)}
+    manifest = {"step": state["step"], "files": files, "logs": logs}
+    _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
+    folder = partial.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in _folders(run)[keep:]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest(run: Path) -> Saved | None:
+    """The newest checkpoint that is whole; what is half-written or changed is passed over."""
+    for folder in _folders(run):
+        manifest = _read_manifest(folder)
+        if manifest is not None:
+            state = json.loads((folder / STATE).read_text())
+            return Saved(folder, state, manifest["logs"][METRICS])
+    return None
+
+
+def rewind(run: Path, saved: Saved | None) -> int:
+    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost.
+
+    Returns the highest policy version that the run had recorded; versions never go back.
+    """
+    metrics = run / METRICS
+    text = metrics.read_bytes() if metrics.exists() else b""
+    highest = max((json.loads(line)["policy_version"] for line in text.splitlines() if _whole(line)), default=0)
+    length = saved.metrics_bytes if saved else 0
+    if text[length:]:
+        with (run / f"{METRICS}.lost").open("ab") as lost:
+            lost.write(text[length:])
+        metrics.write_bytes(text[:length])
+    step = saved.state["step"] if saved else 0
+    for file in sorted((run / "samples").glob("step_*.arrow")):
+        if int(file.name.split(".")[0].removeprefix("step_")) > step:
+            file.rename(file.with_name(f"{file.name}.lost"))
+    return highest
+
+
+def _folders(run: Path) -> list[Path]:
+    found = [f for f in (run / "checkpoints").glob("step_*") if f.suffix != ".partial"]
+    return sorted(found, key=lambda f: -int(f.name.removeprefix("step_")))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        whole = all(_fingerprint(folder / name) == print_ for name, print_ in manifest["files"].items())
+    except (OSError, json.JSONDecodeError, KeyError):
+        return None
+    return manifest if whole else None
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _write_synced(file: Path, text: str) -> None:
+    with file.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _bytes(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False  # a line the crash cut short
+    return True

@@ -1,0 +1,311 @@
+"""The command line. Exit codes: 0 done; 1 the run failed; 2 bad recipe or environment; 3 stopped, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from configs.hardware import cpu_has_bf16, resolve_dtypes
+from configs.load import RecipeError, load_recipe
+from configs.schema import Recipe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its directory.")]
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train what RECIPE says, in a new run directory."""
+    resolved = _load(recipe, overrides)
+    directory = run_directory(resolved)
+    if (directory / "recipe.yaml").exists() and not _is_alive(directory):
+        raise RecipeError(
+            f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) or choose another run.name"
+        )
+    _execute(resolved, directory)
+
+
+@app.command()
+def resume(run: RunName) -> None:
+    """Go on with RUN from its newest whole checkpoint, with the same data order, seeds and versions."""
+    directory = _find(run)
+    if not (directory / "recipe.yaml").exists():
+        raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
+    recipe = load_recipe(directory / "recipe.yaml")
+    _execute(recipe, directory)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Also compare with the reachable cluster.")] = False,
+) -> None:
+    """Validate RECIPE and its files, and print the layout. Starts nothing."""
+    from orchestrator import preflight
+
+    resolved = _load(recipe, overrides)
+    inputs = preflight.read_inputs(resolved)
+    console.print(_layout_table(preflight.describe_layout(resolved)))
+    console.print(
+        f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
+        f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
+    )
+    if cluster:
+        _check_reachable_cluster(resolved, inputs)
+        console.print("the cluster can hold it")
+
+
+@app.command()
+def stop(run: RunName) -> None:
+    """Stop RUN after the step under way; it saves a checkpoint and exits with 3."""
+    with _control(run) as control:
+        _get(control.send.remote("stop", {}))
+    console.print(f"{run}: stopping after the step under way")
+
+
+@app.command()
+def status(run: RunName) -> None:
+    """Show each role of RUN: members, versions, load, restarts."""
+    with _control(run) as control:
+        state = _get(control.status.remote())
+    console.print(f"step {state['step']} of {state['steps']}, policy version {state['version']}, {state['phase']}")
+    table = Table("member", "serving", "version", "load", "role restarts")
+    for member in state["members"]:
+        table.add_row(*(str(member[key]) for key in ("name", "serving", "version", "load", "restarts")))
+    console.print(table)
+
+
+@app.command()
+def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE=N...")]) -> None:
+    """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2."""
+    wanted = dict(_parse_size(size) for size in sizes)
+    with _control(run) as control:
+        roles = {m["role"] for m in _get(control.status.remote())["members"]} - {"learner", "dataset"}
+        if unknown := wanted.keys() - roles:
+            raise RecipeError(f"{sorted(unknown)}: no such elastic role in {run}; it has {sorted(roles)}")
+        _get(control.send.remote("scale", wanted))
+    console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}")
+
+
+def main() -> None:
+    """Entry point: bad input becomes one line and exit code 2."""
+    warnings.filterwarnings("ignore")
+    try:
+        app(standalone_mode=False)
+    except RecipeError as error:
+        _say_error(str(error))
+        sys.exit(2)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            _say_error(str(getattr(error, "format_message", lambda: error)()))
+            sys.exit(2)
+        raise
+
+
+def run_directory(recipe: Recipe) -> Path:
+    """<run.root>/<run.name>, absolute. Under a Ray job the root must be absolute, since the folder is temporary.
+
+    Raises RecipeError.
+    """
+    root = Path(os.environ.get("LOGRATIO_RUNS") or recipe.run.root)
+    if not root.is_absolute() and os.environ.get("RAY_JOB_ID") and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        raise RecipeError(f"run.root: {root} is relative, and a Ray job's folder is temporary; set an absolute run.root")
+    return root.absolute() / recipe.run.name
+
+
+def _execute(recipe: Recipe, directory: Path) -> None:
+    """Preflight, cluster, run, report; ends the process with the run's exit code."""
+    from orchestrator import cluster
+
+    with cluster.own_name(directory), _removed_if_unused(directory):
+        console.print(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers", markup=False)
+        code = _run_on_cluster(recipe, directory)
+    raise typer.Exit(code)
+
+
+def _run_on_cluster(recipe: Recipe, directory: Path) -> int:
+    from orchestrator import cluster, preflight
+
+    inputs = preflight.read_inputs(recipe)
+    if not cluster.joins_cluster(recipe):
+        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+    console.print("starting Ray", markup=False)
+    with cluster.connected(recipe, directory):
+        if cluster.joins_cluster(recipe):
+            preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+        return asyncio.run(_drive(recipe, directory, inputs))
+
+
+async def _drive(recipe: Recipe, directory: Path, inputs: Any) -> int:
+    from orchestrator.display import Display
+    from orchestrator.driver import serve_commands
+    from orchestrator.layout import build_pools
+    from orchestrator.run import FAILED, Run
+    from orchestrator.transport import RayTransport
+
+    pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
+    training: Run | None = None
+    display = Display(recipe.run.steps, lambda: training.meter.working() if training else ())
+    with display:
+        training = Run(recipe, directory, inputs, pools, display)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, training.stop)
+        try:
+            async with serve_commands(training, display):
+                code = await training.execute()
+        except Exception as failure:
+            error = _first(failure)
+            if isinstance(error, RecipeError):
+                raise error from None
+            _say_error(_described(failure, error, directory))
+            return FAILED
+        finally:
+            display.phase("stopping the roles")
+            await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
+        display.phase("writing the report")
+        report = await asyncio.to_thread(_write_report, directory, inputs.tokenizer)
+    _print_outcome(directory, training, report, code)
+    return code
+
+
+def _write_report(directory: Path, tokenizer: Any) -> Path:
+    from orchestrator.report import write_report
+
+    return write_report(directory, lambda ids: tokenizer.decode(list(ids)))
+
+
+def _print_outcome(directory: Path, training: Any, report: Path, code: int) -> None:
+    from orchestrator.display import answers_table
+    from orchestrator.report import held_out_answers
+    from orchestrator.run import STOPPED
+
+    tokenizer = training.inputs.tokenizer
+    answers = held_out_answers(directory, lambda ids: tokenizer.decode(list(ids)))
+    if code == STOPPED:
+        console.print(f"stopped at step {training.progress.step}; go on with: logratio resume {directory.name}")
+    elif answers:
+        console.print(answers_table(answers))
+    before, after = training.evaluations["before"], training.evaluations["after"]
+    if before and after and before["reverse_kl"] is not None:
+        change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
+        console.print(
+            f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "
+            f"({change:+.0f}%)"
+        )
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
+    return resolve_dtypes(load_recipe(path, overrides or ()), cpu_has_bf16())
+
+
+def _find(run: str) -> Path:
+    """A run's directory by path or by name under LOGRATIO_RUNS or ./runs. Raises RecipeError."""
+    for candidate in (Path(run), Path(os.environ.get("LOGRATIO_RUNS") or "runs") / run):
+        if (candidate / "recipe.yaml").exists():
+            return candidate.absolute()
+    raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")
+
+
+def _is_alive(directory: Path) -> bool:
+    from orchestrator import cluster
+
+    try:
+        with cluster.own_name(directory):
+            return False
+    except RecipeError:
+        return True
+
+
+@contextlib.contextmanager
+def _removed_if_unused(directory: Path) -> Iterator[None]:
+    """A run refused before it began leaves no directory that would block its name."""
+    try:
+        yield
+    finally:
+        if {f.name for f in directory.iterdir()} <= {"lock", "control.json"}:
+            for file in directory.iterdir():
+                file.unlink()
+            directory.rmdir()
+
+
+@contextlib.contextmanager
+def _control(run: str) -> Iterator[Any]:
+    from orchestrator import cluster
+
+    with cluster.attached(_find(run)) as control:
+        yield control
+
+
+def _get(ref: Any) -> Any:
+    import ray
+
+    return ray.get(ref, timeout=30)
+
+
+def _check_reachable_cluster(recipe: Recipe, inputs: Any) -> None:
+    import tempfile
+
+    from orchestrator import cluster, preflight
+
+    if not cluster.joins_cluster(recipe):
+        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+        return
+    with tempfile.TemporaryDirectory() as scratch, cluster.connected(recipe, Path(scratch)):
+        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+
+
+def _parse_size(text: str) -> tuple[str, int]:
+    role, _, number = text.partition("=")
+    if not number.isdigit() or int(number) < 1:
+        raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
+    return role, int(number)
+
+
+def _layout_table(rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table("role", "members", "actors each", "CPUs", "GPUs", "runs")
+    for row in rows:
+        table.add_row(*(f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table
+
+
+def _first(error: BaseException) -> BaseException:
+    """What really happened, out of the groups that task groups wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _described(failure: BaseException, error: BaseException, directory: Path) -> str:
+    """One readable line; the whole traceback goes to the run's own log."""
+    log = directory / "logs" / "driver.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(failure)))
+    return f"the run failed: {error or type(error).__name__}\n  traceback: {log}; resume: logratio resume {directory.name}"
+
+
+def _say_error(text: str) -> None:
+    print(f"logratio: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The Ray cluster under a run: start or join one, guard the run's name, sweep what a dead run left.
+
+Safe by default: token authentication is on, a cluster started here listens on loopback only and has no dashboard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.control import NAMESPACE, control_name
+from actors.rollout import shared_folder
+from configs.load import RecipeError
+from configs.schema import Recipe
+from orchestrator.preflight import MIB, Capacity, free_disk, local_capacity
+
+CONTROL_FILE = "control.json"
+
+
+@contextlib.contextmanager
+def own_name(directory: Path) -> Iterator[None]:
+    """Hold a run's name; the lock goes with the process that holds it, however that ends.
+
+    Raises RecipeError when a live run holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(
+                f"run.name: {directory.name!r} is alive in {directory}; stop it (`logratio stop {directory.name}`) "
+                "or choose another run.name"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
+    """A Ray driver for the time of a run, and the control file that leads commands to it."""
+    sweep(recipe.run.name)
+    _connect(recipe)
+    try:
+        _write_control(directory)
+        yield
+    finally:
+        (directory / CONTROL_FILE).unlink(missing_ok=True)
+        _ray().shutdown()
+        sweep(recipe.run.name)
+
+
+@contextlib.contextmanager
+def attached(directory: Path) -> Iterator[Any]:
+    """The control actor of a live run, from another process. Raises RecipeError when there is none."""
+    control = directory / CONTROL_FILE
+    if not control.exists():
+        raise RecipeError(f"{directory} is not running; its control.json is gone (`logratio resume` goes on with it)")
+    address = json.loads(control.read_text())["address"]
+    _prepare_environment()
+    try:
+        _ray().init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        yield _ray().get_actor(control_name(directory.name))
+    except (ConnectionError, ValueError) as error:
+        raise RecipeError(f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died") from None
+    finally:
+        _ray().shutdown()
+
+
+def capacity(recipe: Recipe) -> Capacity:
+    """What the cluster that the run would use offers; the one on this machine where none is joined."""
+    if not _address(recipe):
+        return local_capacity(recipe)
+    total = _ray().cluster_resources()
+    return Capacity(
+        cpus=total.get("CPU", 0.0),
+        gpus=total.get("GPU", 0.0),
+        object_store=int(total.get("object_store_memory", 0)),
+        shared_memory=int(total.get("object_store_memory", 0)) * 3,
+        disk=free_disk(Path(recipe.run.root)),
+    )
+
+
+def joins_cluster(recipe: Recipe) -> bool:
+    """Whether the run joins a running cluster, rather than starting one here."""
+    return bool(_address(recipe))
+
+
+def sweep(run: str) -> None:
+    """Remove what a killed run left in shared memory: weight files of its members."""
+    shutil.rmtree(shared_folder(run), ignore_errors=True)
+
+
+def _connect(recipe: Recipe) -> None:
+    _prepare_environment()
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    if address := _address(recipe):
+        _ray().init(address=address, **common)
+        return
+    store = recipe.cluster.object_store_mib
+    _ray().init(
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=store * MIB if store else None,
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
+
+
+def _address(recipe: Recipe) -> str | None:
+    return recipe.cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _prepare_environment() -> None:
+    """Set before Ray is imported: it reads some of these once."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0" if not os.environ.get("RAY_ADDRESS") else "1")
+
+
+def _write_control(directory: Path) -> None:
+    file = directory / CONTROL_FILE
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    address = _ray().get_runtime_context().gcs_address
+    file.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray

@@ -1,0 +1,84 @@
+"""Evaluation on held-out prompts: the student samples, the target scores, the learner reads. Nothing is updated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.metrics import EVALUATION_METRICS
+from configs.schema import Recipe
+from orchestrator.buffer import Scored
+from orchestrator.dispatch import Ticket
+from orchestrator.flow import Flow, Pools
+from orchestrator.learning import LearnerGroup
+from orchestrator.pool import PoolMember
+from orchestrator.prompts import Prompt
+from orchestrator.transport import MemberDied
+
+HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
+
+
+class Evaluation:
+    """The same prompts and the same seeds every time, so that before and after differ by the weights alone."""
+
+    def __init__(
+        self, recipe: Recipe, pools: Pools, flow: Flow, learner: LearnerGroup, prompts: Sequence[Prompt]
+    ) -> None:
+        self._recipe = recipe
+        self._pools = pools
+        self._flow = flow
+        self._learner = learner
+        self._prompts = prompts
+
+    async def run(self, version: int, record: Path | None) -> dict[str, Any] | None:
+        """Means over response tokens (KLs, entropy; nats) and over responses (length); None without held-out prompts."""
+        if not self._prompts or self._pools.rollout is None:
+            return None
+        each = self._recipe.evaluate.samples_per_prompt
+        tickets = [Ticket(HELDOUT_INDEX + i, k) for i in range(len(self._prompts)) for k in range(each)]
+        scored = sorted(await self._sample_all(tickets), key=lambda s: s.header.uid)
+        if not scored:
+            return None
+        metrics = await self._learner.evaluate(scored, version, record)
+        headers = [s.header for s in scored]
+        values = metrics | {
+            "kl_support": self._recipe.objective.support if self._recipe.scored_models else None,
+            "response_length": sum(h.response_tokens for h in headers) / len(headers),
+            "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
+        }
+        return {name: values.get(name) for name in EVALUATION_METRICS}
+
+    async def _sample_all(self, tickets: Sequence[Ticket]) -> list[Scored]:
+        """Every ticket, spread over the members; what a dying member took with it is sampled again."""
+        pool = self._pools.rollout
+        assert pool is not None
+        left, done = list(tickets), []
+        while left:
+            members = pool.serving()
+            if not members:
+                await asyncio.sleep(0.1)  # a replacement is on its way
+                continue
+            shares = [left[i :: len(members)] for i in range(len(members))]
+            results = await asyncio.gather(*(self._lease(m, s) for m, s in zip(members, shares, strict=True) if s))
+            done += [scored for scoreds, _ in results for scored in scoreds]
+            left = [ticket for _, lost in results for ticket in lost]
+        return done
+
+    async def _lease(self, member: PoolMember, tickets: Sequence[Ticket]) -> tuple[list[Scored], list[Ticket]]:
+        pool = self._pools.rollout
+        assert pool is not None
+        pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
+        prompts = {ticket.uid: prompt for ticket, prompt in pairs}
+        open_tickets = {ticket.uid: ticket for ticket in tickets}
+        judging: list[asyncio.Task[Any]] = []
+        try:
+            async for block in self._flow.sample(pool, member, pairs):
+                for sample in block.header.samples:
+                    del open_tickets[sample.uid]
+                judging.append(asyncio.create_task(self._flow.judge(block, prompts)))
+        except MemberDied:
+            pass
+        judged = await asyncio.gather(*judging)
+        return [scored for good, _ in judged for scored in good], list(open_tickets.values())

@@ -1,0 +1,141 @@
+"""From a recipe to what every role is made of and what it takes: bundles, environments, member specifications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.dataset import Dataset
+from actors.learner import Learner
+from actors.reward import Reward
+from actors.rollout import Rollout, shared_folder
+from actors.scorer import Scorer
+from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from configs.load import cache_directory, model_directory
+from configs.schema import STUDENT, Recipe, Resources
+from orchestrator.flow import Pools
+from orchestrator.pool import Pool
+from orchestrator.transport import GangSpec, Transport
+
+DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a role asks of the cluster: `members` x `actors` bundles of cpus and gpus."""
+
+    role: str
+    members: int
+    actors: int
+    resources: Resources
+
+    @property
+    def cpus(self) -> float:
+        return self.members * self.actors * self.resources.cpus
+
+    @property
+    def gpus(self) -> float:
+        return self.members * self.actors * self.resources.gpus
+
+
+def needs_rollout(recipe: Recipe) -> bool:
+    """Someone samples: the student's prefixes, or the evaluation's."""
+    return recipe.objective.prefix == "student" or recipe.data.heldout is not None
+
+
+def demands(recipe: Recipe) -> list[Demand]:
+    """Every role of a recipe, in the order of the flow."""
+    found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
+    if recipe.objective.prefix == "dataset":
+        found.append(Demand("dataset", 1, 1, DATASET_RESOURCES))
+    for model in recipe.scored_models:
+        scorer = recipe.scorer_of(model)
+        found.append(Demand(f"scorer.{model}", scorer.members, 1, scorer.resources))
+    found.append(Demand("reward", recipe.reward.members, 1, recipe.reward.resources))
+    found.append(Demand("learner", 1, recipe.learner.ranks, recipe.learner.resources))
+    return found
+
+
+def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None) -> Pools:
+    """Pools of a recipe, not yet started. `vocabulary` is the common, real one."""
+
+    def pool(role: str, spec: Callable[[int], GangSpec]) -> Pool:
+        return Pool(role, transport, spec, logs=logs)
+
+    sampled = pool("rollout", lambda _: _rollout(recipe)) if needs_rollout(recipe) else None
+    dataset = recipe.objective.prefix == "dataset"
+    return Pools(
+        rollout=sampled,
+        dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
+        scorers={
+            model: pool(f"scorer.{model}", lambda _, model=model: _scorer(recipe, model, vocabulary))
+            for model in recipe.scored_models
+        },
+        reward=pool("reward", lambda _: _reward(recipe)),
+        learner=Pool("learner", transport, lambda _: _learner(recipe), logs=logs, starts_alone=False),
+    )
+
+
+def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
+    """Environment of one actor. Passive waits: spinning threads of two engines on shared cores halve each other."""
+    variables = {
+        "OMP_NUM_THREADS": str(resources.threads),
+        "MKL_NUM_THREADS": str(resources.threads),
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TORCH_EXTENSIONS_DIR": str(cache_directory() / "torch_extensions"),
+    }
+    if not resources.gpus:
+        variables |= {
+            "DS_ACCELERATOR": "cpu",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        }
+    return variables
+
+
+def _rollout(recipe: Recipe) -> GangSpec:
+    config = recipe.rollout
+    if config.engine == "simulated":
+        return GangSpec("rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name))
+    return GangSpec(
+        "rollout", Rollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
+    )
+
+
+def _scorer(recipe: Recipe, model: str, vocabulary: int) -> GangSpec:
+    config = recipe.scorer_of(model)
+    if config.engine == "simulated":
+        return GangSpec("scorer", SimulatedScorer, ((recipe.simulated, vocabulary),), config.resources)
+    arguments = (config, _path(recipe, model), vocabulary)
+    return GangSpec(
+        "scorer", Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
+    )
+
+
+def _reward(recipe: Recipe) -> GangSpec:
+    resources = recipe.reward.resources
+    if recipe.reward.engine == "simulated":
+        return GangSpec("reward", SimulatedReward, ((),), resources)
+    return GangSpec("reward", Reward, ((_path(recipe, STUDENT),),), resources, environment(resources))
+
+
+def _learner(recipe: Recipe) -> GangSpec:
+    config = recipe.learner
+    ranks = range(config.ranks)
+    if config.engine == "simulated":
+        arguments: tuple[tuple[Any, ...], ...] = tuple((recipe.simulated, rank, config.ranks) for rank in ranks)
+        return GangSpec("learner", SimulatedLearner, arguments, config.resources)
+    arguments = tuple((rank, config.ranks) for rank in ranks)
+    return GangSpec("learner", Learner, arguments, config.resources, environment(config.resources))
+
+
+def _path(recipe: Recipe, model: str) -> str:
+    return str(model_directory(recipe.models[model].path))

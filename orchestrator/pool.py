@@ -1,0 +1,217 @@
+"""A pool of one role: spawn, route, retry, replace, scale.
+
+A member is a head and its further actors; the death of any is the death of the member. A member serves only after
+`admit` has brought it up to date. What a call returns decides nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.telemetry import BusyClock
+from orchestrator.transport import GangSpec, MemberDied, Transport
+
+ATTEMPTS = 3  # members a call is tried on before its failure is the run's
+
+
+class RoleFailed(Exception):
+    """A role cannot do its work: said with the last lines of the log of the member that died."""
+
+
+@dataclass(eq=False)
+class PoolMember:
+    """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses)."""
+
+    number: int
+    actors: Sequence[Any] = ()
+    serving: bool = False
+    version: int = -1
+    load: int = 0
+    log: Path | None = None
+
+    @property
+    def head(self) -> Any:
+        return self.actors[0]
+
+
+Admit = Callable[[PoolMember], Awaitable[None]]
+
+
+@dataclass
+class Pool:
+    """`spec(number)` says what member `number` is made of; `logs` is the folder of its log file."""
+
+    role: str
+    transport: Transport
+    spec: Callable[[int], GangSpec]
+    starts_alone: bool = True  # ranks that must meet are started by whoever knows where
+    logs: Path | None = None
+    clock: BusyClock = field(default_factory=BusyClock)
+    admit: Admit | None = None
+    on_change: Callable[[], None] = lambda: None
+    restarts: int = 0
+    members: list[PoolMember] = field(default_factory=list)
+    _numbers: int = 0
+    _waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    _background: set[asyncio.Task[Any]] = field(default_factory=set)
+    _failure: Exception | None = None
+
+    async def start(self, size: int) -> None:
+        """Bring up `size` members at once. Raises what the first failure raised."""
+        await asyncio.gather(*(self._join() for _ in range(size)))
+
+    async def stop(self) -> None:
+        """Let every member release what it holds, then end its processes."""
+        for task in self._background:
+            task.cancel()
+        members, self.members = self.members, []
+        await asyncio.gather(*(self._end(member) for member in members))
+
+    async def resize(self, size: int) -> None:
+        """Scale to `size` members: joiners serve when admitted, leavers finish what they have."""
+        serving = [m for m in self.members if m.serving]
+        for member in sorted(serving, key=lambda m: m.load)[: max(0, len(self.members) - size)]:
+            self._spawn_task(self._leave(member))
+        await asyncio.gather(*(self._join() for _ in range(size - len(self.members))))
+
+    def serving(self) -> list[PoolMember]:
+        return [member for member in self.members if member.serving]
+
+    async def call(self, method: str, *args: Any, load: int = 1, returns: int = 1) -> list[Any]:
+        """Call an idempotent method on the least-loaded member, and on another if that one dies.
+
+        Returns references to all results but the last, and the value of the last: [ref, ..., value].
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            member = await self._route()
+            member.load += load
+            try:
+                with self.clock.busy():
+                    refs = self.transport.call(member.head, method, *args, returns=returns)
+                    return [*refs[:-1], await self.transport.value(refs[-1])]
+            except MemberDied as death:
+                self._replace(member)
+                if attempt == ATTEMPTS:
+                    raise RoleFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
+            finally:
+                member.load -= load
+                self.on_change()
+        raise AssertionError("unreachable")
+
+    async def stream(self, member: PoolMember, method: str, *args: Any, load: int = 1) -> AsyncIterator[Any]:
+        """References to what a generator method of one member yields. Raises MemberDied; the member is replaced."""
+        member.load += load
+        try:
+            with self.clock.busy():
+                async for ref in self.transport.stream(member.head, method, *args):
+                    yield ref
+        except MemberDied:
+            self._replace(member)
+            raise
+        finally:
+            member.load -= load
+            self.on_change()
+
+    async def call_member(self, member: PoolMember, method: str, *args: Any) -> Any:
+        """Call a method of one member's head and open the result. Raises MemberDied; the member is replaced."""
+        try:
+            return await self.transport.value(self.transport.call(member.head, method, *args)[0])
+        except MemberDied:
+            self._replace(member)
+            raise
+
+    async def _route(self) -> PoolMember:
+        while not (serving := self.serving()):
+            if self._failure:
+                raise self._failure
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+        return min(serving, key=lambda m: (m.load, m.number))
+
+    async def _join(self) -> None:
+        member = PoolMember(number=self._numbers)
+        self._numbers += 1
+        self.members.append(member)
+        name = f"{self.role}-{member.number}"
+        member.log = self.logs / f"{name}.log" if self.logs else None
+        try:
+            spec = self.spec(member.number)
+            member.actors = await self.transport.spawn(spec, str(self.logs / name) if self.logs else None)
+            if self.starts_alone:
+                await self._start(member)
+            if self.admit:
+                await self.admit(member)
+        except BaseException as error:
+            self.members.remove(member)
+            if member.actors:
+                await self.transport.kill(member.actors)
+            if isinstance(error, MemberDied):
+                raise RoleFailed(f"{name} died while starting: {error}{quote_log(member.log)}") from error
+            raise
+        member.serving = True
+        self._wake()
+
+    async def _start(self, member: PoolMember) -> None:
+        await self.transport.value(self.transport.call(member.head, "start")[0])
+
+    def _replace(self, member: PoolMember) -> None:
+        if member not in self.members:
+            return
+        self.members.remove(member)
+        member.serving = False
+        self.restarts += 1
+        self._spawn_task(self._rejoin(member))
+
+    async def _rejoin(self, dead: PoolMember) -> None:
+        await self.transport.kill(dead.actors)
+        try:
+            await self._join()
+        except Exception as error:
+            self._failure = error
+            self._wake()
+
+    async def _leave(self, member: PoolMember) -> None:
+        member.serving = False
+        while member.load:
+            await asyncio.sleep(0.05)
+        if member in self.members:
+            self.members.remove(member)
+            await self._end(member)
+
+    async def _end(self, member: PoolMember) -> None:
+        try:
+            stops = [self.transport.call(actor, "stop")[0] for actor in member.actors]
+            await asyncio.wait_for(asyncio.gather(*(self.transport.value(s) for s in stops)), 15.0)
+        except (MemberDied, TimeoutError):
+            pass  # it ends below in any case
+        if member.actors:
+            await self.transport.kill(member.actors)
+
+    def _spawn_task(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.on_change()
+
+
+def quote_log(log: Path | None, lines: int = 20) -> str:
+    """The last lines of a member's log, to be read under an error."""
+    if log is None:
+        return ""
+    files = [log] if log.exists() else sorted(log.parent.glob(f"{log.stem}.rank*.log"))
+    quoted = [
+        f"\n  --- last lines of {file} ---\n  " + "\n  ".join(file.read_text(errors="replace").splitlines()[-lines:])
+        for file in files[:1]
+    ]
+    return "".join(quoted)

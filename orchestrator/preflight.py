@@ -1,0 +1,222 @@
+"""Before any actor starts: are the files there and do they fit together, and can the cluster hold the run?
+
+Everything found here is a RecipeError: one line with the value, the number that is missing and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.model_files import context_length, end_token_ids, tensor_shapes, weight_bytes
+from configs.load import RecipeError, model_directory
+from configs.schema import STUDENT, Recipe
+from orchestrator.layout import Demand, demands, needs_rollout
+from orchestrator.prompts import Prompt, read_rows, tokenize
+
+MIB = 2**20
+STATE_BYTES = 12  # a parameter in a checkpoint: float32 master weight and two Adam moments
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the files of a recipe amount to. `vocabulary` is common to all models; bytes are of one weight version."""
+
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    tokenizer: Any
+    vocabulary: int
+    end_token_ids: tuple[int, ...]
+    version_bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster offers: cpus, gpus, and bytes of object store, of shared memory and of disk under run.root."""
+
+    cpus: float
+    gpus: float
+    object_store: int
+    shared_memory: int
+    disk: int
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Open every file the recipe names, but no weights. Raises RecipeError."""
+    names = (STUDENT, *recipe.scored_models)
+    folders = {name: _model_folder(name, recipe.models[name].path) for name in names}
+    tokenizers = {name: _tokenizer(name, folder) for name, folder in folders.items()}
+    end = _same_end_tokens(folders, tokenizers)
+    vocabulary = _same_vocabulary(folders, tokenizers)
+    train = _prompts(recipe, recipe.data.prompts, tokenizers, recipe.objective.prefix == "dataset")
+    heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
+    _fit_contexts(recipe, folders, [*train, *heldout])
+    shapes = tensor_shapes(folders[STUDENT])
+    return Inputs(
+        train=train,
+        heldout=heldout,
+        tokenizer=tokenizers[STUDENT],
+        vocabulary=vocabulary,
+        end_token_ids=end,
+        version_bytes=weight_bytes(folders[STUDENT], recipe.rollout.dtype),
+        parameters=sum(_size(shape) for shape, _ in shapes.values()),
+    )
+
+
+def check_capacity(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
+    """Compare what the run takes with what there is. Raises RecipeError with the shortfall in numbers."""
+    wanted = demands(recipe)
+    for name, need, have in (
+        ("CPU", sum(d.cpus for d in wanted), capacity.cpus),
+        ("GPU", sum(d.gpus for d in wanted), capacity.gpus),
+    ):
+        if need > have + 1e-6:
+            parts = ", ".join(_takes(d, name) for d in wanted if (d.cpus if name == "CPU" else d.gpus))
+            raise RecipeError(
+                f"the layout takes {need:g} {name} ({parts}), the cluster has {have:g}: {need - have:g} short; "
+                f"lower members or resources.{name.lower()}s, or add nodes"
+            )
+    if needs_rollout(recipe) and recipe.rollout.engine == "vllm":
+        _check_shared_memory(recipe, inputs, capacity)
+    need = inputs.parameters * (STATE_BYTES + 4) * (recipe.checkpoint.keep + 1)
+    if recipe.learner.engine == "deepspeed" and need > capacity.disk:
+        raise RecipeError(
+            f"{recipe.checkpoint.keep + 1} checkpoints of this student take {need // MIB} MiB, {recipe.run.root} has "
+            f"{capacity.disk // MIB} MiB free; free space, or set run.root to a larger disk"
+        )
+
+
+def local_capacity(recipe: Recipe) -> Capacity:
+    """What a Ray cluster started on this machine would offer; the store's share is Ray's default of 30%."""
+    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 2**62
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    store = recipe.cluster.object_store_mib * MIB if recipe.cluster.object_store_mib else int(0.3 * memory)
+    return Capacity(
+        cpus=os.cpu_count() or 1,
+        gpus=_local_gpus(),
+        object_store=min(store, shared),
+        shared_memory=shared,
+        disk=free_disk(Path(recipe.run.root)),
+    )
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes where `folder` is or will be."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
+    """Rows of `logratio check`: role, members, actors a member, cpus, gpus, what runs there."""
+    engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
+    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {recipe.models[m].path}" for m in recipe.scored_models}
+    return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
+
+
+def _learner_name(recipe: Recipe) -> str:
+    learner = recipe.learner
+    if learner.engine == "simulated":
+        return "simulated"
+    return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}"
+
+
+def _model_folder(name: str, path: str) -> Path:
+    folder = model_directory(path)
+    if not folder.is_dir():
+        remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
+        raise RecipeError(f"models.{name}.path: {folder} is no directory; {remedy}")
+    if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+        raise RecipeError(f"models.{name}.path: {folder} needs config.json and *.safetensors; export it as safetensors")
+    return folder
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"models.{name}.path: {folder} has no tokenizer that loads ({reason})") from None
+
+
+def _same_end_tokens(folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> tuple[int, ...]:
+    ends = {name: set(end_token_ids(folder)) | {tokenizers[name].eos_token_id} for name, folder in folders.items()}
+    ends = {name: {i for i in ids if i is not None} for name, ids in ends.items()}
+    for name, ids in ends.items():
+        if ids != ends[STUDENT]:
+            raise RecipeError(
+                f"models.{name}: end tokens {sorted(ids)} differ from the student's {sorted(ends[STUDENT])}; a student "
+                "scored by a teacher that ends elsewhere learns never to end; use models of one family"
+            )
+    return tuple(sorted(ends[STUDENT]))
+
+
+def _same_vocabulary(folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> int:
+    student = tokenizers[STUDENT].get_vocab()
+    for name, tokenizer in tokenizers.items():
+        if (other := tokenizer.get_vocab()) != student:
+            differing = sum(student.get(token) != i for token, i in other.items()) or len(student) - len(other)
+            raise RecipeError(
+                f"models.{name}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} tokens; "
+                "log-probs of one tokenizer say nothing about another's; use models that share one"
+            )
+    return max(student.values()) + 1
+
+
+def _prompts(recipe: Recipe, path: str, tokenizers: Mapping[str, Any], need_response: bool) -> list[Prompt]:
+    rows = read_rows(Path(path), need_response)
+    return tokenize(rows, recipe.models, tokenizers, Path(path))
+
+
+def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> None:
+    response = recipe.sampling.max_response_tokens
+    limits = {STUDENT: ("rollout", recipe.rollout.max_context_tokens)}
+    limits |= {m: (f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models}
+    for name, (role, limit) in limits.items():
+        own = context_length(folders[name])
+        if own is not None and limit > own:
+            raise RecipeError(f"{role}.max_context_tokens: {limit} exceeds the {own} positions of models.{name}; lower it")
+        longest = max(prompts, key=lambda p: len(p.ids[name]))
+        tokens = len(longest.ids[name])
+        if tokens + response > limit:
+            raise RecipeError(
+                f"prompt {str(longest.row['prompt'])[:40]!r} has {tokens} tokens under models.{name}; with a response of "
+                f"{response} that exceeds {role}.max_context_tokens {limit}; shorten it or raise the limit"
+            )
+
+
+def _check_shared_memory(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
+    version = inputs.version_bytes
+    if 2 * version > capacity.object_store:
+        raise RecipeError(
+            f"a weight version takes {version / MIB:.1f} MiB and two live at a time, the object store has "
+            f"{capacity.object_store / MIB:.1f} MiB; raise cluster.object_store_mib to {2 * version // MIB + 64}"
+        )
+    files = version * recipe.rollout.members
+    if 2 * version + files > capacity.shared_memory:
+        raise RecipeError(
+            f"two weight versions and {recipe.rollout.members} member files take {(2 * version + files) / MIB:.1f} MiB "
+            f"of shared memory, {capacity.shared_memory / MIB:.1f} MiB are free; enlarge /dev/shm or lower rollout.members"
+        )
+
+
+def _takes(demand: Demand, name: str) -> str:
+    each = demand.resources.cpus if name == "CPU" else demand.resources.gpus
+    return f"{demand.role} {demand.members * demand.actors} x {each:g}"
+
+
+def _local_gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,227 @@
+"""A run: bring up the roles, evaluate, train a stage, evaluate again, leave a report.
+
+A Run is *given* its pools; what it starts it leaves running, so that one cluster and its engines serve many runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.jobs import LearnerSpec
+from configs.load import dump_recipe, model_directory
+from configs.schema import STUDENT, Recipe
+from orchestrator import checkpoint
+from orchestrator.evaluate import Evaluation
+from orchestrator.flow import Flow, Pools
+from orchestrator.learning import LearnerGroup
+from orchestrator.pool import Pool, PoolMember
+from orchestrator.preflight import Inputs
+from orchestrator.prompts import PromptStream
+from orchestrator.stage import Progress, Stage
+from orchestrator.telemetry import Meter
+from orchestrator.versions import Versions
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
+
+
+class Observer(Protocol):
+    """Who watches a run: the terminal, the control actor, a test."""
+
+    def phase(self, text: str) -> None:
+        """The run has entered a phase, said in a few words."""
+        ...
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """A step is done; its line of metrics.jsonl."""
+        ...
+
+    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
+        """An evaluation is done: `before`, `after`, or `step N`."""
+        ...
+
+
+def role_sizes(recipe: Recipe) -> dict[str, int]:
+    """Members a recipe asks for, by role."""
+    sizes = {"rollout": recipe.rollout.members, "dataset": 1, "reward": recipe.reward.members, "learner": 1}
+    return sizes | {f"scorer.{m}": recipe.scorer_of(m).members for m in recipe.scored_models}
+
+
+@dataclass
+class Run:
+    recipe: Recipe
+    directory: Path
+    inputs: Inputs
+    pools: Pools
+    observer: Observer
+    meter: Meter = field(default_factory=Meter)
+    stage: Stage | None = None
+    _stop_requested: bool = False
+
+    def __post_init__(self) -> None:
+        self.versions = Versions()
+        self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
+        self.learner = LearnerGroup(self.recipe, self.pools.learner)
+        self.evaluation = Evaluation(self.recipe, self.pools, self.flow, self.learner, self.inputs.heldout)
+        self.progress = Progress()
+        self.evaluations: dict[str, Any] = {"before": None, "after": None}
+        self._began = time.monotonic()
+
+    async def execute(self) -> int:
+        """Train to the last step, or to the step after `stop`. Goes on from the newest whole checkpoint, if any.
+
+        Returns the exit code (0 or 3) and leaves metrics, checkpoint, model, summary and report in the directory.
+        Raises what failed.
+        """
+        saved = self._rewind()
+        await self._bring_up(saved)
+        startup = time.monotonic() - self._began
+        if self.evaluations["before"] is None:
+            self.evaluations["before"] = await self._evaluate("before")
+        self.observer.phase("training")
+        self.meter.take()
+        self.stage = self._stage()
+        self.stage.stopping = self._stop_requested
+        await self.stage.run()
+        stopped = self.progress.step < self.recipe.run.steps
+        await self._save()
+        if not stopped:
+            self.evaluations["after"] = await self._evaluate("after")
+            self.observer.phase("exporting the model")
+            await self.learner.export(self.directory / "model")
+        code = STOPPED if stopped else DONE
+        self._summarise(code, startup)
+        return code
+
+    def stop(self) -> None:
+        """Stop after the step under way, with a checkpoint to resume from."""
+        self._stop_requested = True
+        if self.stage is not None:
+            self.stage.stopping = True
+
+    def _rewind(self) -> checkpoint.Saved | None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "recipe.yaml").write_text(dump_recipe(self.recipe))
+        saved = checkpoint.latest(self.directory)
+        highest = checkpoint.rewind(self.directory, saved)
+        if saved:
+            self.progress.step = saved.state["step"]
+            self.evaluations["before"] = saved.state["evaluation"]["before"]
+        if saved or highest:
+            # the step that was cut short may have published one version more than it recorded
+            self.progress.version = max(highest, saved.state["version"] if saved else 0) + 2
+        return saved
+
+    async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
+        self.observer.phase("starting the engines")
+        sizes = role_sizes(self.recipe)
+        pools = self.pools.all()
+        for role, pool in pools.items():
+            if role in ("rollout", "dataset"):
+                pool.admit = self._admit_to(pool)
+        cold = [pool.start(sizes[role]) for role, pool in pools.items() if role != "learner" and not pool.members]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._bring_up_learner(saved))
+            for starting in cold:
+                tasks.create_task(starting)
+        self.observer.phase("publishing the first weights")
+        self.versions.current = await self.learner.publish(self.progress.version)
+        await self._pull_everywhere()
+        if self.recipe.objective.support == "full":
+            for model in self.recipe.scored_models:
+                pool = self.pools.scorers[model]
+                head = pool.members[0].head
+                await self.learner.load_projection(pool.transport.call(head, "projection")[0])
+
+    async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
+        if not self.pools.learner.members:
+            await self.pools.learner.start(1)
+        await self.learner.start(
+            LearnerSpec(
+                config=self.recipe.learner,
+                objective=self.recipe.objective,
+                model=str(model_directory(self.recipe.models[STUDENT].path)),
+                vocabulary=self.inputs.vocabulary,
+                steps=self.recipe.run.steps,
+                seed=self.recipe.run.seed,
+                publish_dtype=self.recipe.rollout.dtype,
+            )
+        )
+        if saved:
+            await self.learner.restore(saved.folder)
+
+    def _stage(self) -> Stage:
+        return Stage(
+            recipe=self.recipe,
+            pools=self.pools,
+            flow=self.flow,
+            learner=self.learner,
+            versions=self.versions,
+            prompts=PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle),
+            progress=self.progress,
+            meter=self.meter,
+            samples=self.directory / "samples",
+            after_step=self._after_step,
+        )
+
+    def _admit_to(self, pool: Pool) -> Any:
+        async def admit(member: PoolMember) -> None:
+            await self.versions.pull(pool, member)
+
+        return admit
+
+    async def _pull_everywhere(self) -> None:
+        pools = [pool for pool in (self.pools.rollout, self.pools.dataset) if pool]
+        await asyncio.gather(*(self.versions.pull(pool, m) for pool in pools for m in pool.serving()))
+
+    async def _after_step(self, line: Mapping[str, Any]) -> None:
+        with (self.directory / checkpoint.METRICS).open("a") as metrics:
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+            os.fsync(metrics.fileno())
+        self.observer.step(line)
+        step, steps = self.progress.step, self.recipe.run.steps
+        if step == steps:
+            return
+        if self.recipe.checkpoint.every and step % self.recipe.checkpoint.every == 0:
+            await self._save()
+        if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:
+            await self._evaluate(f"step {step}")
+
+    async def _evaluate(self, when: str) -> dict[str, Any] | None:
+        if not self.inputs.heldout:
+            return None
+        self.observer.phase(f"evaluating on {len(self.inputs.heldout)} held-out prompts ({when})")
+        await self._pull_everywhere()
+        record = self.directory / "samples" / f"eval_{when.replace(' ', '_')}"
+        result = await self.evaluation.run(self.progress.version, record)
+        self.observer.evaluated(when, result)
+        return result
+
+    async def _save(self) -> None:
+        self.observer.phase(f"saving step {self.progress.step}")
+        partial = checkpoint.partial_folder(self.directory, self.progress.step)
+        await self.learner.save(partial)
+        state = {
+            "step": self.progress.step,
+            "version": self.progress.version,
+            "evaluation": self.evaluations,
+            "ranks": self.recipe.learner.ranks,
+        }
+        await asyncio.to_thread(checkpoint.seal, self.directory, partial, state, self.recipe.checkpoint.keep)
+
+    def _summarise(self, code: int, startup: float) -> None:
+        summary = {
+            "exit": code,
+            "steps": self.progress.step,
+            "seconds": time.monotonic() - self._began,
+            "seconds_startup": startup,
+            "evaluation": self.evaluations,
+        }
+        (self.directory / "summary.json").write_text(json.dumps(summary, indent=1))

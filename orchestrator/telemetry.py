@@ -1,0 +1,76 @@
+"""What the orchestrator counts while it runs: busy seconds of roles, tokens and bytes since the last step."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class BusyClock:
+    """Wall seconds in which at least one of several overlapping activities was under way."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._active = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        if not self._active:
+            self._since = self._now()
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._total += self._now() - self._since
+
+    @property
+    def active(self) -> bool:
+        return self._active > 0
+
+    def total(self) -> float:
+        """Seconds so far, an activity under way included."""
+        return self._total + (self._now() - self._since if self._active else 0.0)
+
+
+class Meter:
+    """Counts and seconds since the last `take`: the difference between two readings, so nothing is lost between."""
+
+    INLINE_LIMIT = 100 * 1024  # bytes; Ray keeps smaller values inside their owner
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._counts: Counter[str] = Counter()
+        self._clocks: dict[str, BusyClock] = {}
+        self._before: dict[str, float] = {}
+        self._taken = now()
+
+    def clock(self, role: str) -> BusyClock:
+        """The clock of a role: rollout, score, reward, learn, publish or wait."""
+        return self._clocks.setdefault(role, BusyClock(self._now))
+
+    def count(self, name: str, amount: int) -> None:
+        self._counts[name] += amount
+
+    def payload(self, size: int) -> None:
+        """A payload of `size` bytes entered the store, or, if small, its owner."""
+        if size < self.INLINE_LIMIT:
+            self._counts["bytes_inlined"] += size
+
+    def working(self) -> tuple[str, ...]:
+        """Roles busy right now."""
+        return tuple(role for role, clock in self._clocks.items() if clock.active)
+
+    def take(self) -> dict[str, float]:
+        """Counts and `seconds_<role>` since the last take, and `seconds_step`."""
+        now, counts = self._now(), dict(self._counts)
+        self._counts.clear()
+        totals = {role: clock.total() for role, clock in self._clocks.items()}
+        seconds = {f"seconds_{role}": total - self._before.get(role, 0.0) for role, total in totals.items()}
+        self._before, elapsed, self._taken = totals, now - self._taken, now
+        return {**counts, **seconds, "seconds_step": elapsed}

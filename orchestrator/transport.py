@@ -1,0 +1,217 @@
+"""How the orchestrator reaches members: over Ray, or in its own process. It decides nothing.
+
+A reference names a value the orchestrator owns and need not open; an argument that is a reference reaches the member
+as its value. Errors come in three kinds: the member died, a value was lost with its node, or the member raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from configs.schema import Resources
+
+
+class MemberDied(Exception):
+    """The process behind a call is gone. The call may be made again elsewhere."""
+
+
+class ValueLost(Exception):
+    """A value was lost with the node that held it. What it held must be made again."""
+
+
+@dataclass(frozen=True)
+class GangSpec:
+    """What one member is made of: an actor for each tuple of constructor arguments, placed together."""
+
+    role: str
+    cls: type
+    arguments: tuple[tuple[Any, ...], ...]
+    resources: Resources
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+        """Start the actors of a member; returns their handles, head first."""
+        ...
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        """Call without waiting; returns as many references as the method has results."""
+        ...
+
+    def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+        """References to what a generator method yields, as it yields."""
+        ...
+
+    async def value(self, ref: Any) -> Any:
+        """Open a reference. Raises MemberDied, ValueLost, or what the member raised."""
+        ...
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        """End the actors of a member and give back their place."""
+        ...
+
+
+class RayTransport:
+    """Ray actors, one placement group a member. Actors die with this driver; nothing is detached."""
+
+    def __init__(self, placement_timeout: float = 300.0) -> None:
+        self._timeout = placement_timeout
+        self._groups: dict[Any, Any] = {}
+
+    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
+        bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
+        labels = [dict(spec.resources.labels)] * len(spec.arguments) if spec.resources.labels else None
+        group = placement_group([bundle] * len(spec.arguments), strategy="PACK", bundle_label_selector=labels)
+        try:
+            await asyncio.wait_for(group.ready(), self._timeout)
+        except TimeoutError:
+            raise RuntimeError(
+                f"{spec.role}: no place for {len(spec.arguments)} x {bundle} in {self._timeout:.0f} s; "
+                "see `ray status` for what is free"
+            ) from None
+        actors = [
+            ray.remote(spec.cls)
+            .options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+                runtime_env={"env_vars": dict(spec.environment)},
+            )
+            .remote(*arguments)
+            for index, arguments in enumerate(spec.arguments)
+        ]
+        self._groups[actors[0]] = group
+        if log is not None:
+            suffixes = [""] if len(actors) == 1 else [f".rank{i}" for i in range(len(actors))]
+            refs = [a.attach_log.remote(f"{log}{s}.log") for a, s in zip(actors, suffixes, strict=True)]
+            await asyncio.gather(*(self.value(ref) for ref in refs))
+        return actors
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        refs = getattr(actor, method).options(num_returns=returns).remote(*args)
+        return [refs] if returns == 1 else refs
+
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+        import ray
+
+        generator = getattr(actor, method).options(num_returns="streaming").remote(*args)
+        finished = False
+        try:
+            async for ref in generator:
+                yield ref
+            finished = True
+        except Exception as error:
+            finished = True
+            raise _translated(error) from error
+        finally:
+            if not finished:
+                with suppress(Exception):  # the actor may be gone, which ends its work as well
+                    ray.cancel(generator)
+
+    async def value(self, ref: Any) -> Any:
+        try:
+            return await ref
+        except Exception as error:
+            raise _translated(error) from error
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for actor in actors:
+            ray.kill(actor)
+        if group := self._groups.pop(actors[0], None):
+            remove_placement_group(group)
+
+
+def _translated(error: Exception) -> Exception:
+    from ray import exceptions
+
+    if isinstance(error, exceptions.RayTaskError):
+        inner = error.cause if isinstance(error.cause, Exception) else error
+        lost = exceptions.ObjectLostError | exceptions.OwnerDiedError
+        return ValueLost(str(inner)) if isinstance(inner, lost) else inner
+    if isinstance(error, exceptions.ObjectLostError):
+        return ValueLost(str(error))
+    if isinstance(error, exceptions.RayActorError):
+        return MemberDied(str(error).strip().splitlines()[0])
+    return error
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """A reference of the in-process transport."""
+
+    future: asyncio.Future[Any]
+
+
+class LocalTransport:
+    """Members in this process: for tests, and for more simulated members than a machine has processes."""
+
+    def __init__(self) -> None:
+        self._dead: set[int] = set()
+
+    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+        return [spec.cls(*arguments) for arguments in spec.arguments]
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        whole = asyncio.ensure_future(self._run(actor, method, args))
+        if returns == 1:
+            return [_Box(whole)]
+        return [_Box(asyncio.ensure_future(_part(whole, i))) for i in range(returns)]
+
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+        values = getattr(actor, method)(*[await self._open(a) for a in args])
+        if inspect.isasyncgen(values):
+            async for value in values:
+                self._check(actor)
+                yield _boxed(value)
+        else:
+            for value in values:
+                self._check(actor)
+                yield _boxed(value)
+        self._check(actor)
+
+    async def value(self, ref: Any) -> Any:
+        return await ref.future
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        self._dead.update(id(actor) for actor in actors)
+
+    async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
+        self._check(actor)
+        result = getattr(actor, method)(*[await self._open(a) for a in args])
+        if inspect.isawaitable(result):
+            result = await result
+        self._check(actor)
+        return result
+
+    async def _open(self, argument: Any) -> Any:
+        return await argument.future if isinstance(argument, _Box) else argument
+
+    def _check(self, actor: Any) -> None:
+        if id(actor) in self._dead:
+            raise MemberDied(f"{type(actor).__name__} was killed")
+
+
+async def _part(whole: asyncio.Future[Any], index: int) -> Any:
+    return (await whole)[index]
+
+
+def _boxed(value: Any) -> _Box:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return _Box(future)

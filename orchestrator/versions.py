@@ -1,0 +1,34 @@
+"""Weight versions: published once by the learner, pulled by each member at a boundary of its own.
+
+Pull, not broadcast: a member may come or go and nothing hangs. The references are the orchestrator's, so a version
+outlives the member that reads it and the learner that made it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.pool import Pool, PoolMember
+
+
+@dataclass(frozen=True)
+class Version:
+    """`headers` describe the buckets that `refs` name."""
+
+    number: int
+    headers: tuple[Any, ...]
+    refs: tuple[Any, ...]
+
+
+class Versions:
+    """The current version and its way to the members of a pool."""
+
+    def __init__(self) -> None:
+        self.current: Version | None = None
+
+    async def pull(self, pool: Pool, member: PoolMember) -> None:
+        """Bring one member to the current version, and again if a newer one came meanwhile."""
+        while self.current is not None and member.version != self.current.number:
+            target = self.current
+            member.version = await pool.call_member(member, "load", target.number, target.headers, *target.refs)

@@ -1,0 +1,38 @@
+"""Rule rewards: 1 or 0 from a response's text and length. Pure functions, no code is executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs.schema import Rule
+
+
+def rule_reward(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:
+    """1.0 when the response fulfils the rule, else 0.0. `tokens` counts the response, `row` is its prompt row."""
+    return float(_RULES[rule.kind](rule, text, tokens, row))
+
+
+def _length(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
+    return rule.low <= tokens <= rule.high
+
+
+def _contains(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
+    return (rule.text or "").casefold() in text.casefold()
+
+
+def _regex(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
+    return re.search(rule.text or "", text) is not None
+
+
+def _exact(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
+    return rule.field in row and text.strip() == str(row[rule.field]).strip()
+
+
+_RULES: dict[str, Callable[[Rule, str, int, Mapping[str, Any]], bool]] = {
+    "length": _length,
+    "contains": _contains,
+    "regex": _regex,
+    "exact": _exact,
+}
