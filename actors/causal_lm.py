@@ -36,7 +36,7 @@ class Pack:
 class Projection:
     """A model's last hidden state -> logits: head [V, width], bias [V] or None, scale, soft-cap or None.
 
-    V is the real vocabulary (the tokenizer's), not the padded one.
+    V is the common logit width of the run's models.
     """
 
     weight: Tensor
@@ -73,9 +73,7 @@ def _rows(
     starts: list[int],
     positions: list[list[int]] | None = None,
 ) -> Pack:
-    targets = [
-        start + len(p) - 1 + t for start, (p, r) in zip(starts, sequences, strict=True) for t in range(len(r))
-    ]
+    targets = [start + len(p) - 1 + t for start, (p, r) in zip(starts, sequences, strict=True) for t in range(len(r))]
     return Pack(
         ids=torch.tensor(rows),
         positions=torch.tensor(positions) if positions else torch.arange(len(rows[0])).repeat(len(rows), 1),
@@ -107,8 +105,16 @@ def hidden_states(model: Any, batch: Pack) -> Tensor:
 
 def head_logprobs(model: Any, hidden: Tensor, vocabulary: int) -> Tensor:
     """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
-    logits = model.get_output_embeddings()(hidden)[..., :vocabulary]
-    return finish_logits(logits, logit_scale(model.config), soft_cap(model.config))
+    return finish_logits(
+        head_logits(model, hidden)[..., :vocabulary], logit_scale(model.config), soft_cap(model.config)
+    )
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The head's product alone. Not a call of the module: under ZeRO-3 each call would be a collective, and ranks with
+    different numbers of chunks would wait for each other for ever."""
+    head = model.get_output_embeddings()
+    return nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
 
 
 def finish_logits(logits: Tensor, scale: float, cap: float | None) -> Tensor:

@@ -31,7 +31,9 @@ class Dataset(Member):
         size = stream.coalesce_samples
         for start in range(0, len(requests), size):
             samples = [self._sample(r, sampling.max_response_tokens) for r in requests[start : start + size]]
-            yield from pack_samples(samples)
+            payload, header = pack_samples(samples)
+            yield payload
+            yield header
 
     def _sample(self, request: Request, cap: int) -> Sample:
         assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"

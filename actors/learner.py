@@ -54,9 +54,10 @@ class Learner(Member):
         torch.manual_seed(spec.seed)
         self._join(meeting)
         model = self._load_model(spec)
-        self._student = Student(
-            model, objective.build(spec.objective), spec.vocabulary, spec.config.tokens_per_chunk
-        )
+        self._student = Student(model, objective.build(spec.objective), spec.vocabulary, spec.config.tokens_per_chunk)
+        if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
+            for parameter in model.get_output_embeddings().parameters():
+                deepspeed.zero.register_external_parameter(self._student, parameter)
         self._engine, *_ = deepspeed.initialize(
             model=self._student,
             optimizer=build_optimizer(spec.config, self._student.parameters()),
@@ -110,13 +111,6 @@ class Learner(Member):
             readings.add(loss, self._named(sums), [batch.samples[uid] for uid in uids], logprobs)
         self._record(share, batch, readings)
         return readings.reduced(share.loss_tokens)
-
-    def gradient(self) -> dict[str, np.ndarray]:
-        """The global gradient between `accumulate` and `apply`, float32 by parameter name. Every rank must call it."""
-        from deepspeed.utils import safe_get_full_grad
-
-        named = {n: safe_get_full_grad(p) for n, p in self._built.model.named_parameters()}
-        return {name: grad.float().cpu().numpy() for name, grad in named.items() if grad is not None}
 
     def publish(self) -> Iterator[Any]:
         """Rank 0 yields bucket, header, bucket, header, ...; other ranks take part in gathering and yield nothing."""

@@ -22,8 +22,9 @@ class Member:
         """Send this process's output, and that of the processes it will start, to a file. Returns the process id."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        sys.stdout.flush(), sys.stderr.flush()
-        os.dup2(log, 1), os.dup2(log, 2)
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            os.dup2(log, number)
         os.close(log)
         return os.getpid()
 

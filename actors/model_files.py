@@ -43,5 +43,11 @@ def context_length(directory: Path) -> int | None:
     return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
 
 
+def logit_width(directory: Path) -> int:
+    """Columns of the model's logits, padding included. Raises KeyError where the configuration does not say."""
+    config = _read_json(directory / "config.json")
+    return int(config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"])
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}

@@ -21,9 +21,7 @@ class Reward(Member):
         self._tokenizer: Any = None
 
     def start(self) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False, local_files_only=True)
+        """The tokenizer is read with the first response: most runs have no rules."""
 
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
@@ -31,11 +29,16 @@ class Reward(Member):
         """uid -> weighted sum of the rules. `fields` holds each uid's prompt row (expected answers and so on)."""
         return {
             s.uid: sum(
-                rule.weight * rule_reward(rule, self._decode(s.response_ids), len(s.response_ids), fields.get(s.uid, {}))
+                rule.weight
+                * rule_reward(rule, self._decode(s.response_ids), len(s.response_ids), fields.get(s.uid, {}))
                 for rule in rules
             )
             for s in unpack_samples(payload)
         }
 
     def _decode(self, ids: list[int]) -> str:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False, local_files_only=True)
         return self._tokenizer.decode(ids, skip_special_tokens=True)

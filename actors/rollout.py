@@ -133,10 +133,9 @@ class Rollout(Member):
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output: Any = None
         prompt = {"prompt_token_ids": request.prompt_ids}
-        async for output in self._engine.generate(prompt, params, request_id=f"{request.uid}#{request.attempt}"):
-            pass
+        outputs = self._engine.generate(prompt, params, request_id=f"{request.uid}#{request.attempt}")
+        (output,) = [output async for output in outputs if output.finished]
         return _sample_of(request, output.outputs[0])
 
 

@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 class Scorer(Member):
-    """`vocabulary` is the real one (the tokenizer's length): padded columns never enter a softmax."""
+    """`vocabulary` is the models' common logit width: columns beyond it never enter a softmax."""
 
     def __init__(self, config: ScorerConfig, model: str, vocabulary: int) -> None:
         self._config = config
@@ -72,12 +72,12 @@ class Scorer(Member):
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
         """Scores of every sample of the payload, in row order; what cannot be scored is rejected by uid, not raised."""
         assert self._engine is not None, "start() comes first"
-        items = [
-            Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids) for s in unpack_samples(payload)
-        ]
+        items = [Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids) for s in unpack_samples(payload)]
         rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
         scores = await asyncio.gather(*(self._enqueue(item, request) for item in items if item.uid not in rejected))
-        rejected |= {s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()}
+        rejected |= {
+            s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()
+        }
         good = [s for s in scores if s.uid not in rejected]
         return pack_scores(good, rejected, self._version, self._engine.hidden_dtype)
 

@@ -67,9 +67,8 @@ class VllmEngine:
         k = request.topk if request.support == "topk" else 0
         params = SamplingParams(max_tokens=1, prompt_logprobs=k, detokenize=False, flat_logprobs=True)
         prompt = {"prompt_token_ids": [*item.prompt_ids, *item.response_ids]}
-        output: Any = None
-        async for output in self._engine.generate(prompt, params, request_id=f"{item.uid}-{next(self._numbers)}"):
-            pass
+        outputs = self._engine.generate(prompt, params, request_id=f"{item.uid}-{next(self._numbers)}")
+        (output,) = [output async for output in outputs if output.finished]
         return _score_of(item, output.prompt_logprobs, k)
 
 

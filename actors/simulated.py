@@ -97,13 +97,22 @@ class SimulatedScorer(Member):
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
         samples = unpack_samples(payload)
         rejected = {s.uid: "empty response" for s in samples if not s.response_ids}
-        rejected |= {s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary}
+        rejected |= {
+            s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary
+        }
         good = [s for s in samples if s.uid not in rejected]
         await asyncio.sleep(sum(len(s.response_ids) for s in good) * self._speed.score_seconds_per_token)
         return pack_scores([_score(s, request) for s in good], rejected, 0, "float32")
 
     def projection(self) -> dict[str, Any]:
-        return {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None, "scale": 1.0, "soft_cap": None}
+        return {
+            "weight": np.zeros(0, np.uint8),
+            "dtype": "float32",
+            "width": 1,
+            "bias": None,
+            "scale": 1.0,
+            "soft_cap": None,
+        }
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
         return version

@@ -68,11 +68,10 @@ class Student(nn.Module):
             if len(chunks) == 1 or not torch.is_grad_enabled():
                 chunk_loss, chunk_sums, chunk_logprobs = self._chunk_loss(h, ids, part)
             else:
-                chunk_loss, chunk_sums, chunk_logprobs = checkpoint(
-                    self._chunk_loss, h, ids, part, use_reentrant=False
-                )  # type: ignore[misc]
+                chunk_loss, chunk_sums, chunk_logprobs = checkpoint(self._chunk_loss, h, ids, part, use_reentrant=False)  # type: ignore[misc]
             loss = loss + chunk_loss
-            sums.append(chunk_sums), logprobs.append(chunk_logprobs)
+            sums.append(chunk_sums)
+            logprobs.append(chunk_logprobs)
         return loss, torch.stack(sums).sum(0), torch.cat(logprobs)
 
     def _chunk_loss(self, hidden: Tensor, ids: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +102,5 @@ class Student(nn.Module):
 
     def _placeholder(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A zero loss that touches every parameter: collectives of ZeRO wait for each one's gradient."""
-        logits = self.model.get_output_embeddings()(hidden)
-        zero = (hidden.sum() + logits.sum()).float() * 0.0
+        zero = (hidden.sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()).float() * 0.0
         return zero, torch.zeros(len(self.metric_names), device=hidden.device), torch.zeros(0)

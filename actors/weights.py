@@ -27,7 +27,9 @@ def buckets(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple
         if parts and sum(p.nbytes for p in parts) + part.nbytes > BUCKET_BYTES:
             yield _bucket(names, shapes, parts, dtype)
             names, shapes, parts = [], [], []
-        names.append(name), shapes.append(tuple(tensor.shape)), parts.append(part)
+        names.append(name)
+        shapes.append(tuple(tensor.shape))
+        parts.append(part)
     if parts:
         yield _bucket(names, shapes, parts, dtype)
 
@@ -40,7 +42,9 @@ def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[
     for header, bucket in zip(headers, data, strict=True):
         digest = hashlib.sha256(memoryview(bucket)).hexdigest()
         if bucket.nbytes != header.nbytes or digest != header.sha256:
-            raise BadWeights(f"the bucket that begins with {header.names[0]} changed on the way; pull the version again")
+            raise BadWeights(
+                f"the bucket that begins with {header.names[0]} changed on the way; pull the version again"
+            )
         flat = from_bytes(bucket, header.dtype)
         offset = 0
         for name, shape in zip(header.names, header.shapes, strict=True):
@@ -77,4 +81,3 @@ def _bucket(
     data = np.concatenate(parts)
     digest = hashlib.sha256(memoryview(data)).hexdigest()
     return data, BucketHeader(tuple(names), tuple(shapes), dtype, data.nbytes, digest)
-

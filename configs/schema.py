@@ -301,12 +301,13 @@ def _refuse_biased_estimators(recipe: Recipe) -> None:
             "objective.support: 'sampled' with a teacher on dataset prefixes scores tokens the student did not draw; "
             "use topk or full, or target: data"
         )
-    if objective.prefix == "student" and objective.support == "sampled":
-        if sampling.temperature != 1.0 or sampling.top_p < 1.0:
-            raise ValueError(
-                f"sampling: temperature {sampling.temperature}, top_p {sampling.top_p} bias sampled-token terms; "
-                "use 1.0 and 1.0, or support: topk or full"
-            )
+    sampled_terms = objective.support == "sampled" or objective.outcome.weight != 0.0
+    tempered = sampling.temperature != 1.0 or sampling.top_p < 1.0
+    if objective.prefix == "student" and sampled_terms and tempered:
+        raise ValueError(
+            f"sampling: temperature {sampling.temperature}, top_p {sampling.top_p} bias sampled-token terms; "
+            "use 1.0 and 1.0, or support: topk or full without outcome.weight"
+        )
     if objective.outcome.weight and objective.prefix != "student":
         raise ValueError("objective.outcome.weight: rewards need the student's own samples; set prefix: student")
     if objective.support != "sampled" and objective.clip is not None:

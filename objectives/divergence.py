@@ -20,9 +20,9 @@ def token_kl(
     student_logprobs, teacher_logprobs: [..., V], normalised, nats. Returns [...], nats, >= 0 up to rounding.
     Gradient in the student's logits: lambda * q (log q - log p - KL(q||p)) + (1 - lambda) * (q - p).
     """
-    return reverse_weight * reverse_kl(student_logprobs, teacher_logprobs, floor) + (
-        1.0 - reverse_weight
-    ) * forward_kl(student_logprobs, teacher_logprobs)
+    return reverse_weight * reverse_kl(student_logprobs, teacher_logprobs, floor) + (1.0 - reverse_weight) * forward_kl(
+        student_logprobs, teacher_logprobs
+    )
 
 
 def support_kl(

@@ -1,7 +1,7 @@
 """What is saved, and the manifest that says it is whole.
 
 checkpoints/step_N/ holds the learner's state and the orchestrator's; MANIFEST.json is written last, with a hash of
-every file and the byte lengths of the logs at that point. A folder without a whole manifest does not exist for a resume.
+every file and the byte lengths of the logs at that point. To a resume, a folder without a whole manifest is not there.
 """
 
 from __future__ import annotations

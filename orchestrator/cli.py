@@ -36,7 +36,8 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     directory = run_directory(resolved)
     if (directory / "recipe.yaml").exists() and not _is_alive(directory):
         raise RecipeError(
-            f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) or choose another run.name"
+            f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) "
+            "or choose another run.name"
         )
     _execute(resolved, directory)
 
@@ -115,20 +116,24 @@ def main() -> None:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):
-            _say_error(str(getattr(error, "format_message", lambda: error)()))
-            sys.exit(2)
-        raise
+        if not type(error).__module__.startswith(("click", "typer")):
+            raise
+        _say_error(error.format_message() if hasattr(error, "format_message") else str(error))  # type: ignore[attr-defined]
+        sys.exit(2)
 
 
 def run_directory(recipe: Recipe) -> Path:
-    """<run.root>/<run.name>, absolute. Under a Ray job the root must be absolute, since the folder is temporary.
+    """<run.root>/<run.name>, absolute; LOGRATIO_RUNS stands in for a relative root.
 
-    Raises RecipeError.
+    Raises RecipeError for a relative root under a Ray job, whose folder is temporary.
     """
-    root = Path(os.environ.get("LOGRATIO_RUNS") or recipe.run.root)
-    if not root.is_absolute() and os.environ.get("RAY_JOB_ID") and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        raise RecipeError(f"run.root: {root} is relative, and a Ray job's folder is temporary; set an absolute run.root")
+    root = Path(recipe.run.root)
+    if not root.is_absolute():
+        root = Path(os.environ.get("LOGRATIO_RUNS") or root)
+    if not root.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise RecipeError(
+            f"run.root: {root} is relative, and a Ray job's folder is temporary; set an absolute run.root"
+        )
     return root.absolute() / recipe.run.name
 
 
@@ -300,7 +305,9 @@ def _described(failure: BaseException, error: BaseException, directory: Path) ->
     log = directory / "logs" / "driver.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(traceback.format_exception(failure)))
-    return f"the run failed: {error or type(error).__name__}\n  traceback: {log}; resume: logratio resume {directory.name}"
+    return (
+        f"the run failed: {error or type(error).__name__}\n  traceback: {log}; resume: logratio resume {directory.name}"
+    )
 
 
 def _say_error(text: str) -> None:

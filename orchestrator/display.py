@@ -31,9 +31,7 @@ class Display:
         self._said = time.monotonic()
         self._progress = Progress(BarColumn(40), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._task = self._progress.add_task("", total=steps)
-        self._live = Live(
-            get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=True
-        )
+        self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
@@ -65,7 +63,9 @@ class Display:
 
     def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
         if result:
-            numbers = "  ".join(f"{name} {_number(result[name])}" for name in ("reverse_kl", "entropy", "response_length"))
+            numbers = "  ".join(
+                f"{name} {_number(result[name])}" for name in ("reverse_kl", "entropy", "response_length")
+            )
             self._print(f"held-out prompts ({when}): {numbers}")
 
     def _draw(self) -> Table:

@@ -23,6 +23,7 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
     """
     import ray
 
+    control: Any
     try:
         control = ray.remote(Control).options(name=control_name(run.recipe.run.name), num_cpus=0).remote()
         await control.status.remote()

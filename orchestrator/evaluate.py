@@ -33,7 +33,7 @@ class Evaluation:
         self._prompts = prompts
 
     async def run(self, version: int, record: Path | None) -> dict[str, Any] | None:
-        """Means over response tokens (KLs, entropy; nats) and over responses (length); None without held-out prompts."""
+        """Means over response tokens (KLs, entropy: nats) and responses (length); None without held-out prompts."""
         if not self._prompts or self._pools.rollout is None:
             return None
         each = self._recipe.evaluate.samples_per_prompt

@@ -59,7 +59,7 @@ def demands(recipe: Recipe) -> list[Demand]:
 
 
 def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None) -> Pools:
-    """Pools of a recipe, not yet started. `vocabulary` is the common, real one."""
+    """Pools of a recipe, not yet started. `vocabulary` is the models' common logit width."""
 
     def pool(role: str, spec: Callable[[int], GangSpec]) -> Pool:
         return Pool(role, transport, spec, logs=logs)
@@ -95,6 +95,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         variables |= {
             "DS_ACCELERATOR": "cpu",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # keeps the worker inside the engine process: a third less to start
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         }
     return variables

@@ -106,9 +106,7 @@ class LearnerGroup:
 
 def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
     """Micro-batches of a batch, from headers alone."""
-    items = [
-        Item(s.header.uid, s.header.prompt_tokens + s.header.response_tokens, s.header.loss_tokens) for s in batch
-    ]
+    items = [Item(s.header.uid, s.header.prompt_tokens + s.header.response_tokens, s.header.loss_tokens) for s in batch]
     return plan(items, recipe.learner.ranks, recipe.batch.tokens_per_microbatch)
 
 
@@ -145,4 +143,4 @@ def _advantages(recipe: Recipe, batch: Sequence[Scored], mine: set[str]) -> dict
 
 
 def _unique(refs: Any) -> list[Any]:
-    return list(dict.fromkeys(refs))
+    return list({id(ref): ref for ref in refs}.values())

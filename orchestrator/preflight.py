@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.model_files import context_length, end_token_ids, tensor_shapes, weight_bytes
+from actors.model_files import context_length, end_token_ids, logit_width, tensor_shapes, weight_bytes
 from configs.load import RecipeError, model_directory
 from configs.schema import STUDENT, Recipe
 from orchestrator.layout import Demand, demands, needs_rollout
@@ -24,7 +24,7 @@ STATE_BYTES = 12  # a parameter in a checkpoint: float32 master weight and two A
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the files of a recipe amount to. `vocabulary` is common to all models; bytes are of one weight version."""
+    """What the files of a recipe amount to. `vocabulary` is the models' common logit width; bytes are of one weight version."""
 
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
@@ -52,7 +52,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     folders = {name: _model_folder(name, recipe.models[name].path) for name in names}
     tokenizers = {name: _tokenizer(name, folder) for name, folder in folders.items()}
     end = _same_end_tokens(folders, tokenizers)
-    vocabulary = _same_vocabulary(folders, tokenizers)
+    vocabulary = _common_vocabulary(recipe, folders, tokenizers)
     train = _prompts(recipe, recipe.data.prompts, tokenizers, recipe.objective.prefix == "dataset")
     heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
     _fit_contexts(recipe, folders, [*train, *heldout])
@@ -157,16 +157,25 @@ def _same_end_tokens(folders: Mapping[str, Path], tokenizers: Mapping[str, Any])
     return tuple(sorted(ends[STUDENT]))
 
 
-def _same_vocabulary(folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> int:
+def _common_vocabulary(recipe: Recipe, folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> int:
+    """Width that all models' logits are cut to before a softmax: models of one family differ in padding only."""
     student = tokenizers[STUDENT].get_vocab()
     for name, tokenizer in tokenizers.items():
         if (other := tokenizer.get_vocab()) != student:
             differing = sum(student.get(token) != i for token, i in other.items()) or len(student) - len(other)
             raise RecipeError(
-                f"models.{name}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} tokens; "
-                "log-probs of one tokenizer say nothing about another's; use models that share one"
+                f"models.{name}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} "
+                "tokens; log-probs of one tokenizer say nothing about another's; use models that share one"
             )
-    return max(student.values()) + 1
+    widths = {name: logit_width(folder) for name, folder in folders.items()}
+    common = min(widths.values())
+    for name in recipe.scored_models:
+        if recipe.scorer_of(name).engine == "vllm" and widths[name] > common:
+            raise RecipeError(
+                f"scorer.{name}.engine: 'vllm' normalises over all {widths[name]} columns, the common vocabulary has "
+                f"{common}; use engine: torch, which cuts before the softmax"
+            )
+    return common
 
 
 def _prompts(recipe: Recipe, path: str, tokenizers: Mapping[str, Any], need_response: bool) -> list[Prompt]:
@@ -181,13 +190,15 @@ def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence
     for name, (role, limit) in limits.items():
         own = context_length(folders[name])
         if own is not None and limit > own:
-            raise RecipeError(f"{role}.max_context_tokens: {limit} exceeds the {own} positions of models.{name}; lower it")
+            raise RecipeError(
+                f"{role}.max_context_tokens: {limit} exceeds the {own} positions of models.{name}; lower it"
+            )
         longest = max(prompts, key=lambda p: len(p.ids[name]))
         tokens = len(longest.ids[name])
         if tokens + response > limit:
             raise RecipeError(
-                f"prompt {str(longest.row['prompt'])[:40]!r} has {tokens} tokens under models.{name}; with a response of "
-                f"{response} that exceeds {role}.max_context_tokens {limit}; shorten it or raise the limit"
+                f"prompt {str(longest.row['prompt'])[:40]!r} has {tokens} tokens under models.{name}; with a response "
+                f"of {response} that exceeds {role}.max_context_tokens {limit}; shorten it or raise the limit"
             )
 
 
@@ -201,8 +212,9 @@ def _check_shared_memory(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> 
     files = version * recipe.rollout.members
     if 2 * version + files > capacity.shared_memory:
         raise RecipeError(
-            f"two weight versions and {recipe.rollout.members} member files take {(2 * version + files) / MIB:.1f} MiB "
-            f"of shared memory, {capacity.shared_memory / MIB:.1f} MiB are free; enlarge /dev/shm or lower rollout.members"
+            f"two weight versions and {recipe.rollout.members} member files take {(2 * version + files) / MIB:.1f} "
+            f"MiB of shared memory, {capacity.shared_memory / MIB:.1f} MiB are free; enlarge /dev/shm or lower "
+            "rollout.members"
         )
 
 

@@ -49,7 +49,9 @@ def read_rows(path: Path, need_response: bool = False) -> list[dict[str, Any]]:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: prompt file cannot be read ({error}); check data.prompts and data.heldout") from None
+        raise RecipeError(
+            f"{path}: prompt file cannot be read ({error}); check data.prompts and data.heldout"
+        ) from None
     rows = [_row(path, number, line, need_response) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not rows:
         raise RecipeError(f'{path}: prompt file is empty; give at least one line {{"prompt": "..."}}')

@@ -200,7 +200,8 @@ class Run:
         self.observer.phase(f"evaluating on {len(self.inputs.heldout)} held-out prompts ({when})")
         await self._pull_everywhere()
         record = self.directory / "samples" / f"eval_{when.replace(' ', '_')}"
-        result = await self.evaluation.run(self.progress.version, record)
+        with self.meter.clock("evaluation").busy():
+            result = await self.evaluation.run(self.progress.version, record)
         self.observer.evaluated(when, result)
         return result
 

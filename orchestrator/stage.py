@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,8 @@ class Stage:
         self._moved.set()
 
     async def _pull(self, member: PoolMember) -> None:
-        try:
+        with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(self.sampler, member)
-        except MemberDied:
-            pass  # the pool replaces it
         self._moved.set()
 
     def _free(self) -> dict[int, int]:

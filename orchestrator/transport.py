@@ -71,8 +71,11 @@ class RayTransport:
 
         bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
         bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
-        labels = [dict(spec.resources.labels)] * len(spec.arguments) if spec.resources.labels else None
-        group = placement_group([bundle] * len(spec.arguments), strategy="PACK", bundle_label_selector=labels)
+        count = len(spec.arguments)
+        labels: dict[str, Any] = (
+            {"bundle_label_selector": [dict(spec.resources.labels)] * count} if spec.resources.labels else {}
+        )
+        group = placement_group([bundle] * count, strategy="PACK", **labels)
         try:
             await asyncio.wait_for(group.ready(), self._timeout)
         except TimeoutError:

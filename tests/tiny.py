@@ -14,7 +14,9 @@ SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 CONTEXT = 256
 
 
-def build_model(folder: Path, seed: int = 0, scale: float = 0.5, extra_token: str | None = None) -> Path:
+def build_model(
+    folder: Path, seed: int = 0, scale: float = 0.5, extra_token: str | None = None, padding: int = 5
+) -> Path:
     """Write model and tokenizer in Hugging Face format; `scale` spreads the logits so that KLs are not tiny."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,7 +24,7 @@ def build_model(folder: Path, seed: int = 0, scale: float = 0.5, extra_token: st
     tokenizer = build_tokenizer(extra_token)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer) + 5,  # padded, as real models are
+        vocab_size=len(tokenizer) + padding,  # as real models are
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

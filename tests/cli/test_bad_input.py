@@ -1,0 +1,165 @@
+"""Bad input is refused with exit code 2 and one clear line, before any actor starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import cli, cluster
+from tests import tiny
+from tests.engines.shared import merged
+
+
+@pytest.fixture
+def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """A recipe that would run, as a tree to spoil."""
+    return {
+        "run": {"name": "bad", "root": str(tmp_path / "runs"), "steps": 1},
+        "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
+        "data": {"prompts": str(prompts["train"])},
+        "batch": {"prompts_per_step": 2},
+        "sampling": {"max_response_tokens": 8},
+        "objective": {"target": "teacher", "support": "full"},
+        "learner": {"optimizer": {"lr": 0.1}, "resources": {"cpus": 0.1}},
+        "rollout": {"max_context_tokens": 64, "resources": {"cpus": 0.1}},
+        "scorer": {"teacher": {"max_context_tokens": 64, "resources": {"cpus": 0.1}}},
+    }
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Runs `logratio run` on a tree; returns the one line it was refused with. No cluster may start."""
+
+    def refuse(tree: dict[str, Any], *overrides: str) -> str:
+        def no_cluster(recipe: Any) -> None:
+            raise AssertionError("a cluster was about to start")
+
+        monkeypatch.setattr(cluster, "_connect", no_cluster)
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        code, error = _logratio(monkeypatch, capsys, "run", str(file), *overrides)
+        assert code == 2, error
+        assert error.startswith("logratio: ") and error.count("\n") == 1, error
+        return error
+
+    return refuse
+
+
+def _logratio(monkeypatch: Any, capsys: Any, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["logratio", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_unknown_key(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"learner": {"learning_rate": 1}}))
+    assert "learner.learning_rate: unknown key" in error and "optimizer" in error
+
+
+def test_unknown_key_in_an_override(recipe: dict[str, Any], refused: Any) -> None:
+    assert "batch.size: unknown key" in refused(recipe, "batch.size=3")
+
+
+def test_wrong_type(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"batch": {"prompts_per_step": "many"}}))
+    assert "batch.prompts_per_step: 'many' is wrong" in error and "integer" in error
+
+
+def test_missing_model_directory(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"models": {"teacher": {"path": "/no/such/model"}}}))
+    assert "models.teacher.path: /no/such/model is no directory" in error
+
+
+def test_missing_prompt_file(recipe: dict[str, Any], refused: Any) -> None:
+    assert "/no/prompts.jsonl" in refused(merged(recipe, {"data": {"prompts": "/no/prompts.jsonl"}}))
+
+
+def test_empty_prompt_file(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "is empty" in refused(merged(recipe, {"data": {"prompts": str(tmp_path / "empty.jsonl")}}))
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "x"', '{"question": "x"}', '"x"', '{"prompt": ""}'])
+def test_malformed_line_with_its_number(recipe: dict[str, Any], refused: Any, tmp_path: Path, line: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "fine"}) + "\n" + line + "\n")
+    assert "prompts.jsonl line 2:" in refused(merged(recipe, {"data": {"prompts": str(file)}}))
+
+
+def test_different_tokenizers(recipe: dict[str, Any], refused: Any, models: dict[str, Path]) -> None:
+    error = refused(merged(recipe, {"models": {"teacher": {"path": str(models["foreign"])}}}))
+    assert "models.teacher: its tokenizer differs from the student's in 1 of 259 tokens" in error
+
+
+def test_prompt_longer_than_the_context(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "very " * 30}) + "\n")
+    error = refused(merged(recipe, {"data": {"prompts": str(file)}}))
+    assert "tokens under models.student" in error and "rollout.max_context_tokens 64" in error
+
+
+def test_privileged_prompt_longer_than_the_scorer(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"models": {"teacher": {"system": "long " * 20}}}))
+    assert "scorer.teacher.max_context_tokens 64" in error
+
+
+def test_context_beyond_the_model(recipe: dict[str, Any], refused: Any) -> None:
+    assert f"exceeds the {tiny.CONTEXT} positions" in refused(recipe, "rollout.max_context_tokens=100000")
+
+
+def test_more_actors_than_the_cluster_holds(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"rollout": {"members": 500, "resources": {"cpus": 1.0}}}))
+    assert "takes 500.3 CPU" in error and "rollout 500 x 1" in error and "short" in error
+
+
+def test_more_gpus_than_the_cluster_holds(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"rollout": {"members": 99, "resources": {"gpus": 8.0}}}))
+    assert "takes 792 GPU" in error and "the cluster has" in error
+
+
+def test_too_little_shared_memory_for_a_weight_version(
+    recipe: dict[str, Any], refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator import preflight
+
+    monkeypatch.setattr(preflight, "weight_bytes", lambda folder, dtype: 270 * 2**20)
+    error = refused(recipe, "cluster.object_store_mib=100")
+    assert "a weight version takes 270.0 MiB" in error and "100.0 MiB" in error
+
+
+def test_reverse_weight_outside_the_unit_interval(recipe: dict[str, Any], refused: Any) -> None:
+    assert "objective.reverse_weight: 1.5 is wrong" in refused(recipe, "objective.reverse_weight=1.5")
+
+
+def test_a_name_that_is_alive(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    with cluster.own_name(tmp_path / "runs" / "bad"):
+        assert "run.name: 'bad' is alive" in refused(recipe)
+
+
+def test_a_name_that_exists(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "bad").mkdir(parents=True)
+    (tmp_path / "runs" / "bad" / "recipe.yaml").write_text("{}")
+    assert "logratio resume bad" in refused(recipe)
+
+
+def test_a_refused_run_leaves_its_name_free(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    refused(merged(recipe, {"data": {"prompts": "/no/prompts.jsonl"}}))
+    assert not (tmp_path / "runs" / "bad").exists()
+
+
+def test_commands_for_a_run_that_is_not_there(monkeypatch: Any, capsys: Any) -> None:
+    for command in (["resume", "nobody"], ["stop", "nobody"], ["status", "nobody"], ["scale", "nobody", "rollout=2"]):
+        code, error = _logratio(monkeypatch, capsys, *command)
+        assert code == 2 and "nobody: no such run" in error
+
+
+def test_usage_errors_are_exit_2(monkeypatch: Any, capsys: Any) -> None:
+    code, error = _logratio(monkeypatch, capsys, "run")
+    assert code == 2 and error.count("\n") == 1

@@ -1,0 +1,75 @@
+"""check, status, scale and stop against a live run of simulated members, then resume to its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
+
+
+@pytest.mark.timeout(300)
+def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) -> None:
+    file, directory = tmp_path / "recipe.yaml", tmp_path / "live"
+    file.write_text(yaml.safe_dump(_recipe(models, prompts, tmp_path)))
+
+    checked = _logratio("check", str(file))
+    output, _ = checked.communicate(timeout=60)
+    assert checked.returncode == 0 and "learner" in output and "24 prompts" in output, output
+
+    run = _logratio("run", str(file))
+    _wait_for(lambda: len(_lines(directory)) >= 2, run)
+    control = directory / "control.json"
+    assert control.stat().st_mode & 0o777 == 0o600
+
+    assert "rollout-0" in _said("status", directory)
+    assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
+    _wait_for(lambda: "rollout-1" in _said("status", directory), run)
+    assert "no such elastic role" in _said("scale", directory, "learner=2", code=2)
+    assert "is alive" in _said("resume", directory, code=2)
+
+    assert "stopping" in _said("stop", directory)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 3, output
+    stopped_at = len(_lines(directory))
+    assert json.loads((directory / "summary.json").read_text())["exit"] == 3
+    assert "is not running" in _said("stop", directory, code=2)
+
+    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
+    recipe["simulated"]["rollout_seconds_per_token"] = 0.0  # the rest may be quick
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    resumed = _logratio("resume", str(directory))
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    steps = [line["step"] for line in _lines(directory)]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > stopped_at
+
+
+def _said(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
+    process = _logratio(command, str(directory), *arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    time.sleep(0.1)
+    return output
+
+
+def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict:
+    small = {"cpus": 0.1}
+    return {
+        "run": {"name": "live", "root": str(root), "steps": 400},
+        "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
+        "data": {"prompts": str(prompts["train"])},
+        "batch": {"prompts_per_step": 4},
+        "sampling": {"max_response_tokens": 8},
+        "objective": {"target": "teacher", "support": "sampled"},
+        "learner": {"engine": "simulated", "optimizer": {"lr": 0.01}, "resources": small},
+        "rollout": {"engine": "simulated", "max_context_tokens": 64, "resources": small},
+        "scorer": {"teacher": {"engine": "simulated", "max_context_tokens": 64, "resources": small}},
+        "reward": {"engine": "simulated", "resources": small},
+        "simulated": {"rollout_seconds_per_token": 0.1},
+        "checkpoint": {"every": 50},
+    }

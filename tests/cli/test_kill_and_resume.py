@@ -1,0 +1,111 @@
+"""`kill -9` of the driver in mid-run on real engines, then `logratio resume`: nothing survives, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import dump_recipe
+from tests.engines.shared import Engines
+
+STEPS, KILL_AFTER = 6, 3
+
+
+@pytest.mark.timeout(600)
+def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "run": {"steps": STEPS},
+        "rollout": {"members": 1},
+        "scorer": {"teacher": {"members": 1}},
+        "learner": {"ranks": 1, "zero_stage": 0, "optimizer": {"name": "adamw", "lr": 1e-3}},
+        "checkpoint": {"every": 2},
+    }
+    whole = engines.run(engines.recipe(**changes))  # the uninterrupted run
+
+    recipe = engines.recipe(**changes | {"run": {"steps": STEPS, "name": "killed", "root": str(tmp_path)}})
+    file, directory = tmp_path / "recipe.yaml", tmp_path / "killed"
+    file.write_text(dump_recipe(recipe))
+    driver = _logratio("run", str(file))
+    _wait_for(lambda: len(_lines(directory)) >= KILL_AFTER, driver)
+    session = _descendants(driver.pid)
+    assert len(session) > 5, "the run's processes should be visible"
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _wait_for(lambda: not _alive(session))
+    recorded = len(_lines(directory))
+
+    resumed = _logratio("resume", str(directory))
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    lines = _lines(directory)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    versions = [line["policy_version"] for line in lines]
+    assert versions == sorted(set(versions)) and versions[-1] > recorded
+    assert json.loads((directory / "summary.json").read_text())["exit"] == 0
+    for line, expected in zip(lines, whole.lines, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert not list(Path("/dev/shm").glob("logratio-*-killed")), "weight files were swept"
+
+
+def _logratio(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def _lines(directory: Path) -> list[dict[str, Any]]:
+    metrics = directory / "metrics.jsonl"
+    text = metrics.read_text() if metrics.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _wait_for(condition: Any, process: subprocess.Popen[str] | None = None, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended early with {process.returncode}: {process.stdout.read()}")  # type: ignore[union-attr]
+        time.sleep(0.2)
+
+
+def _descendants(pid: int) -> set[int]:
+    """Every process under `pid`, from /proc."""
+    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        grown, found = bool(more), found | more
+    return found - {pid}
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def _alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists() and _state(pid) != "Z"}
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"

@@ -1,0 +1,77 @@
+"""Shared by all tests: the tiny models, and one Ray cluster with its engines for every test that needs real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """student and teacher share a tokenizer, `wide` is a teacher with more padding, `foreign` has another tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "student": tiny.build_model(root / "student", seed=0),
+        "teacher": tiny.build_model(root / "teacher", seed=1),
+        "wide": tiny.build_model(root / "wide", seed=1, padding=9),
+        "foreign": tiny.build_model(root / "foreign", seed=0, extra_token="<extra>"),
+    }
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("prompts")
+    return {
+        "train": tiny.write_prompts(root / "train.jsonl", 24),
+        "heldout": tiny.write_prompts(root / "heldout.jsonl", 4),
+        "data": tiny.write_prompts(root / "data.jsonl", 24, response=True),
+    }
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for all tests that share engines."""
+    with asyncio.Runner() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(
+        num_cpus=16,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=256 * 2**20,
+        namespace="logratio",
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def engines(
+    ray_cluster: None,
+    runner: asyncio.Runner,
+    models: dict[str, Path],
+    prompts: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    """Two vLLM rollouts, two torch scorers, a vLLM scorer, and learners of one and of two ranks; started once."""
+    from tests.engines.shared import Engines
+
+    shared = Engines(models, prompts, tmp_path_factory.mktemp("engines"), runner)
+    shared.start()
+    yield shared
+    shared.stop()

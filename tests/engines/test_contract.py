@@ -1,0 +1,223 @@
+"""One contract for simulated and real members of every role: what the orchestrator relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.jobs import LearnerSpec
+from actors.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
+from configs.schema import Recipe, Stream
+from orchestrator.flow import Pools
+from orchestrator.learning import LearnerGroup
+from orchestrator.pool import Pool
+from orchestrator.preflight import read_inputs
+from orchestrator.transport import LocalTransport
+from tests.engines.shared import Engines
+
+SIMULATED = {
+    "rollout": {"engine": "simulated"},
+    "scorer": {"teacher": {"engine": "simulated"}},
+    "reward": {"engine": "simulated"},
+    "learner": {"engine": "simulated", "ranks": 1},
+}
+
+
+class Bench:
+    """Members of one kind, real or simulated, and how to call them."""
+
+    def __init__(self, recipe: Recipe, pools: Pools, runner: asyncio.Runner) -> None:
+        self.recipe = recipe
+        self.pools = pools
+        self.runner = runner
+        self.inputs = read_inputs(recipe)
+
+    def call(self, pool: Pool, method: str, *args: Any, returns: int = 1) -> list[Any]:
+        """Results of all returns, opened."""
+
+        async def work() -> list[Any]:
+            *refs, last = await pool.call(method, *args, returns=returns)
+            return [*[await pool.transport.value(ref) for ref in refs], last]
+
+        return self.runner.run(work())
+
+    def stream(self, pool: Pool, method: str, *args: Any) -> list[Any]:
+        async def work() -> list[Any]:
+            refs = [ref async for ref in pool.stream(pool.members[0], method, *args)]
+            return [await pool.transport.value(ref) for ref in refs]
+
+        return self.runner.run(work())
+
+    def sample(
+        self, requests: Sequence[Request], stream: Stream | None = None
+    ) -> tuple[list[pa.RecordBatch], list[Any]]:
+        arguments = (requests, self.recipe.sampling, stream or self.recipe.stream, self.inputs.end_token_ids)
+        values = self.stream(self.pools.rollout, "generate", *arguments)
+        return values[0::2], values[1::2]
+
+    def requests(self, count: int = 4) -> list[Request]:
+        prompts = self.inputs.train
+        return [Request(f"{i:08d}.000", f"{i:08d}", 0, 1000 + i, prompts[i].ids["student"]) for i in range(count)]
+
+    async def started(self) -> LearnerGroup:
+        group = LearnerGroup(self.recipe, self.pools.learner)
+        await group.start(self.learner_spec())
+        return group
+
+    def learner_spec(self) -> LearnerSpec:
+        path = self.recipe.models["student"].path
+        config, objective = self.recipe.learner, self.recipe.objective
+        return LearnerSpec(config, objective, path, self.inputs.vocabulary, 4, 0, "float32")
+
+
+@pytest.fixture(scope="module", params=["simulated", "real"])
+def bench(request: pytest.FixtureRequest, engines: Engines) -> Bench:
+    sampled = {"objective": {"support": "sampled"}}
+    if request.param == "real":
+        recipe = engines.recipe(**sampled)
+        pools = Pools(engines.pools.rollout, None, engines.pools.scorers, engines.pools.reward, engines.learners[2])
+        return Bench(recipe, pools, engines.runner)
+    from orchestrator.layout import build_pools
+
+    recipe = engines.recipe(**sampled, **SIMULATED)
+    pools = build_pools(recipe, LocalTransport(), read_inputs(recipe).vocabulary, None)
+
+    async def start() -> None:
+        for pool in pools.all().values():
+            await pool.start(1)
+
+    engines.runner.run(start())
+    return Bench(recipe, pools, engines.runner)
+
+
+def test_generate_yields_every_request_once_in_blocks(bench: Bench) -> None:
+    payloads, headers = bench.sample(bench.requests(6), Stream(coalesce_ms=0.0, coalesce_samples=2))
+    samples = [s for payload in payloads for s in unpack_samples(payload)]
+    assert sorted(s.uid for s in samples) == [r.uid for r in bench.requests(6)]
+    assert [h.uid for header in headers for h in header.samples] == [s.uid for s in samples]
+    assert all(len(header.samples) <= 2 for header in headers)
+    cap = bench.recipe.sampling.max_response_tokens
+    for s in samples:
+        assert 1 <= len(s.response_ids) <= cap
+        assert len(s.rollout_logprobs) == len(s.versions) == len(s.response_ids)
+        assert all(v <= 0.0 and math.isfinite(v) for v in s.rollout_logprobs)
+        assert (s.finish == "stop") == (s.response_ids[-1] in bench.inputs.end_token_ids)
+
+
+def test_a_seed_gives_the_same_response_again(bench: Bench) -> None:
+    first, second = (bench.sample(bench.requests(2))[0] for _ in range(2))
+
+    def responses(payloads: list[pa.RecordBatch]) -> dict[str, list[int]]:
+        return {s.uid: s.response_ids for p in payloads for s in unpack_samples(p)}
+
+    assert responses(first) == responses(second)
+
+
+def test_load_is_followed_by_tokens_of_that_version(bench: Bench) -> None:
+    version = bench.runner.run(_publish(bench, 7))
+    bench.runner.run(_load(bench, version))
+    payloads, _ = bench.sample(bench.requests(2))
+    assert {v for p in payloads for s in unpack_samples(p) for v in s.versions} == {7}
+
+
+def test_a_changed_bucket_is_refused_and_the_old_version_serves_on(bench: Bench) -> None:
+    bench.runner.run(_load(bench, bench.runner.run(_publish(bench, 8))))
+    bad = bench.runner.run(_publish(bench, 9))
+    with pytest.raises(BadWeights):
+        bench.runner.run(_load(bench, bad, corrupt=True))
+    payloads, _ = bench.sample(bench.requests(1))
+    assert {v for p in payloads for s in unpack_samples(p) for v in s.versions} == {8}
+
+
+@pytest.mark.parametrize("support", ["sampled", "topk"])
+def test_scores_cover_every_response_token(bench: Bench, support: str) -> None:
+    (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
+    pool = bench.pools.scorers["teacher"]
+    table, header = bench.call(
+        pool, "score", payload, ScoreRequest(support, topk=4 if support == "topk" else 0), returns=2
+    )
+    scores = ScoreTable(table)
+    for s in unpack_samples(payload):
+        logprobs = scores.values(s.uid, "logprobs")
+        assert len(logprobs) == len(s.response_ids) and (logprobs <= 0).all()
+        if support == "topk":
+            assert len(scores.values(s.uid, "support_ids")) == 4 * len(s.response_ids)
+            mass = np.exp(scores.values(s.uid, "support_logprobs").astype(np.float64)).reshape(-1, 4).sum(-1)
+            assert (mass < 1.0 + 1e-2).all()
+    assert header.tokens == sum(len(s.response_ids) for s in unpack_samples(payload)) and not header.rejected
+
+
+def test_what_cannot_be_scored_is_rejected_by_uid(bench: Bench) -> None:
+    (payload, *_), _ = bench.sample(bench.requests(2), Stream(coalesce_ms=5000.0))
+    good, bad = unpack_samples(payload)[:2]
+    foreign = type(bad)(
+        **{name: getattr(bad, name) for name in bad.__slots__} | {"response_ids": [10_000] * len(bad.response_ids)}
+    )
+    mixed, _ = pack_samples([good, foreign])
+    table, header = bench.call(bench.pools.scorers["teacher"], "score", mixed, ScoreRequest("sampled"), returns=2)
+    assert list(header.rejected) == [bad.uid] and header.uids == (good.uid,)
+    assert good.uid in ScoreTable(table)
+
+
+def test_rewards_are_numbers_by_uid(bench: Bench) -> None:
+    from configs.schema import Rule
+
+    (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
+    (rewards,) = bench.call(bench.pools.reward, "reward", payload, (Rule(kind="length"),), {})
+    assert rewards.keys() == {s.uid for s in unpack_samples(payload)}
+    assert all(isinstance(value, float) for value in rewards.values())
+
+
+def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any) -> None:
+    (payload, *_), (header, *_) = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
+
+    async def work() -> tuple[list[bytes], ...]:
+        from orchestrator.buffer import Scored
+
+        group = await bench.started()
+        pool = bench.pools.scorers["teacher"]
+        ref, _ = await pool.call("score", payload, ScoreRequest("sampled"), returns=2)
+        batch = [Scored(h, payload, ref) for h in header.samples]
+        versions = [await _bits(bench, await group.publish(0))]
+        await group.save(tmp_path)
+        metrics = await group.step(batch, 1, 0, None)
+        assert {"loss", "lr", "grad_norm", "logprob_gap_mean"} <= metrics.keys()
+        versions.append(await _bits(bench, await group.publish(1)))
+        await group.restore(tmp_path)
+        versions.append(await _bits(bench, await group.publish(2)))
+        return tuple(versions)
+
+    start, stepped, restored = bench.runner.run(work())
+    assert stepped != start and restored == start
+
+
+@pytest.mark.parametrize("verb", ["ping", "drain"])
+def test_verbs_answer(bench: Bench, verb: str) -> None:
+    for pool in bench.pools.all().values():
+        bench.runner.run(pool.call_member(pool.members[0], verb))
+
+
+async def _publish(bench: Bench, number: int) -> Any:
+    group = await bench.started()
+    return await group.publish(number)
+
+
+async def _load(bench: Bench, version: Any, corrupt: bool = False) -> None:
+    pool = bench.pools.rollout
+    assert pool is not None
+    buckets = [np.array(await pool.transport.value(ref)) for ref in version.refs]
+    if corrupt:
+        buckets[0][-1] ^= 1
+    for member in pool.members:
+        await pool.call_member(member, "load", version.number, version.headers, *buckets)
+
+
+async def _bits(bench: Bench, version: Any) -> list[bytes]:
+    transport = bench.pools.learner.transport
+    return [np.asarray(await transport.value(ref)).tobytes() for ref in version.refs]

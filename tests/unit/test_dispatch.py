@@ -1,0 +1,111 @@
+"""Leases: the staleness bound is held by capacity, and a ticket is granted once an attempt, whatever happens."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.dispatch import Dispatch, Ticket
+
+SHAPES = st.builds(
+    dict,
+    groups_per_step=st.integers(1, 4),
+    samples_per_group=st.integers(1, 3),
+    max_staleness=st.integers(0, 2),
+    steps=st.integers(1, 5),
+)
+FREE = st.dictionaries(st.integers(0, 3), st.integers(-2, 6), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SHAPES, st.data())
+def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int], data: st.DataObject) -> None:
+    """Draw what members have free, which leases die and when a step is done; check every grant on the way."""
+    first_step = data.draw(st.integers(0, shape["steps"] - 1))
+    first = first_step * shape["groups_per_step"]
+    dispatch, done = Dispatch(**shape, first=first), first_step
+    granted: Counter[Ticket] = Counter()
+    open_tickets: list[Ticket] = []
+    for _ in range(data.draw(st.integers(1, 25))):
+        action = data.draw(st.sampled_from(["grant", "lose", "step"]))
+        if action == "step":
+            done = min(done + 1, shape["steps"])
+        elif action == "lose" and open_tickets:
+            lost = data.draw(st.lists(st.sampled_from(open_tickets), unique=True))
+            dispatch.lose(lost)
+            open_tickets = [t for t in open_tickets if t not in lost]
+        elif action == "grant":
+            free, capacity = data.draw(FREE), dispatch.capacity(done)
+            leases = dispatch.grant(done, free)
+            tickets = [t for lease in leases for t in lease.tickets]
+            granted.update(tickets)
+            open_tickets += tickets
+            new_groups = {t.index for t in tickets if t.attempt == 0}
+            assert len(new_groups) == capacity - dispatch.capacity(done) <= capacity
+            assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
+            assert all(free[x.member] > 0 for x in leases)
+    horizon = min(done + 1 + shape["max_staleness"], shape["steps"]) * shape["groups_per_step"]
+    assert all(first <= t.index < horizon for t in granted)
+    assert set(granted.values()) <= {1}, "a ticket was granted twice under one attempt"
+    assert all(Ticket(t.index, t.sample, a) in granted for t in granted for a in range(t.attempt))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES)
+def test_a_whole_run_leases_every_sample_of_every_group_in_order(shape: dict[str, int]) -> None:
+    dispatch, tickets = Dispatch(**shape), []
+    for done in range(shape["steps"]):
+        while leases := dispatch.grant(done, {0: 1}):
+            tickets += leases[0].tickets
+    groups = range(shape["steps"] * shape["groups_per_step"])
+    assert tickets == [Ticket(i, k) for i in groups for k in range(shape["samples_per_group"])]
+
+
+def test_strictly_on_policy_leases_one_step_at_a_time() -> None:
+    dispatch = Dispatch(groups_per_step=2, samples_per_group=1, max_staleness=0, steps=9)
+    assert _indices(dispatch, done=0) == [0, 1]
+    assert _indices(dispatch, done=0) == []
+    assert _indices(dispatch, done=1) == [2, 3]
+
+
+def test_a_staleness_of_two_leases_two_steps_ahead() -> None:
+    dispatch = Dispatch(groups_per_step=2, samples_per_group=1, max_staleness=2, steps=9)
+    assert _indices(dispatch, done=0) == [0, 1, 2, 3, 4, 5]
+    assert _indices(dispatch, done=1) == [6, 7]
+
+
+def test_nothing_is_leased_beyond_the_last_step() -> None:
+    dispatch = Dispatch(groups_per_step=2, samples_per_group=1, max_staleness=5, steps=3)
+    assert _indices(dispatch, done=0) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_group_stays_on_the_member_with_most_room() -> None:
+    dispatch = Dispatch(groups_per_step=2, samples_per_group=4, max_staleness=0, steps=1)
+    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, {0: 5, 1: 6})}
+    assert {member: {t.index for t in tickets} for member, tickets in leases.items()} == {1: {0}, 0: {1}}
+
+
+def test_lost_tickets_come_first_under_the_next_attempt() -> None:
+    dispatch = Dispatch(groups_per_step=1, samples_per_group=2, max_staleness=1, steps=9)
+    dispatch.grant(0, {0: 2})
+    dispatch.lose([Ticket(0, 1), Ticket(0, 0)])
+    (lease,) = dispatch.grant(0, {3: 4})
+    assert lease.tickets == (Ticket(0, 0, 1), Ticket(0, 1, 1), Ticket(1, 0), Ticket(1, 1))
+
+
+def test_a_seed_follows_from_run_seed_uid_and_attempt() -> None:
+    tickets = [Ticket(1, 2), Ticket(1, 3), Ticket(2, 2), Ticket(1, 2, 1)]
+    seeds = [t.seed(7) for t in tickets] + [tickets[0].seed(8)]
+    assert len(set(seeds)) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[0] == 915023871853347778, "a run recorded elsewhere must resume here with the same responses"
+
+
+def test_uids_sort_like_tickets() -> None:
+    tickets = [Ticket(i, k) for i in (0, 2, 10, 90_000_000) for k in (0, 3, 20)]
+    assert sorted(tickets, key=lambda t: t.uid) == sorted(tickets)
+
+
+def _indices(dispatch: Dispatch, done: int) -> list[int]:
+    return [t.index for lease in dispatch.grant(done, {0: 100}) for t in lease.tickets]

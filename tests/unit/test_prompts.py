@@ -1,0 +1,160 @@
+"""Prompt files and their refusals, ids under every model, and the order of a run. The tokenizer is a stub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import RecipeError
+from configs.schema import Model
+from orchestrator.prompts import Prompt, PromptStream, read_rows, tokenize
+
+
+class Letters:
+    """A token a letter; the chat template puts role letters before turns and a `>` at the end."""
+
+    eos_token_id = 0
+
+    def __init__(self, template: str | None = "chat") -> None:
+        self.chat_template = template
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in ("^" if add_special_tokens else "") + text]}
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **options: Any) -> dict[str, list[int]]:
+        assert options == {"add_generation_prompt": True, "return_dict": True}
+        return self("".join(f"{t['role'][0]}:{t['content']};" for t in turns) + ">", add_special_tokens=False)
+
+
+def text(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+def read(tmp_path: Path, content: str, need_response: bool = False) -> list[dict[str, Any]]:
+    file = tmp_path / "p.jsonl"
+    file.write_text(content, encoding="utf-8")
+    return read_rows(file, need_response)
+
+
+def test_rows_keep_their_fields_and_blank_lines_are_skipped(tmp_path: Path) -> None:
+    rows = read(tmp_path, '{"prompt": "a", "answer": 1}\n\n  \n{"prompt": "é"}')
+    assert rows == [{"prompt": "a", "answer": 1}, {"prompt": "é"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", 'p.jsonl: prompt file is empty; give at least one line {"prompt": "..."}'),
+        ("\n \n", "p.jsonl: prompt file is empty"),
+        ('{"prompt": "a"}\n\n{"prompt": ', "p.jsonl line 3: is no JSON (Expecting value); write one object a line"),
+        ('["a"]', 'p.jsonl line 1: needs a non-empty "prompt"; found \'["a"]\''),
+        ('{"text": "a"}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
+        ('{"prompt": 3}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
+        ('{"prompt": " "}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
+    ],
+)
+def test_a_bad_prompt_file_is_refused_by_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        read(tmp_path, content)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a"}, {"prompt": "a", "response": ""}, {"prompt": "a", "response": 3}])
+def test_a_dataset_row_needs_a_response(tmp_path: Path, row: dict[str, Any]) -> None:
+    good = json.dumps({"prompt": "a", "response": "b"}) + "\n"
+    with pytest.raises(RecipeError, match='line 2: prefix: dataset needs a "response" in each row'):
+        read(tmp_path, good + json.dumps(row), need_response=True)
+    assert read(tmp_path, good, need_response=True) == [{"prompt": "a", "response": "b"}]
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("absent.jsonl", "binary", "."):
+        with pytest.raises(RecipeError, match="prompt file cannot be read .*; check data.prompts and data.heldout"):
+            read_rows(tmp_path / name)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=RecipeError, reason="prompts.py:53 str.splitlines also cuts at U+2028, which JSON allows raw"
+)
+def test_a_line_separator_inside_a_prompt_does_not_end_the_line(tmp_path: Path) -> None:
+    row = {"prompt": "one\u2028two\u0085three"}
+    assert read(tmp_path, json.dumps(row, ensure_ascii=False)) == [row]
+
+
+def test_each_model_reads_its_own_prompt() -> None:
+    models = {
+        "student": Model(path="s"),
+        "teacher": Model(path="t", system="be brief", prompt="{prompt} ({answer})"),
+        "unused": Model(path="u", prompt="{nowhere}"),
+    }
+    (prompt,) = tokenize([{"prompt": "why", "answer": 4}], models, dict.fromkeys(["student", "teacher"], Letters()), P)
+    assert {name: text(ids) for name, ids in prompt.ids.items()} == {
+        "student": "u:why;>",
+        "teacher": "s:be brief;u:why (4);>",
+    }
+    assert prompt.row == {"prompt": "why", "answer": 4} and prompt.response_ids is None
+
+
+def test_braces_in_a_row_are_text() -> None:
+    (prompt,) = tokenize([{"prompt": "{x} {}"}], {"student": Model(path="s")}, {"student": Letters()}, P)
+    assert text(prompt.ids["student"]) == "u:{x} {};>"
+
+
+def test_without_a_chat_template_turns_are_lines() -> None:
+    models = {"student": Model(path="s", system="sys")}
+    (prompt,) = tokenize([{"prompt": "why"}], models, {"student": Letters(template=None)}, P)
+    assert text(prompt.ids["student"]) == "^sys\nwhy"
+
+
+def test_a_response_ends_with_the_end_token_and_has_no_other_special_one() -> None:
+    rows = [{"prompt": "why", "response": "so"}]
+    (prompt,) = tokenize(rows, {"student": Model(path="s")}, {"student": Letters()}, P)
+    assert prompt.response_ids == [ord("s"), ord("o"), Letters.eos_token_id]
+
+
+def test_a_field_that_a_row_lacks_is_refused_by_name_and_row() -> None:
+    rows = [{"prompt": "a", "solution": "b"}, {"prompt": "c"}]
+    with pytest.raises(RecipeError, match=r"p.jsonl row 2: the model's prompt names the field 'solution', which"):
+        tokenize(rows, {"student": Model(path="s", prompt="{solution}")}, {"student": Letters()}, P)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=(ValueError, IndexError, AttributeError), reason="prompts.py:89 catches KeyError only"
+)
+@pytest.mark.parametrize("template", ["{prompt", "{}", "{prompt.nothing}"])
+def test_a_prompt_that_is_no_format_string_is_refused(template: str) -> None:
+    with pytest.raises(RecipeError):
+        tokenize([{"prompt": "a"}], {"student": Model(path="s", prompt=template)}, {"student": Letters()}, P)
+
+
+P = Path("p.jsonl")
+PROMPTS = [Prompt({"prompt": str(i)}, {}, None) for i in range(10)]
+
+
+def order(seed: int, count: int, shuffle: bool = True, first: int = 0) -> list[int]:
+    stream = PromptStream(PROMPTS, seed, shuffle)
+    return [int(stream[i].row["prompt"]) for i in range(first, first + count)]
+
+
+def test_an_epoch_is_a_permutation_and_the_next_is_another() -> None:
+    first, second = order(0, 10), order(0, 10, first=10)
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+
+
+def test_without_shuffle_the_order_is_the_file_s() -> None:
+    assert order(0, 12, shuffle=False) == [*range(10), 0, 1]
+
+
+def test_a_position_is_the_whole_state() -> None:
+    assert order(3, 25)[13:] == order(3, 12, first=13)
+    stream = PromptStream(PROMPTS, 3, True)
+    there_and_back = [stream[i] for i in (21, 2, 21)]
+    assert there_and_back[0] == there_and_back[2]
+
+
+def test_the_order_follows_from_the_seed() -> None:
+    assert order(1, 10) == order(1, 10) != order(2, 10)

@@ -1,0 +1,419 @@
+"""Recipes: what is refused and in which words, how files and overrides merge, and what `auto` becomes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.hardware import cpu_has_bf16, resolve_dtypes
+from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory, parse_recipe
+from configs.schema import Recipe
+
+SMALLEST: dict[str, Any] = {
+    "run": {"name": "r", "steps": 2},
+    "models": {"student": {"path": "/s"}, "teacher": {"path": "/t"}},
+    "data": {"prompts": "/p.jsonl"},
+    "batch": {"prompts_per_step": 4},
+    "sampling": {"max_response_tokens": 16},
+    "objective": {"target": "teacher"},
+    "learner": {"optimizer": {"lr": 0.1}},
+}
+CROSS_ENTROPY = {"objective.target": "data", "objective.prefix": "dataset", "objective.reverse_weight": 0.0}
+REMOVED = object()
+
+
+def tree(changes: dict[str, Any]) -> dict[str, Any]:
+    """SMALLEST with dotted keys set or removed."""
+    whole = copy.deepcopy(SMALLEST)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = whole
+        for part in parents:
+            node = node.setdefault(part, {})
+        if value is REMOVED:
+            del node[last]
+        else:
+            node[last] = value
+    return whole
+
+
+def recipe(**changes: Any) -> Recipe:
+    return parse_recipe(tree({key.replace("__", "."): value for key, value in changes.items()}))
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(tree(changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def write(file: Path, content: dict[str, Any] | str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return file
+
+
+# --- what a recipe says by itself ---
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stepz", 1, "stepz: unknown key; allowed: run, models, data, batch, sampling, objective, learner, rollout,"),
+        ("batch.prompts", 1, "batch.prompts: unknown key; allowed: prompts_per_step, samples_per_prompt, tokens_per_"),
+        ("rollout.resources.cpu", 1, "rollout.resources.cpu: unknown key; allowed: cpus, gpus, threads, labels"),
+        ("objective.outcome.w", 1, "objective.outcome.w: unknown key; allowed: weight, baseline"),
+        ("scorer.teacher.engin", "x", "scorer.teacher.engin: unknown key; allowed: engine, members, resources, dtype"),
+        ("models.teacher.sys", "x", "models.teacher.sys: unknown key; allowed: path, system, prompt"),
+        (
+            "reward.rules",
+            [{"kind": "length", "min": 3}],
+            "reward.rules.0.min: unknown key; allowed: kind, weight, text",
+        ),
+        ("run.labels", {}, "run.labels: unknown key; allowed: name, root, seed, steps"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_those_that_are_known(key: str, value: Any, message: str) -> None:
+    assert refusal({key: value}).startswith(message)
+
+
+@pytest.mark.parametrize("key", ["run", "run.steps", "models.student.path", "objective.target", "learner.optimizer.lr"])
+def test_what_is_missing_is_named(key: str) -> None:
+    assert refusal({key: REMOVED}) == f"{key}: missing; add it to the recipe"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("run.name", "a/b", "run.name: 'a/b' is wrong: string should match pattern"),
+        ("run.name", "..", "run.name: '..' is wrong"),
+        ("run.name", 7, "run.name: 7 is wrong: input should be a valid string"),
+        ("run.seed", -1, "run.seed: -1 is wrong: input should be greater than or equal to 0"),
+        ("run.steps", 0, "run.steps: 0 is wrong: input should be greater than 0"),
+        ("run.steps", 1.5, "run.steps: 1.5 is wrong: input should be a valid integer"),
+        ("run.steps", "many", "run.steps: 'many' is wrong: input should be a valid integer"),
+        ("models.teacher", None, "models.teacher: None is wrong"),
+        ("batch", 3, "batch: 3 is wrong: input should be a valid dictionary"),
+        ("batch.samples_per_prompt", 0, "batch.samples_per_prompt: 0 is wrong: input should be greater than 0"),
+        ("sampling.temperature", 0, "sampling.temperature: 0 is wrong: input should be greater than 0"),
+        ("sampling.top_p", 1.1, "sampling.top_p: 1.1 is wrong: input should be less than or equal to 1"),
+        (
+            "objective.reverse_weight",
+            2,
+            "objective.reverse_weight: 2 is wrong: input should be less than or equal to 1",
+        ),
+        (
+            "objective.support",
+            "half",
+            "objective.support: 'half' is wrong: input should be 'sampled', 'topk' or 'full'",
+        ),
+        ("objective.truncation", 0, "objective.truncation: 0 is wrong: input should be greater than 0"),
+        ("objective.logprob_floor", 0, "objective.logprob_floor: 0 is wrong: input should be less than 0"),
+        (
+            "objective.normalise",
+            "group",
+            "objective.normalise: 'group' is wrong: input should be 'token' or 'sequence'",
+        ),
+        ("objective.clip", -1, "objective.clip: needs low < high, or a positive number"),
+        ("objective.clip", [2, 1], "objective.clip: needs low < high, or a positive number"),
+        ("learner.optimizer.lr", float("nan"), "learner.optimizer.lr: nan is wrong: input should be greater than 0"),
+        ("learner.zero_stage", 4, "learner.zero_stage: 4 is wrong: input should be 0, 1, 2 or 3"),
+        ("rollout.dtype", "fp8", "rollout.dtype: 'fp8' is wrong: input should be 'bfloat16', 'float32' or 'auto'"),
+        (
+            "rollout.resources",
+            {"cpus": -1},
+            "rollout.resources.cpus: -1 is wrong: input should be greater than or equal",
+        ),
+        ("reward.rules", [{"kind": "regex"}], "reward.rules.0: a regex rule needs text"),
+        ("reward.rules", [{"kind": "contains", "text": ""}], "reward.rules.0: a contains rule needs text"),
+        ("max_staleness", -1, "max_staleness: -1 is wrong: input should be greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_path_value_and_what_is_allowed(key: str, value: Any, message: str) -> None:
+    assert refusal({key: value}).startswith(message)
+
+
+def test_every_finding_is_in_the_one_line() -> None:
+    assert refusal({"run.steps": 0, "batch.x": 1, "data.prompts": REMOVED}).count("; ") >= 3
+
+
+@pytest.mark.xfail(strict=True, reason="schema.py: accepted, and fails (or silently gives 0) when the run is under way")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward.rules": [{"kind": "regex", "text": "("}]},
+        {"reward.rules": [{"kind": "length", "low": 9, "high": 3}]},
+        {"learner.optimizer.betas": [2, 3]},
+        {"learner.optimizer.lr": float("inf")},
+        {"objective.clip": True},
+    ],
+    ids=str,
+)
+def test_values_that_cannot_work_are_refused_before_a_run(changes: dict[str, Any]) -> None:
+    refusal(changes)
+
+
+# --- combinations without a meaning ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models.student": REMOVED}, "models: no model named 'student'; add models.student.path"),
+        ({"objective.target": "nobody"}, "objective.target: 'nobody' is no model; allowed: ['teacher', 'data']"),
+        ({"objective.target": "student"}, "objective.target: 'student' is no model; allowed: ['teacher', 'data']"),
+        ({"scorer.other": {}}, "scorer.other: no such model; allowed: ['teacher']"),
+        ({"scorer.student": {}}, "scorer.student: no such model; allowed: ['teacher']"),
+        (
+            {"objective.target": "data", "objective.reverse_weight": 0.0},
+            "objective.target: 'data' needs prefix: dataset and support: sampled (cross-entropy)",
+        ),
+        (
+            CROSS_ENTROPY | {"objective.support": "topk"},
+            "objective.target: 'data' needs prefix: dataset and support: sampled (cross-entropy)",
+        ),
+        (
+            CROSS_ENTROPY | {"objective.reverse_weight": 1.0},
+            "objective.reverse_weight: cross-entropy on data is forward KL; set it to 0, without clip and outcome",
+        ),
+        (CROSS_ENTROPY | {"objective.clip": 5}, "objective.reverse_weight: cross-entropy on data is forward KL"),
+        (CROSS_ENTROPY | {"objective.outcome.weight": 1}, "objective.reverse_weight: cross-entropy on data is forward"),
+        (
+            {"objective.prefix": "dataset"},
+            "objective.support: 'sampled' with a teacher on dataset prefixes scores tokens the student did not draw;",
+        ),
+        (
+            {"sampling.temperature": 0.7},
+            "sampling: temperature 0.7, top_p 1.0 bias sampled-token terms; use 1.0 and 1.0, or support: topk or full",
+        ),
+        ({"sampling.top_p": 0.9}, "sampling: temperature 1.0, top_p 0.9 bias sampled-token terms;"),
+        (
+            {"objective.prefix": "dataset", "objective.support": "full", "objective.outcome.weight": 1},
+            "objective.outcome.weight: rewards need the student's own samples; set prefix: student",
+        ),
+        (
+            {"objective.support": "topk", "objective.clip": 5},
+            "objective.clip: bounds the sampled log-ratio; remove it, or set support: sampled",
+        ),
+        (
+            {"objective.support": "full", "scorer.teacher": {"engine": "vllm"}},
+            "scorer.teacher.engine: 'vllm' has no hidden states; support: full needs engine: torch",
+        ),
+        (
+            {"sampling.max_response_tokens": 512},
+            "sampling.max_response_tokens: 512 leaves no room for a prompt in rollout.max_context_tokens: 512",
+        ),
+        (
+            {"objective.outcome.baseline": "mean"},
+            "objective.outcome.baseline: a group baseline needs batch.samples_per_prompt > 1, or baseline: none",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_a_combination_without_a_meaning_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert refusal(changes).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        CROSS_ENTROPY,
+        {"objective.prefix": "dataset", "objective.support": "topk"},
+        {"objective.support": "full", "sampling.temperature": 0.7, "sampling.top_p": 0.9},
+        {"objective.support": "topk", "scorer.teacher": {"engine": "vllm"}},
+        {"objective.outcome": {"weight": 1.0, "baseline": "rloo"}, "batch.samples_per_prompt": 2},
+        {"sampling.max_response_tokens": 511},
+        {"models.unused": {"path": "/u"}},
+    ],
+    ids=str,
+)
+def test_the_nearest_combinations_that_mean_something_are_accepted(changes: dict[str, Any]) -> None:
+    parse_recipe(tree(changes))
+
+
+def test_a_scalar_clip_is_a_symmetric_interval() -> None:
+    assert recipe(objective__clip=5).objective.clip == (-5.0, 5.0)
+    assert recipe(objective__clip=[-1, 2]).objective.clip == (-1.0, 2.0)
+
+
+def test_only_the_target_is_scored() -> None:
+    assert recipe(models__other={"path": "/o"}).scored_models == ("teacher",)
+    assert parse_recipe(tree(CROSS_ENTROPY)).scored_models == ()
+
+
+# --- files and overrides ---
+
+
+def test_a_file_extends_another_and_its_keys_win(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", SMALLEST)
+    write(tmp_path / "middle.yaml", {"extends": "base.yaml", "run": {"steps": 7, "seed": 3}})
+    top = write(tmp_path / "top.yaml", {"extends": "middle.yaml", "run": {"seed": 4}})
+    run = load_recipe(top).run
+    assert (run.name, run.steps, run.seed) == ("r", 7, 4)
+
+
+def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> None:
+    base = tree({"data.prompts": "p.jsonl", "models.student.path": "../student", "models.teacher.path": "bundled:T"})
+    write(tmp_path / "shared" / "base.yaml", base)
+    top = write(tmp_path / "mine" / "top.yaml", {"extends": "../shared/base.yaml", "data": {"heldout": "sub/h.jsonl"}})
+    loaded = load_recipe(top)
+    assert loaded.data.prompts == str(tmp_path / "shared" / "p.jsonl")
+    assert loaded.data.heldout == str(tmp_path / "mine" / "sub" / "h.jsonl")
+    assert {name: m.path for name, m in loaded.models.items()} == {
+        "student": str(tmp_path / "student"),
+        "teacher": "bundled:T",
+    }
+
+
+def test_paths_in_an_override_belong_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "recipes" / "r.yaml", SMALLEST)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    loaded = load_recipe(file, ["data.prompts=p.jsonl", "models.student.path=~/s", "models.teacher.path=/abs/t"])
+    assert loaded.data.prompts == str(tmp_path / "p.jsonl")
+    assert {m.path for m in loaded.models.values()} == {"/home/me/s", "/abs/t"}
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", SMALLEST)
+    loaded = load_recipe(
+        file,
+        ["run.steps=5", "run.steps=6", "learner.optimizer.lr=1e-5", "objective.clip=[-1, 4]", "rollout={members: 3}"],
+    )
+    assert (loaded.run.steps, loaded.learner.optimizer.lr, loaded.objective.clip) == (6, 1e-5, (-1.0, 4.0))
+    assert loaded.rollout.members == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.steps", "override 'run.steps': write it as key=value, e.g. batch.prompts_per_step=8"),
+        ("=5", "override '=5': write it as key=value"),
+        ("run..steps=5", "override 'run..steps=5': write it as key=value"),
+        ("run.steps=[", "override 'run.steps=[': the value is no YAML; quote it"),
+        ("run.stepz=5", "run.stepz: unknown key; allowed: name, root, seed, steps"),
+        ("run.steps=", "run.steps: None is wrong: input should be a valid integer"),
+        ("models=3", "models: 3 is wrong"),
+        ("data=3", "data: 3 is wrong"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    file = write(tmp_path / "r.yaml", SMALLEST)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file, [override])
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "r.yaml: a recipe is a mapping of keys, found NoneType"),
+        ("- run", "r.yaml: a recipe is a mapping of keys, found list"),
+        ("run: {", "r.yaml: is no YAML (while parsing a flow node"),
+        ("run: \x00", "r.yaml: is no YAML (unacceptable character"),
+        (
+            "extends: nowhere.yaml",
+            "nowhere.yaml: cannot be read (No such file or directory); give the path of a recipe",
+        ),
+        ("extends: r.yaml", "r.yaml: extends itself through r.yaml; remove one extends"),
+        ("extends: .", "cannot be read (Is a directory)"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path / "r.yaml", content))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "b.yaml", {"extends": "a.yaml"})
+    with pytest.raises(RecipeError, match=r"a.yaml: extends itself through a.yaml -> b.yaml; remove one extends"):
+        load_recipe(write(tmp_path / "a.yaml", {"extends": "b.yaml"}))
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="load.py:74 joins whatever `extends` holds to a path")
+@pytest.mark.parametrize("parent", ["3", "[base.yaml]"])
+def test_extends_that_is_no_path_is_refused(tmp_path: Path, parent: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(write(tmp_path / "r.yaml", f"extends: {parent}"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective.clip": [float("-inf"), 5.0], "objective.truncation": None},
+        {"models.teacher.system": "Tu es bref, très: {prompt}\n# oui\n", "scorer.teacher": {"dtype": "float32"}},
+        {"reward.rules": [{"kind": "regex", "text": r"^\d+$"}], "rollout.resources": {"labels": {"zone": "no"}}},
+        {"learner.optimizer.lr": 1e-5, "learner.optimizer.betas": [0.8, 0.9], "run.name": "0123"},
+    ],
+    ids=str,
+)
+def test_a_dumped_recipe_loads_to_an_equal_tree(tmp_path: Path, changes: dict[str, Any]) -> None:
+    before = parse_recipe(tree(changes))
+    assert load_recipe(write(tmp_path / "dumped.yaml", dump_recipe(before))) == before
+
+
+def test_bundled_models_lie_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOGRATIO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_directory() == Path("/x/logratio")
+    monkeypatch.setenv("LOGRATIO_CACHE", "/c")
+    assert model_directory("bundled:M") == Path("/c/models/M")
+    assert model_directory("/elsewhere/M") == Path("/elsewhere/M")
+
+
+# --- dtype: auto ---
+
+
+def test_auto_is_bfloat16_only_where_the_hardware_computes_it() -> None:
+    plain = recipe()
+    for has_bf16, dtype in ((True, "bfloat16"), (False, "float32")):
+        resolved = resolve_dtypes(plain, has_bf16)
+        assert {resolved.rollout.dtype, resolved.learner.dtype, resolved.scorer_of("teacher").dtype} == {dtype}
+
+
+def test_auto_on_a_gpu_is_bfloat16_role_by_role() -> None:
+    resolved = resolve_dtypes(recipe(learner__resources={"gpus": 1}), False)
+    assert (resolved.learner.dtype, resolved.rollout.dtype) == ("bfloat16", "float32")
+
+
+def test_a_dtype_that_was_chosen_stays() -> None:
+    resolved = resolve_dtypes(recipe(rollout__dtype="float32", scorer__teacher={"dtype": "float32"}), True)
+    assert (resolved.rollout.dtype, resolved.scorer_of("teacher").dtype) == ("float32", "float32")
+    assert resolved.learner.dtype == "bfloat16"
+
+
+def test_resolving_changes_nothing_else_and_is_done_once() -> None:
+    before = recipe(objective__clip=5, scorer__teacher={"members": 3})
+    after = resolve_dtypes(before, True)
+    assert resolve_dtypes(after, False) == after
+    assert after.scorer["teacher"].members == 3 and after.objective == before.objective
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 sse\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("flags\t\t: fpu avx512f avx2\n", False),
+        ("model name\t: avx512_bf16\nflags\t\t: fpu\n", False),
+        pytest.param(
+            "processor\t: 0\nFeatures\t: fp asimd sve bf16 i8mm\n",
+            True,
+            marks=pytest.mark.xfail(strict=True, reason="hardware.py:30 looks for 'lags'; Arm's line is 'Features'"),
+        ),
+    ],
+    ids=["avx512", "amx", "neither", "only in the name", "arm"],
+)
+def test_bf16_is_read_from_the_processor_s_flags(tmp_path: Path, cpuinfo: str, expected: bool) -> None:
+    assert cpu_has_bf16(write(tmp_path / "cpuinfo", cpuinfo)) is expected
+
+
+def test_an_unknown_processor_is_taken_to_have_none(tmp_path: Path) -> None:
+    assert cpu_has_bf16(tmp_path / "absent") is False

@@ -1,0 +1,160 @@
+"""The wire: what is packed comes back, headers say what is inside, and a token costs what the contract allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.records import (
+    SAMPLES,
+    TRAINED,
+    Sample,
+    Score,
+    ScoreTable,
+    header_of,
+    pack_samples,
+    pack_scores,
+    trained_batch,
+    unpack_samples,
+)
+
+RESPONSES, TOKENS = 16, 100
+
+
+def sample(uid: str = "00000000.000", tokens: int = 3, **changes: Any) -> Sample:
+    whole = Sample(
+        uid=uid, group=uid.split(".")[0], attempt=1, seed=2**62 + 1, prompt_ids=[7, 8],
+        response_ids=list(range(tokens)), rollout_logprobs=[-0.5] * tokens, loss_spans=[(0, tokens)],
+        turns=[(0, tokens)], finish="stop", versions=[4] * tokens,
+    )  # fmt: skip
+    return dataclasses.replace(whole, **changes)
+
+
+def score(uid: str, tokens: int, k: int = 0, seed: int = 0) -> Score:
+    rng = np.random.default_rng(seed)
+    support: dict[str, Any] = {}
+    if k:
+        support["support_ids"] = rng.integers(0, 50_000, (tokens, k), dtype=np.int32)
+        support["support_logprobs"] = -rng.random((tokens, k)).astype(np.float16)
+        support["tail_logprob"] = -rng.random(tokens).astype(np.float32)
+    return Score(uid, -rng.random(tokens).astype(np.float32), **support)
+
+
+def uids(count: int) -> list[str]:
+    return [f"{i:08d}.000" for i in range(count)]
+
+
+def test_samples_come_back_as_they_were_sent() -> None:
+    sent = [sample("a.0", 3), sample("a.1", 0), sample("b.0", 5, loss_spans=[(1, 2), (4, 5)], finish="length")]
+    payload, header = pack_samples(sent)
+    assert payload.schema == SAMPLES and header.payload_bytes == payload.nbytes
+    for before, after in zip(sent, unpack_samples(payload), strict=True):
+        spans = {name: [tuple(span) for span in getattr(after, name)] for name in ("loss_spans", "turns")}
+        assert dataclasses.replace(after, **spans) == before
+
+
+def test_no_samples_are_an_empty_payload() -> None:
+    payload, header = pack_samples([])
+    assert (payload.num_rows, header.samples, unpack_samples(payload)) == (0, (), [])
+
+
+def test_columns_are_those_of_the_contract() -> None:
+    names = "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions"
+    assert names.split() == SAMPLES.names
+
+
+def test_a_header_counts_loss_tokens_and_their_versions_only() -> None:
+    header = header_of(sample(tokens=5, loss_spans=[(1, 3), (4, 5)], versions=[0, 3, 4, 0, 5]))
+    assert (header.prompt_tokens, header.response_tokens, header.loss_tokens) == (2, 5, 3)
+    assert (header.version_min, header.version_sum) == (3, 12)
+
+
+def test_a_sample_without_loss_tokens_has_a_header_that_says_so() -> None:
+    header = header_of(sample(tokens=2, loss_spans=[]))
+    assert (header.loss_tokens, header.version_min, header.version_sum) == (0, 0, 0)
+
+
+def test_headers_follow_the_order_of_rows() -> None:
+    payload, header = pack_samples([sample("b.0"), sample("a.0")])
+    assert [h.uid for h in header.samples] == payload.column("uid").to_pylist() == ["b.0", "a.0"]
+
+
+def test_scores_come_back_by_uid_row_major() -> None:
+    sent = [score("a.0", 3, k=2, seed=1), score("a.1", 5, k=2, seed=2)]
+    payload, header = pack_scores(sent, {"a.2": "too long"}, 9)
+    assert (header.uids, header.rejected, header.tokens, header.scorer_version) == (
+        ("a.0", "a.1"),
+        {"a.2": "too long"},
+        8,
+        9,
+    )
+    assert header.payload_bytes == payload.nbytes
+    table = ScoreTable(payload)
+    assert "a.1" in table and "a.2" not in table
+    for row in sent:
+        assert (table.values(row.uid, "logprobs") == row.logprobs).all()
+        assert (table.values(row.uid, "support_ids").reshape(-1, 2) == row.support_ids).all()
+        assert (table.values(row.uid, "support_logprobs").reshape(-1, 2) == row.support_logprobs).all()
+        assert (table.values(row.uid, "tail_logprob") == row.tail_logprob).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns"),
+    [
+        ({}, []),
+        ({"entropy": np.ones(3)}, ["entropy"]),
+        ({"hidden": b"123456"}, ["hidden"]),
+    ],
+)
+def test_a_payload_has_only_the_columns_of_its_support(changes: dict[str, Any], columns: list[str]) -> None:
+    payload, _ = pack_scores([dataclasses.replace(score("a.0", 3), **changes)], {}, 0, "bfloat16")
+    assert payload.schema.names == ["uid", "scorer_version", "logprobs", *columns]
+    table = ScoreTable(payload)
+    assert not table.has("support_ids") and table.hidden_dtype == "bfloat16"
+    if "hidden" in changes:
+        assert table.hidden("a.0") == b"123456"
+
+
+def test_a_block_of_which_nothing_could_be_scored_still_has_a_payload() -> None:
+    payload, header = pack_scores([], {"a.0": "empty response"}, 0)
+    assert (payload.num_rows, header.uids, header.tokens) == (0, (), 0)
+    assert "a.0" not in ScoreTable(payload) and ScoreTable(payload).hidden_dtype is None
+
+
+def test_logprobs_travel_as_f32_or_f16() -> None:
+    payload, _ = pack_scores([score("a.0", 3, k=2)], {}, 0)
+    kinds = {f.name: f.type.value_type for f in payload.schema if "logprob" in f.name}
+    kinds["rollout_logprobs"] = SAMPLES.field("rollout_logprobs").type.value_type
+    assert set(kinds.values()) <= {pa.float16(), pa.float32()} and len(kinds) == 4
+
+
+def test_sampled_scores_cost_at_most_4_bytes_a_token_and_64_a_response() -> None:
+    payload, _ = pack_scores([score(uid, TOKENS) for uid in uids(RESPONSES)], {}, 0)
+    assert _on_the_wire(payload) <= RESPONSES * (TOKENS * 4 + 64)
+
+
+@pytest.mark.parametrize("k", [1, 8, 32])
+def test_topk_scores_cost_at_most_6k_plus_8_bytes_a_token_and_64_a_response(k: int) -> None:
+    payload, _ = pack_scores([score(uid, TOKENS, k) for uid in uids(RESPONSES)], {}, 0)
+    assert _on_the_wire(payload) <= RESPONSES * (TOKENS * (6 * k + 8) + 64)
+
+
+def test_trained_samples_keep_every_column_and_null_what_is_unknown() -> None:
+    sent = [sample("a.0", 2), sample("a.1", 1)]
+    student = [np.full(len(s.response_ids), -2.0, np.float32) for s in sent]
+    batch = trained_batch(sent, [0.5, None], student, [np.array([-1.0, -3.0]), None])
+    assert batch.schema == TRAINED
+    rows = batch.to_pylist()
+    assert [row["reward"] for row in rows] == [0.5, None]
+    assert [row["teacher_logprobs"] for row in rows] == [[-1.0, -3.0], None]
+    assert [row["student_logprobs"] for row in rows] == [[-2.0, -2.0], [-2.0]]
+    assert unpack_samples(batch) == unpack_samples(pack_samples(sent)[0])
+
+
+def _on_the_wire(payload: pa.RecordBatch) -> int:
+    """Bytes of all buffers, validity bitmaps included: nothing may hide from nbytes."""
+    return max(payload.nbytes, payload.get_total_buffer_size())
