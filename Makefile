@@ -4,6 +4,8 @@
 .PHONY: help setup quickstart lint format test test-system bench clean
 
 BIN := .venv/bin
+# Every engine is a process that imports thousands of modules: without the bytecode cache each compiles them again.
+export PYTHONDONTWRITEBYTECODE :=
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile

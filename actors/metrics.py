@@ -16,6 +16,7 @@ STEP_METRICS: dict[str, str] = {
     "reverse_kl": "KL(student||teacher) on this step's prefixes, nats a token; on sampled support the mean k1",
     "forward_kl": "KL(teacher||student) on this step's prefixes, nats a token; null on sampled support",
     "kl_support": "support of the KLs: sampled | topk | full",
+    "reverse_kl_k3": "on sampled support the mean of k3, another estimate of the reverse KL that is never negative",
     "entropy": "student entropy over the full vocabulary at temperature 1, nats a token",
     "teacher_entropy": "teacher entropy over the full vocabulary at temperature 1, nats a token",
     "grad_norm": "global gradient norm before clipping",

@@ -163,7 +163,7 @@ async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:
     if config.engine == "vllm":
         from actors.scorer_vllm import VllmEngine
 
-        return await VllmEngine.start(config, model, vocabulary)
+        return await VllmEngine.start(config, model)
     from actors.scorer_torch import TorchEngine
 
     return await asyncio.to_thread(TorchEngine, config, model, vocabulary)

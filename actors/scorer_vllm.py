@@ -11,21 +11,19 @@ from typing import Any
 import numpy as np
 
 from actors.records import Score, ScoreRequest
+from configs.schema import VLLM_MAX_TOPK
 from configs.schema import Scorer as ScorerConfig
-
-MAX_TOPK = 256  # cap on log-probs a request may ask for; unlimited would let one request exhaust memory
 
 
 class VllmEngine:
     hidden_dtype = "none"
 
-    def __init__(self, engine: Any, vocabulary: int) -> None:
+    def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._vocabulary = vocabulary
         self._numbers = itertools.count()
 
     @classmethod
-    async def start(cls, config: ScorerConfig, model: Path, vocabulary: int) -> VllmEngine:
+    async def start(cls, config: ScorerConfig, model: Path) -> VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -36,20 +34,18 @@ class VllmEngine:
             max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
             gpu_memory_utilization=config.gpu_memory_fraction,
             enforce_eager=True,
-            max_logprobs=MAX_TOPK,
+            max_logprobs=VLLM_MAX_TOPK,
             distributed_executor_backend="uni",
             trust_remote_code=False,
             enable_log_requests=False,
             disable_log_stats=True,
         )
-        return cls(AsyncLLM.from_engine_args(arguments), vocabulary)
+        return cls(AsyncLLM.from_engine_args(arguments))
 
     async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
         """Raises ValueError for what prompt log-probs cannot give."""
         if request.support == "full" or request.entropy:
             raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
-        if request.topk > MAX_TOPK:
-            raise ValueError(f"objective.topk {request.topk} exceeds the vllm scorer's {MAX_TOPK}; use engine: torch")
         return list(await asyncio.gather(*(self._one(item, request) for item in items)))
 
     async def replace(self, tensors: dict[str, Any]) -> None:

@@ -27,4 +27,8 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bf16 in hardware; False where that cannot be read."""
     if not cpuinfo.exists():
         return False
-    return any(_BF16_FLAGS & set(line.split()) for line in cpuinfo.read_text().splitlines() if "lags" in line[:9])
+    return any(
+        _BF16_FLAGS & set(line.split())
+        for line in cpuinfo.read_text().splitlines()
+        if line.startswith(("flags", "Features"))
+    )

@@ -70,6 +70,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(tree).__name__}")
     parent = tree.pop("extends", None)
+    if parent is not None and not isinstance(parent, str):
+        raise RecipeError(f"{path}: extends: {parent!r} is no path; name one recipe file")
     tree = _anchor(tree, path.parent)
     return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
 

@@ -6,16 +6,19 @@ refused before any actor starts, in one line that names the path, the value and 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
 STUDENT = "student"
+VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
 DATA = "data"  # objective.target when the dataset's own tokens are the target
 
 
@@ -94,6 +97,13 @@ class Objective(Node):
     outcome: Outcome = Outcome()
     normalise: Literal["token", "sequence"] = "token"
 
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _clip_is_no_switch(cls, clip: Any) -> Any:
+        if isinstance(clip, bool):
+            raise ValueError("needs a number of nats, or [low, high]")
+        return clip
+
     @field_validator("clip")
     @classmethod
     def _clip_is_an_interval(cls, clip: float | tuple[float, float] | None) -> tuple[float, float] | None:
@@ -158,6 +168,13 @@ class Rule(Node):
     def _has_its_pattern(self) -> Rule:
         if self.kind in ("contains", "regex") and not self.text:
             raise ValueError(f"a {self.kind} rule needs text")
+        if self.kind == "regex":
+            try:
+                re.compile(self.text or "")
+            except re.error as error:
+                raise ValueError(f"{self.text!r} is no regular expression ({error})") from None
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}; no response could be that long")
         return self
 
 
@@ -170,8 +187,8 @@ class Reward(Node):
 
 class Optimizer(Node):
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0)]
-    betas: tuple[float, float] = (0.9, 0.95)
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_steps: NonNegative = 0
@@ -260,7 +277,7 @@ class Recipe(Node):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Recipe:
-        for refuse in (_refuse_unknown_models, _refuse_biased_estimators, _refuse_small_contexts, _refuse_lone_groups):
+        for refuse in _REFUSALS:
             refuse(self)
         return self
 
@@ -313,8 +330,20 @@ def _refuse_biased_estimators(recipe: Recipe) -> None:
     if objective.support != "sampled" and objective.clip is not None:
         raise ValueError("objective.clip: bounds the sampled log-ratio; remove it, or set support: sampled")
     for name in recipe.scored_models:
-        if objective.support == "full" and recipe.scorer_of(name).engine == "vllm":
+        if recipe.scorer_of(name).engine != "vllm":
+            continue
+        if objective.support == "full":
             raise ValueError(f"scorer.{name}.engine: 'vllm' has no hidden states; support: full needs engine: torch")
+        if objective.support == "topk" and objective.topk > VLLM_MAX_TOPK:
+            raise ValueError(f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} of engine: vllm; use torch")
+
+
+def _refuse_split_engines(recipe: Recipe) -> None:
+    gpus, parallel = recipe.rollout.resources.gpus, recipe.rollout.tensor_parallel
+    if parallel > 1 and gpus != parallel:
+        raise ValueError(
+            f"rollout.tensor_parallel: {parallel} needs rollout.resources.gpus: {parallel}, found {gpus:g}"
+        )
 
 
 def _refuse_small_contexts(recipe: Recipe) -> None:
@@ -326,7 +355,18 @@ def _refuse_small_contexts(recipe: Recipe) -> None:
 
 
 def _refuse_lone_groups(recipe: Recipe) -> None:
+    if recipe.objective.outcome.weight and not recipe.reward.rules:
+        raise ValueError("objective.outcome.weight: no reward.rules to earn it; add a rule, or set the weight to 0")
     if recipe.objective.outcome.baseline != "none" and recipe.batch.samples_per_prompt == 1:
         raise ValueError(
             "objective.outcome.baseline: a group baseline needs batch.samples_per_prompt > 1, or baseline: none"
         )
+
+
+_REFUSALS = (
+    _refuse_unknown_models,
+    _refuse_biased_estimators,
+    _refuse_split_engines,
+    _refuse_small_contexts,
+    _refuse_lone_groups,
+)

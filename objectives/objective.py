@@ -162,7 +162,9 @@ def _readings(config: ObjectiveConfig, tokens: Tokens) -> dict[str, Tensor]:
         readings["reverse_kl"] = _support_kl(config, tokens, 1.0)
         readings["forward_kl"] = _support_kl(config, tokens, 0.0)
     elif tokens.teacher_logprob is not None:
-        readings["reverse_kl"] = -signal.clipped_log_ratio(tokens.student_logprob, tokens.teacher_logprob)
+        teacher = tokens.teacher_logprob.clamp(min=config.logprob_floor)
+        readings["reverse_kl"] = -signal.clipped_log_ratio(tokens.student_logprob, teacher)
+        readings["reverse_kl_k3"] = signal.k3(tokens.student_logprob, teacher)
     if tokens.teacher_entropy is not None:
         readings["teacher_entropy"] = tokens.teacher_entropy
     return readings

@@ -47,6 +47,9 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int) -> Path:
     folder = partial.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+    given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off
+    for old in given_up:
+        shutil.rmtree(old)
     for old in _folders(run)[keep:]:
         shutil.rmtree(old)
     return folder
@@ -69,7 +72,9 @@ def rewind(run: Path, saved: Saved | None) -> int:
     """
     metrics = run / METRICS
     text = metrics.read_bytes() if metrics.exists() else b""
-    highest = max((json.loads(line)["policy_version"] for line in text.splitlines() if _whole(line)), default=0)
+    lost_before = (run / f"{METRICS}.lost").read_bytes() if (run / f"{METRICS}.lost").exists() else b""
+    lines = [line for line in (*lost_before.splitlines(), *text.splitlines()) if _whole(line)]
+    highest = max((json.loads(line)["policy_version"] for line in lines), default=0)
     length = saved.metrics_bytes if saved else 0
     if text[length:]:
         with (run / f"{METRICS}.lost").open("ab") as lost:
@@ -83,16 +88,21 @@ def rewind(run: Path, saved: Saved | None) -> int:
 
 
 def _folders(run: Path) -> list[Path]:
-    found = [f for f in (run / "checkpoints").glob("step_*") if f.suffix != ".partial"]
-    return sorted(found, key=lambda f: -int(f.name.removeprefix("step_")))
+    found = [f for f in (run / "checkpoints").glob("step_*") if f.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda f: -_step(f))
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        whole = all(_fingerprint(folder / name) == print_ for name, print_ in manifest["files"].items())
-    except (OSError, json.JSONDecodeError, KeyError):
-        return None
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        whole = all(_fingerprint(folder / name) == mark for name, mark in manifest["files"].items())
+        whole = whole and STATE in manifest["files"] and METRICS in manifest["logs"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # cut short or not ours: whatever is wrong with it, it is not whole
     return manifest if whole else None
 
 

@@ -10,8 +10,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +21,11 @@ from rich.table import Table
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, load_recipe
 from configs.schema import Recipe
+
+if TYPE_CHECKING:
+    from orchestrator.display import Display
+    from orchestrator.preflight import Inputs
+    from orchestrator.run import Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False)
@@ -109,12 +115,10 @@ def main() -> None:
     """Entry point: bad input becomes one line and exit code 2."""
     warnings.filterwarnings("ignore")
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
         _say_error(str(error))
         sys.exit(2)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except Exception as error:
         if not type(error).__module__.startswith(("click", "typer")):
             raise
@@ -140,83 +144,98 @@ def run_directory(recipe: Recipe) -> Path:
 def _execute(recipe: Recipe, directory: Path) -> None:
     """Preflight, cluster, run, report; ends the process with the run's exit code."""
     from orchestrator import cluster
+    from orchestrator.display import Display
 
     with cluster.own_name(directory), _removed_if_unused(directory):
-        console.print(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers", markup=False)
-        code = _run_on_cluster(recipe, directory)
-    raise typer.Exit(code)
+        with Display(recipe.run.steps) as display:
+            display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
+            outcome = _run_on_cluster(recipe, directory, display)
+        outcome.say(directory)
+    raise typer.Exit(outcome.code)
 
 
-def _run_on_cluster(recipe: Recipe, directory: Path) -> int:
+def _run_on_cluster(recipe: Recipe, directory: Path, display: Display) -> Outcome:
     from orchestrator import cluster, preflight
 
     inputs = preflight.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
         preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
-    console.print("starting Ray", markup=False)
+    display.phase("starting Ray")
     with cluster.connected(recipe, directory):
         if cluster.joins_cluster(recipe):
             preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
-        return asyncio.run(_drive(recipe, directory, inputs))
+        return asyncio.run(_drive(recipe, directory, inputs, display))
 
 
-async def _drive(recipe: Recipe, directory: Path, inputs: Any) -> int:
-    from orchestrator.display import Display
+async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Display) -> Outcome:
     from orchestrator.driver import serve_commands
     from orchestrator.layout import build_pools
     from orchestrator.run import FAILED, Run
     from orchestrator.transport import RayTransport
 
     pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
-    training: Run | None = None
-    display = Display(recipe.run.steps, lambda: training.meter.working() if training else ())
-    with display:
-        training = Run(recipe, directory, inputs, pools, display)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, training.stop)
-        try:
-            async with serve_commands(training, display):
-                code = await training.execute()
-        except Exception as failure:
-            error = _first(failure)
-            if isinstance(error, RecipeError):
-                raise error from None
-            _say_error(_described(failure, error, directory))
-            return FAILED
-        finally:
-            display.phase("stopping the roles")
-            await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
-        display.phase("writing the report")
-        report = await asyncio.to_thread(_write_report, directory, inputs.tokenizer)
-    _print_outcome(directory, training, report, code)
-    return code
+    training = Run(recipe, directory, inputs, pools, display)
+    display.working = training.meter.working
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, training.stop)
+    said = None
+    try:
+        async with serve_commands(training, display):
+            code = await training.execute()
+    except Exception as failure:
+        error = _first(failure)
+        if isinstance(error, RecipeError):
+            raise error from None
+        code, said = FAILED, _described(failure, error, directory)
+        training.summarise(FAILED)
+    finally:
+        display.phase("stopping the roles")
+        await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
+    display.phase("writing the report")
+    report = await asyncio.to_thread(_write_report, directory, inputs.tokenizer)
+    return Outcome(code, training, report, said)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, said once the live display is gone."""
+
+    code: int
+    training: Run
+    report: Path
+    error: str | None
+
+    def say(self, directory: Path) -> None:
+        """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
+        if self.error:
+            _say_error(self.error)
+        elif self.training.progress.step < self.training.recipe.run.steps:
+            step = self.training.progress.step
+            console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
+        else:
+            self._say_change(directory)
+        console.print(f"report: {self.report}", soft_wrap=True)
+
+    def _say_change(self, directory: Path) -> None:
+        from orchestrator.display import answers_table
+        from orchestrator.report import held_out_answers
+
+        tokenizer = self.training.inputs.tokenizer
+        if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids))):
+            console.print(answers_table(answers))
+        before, after = self.training.evaluations["before"], self.training.evaluations["after"]
+        if before and after and before["reverse_kl"]:
+            change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
+            console.print(
+                f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "
+                f"({change:+.0f}%)"
+            )
 
 
 def _write_report(directory: Path, tokenizer: Any) -> Path:
     from orchestrator.report import write_report
 
     return write_report(directory, lambda ids: tokenizer.decode(list(ids)))
-
-
-def _print_outcome(directory: Path, training: Any, report: Path, code: int) -> None:
-    from orchestrator.display import answers_table
-    from orchestrator.report import held_out_answers
-    from orchestrator.run import STOPPED
-
-    tokenizer = training.inputs.tokenizer
-    answers = held_out_answers(directory, lambda ids: tokenizer.decode(list(ids)))
-    if code == STOPPED:
-        console.print(f"stopped at step {training.progress.step}; go on with: logratio resume {directory.name}")
-    elif answers:
-        console.print(answers_table(answers))
-    before, after = training.evaluations["before"], training.evaluations["after"]
-    if before and after and before["reverse_kl"] is not None:
-        change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
-        console.print(
-            f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "
-            f"({change:+.0f}%)"
-        )
-    console.print(f"report: {report}", soft_wrap=True)
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
@@ -268,14 +287,12 @@ def _get(ref: Any) -> Any:
 
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Any) -> None:
-    import tempfile
-
     from orchestrator import cluster, preflight
 
     if not cluster.joins_cluster(recipe):
         preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
         return
-    with tempfile.TemporaryDirectory() as scratch, cluster.connected(recipe, Path(scratch)):
+    with cluster.driver(recipe):
         preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
 
 

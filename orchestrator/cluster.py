@@ -21,6 +21,7 @@ from configs.schema import Recipe
 from orchestrator.preflight import MIB, Capacity, free_disk, local_capacity
 
 CONTROL_FILE = "control.json"
+_DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 
 
 @contextlib.contextmanager
@@ -45,14 +46,27 @@ def own_name(directory: Path) -> Iterator[None]:
 def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
     """A Ray driver for the time of a run, and the control file that leads commands to it."""
     sweep(recipe.run.name)
-    _connect(recipe)
     try:
-        _write_control(directory)
-        yield
+        with driver(recipe):
+            _write_control(directory)
+            yield
     finally:
         (directory / CONTROL_FILE).unlink(missing_ok=True)
-        _ray().shutdown()
         sweep(recipe.run.name)
+
+
+@contextlib.contextmanager
+def driver(recipe: Recipe) -> Iterator[None]:
+    """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
+    if address := _address(recipe):
+        _prepare_environment()
+        _ray().init(address=address, **_DRIVER)
+    else:
+        start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
+    try:
+        yield
+    finally:
+        _ray().shutdown()
 
 
 @contextlib.contextmanager
@@ -64,7 +78,7 @@ def attached(directory: Path) -> Iterator[Any]:
     address = json.loads(control.read_text())["address"]
     _prepare_environment()
     try:
-        _ray().init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        _ray().init(address=address, **_DRIVER)
         yield _ray().get_actor(control_name(directory.name))
     except (ConnectionError, ValueError) as error:
         raise RecipeError(f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died") from None
@@ -96,19 +110,22 @@ def sweep(run: str) -> None:
     shutil.rmtree(shared_folder(run), ignore_errors=True)
 
 
-def _connect(recipe: Recipe) -> None:
+def loopback_only() -> None:
+    """Keep Ray on 127.0.0.1. It turns that into the machine's own address unless it believes that its clusters cannot
+    span machines, and it reads this when it is first imported."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
+def start_local(cpus: int, object_store_mib: int | None) -> None:
+    """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard."""
+    loopback_only()
     _prepare_environment()
-    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
-    if address := _address(recipe):
-        _ray().init(address=address, **common)
-        return
-    store = recipe.cluster.object_store_mib
     _ray().init(
-        num_cpus=os.cpu_count(),
+        num_cpus=cpus,
         include_dashboard=False,
-        object_store_memory=store * MIB if store else None,
+        object_store_memory=object_store_mib * MIB if object_store_mib else None,
         _node_ip_address="127.0.0.1",
-        **common,
+        **_DRIVER,
     )
 
 

@@ -17,13 +17,14 @@ HEARTBEAT_SECONDS = 8.0  # a plain log is never silent for longer
 
 
 class Display:
-    """Observer that draws. `working` says which roles are busy now, `steps` how many there will be."""
+    """Observer that draws. `working` says which roles are busy now, `steps` how many steps there will be."""
 
-    def __init__(self, steps: int, working: Callable[[], Sequence[str]], console: Console | None = None) -> None:
+    working: Callable[[], Sequence[str]] = staticmethod(tuple)
+
+    def __init__(self, steps: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=False, highlight=False)
         self._steps = steps
-        self._working = working
-        self._phase = "reading the recipe"
+        self._phase = ""
         self._line: Mapping[str, Any] = {}
         self._began = time.monotonic()
         self._first_step: tuple[int, float] | None = None
@@ -52,6 +53,10 @@ class Display:
     def phase(self, text: str) -> None:
         self._phase = text
         self._say(text)
+
+    def notice(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self._print(text)
 
     def step(self, line: Mapping[str, Any]) -> None:
         self._phase = "training"
@@ -86,7 +91,7 @@ class Display:
         )
 
     def _roles(self) -> str:
-        working = self._working()
+        working = self.working()
         return f"working: {', '.join(working)}" if working else ""
 
     def _time_left(self) -> str:

@@ -29,7 +29,7 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
         await control.status.remote()
     except ValueError:
         raise RecipeError(f"run.name: {run.recipe.run.name!r} is alive on this cluster; choose another") from None
-    tasks = [asyncio.create_task(_obey(run, control)), asyncio.create_task(_report(run, control, display))]
+    tasks = [asyncio.create_task(_obey(run, control, display)), asyncio.create_task(_report(run, control, display))]
     try:
         yield
     finally:
@@ -39,14 +39,17 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
         ray.kill(control)
 
 
-async def _obey(run: Run, control: Any) -> None:
+async def _obey(run: Run, control: Any, display: Display) -> None:
     while True:
         command, arguments = await control.next_command.remote()
         if command == "stop":
             run.stop()
         elif command == "scale":
             pools = run.pools.all()
-            await asyncio.gather(*(pools[role].resize(size) for role, size in arguments.items()))
+            sized = (pools[role].resize(size) for role, size in arguments.items())
+            for failure in await asyncio.gather(*sized, return_exceptions=True):
+                if isinstance(failure, BaseException):  # the run goes on with the members it has
+                    display.notice(f"scale: {failure}")
 
 
 async def _report(run: Run, control: Any, display: Display) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from actors.metrics import EVALUATION_METRICS
 from configs.schema import Recipe
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
-from orchestrator.flow import Flow, Pools
+from orchestrator.flow import Block, Flow, Pools
 from orchestrator.learning import LearnerGroup
 from orchestrator.pool import PoolMember
 from orchestrator.prompts import Prompt
-from orchestrator.transport import MemberDied
+from orchestrator.transport import MemberDied, ValueLost
 
 HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
 
@@ -56,6 +57,7 @@ class Evaluation:
         assert pool is not None
         left, done = list(tickets), []
         while left:
+            pool.check()
             members = pool.serving()
             if not members:
                 await asyncio.sleep(0.1)  # a replacement is on its way
@@ -72,13 +74,17 @@ class Evaluation:
         pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
         prompts = {ticket.uid: prompt for ticket, prompt in pairs}
         open_tickets = {ticket.uid: ticket for ticket in tickets}
-        judging: list[asyncio.Task[Any]] = []
-        try:
-            async for block in self._flow.sample(pool, member, pairs):
+        done: list[Scored] = []
+
+        async def judge(block: Block) -> None:
+            with suppress(ValueLost):  # its tickets stay open
+                good, _ = await self._flow.judge(block, prompts)
+                done.extend(good)
                 for sample in block.header.samples:
                     del open_tickets[sample.uid]
-                judging.append(asyncio.create_task(self._flow.judge(block, prompts)))
-        except MemberDied:
-            pass
-        judged = await asyncio.gather(*judging)
-        return [scored for good, _ in judged for scored in good], list(open_tickets.values())
+
+        async with asyncio.TaskGroup() as judging:
+            with suppress(MemberDied, ValueLost):
+                async for block in self._flow.sample(pool, member, pairs):
+                    judging.create_task(judge(block))
+        return done, list(open_tickets.values())

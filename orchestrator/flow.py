@@ -52,7 +52,7 @@ class Block:
 
 
 class Flow:
-    """`end_token_ids` end a response; `entropy` asks scorers for the teacher's entropy where a support lacks it."""
+    """`end_token_ids` end a response."""
 
     def __init__(self, recipe: Recipe, pools: Pools, meter: Meter, end_token_ids: Sequence[int]) -> None:
         self._recipe = recipe

@@ -85,6 +85,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         "MKL_NUM_THREADS": str(resources.threads),
         "KMP_BLOCKTIME": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONDONTWRITEBYTECODE": "",  # an engine's processes share the bytecode cache, or each compiles vLLM anew
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -31,6 +31,7 @@ class PoolMember:
     serving: bool = False
     version: int = -1
     load: int = 0
+    leaving: bool = False
     log: Path | None = None
 
     @property
@@ -94,7 +95,7 @@ class Pool:
                     refs = self.transport.call(member.head, method, *args, returns=returns)
                     return [*refs[:-1], await self.transport.value(refs[-1])]
             except MemberDied as death:
-                self._replace(member)
+                self.replace(member)
                 if attempt == ATTEMPTS:
                     raise RoleFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
             finally:
@@ -110,7 +111,7 @@ class Pool:
                 async for ref in self.transport.stream(member.head, method, *args):
                     yield ref
         except MemberDied:
-            self._replace(member)
+            self.replace(member)
             raise
         finally:
             member.load -= load
@@ -121,13 +122,18 @@ class Pool:
         try:
             return await self.transport.value(self.transport.call(member.head, method, *args)[0])
         except MemberDied:
-            self._replace(member)
+            if member.serving:  # a joiner's death is its pool's to tell
+                self.replace(member)
             raise
+
+    def check(self) -> None:
+        """Raise what kept a replacement from starting, once no member is left to serve."""
+        if self._failure and not self.serving():
+            raise self._failure
 
     async def _route(self) -> PoolMember:
         while not (serving := self.serving()):
-            if self._failure:
-                raise self._failure
+            self.check()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
@@ -147,7 +153,8 @@ class Pool:
             if self.admit:
                 await self.admit(member)
         except BaseException as error:
-            self.members.remove(member)
+            if member in self.members:
+                self.members.remove(member)
             if member.actors:
                 await self.transport.kill(member.actors)
             if isinstance(error, MemberDied):
@@ -159,11 +166,15 @@ class Pool:
     async def _start(self, member: PoolMember) -> None:
         await self.transport.value(self.transport.call(member.head, "start")[0])
 
-    def _replace(self, member: PoolMember) -> None:
+    def replace(self, member: PoolMember) -> None:
+        """Take a member out, end it, and bring up another in the background."""
         if member not in self.members:
             return
         self.members.remove(member)
         member.serving = False
+        if member.leaving:
+            self._spawn_task(self.transport.kill(member.actors))
+            return
         self.restarts += 1
         self._spawn_task(self._rejoin(member))
 
@@ -176,7 +187,7 @@ class Pool:
             self._wake()
 
     async def _leave(self, member: PoolMember) -> None:
-        member.serving = False
+        member.serving, member.leaving = False, True
         while member.load:
             await asyncio.sleep(0.05)
         if member in self.members:

@@ -24,7 +24,8 @@ STATE_BYTES = 12  # a parameter in a checkpoint: float32 master weight and two A
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the files of a recipe amount to. `vocabulary` is the models' common logit width; bytes are of one weight version."""
+    """What the files of a recipe amount to. `vocabulary` is the models' common logit width, `version_bytes` the size
+    of one weight version as published."""
 
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]

@@ -52,7 +52,7 @@ def read_rows(path: Path, need_response: bool = False) -> list[dict[str, Any]]:
         raise RecipeError(
             f"{path}: prompt file cannot be read ({error}); check data.prompts and data.heldout"
         ) from None
-    rows = [_row(path, number, line, need_response) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    rows = [_row(path, number, line, need_response) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
         raise RecipeError(f'{path}: prompt file is empty; give at least one line {{"prompt": "..."}}')
     return rows
@@ -90,6 +90,10 @@ def _prompt_ids(row: Mapping[str, Any], model: Model, tokenizer: Any, where: str
         text = model.prompt.format(**row)
     except KeyError as error:
         raise RecipeError(f"{where}: the model's prompt names the field {error}, which the row lacks") from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise RecipeError(
+            f"models: prompt {model.prompt!r} is no format string over a row's fields ({error})"
+        ) from None
     turns = [{"role": "system", "content": model.system}] if model.system else []
     turns.append({"role": "user", "content": text})
     if tokenizer.chat_template is None:

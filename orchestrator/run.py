@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.jobs import LearnerSpec
-from configs.load import dump_recipe, model_directory
+from configs.load import RecipeError, dump_recipe, model_directory
 from configs.schema import STUDENT, Recipe
 from orchestrator import checkpoint
 from orchestrator.evaluate import Evaluation
@@ -72,6 +72,7 @@ class Run:
         self.progress = Progress()
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
         self._began = time.monotonic()
+        self._startup: float | None = None
 
     async def execute(self) -> int:
         """Train to the last step, or to the step after `stop`. Goes on from the newest whole checkpoint, if any.
@@ -81,7 +82,7 @@ class Run:
         """
         saved = self._rewind()
         await self._bring_up(saved)
-        startup = time.monotonic() - self._began
+        self._startup = time.monotonic() - self._began
         if self.evaluations["before"] is None:
             self.evaluations["before"] = await self._evaluate("before")
         self.observer.phase("training")
@@ -96,7 +97,7 @@ class Run:
             self.observer.phase("exporting the model")
             await self.learner.export(self.directory / "model")
         code = STOPPED if stopped else DONE
-        self._summarise(code, startup)
+        self.summarise(code)
         return code
 
     def stop(self) -> None:
@@ -107,8 +108,14 @@ class Run:
 
     def _rewind(self) -> checkpoint.Saved | None:
         self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
         (self.directory / "recipe.yaml").write_text(dump_recipe(self.recipe))
         saved = checkpoint.latest(self.directory)
+        if saved and saved.state["ranks"] != self.recipe.learner.ranks:
+            raise RecipeError(
+                f"learner.ranks: {self.recipe.learner.ranks}, but {saved.folder} was saved by {saved.state['ranks']}; "
+                "resume with as many"
+            )
         highest = checkpoint.rewind(self.directory, saved)
         if saved:
             self.progress.step = saved.state["step"]
@@ -217,12 +224,13 @@ class Run:
         }
         await asyncio.to_thread(checkpoint.seal, self.directory, partial, state, self.recipe.checkpoint.keep)
 
-    def _summarise(self, code: int, startup: float) -> None:
+    def summarise(self, code: int) -> None:
+        """Write summary.json: how the run ended, whatever the end."""
         summary = {
             "exit": code,
             "steps": self.progress.step,
             "seconds": time.monotonic() - self._began,
-            "seconds_startup": startup,
+            "seconds_startup": self._startup,
             "evaluation": self.evaluations,
         }
         (self.directory / "summary.json").write_text(json.dumps(summary, indent=1))

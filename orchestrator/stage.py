@@ -75,6 +75,7 @@ class Stage:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
+                self.sampler.check()
                 self._moved.clear()
                 for lease in self.dispatch.grant(self.progress.step, self._free()):
                     leases.create_task(self.follow(lease))
@@ -95,7 +96,11 @@ class Stage:
         """Judge the blocks of one lease as they come; lease again what its member took with it."""
         prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
         open_tickets = {ticket.uid: ticket for ticket in lease.tickets}
-        member = next(m for m in self.sampler.members if m.number == lease.member)
+        member = next((m for m in self.sampler.members if m.number == lease.member), None)
+        if member is None:  # it left or died between the grant and this turn
+            self.dispatch.lose(lease.tickets)
+            self._moved.set()
+            return
         pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
         async with asyncio.TaskGroup() as blocks:
             try:
@@ -125,6 +130,9 @@ class Stage:
         while (batch := self.buffer.take()) is None:
             self._moved.clear()
             await self._moved.wait()
+        if not batch:
+            uid, reason = list(self.buffer.dropped.items())[-1]
+            raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
         return batch
 
     async def update(self, batch: list[Scored]) -> dict[str, Any]:

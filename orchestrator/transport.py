@@ -165,7 +165,7 @@ class LocalTransport:
     """Members in this process: for tests, and for more simulated members than a machine has processes."""
 
     def __init__(self) -> None:
-        self._dead: set[int] = set()
+        self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
 
     async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
         return [spec.cls(*arguments) for arguments in spec.arguments]
@@ -192,7 +192,7 @@ class LocalTransport:
         return await ref.future
 
     async def kill(self, actors: Sequence[Any]) -> None:
-        self._dead.update(id(actor) for actor in actors)
+        self._dead.update({id(actor): actor for actor in actors})
 
     async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
         self._check(actor)

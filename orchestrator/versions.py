@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from actors.records import BadWeights
 from orchestrator.pool import Pool, PoolMember
+from orchestrator.transport import MemberDied
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,15 @@ class Versions:
         self.current: Version | None = None
 
     async def pull(self, pool: Pool, member: PoolMember) -> None:
-        """Bring one member to the current version, and again if a newer one came meanwhile."""
+        """Bring one member to the current version, and again if a newer one came meanwhile.
+
+        Raises MemberDied. A member whose load raised is as good as dead: its engine may hold half a version.
+        """
         while self.current is not None and member.version != self.current.number:
             target = self.current
-            member.version = await pool.call_member(member, "load", target.number, target.headers, *target.refs)
+            try:
+                member.version = await pool.call_member(member, "load", target.number, target.headers, *target.refs)
+            except BadWeights as error:
+                if member.serving:
+                    pool.replace(member)
+                raise MemberDied(f"loading version {target.number} failed: {error}") from error

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import cluster
 from tests import tiny
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")
+cluster.loopback_only()  # before anything imports ray
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """student and teacher share a tokenizer, `wide` is a teacher with more padding, `foreign` has another tokenizer."""
+    """student and teacher share a tokenizer; `wide` has more padding, `foreign` another tokenizer."""
     root = tmp_path_factory.mktemp("models")
     return {
         "student": tiny.build_model(root / "student", seed=0),
@@ -46,17 +46,10 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
+    cluster.start_local(cpus=16, object_store_mib=256)
+    yield
     import ray
 
-    ray.init(
-        num_cpus=16,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=256 * 2**20,
-        namespace="logratio",
-        _node_ip_address="127.0.0.1",
-    )
-    yield
     ray.shutdown()
 
 

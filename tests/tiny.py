@@ -15,9 +15,9 @@ CONTEXT = 256
 
 
 def build_model(
-    folder: Path, seed: int = 0, scale: float = 0.5, extra_token: str | None = None, padding: int = 5
+    folder: Path, seed: int = 0, scale: float = 1.5, extra_token: str | None = None, padding: int = 5
 ) -> Path:
-    """Write model and tokenizer in Hugging Face format; `scale` spreads the logits so that KLs are not tiny."""
+    """Write model and tokenizer in Hugging Face format; `scale` is the standard deviation of the logits."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

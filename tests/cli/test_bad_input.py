@@ -36,10 +36,10 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """Runs `logratio run` on a tree; returns the one line it was refused with. No cluster may start."""
 
     def refuse(tree: dict[str, Any], *overrides: str) -> str:
-        def no_cluster(recipe: Any) -> None:
+        def no_cluster(cpus: int, object_store_mib: int | None) -> None:
             raise AssertionError("a cluster was about to start")
 
-        monkeypatch.setattr(cluster, "_connect", no_cluster)
+        monkeypatch.setattr(cluster, "start_local", no_cluster)
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(tree))
         code, error = _logratio(monkeypatch, capsys, "run", str(file), *overrides)
@@ -120,7 +120,7 @@ def test_more_actors_than_the_cluster_holds(recipe: dict[str, Any], refused: Any
 
 
 def test_more_gpus_than_the_cluster_holds(recipe: dict[str, Any], refused: Any) -> None:
-    error = refused(merged(recipe, {"rollout": {"members": 99, "resources": {"gpus": 8.0}}}))
+    error = refused(merged(recipe, {"rollout": {"members": 99, "resources": {"cpus": 0.001, "gpus": 8.0}}}))
     assert "takes 792 GPU" in error and "the cluster has" in error
 
 

@@ -23,7 +23,8 @@ def test_distillation_recipe_lowers_the_held_out_kl(engines: Engines, name: str)
     done = _run(engines, name)
     before, after = done.summary["evaluation"]["before"], done.summary["evaluation"]["after"]
     measure = "forward_kl" if done.recipe.objective.reverse_weight < 0.5 else "reverse_kl"
-    assert after[measure] < 0.8 * before[measure], (before, after)
+    bound = 0.95 if done.recipe.objective.support == "sampled" else 0.8  # one token says less than a distribution
+    assert after[measure] < bound * before[measure], (before, after)
     for line in done.lines:
         assert list(line) == list(STEP_METRICS)
         assert (line["forward_kl"] is None) == (done.recipe.objective.support == "sampled")
@@ -46,15 +47,15 @@ def test_rewards_reach_metrics_and_gradient(engines: Engines) -> None:
     """With the log-ratio clipped to nothing the outcome reward acts alone: what it rewards becomes more frequent."""
     done = engines.run(
         engines.recipe(
-            run={"steps": 6},
-            batch={"prompts_per_step": 4, "samples_per_prompt": 4},
+            run={"steps": 10},
+            batch={"prompts_per_step": 4, "samples_per_prompt": 8},
             objective={"support": "sampled", "outcome": {"weight": 1.0, "baseline": "rloo"}, "clip": 1e-6},
-            reward={"rules": [{"kind": "contains", "text": "e"}]},
-            learner={"optimizer": {"name": "adamw", "lr": 3e-3}},
+            reward={"rules": [{"kind": "regex", "text": "[a-h]"}]},
+            learner={"ranks": 1, "zero_stage": 0, "optimizer": {"name": "adamw", "lr": 1e-2}},
         )
     )
     rewards = [line["reward_mean"] for line in done.lines]
-    assert sum(rewards[-2:]) > sum(rewards[:2]), rewards
+    assert sum(rewards[-3:]) > 1.2 * sum(rewards[:3]), rewards
 
 
 def test_every_recipe_file_is_valid() -> None:
@@ -66,15 +67,21 @@ def _run(engines: Engines, name: str, **changes: Any) -> Finished:
     """The recipe's own objective, batch shape and staleness, on the tests' models and sizes."""
     recipe = load_recipe(CONFIGS / f"{name}.yaml")
     scorer = recipe.scorer_of("teacher").engine if recipe.scored_models else "torch"
+    sampled = recipe.objective.support == "sampled" and bool(recipe.scored_models)
     return engines.run(
         engines.recipe(
             **{
-                "run": {"steps": 8},
+                "run": {"steps": 16 if sampled else 8},
+                "evaluate": {"samples_per_prompt": 8},
                 "objective": recipe.objective.model_dump(),
-                "batch": {"prompts_per_step": 8, "samples_per_prompt": recipe.batch.samples_per_prompt},
+                "batch": {"prompts_per_step": 8, "samples_per_prompt": 4 if sampled else 2},
                 "max_staleness": recipe.max_staleness,
                 "scorer": {"teacher": {"engine": scorer}},
-                "learner": {"ranks": 1, "zero_stage": 0, "optimizer": {"name": "adamw", "lr": 5e-3}},
+                "learner": {
+                    "ranks": 1,
+                    "zero_stage": 0,
+                    "optimizer": {"name": "adamw", "lr": 1e-2 if sampled else 5e-3},
+                },
             }
             | {"data": {"heldout": str(engines.prompts["heldout"])} | changes.get("data", {})}
         )

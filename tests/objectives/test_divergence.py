@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -97,12 +98,8 @@ def test_support_kl_is_the_kl_over_k_plus_one_categories(reverse_weight: float, 
 @EVERY_LAMBDA
 def test_a_larger_support_never_lowers_support_kl_and_token_kl_bounds_it(reverse_weight: float) -> None:
     q, p = log_probs(0), log_probs(1)
-    order = p.argsort(-1, descending=True)
-    nested = [
-        support_kl(q.gather(-1, s), p.gather(-1, s), reverse_weight)
-        for k in range(1, VOCABULARY)
-        if len(s := order[:, :k])
-    ]
+    supports = [p.topk(k).indices for k in range(1, VOCABULARY)]
+    nested = [support_kl(q.gather(-1, top), p.gather(-1, top), reverse_weight) for top in supports]
     bounds = torch.stack([*nested, token_kl(q, p, reverse_weight)])
     assert (bounds >= -1e-9).all() and (bounds.diff(dim=0) >= -1e-9).all()
 
@@ -123,8 +120,8 @@ def test_a_rounded_teacher_with_its_tail_is_normalised_again() -> None:
 
 
 def test_the_teachers_own_tail_survives_rounding_where_one_minus_the_sum_does_not() -> None:
-    q, p = log_probs(0), (8.0 * log_probs(1)).log_softmax(-1)  # peaked: a tail of 1e-6 to 1e-3 of the mass
-    top = p.topk(VOCABULARY - 1).indices
+    q, p = log_probs(0), (3.0 * log_probs(1)).log_softmax(-1)  # peaked: tails of 3e-6 to 1e-2 of the mass
+    top = p.topk(3).indices
     values, tail = _rounded(p, top)
     exact = support_kl(q.gather(-1, top), p.gather(-1, top), 1.0, teacher_tail=tail)
     with_tail = support_kl(q.gather(-1, top), values, 1.0, teacher_tail=tail)
@@ -152,17 +149,14 @@ def test_divergences_are_never_negative(
 @proven_by_examples
 @given(logit_pairs(), reverse_weights, st.randoms(use_true_random=False))
 def test_divergences_do_not_know_the_order_of_tokens(
-    pair: tuple[Tensor, Tensor], reverse_weight: float, random
+    pair: tuple[Tensor, Tensor], reverse_weight: float, random: Random
 ) -> None:
     q, p = (x.log_softmax(-1) for x in pair)
     order = torch.tensor(random.sample(range(q.shape[-1]), q.shape[-1]))
     assert_equal(token_kl(q[:, order], p[:, order], reverse_weight), token_kl(q, p, reverse_weight))
-    some = order[: max(1, len(order) // 2)]
-    there, sorted_there = some, some.sort().values
-    assert_equal(
-        support_kl(q[:, there], p[:, there], reverse_weight),
-        support_kl(q[:, sorted_there], p[:, sorted_there], reverse_weight),
-    )
+    some = order[: len(order) // 2]
+    same = some.sort().values
+    assert_equal(support_kl(q[:, some], p[:, some], reverse_weight), support_kl(q[:, same], p[:, same], reverse_weight))
     assert_equal(entropy(q[:, order]), entropy(q))
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from configs.schema import Objective as ObjectiveConfig
@@ -84,11 +83,9 @@ def test_chunks_and_micro_batches_change_nothing(config: ObjectiveConfig, size: 
 
 
 @EVERY_RECIPE
-@proven_by_examples
-@given(order=st.permutations(range(20)))
-def test_the_order_of_tokens_changes_nothing(config: ObjectiveConfig, order: list[int]) -> None:
+def test_the_order_of_tokens_changes_nothing(config: ObjectiveConfig) -> None:
     tokens = batch(config, logits(0))
-    shuffled = select(tokens, torch.tensor(order))
+    shuffled = select(tokens, torch.randperm(len(tokens.weight), generator=torch.Generator().manual_seed(0)))
     assert_equal(loss(config, shuffled), loss(config, tokens))
     for name, value in objective.build(config).metrics(tokens).items():
         assert_equal(objective.build(config).metrics(shuffled)[name], value)
@@ -161,6 +158,13 @@ def test_the_sampled_metric_is_exact_when_tokens_come_as_often_as_q_says() -> No
     assert "forward_kl" not in metrics
 
 
+def test_the_sampled_metric_floors_a_teachers_zero() -> None:
+    q, p = log_of(0.5, 0.5).unsqueeze(0), log_of(1.0, 0.0).unsqueeze(0)
+    config = recipe(logprob_floor=-40.0)
+    metrics = objective.build(config).metrics(every_token(config, q, p))
+    assert_equal(metrics["reverse_kl"], q.sum() + 40.0)
+
+
 @EVERY_RECIPE
 @proven_by_examples
 @given(pair=extreme_pairs())
@@ -170,10 +174,11 @@ def test_losses_and_gradients_are_finite_in_float32(config: ObjectiveConfig, pai
     assert value.isfinite() and gradient(value, theta).isfinite().all()
 
 
-@EVERY_RECIPE
+@pytest.mark.parametrize("support", ["topk", "full"])
 @proven_by_examples
 @given(pair=extreme_pairs())
-def test_metrics_are_finite_in_float32(config: ObjectiveConfig, pair: tuple[Tensor, Tensor]) -> None:
+def test_metrics_are_finite_in_float32(support: str, pair: tuple[Tensor, Tensor]) -> None:
+    config = RECIPES[support]
     tokens = every_token(config, pair[0].log_softmax(-1), pair[1].log_softmax(-1))
-    for value in objective.build(config).metrics(replace(tokens, weight=torch.ones_like(tokens.weight))).values():
-        assert value.isfinite()
+    metrics = objective.build(config).metrics(replace(tokens, weight=torch.ones_like(tokens.weight)))
+    assert torch.stack(list(metrics.values())).isfinite().all()

@@ -6,9 +6,10 @@ Everything is in this process. Only what computes is simulated; every decision i
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from actors.member import Member
 from actors.metrics import STEP_METRICS
 from actors.records import BadWeights
-from actors.simulated import SimulatedRollout
+from actors.simulated import SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe, Resources
@@ -28,7 +29,7 @@ from orchestrator.pool import Pool, PoolMember, RoleFailed
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.run import DONE, STOPPED, Run
-from orchestrator.transport import GangSpec, LocalTransport, MemberDied
+from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost
 
 STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
 VOCABULARY = 1000
@@ -122,6 +123,16 @@ def learned(root: Path) -> list[list[Any]]:
     return [[line[name] for name in names] for line in metrics(root)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def abandoned_calls_say_nothing() -> Iterator[None]:
+    """A retried call leaves its first reference unread, and asyncio logs that from inside a garbage collection: under
+    Python 3.11 this breaks the `ast.parse` with which pytest may be writing a traceback just then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.BaseEventLoop, "call_exception_handler", lambda loop, context: None)
+        yield
+        gc.collect()
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("uninterrupted")
@@ -147,11 +158,14 @@ def test_counts_agree_with_the_recorded_samples(uninterrupted: Path) -> None:
     for line in metrics(uninterrupted):
         batch = [row for row in rows if row["step"] == f"step_{line['step']:06d}"]
         lengths = [len(row["response_ids"]) for row in batch]
-        assert line["tokens_trained"] == line["tokens_generated"] == line["tokens_scored"] == sum(lengths)
+        assert line["tokens_trained"] == sum(lengths)
         assert line["response_length"] == pytest.approx(sum(lengths) / len(lengths))
         assert line["reward_mean"] == pytest.approx(sum(row["reward"] for row in batch) / len(batch))
         assert line["truncated_fraction"] == sum(row["finish"] == "length" for row in batch) / len(batch)
         assert line["samples_dropped"] == 0
+    total = sum(len(row["response_ids"]) for row in rows)
+    for name in ("tokens_generated", "tokens_scored"):  # between two steps, whichever step they are for
+        assert sum(line[name] for line in metrics(uninterrupted)) == total
 
 
 def test_every_prompt_of_the_order_is_trained_exactly_once_and_in_order(uninterrupted: Path) -> None:
@@ -204,9 +218,22 @@ def test_staleness_reaches_its_bound_and_never_passes_it(tmp_path: Path, bound: 
     for line in lines:
         batch = [v for row in rows if row["step"] == f"step_{line['step']:06d}" for v in row["versions"]]
         stale = [line["policy_version"] - 1 - v for v in batch]
-        assert 0 <= min(stale) and max(stale) == line["staleness_max"] <= bound
+        assert min(stale) >= 0 and max(stale) == line["staleness_max"] <= bound
         assert line["staleness_mean"] == pytest.approx(sum(stale) / len(stale))
     assert order_of(rows) == expected_order()
+
+
+def test_nobody_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, slow = SimulatedRollout.load, []
+
+    async def load_late(self: SimulatedRollout, version: int, *rest: Any) -> int:
+        slow.append(self)
+        await asyncio.sleep(0.005 if self is slow[0] else 0)
+        return await load(self, version, *rest)
+
+    monkeypatch.setattr(SimulatedRollout, "load", load_late)
+    assert Simulation(recipe(tmp_path)).go() == DONE
+    assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
 
 
 def test_a_slow_rollout_waits_for_nobody_and_nobody_is_dropped(tmp_path: Path) -> None:
@@ -238,6 +265,12 @@ def assert_whole(root: Path, uninterrupted: Path) -> None:
     assert order_of(trained(root)) == expected_order()
     versions = [line["policy_version"] for line in metrics(root)]
     assert versions == sorted(set(versions))
+
+
+def assert_sampled_with_newer(root: Path, steps: range, than: int) -> None:
+    """A version number names one set of weights: steps that were made again sampled with numbers never used before."""
+    names = {f"step_{step:06d}" for step in steps}
+    assert min(v for row in trained(root) if row["step"] in names for v in row["versions"]) > than
 
 
 @pytest.mark.parametrize("bound", [0, 1])
@@ -278,12 +311,31 @@ def test_a_crash_goes_back_to_the_checkpoint(uninterrupted: Path, tmp_path: Path
     with pytest.raises(ExceptionGroup) as error:
         Simulation(settings, crash_at(step)).go()
     assert error.group_contains(RuntimeError, match="pulled the plug")
-    lost_version = metrics(tmp_path)[-1]["policy_version"]
     assert Simulation(settings).go() == DONE
     assert_whole(tmp_path, uninterrupted)
     lost = (tmp_path / "sim" / "metrics.jsonl.lost").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lost] == [step]
-    assert metrics(tmp_path)[4 if step == 5 else 0]["policy_version"] > lost_version, "a number is never used twice"
+    assert_sampled_with_newer(tmp_path, range(step, STEPS + 1), than=step)
+
+
+def test_a_version_that_was_published_but_not_recorded_is_not_used_again(uninterrupted: Path, tmp_path: Path) -> None:
+    published: list[int] = []
+
+    def crash_before_line_five(run: Run, line: Mapping[str, Any]) -> None:
+        async def crash(_: Mapping[str, Any]) -> None:
+            assert run.versions.current is not None
+            published.append(run.versions.current.number)
+            raise RuntimeError("pulled the plug")
+
+        if line["step"] == 4 and run.stage is not None:
+            run.stage.after_step = crash
+
+    with pytest.raises(ExceptionGroup):
+        Simulation(recipe(tmp_path), crash_before_line_five).go()
+    assert published == [5] and metrics(tmp_path)[-1]["policy_version"] == 4
+    assert Simulation(recipe(tmp_path)).go() == DONE
+    assert_whole(tmp_path, uninterrupted)
+    assert_sampled_with_newer(tmp_path, range(5, STEPS + 1), than=5)
 
 
 def lose_manifest(folder: Path) -> None:
@@ -308,6 +360,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert_whole(tmp_path, uninterrupted)
     lost = (tmp_path / "sim" / "metrics.jsonl.lost").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lost] == [3, 4, 5]
+    assert_sampled_with_newer(tmp_path, range(3, STEPS + 1), than=5)
 
 
 # --- bad data ---
@@ -324,12 +377,10 @@ def test_rejected_samples_are_dropped_and_counted_and_training_goes_on(tmp_path:
     assert len(lines) == STEPS and all(math.isfinite(line["loss"]) for line in lines)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ExceptionGroup, reason="stage.py:180 divides by the samples of a batch of which none is left"
-)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_batch_of_which_every_sample_is_rejected_does_not_end_the_run(tmp_path: Path) -> None:
-    assert Simulation(recipe(tmp_path, run={"steps": 2}), vocabulary=1).go() == DONE
+def test_a_batch_of_which_every_sample_is_rejected_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup) as error:
+        Simulation(recipe(tmp_path, run={"steps": 2}), vocabulary=1).go()
+    assert error.group_contains(RuntimeError, match="every sample of step 1 was rejected")
 
 
 # --- deaths ---
@@ -382,20 +433,18 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
 
 def test_what_a_dying_rollout_had_yielded_is_kept(tmp_path: Path) -> None:
     """Only what was still open has a second attempt: of the same lease, earlier blocks are trained as they were."""
-    assert (
-        Simulation(recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE), Assassin("rollout", has_yielded)).go()
-        == DONE
-    )
-    step_of_death = {row["step"] for row in trained(tmp_path) if row["attempt"]}
-    (step,) = step_of_death
-    assert {row["attempt"] for row in trained(tmp_path, step)} == {0, 1}
+    alone = recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE)
+    assert Simulation(alone, Assassin("rollout", has_yielded)).go() == DONE
+    rows = trained(tmp_path)
+    (step,) = {row["step"] for row in rows if row["attempt"]}
+    assert {row["attempt"] for row in rows if row["step"] == step} == {0, 1}
+    generated = sum(line["tokens_generated"] for line in metrics(tmp_path))
+    assert generated == sum(len(row["response_ids"]) for row in rows), "nothing that was yielded is sampled again"
 
 
 def test_a_replacement_serves_the_current_version(tmp_path: Path) -> None:
-    assert (
-        Simulation(recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE), Assassin("rollout", has_yielded)).go()
-        == DONE
-    )
+    alone = recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE)
+    assert Simulation(alone, Assassin("rollout", has_yielded)).go() == DONE
     assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
 
 
@@ -441,9 +490,6 @@ def test_a_learner_s_death_ends_the_run_in_words_and_a_resume_goes_on(uninterrup
     assert_whole(tmp_path, uninterrupted)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ExceptionGroup, reason="stage.py:97 follow() looks the member up a tick after the grant"
-)
 def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Path) -> None:
     """As when a pull or another lease finds it dead, or `scale` ends it, in the same turn of the loop."""
 
@@ -456,7 +502,7 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
         def grant_and_leave(steps_done: int, free: Mapping[int, int]) -> Any:
             leases = grant(steps_done, free)
             if leases and not pool.restarts:
-                pool._replace(next(m for m in pool.members if m.number == leases[0].member))
+                pool.replace(next(m for m in pool.members if m.number == leases[0].member))
             return leases
 
         stage.dispatch.grant = grant_and_leave  # type: ignore[method-assign]
@@ -465,9 +511,6 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
     assert order_of(trained(tmp_path)) == expected_order()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TimeoutError, reason="pool.py:175 keeps the failure, and stage.py:80 waits for ever"
-)
 def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:
     simulation = Simulation(
         recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE), Assassin("rollout", has_yielded)
@@ -483,13 +526,10 @@ def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:
 
     pool.spec = only_once
     with pytest.raises(ExceptionGroup) as error:
-        simulation.go(seconds=2.0)
+        simulation.go(seconds=3.0)
     assert error.group_contains(RuntimeError, match="no place for rollout-1")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ExceptionGroup, reason="stage.py:153 only a death replaces a member whose load raised"
-)
 def test_a_member_whose_load_raises_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, failed = SimulatedRollout.load, []
 
@@ -503,6 +543,42 @@ def test_a_member_whose_load_raises_is_replaced(tmp_path: Path, monkeypatch: pyt
     simulation = Simulation(recipe(tmp_path))
     assert simulation.go() == DONE
     assert simulation.pools.rollout is not None and simulation.pools.rollout.restarts == 1
+
+
+def lose_a_value(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int) -> None:
+    """The `call`-th call of a method finds that its payload went down with a node."""
+    whole, calls = getattr(cls, method), []
+
+    def losing(self: Any, *args: Any) -> Any:
+        calls.append(self)
+        if len(calls) == call:
+            raise ValueLost("the node that held it is gone")
+        return whole(self, *args)
+
+    monkeypatch.setattr(cls, method, losing)
+
+
+@pytest.mark.parametrize(
+    ("cls", "method", "call"),
+    [
+        pytest.param(SimulatedScorer, "score", 20, id="on the way to a scorer"),
+        pytest.param(SimulatedReward, "reward", 20, id="on the way to a reward worker"),
+        pytest.param(
+            SimulatedScorer,
+            "score",
+            1,
+            id="in an evaluation",
+        ),
+    ],
+)
+def test_what_a_node_took_with_it_is_sampled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int
+) -> None:
+    lose_a_value(monkeypatch, cls, method, call)
+    assert Simulation(recipe(tmp_path)).go() == DONE
+    assert order_of(trained(tmp_path)) == expected_order()
+    in_training = call == 20
+    assert sum(row["attempt"] for row in trained(tmp_path)) == in_training
 
 
 # --- a pool by itself ---
@@ -602,9 +678,22 @@ def test_a_pool_grows_and_shrinks_and_a_leaver_finishes_first() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="pool.py:150 removes a member that call_member has removed already"
-)
+def test_a_leaver_that_dies_is_not_replaced() -> None:
+    async def story() -> None:
+        transport = LocalTransport()
+        pool = echoes(transport)
+        await pool.start(2)
+        calls = [asyncio.create_task(pool.call("slowly", i)) for i in range(2)]
+        await asyncio.sleep(0.001)
+        await pool.resize(1)
+        await kill_when(transport, pool, lambda member: not member.serving)
+        await asyncio.gather(*calls)
+        await asyncio.sleep(0.1)
+        assert len(pool.serving()) == 1
+
+    asyncio.run(story())
+
+
 def test_a_joiner_that_dies_in_its_first_pull_is_replaced_or_named() -> None:
     async def story() -> None:
         transport = LocalTransport()
@@ -625,7 +714,6 @@ def test_a_joiner_that_dies_in_its_first_pull_is_replaced_or_named() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.xfail(strict=True, raises=MemberDied, reason="transport.py:192 remembers the dead by id, which is reused")
 def test_a_new_member_is_not_taken_for_a_dead_one() -> None:
     async def story() -> None:
         transport = LocalTransport()

@@ -1,0 +1,70 @@
+"""Safe by default: what a cluster started here opens, and to whom."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.test_kill_and_resume import _descendants
+
+
+def test_no_http_beyond_loopback(ray_cluster: None) -> None:
+    """Ray's own ports bind every interface; none of those may speak HTTP."""
+    open_ports = [port for address, port in _listening() if not address.startswith("7F") and address != "::1"]
+    assert _listening(), "the cluster listens somewhere"
+    answering = [port for port in open_ports if _speaks_http(port)]
+    assert not answering
+
+
+def test_a_driver_without_the_token_is_refused(ray_cluster: None) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    program = f"import ray; ray.init(address={address!r}, log_to_driver=False); print(ray.cluster_resources())"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode != 0 and "CPU" not in done.stdout
+
+
+def _listening() -> list[tuple[str, int]]:
+    """(hex address, port) of the TCP sockets that this process's descendants listen on."""
+    inodes = {inode for pid in _descendants(os.getpid()) for inode in _sockets(pid)}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            address, port = fields[1].split(":")
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.append((_readable(address), int(port, 16)))
+    return found
+
+
+def _readable(address: str) -> str:
+    """/proc shows IPv4 in little-endian hex; a loopback address begins with 7F after turning it round."""
+    if len(address) == 8:
+        return bytes.fromhex(address)[::-1].hex().upper()
+    mapped_loopback = address.startswith("0000000000000000FFFF0000")
+    last = bytes.fromhex(address[-8:])[::-1].hex().upper()
+    return last if mapped_loopback else ("::1" if address == "0" * 24 + "01000000" else address)
+
+
+def _sockets(pid: int) -> set[str]:
+    try:
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return set()
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+def _speaks_http(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(64).startswith(b"HTTP/1")
+    except OSError:
+        return False
