@@ -162,7 +162,12 @@ def pack_samples(samples: Sequence[Sample]) -> tuple[pa.RecordBatch, BlockHeader
 
 def unpack_samples(payload: pa.RecordBatch) -> list[Sample]:
     """Payload -> samples, in row order."""
-    return [Sample(**{name: row[name] for name in SAMPLES.names}) for row in payload.to_pylist()]
+    rows = payload.select(SAMPLES.names).to_pylist()
+    return [Sample(**row | {name: _tuples(row[name]) for name in ("loss_spans", "turns")}) for row in rows]
+
+
+def _tuples(spans: list[list[int]]) -> list[Span]:
+    return [(start, end) for start, end in spans]
 
 
 def header_of(sample: Sample) -> SampleHeader:

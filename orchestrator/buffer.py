@@ -26,7 +26,7 @@ class Buffer:
     groups_per_step: int
     samples_per_group: int
     first: int = 0
-    dropped: dict[str, str] = field(default_factory=dict)
+    last_dropped: tuple[str, str] | None = None
     _groups: dict[int, dict[str, Scored | None]] = field(default_factory=dict)
 
     def admit(self, scored: Scored) -> None:
@@ -34,8 +34,8 @@ class Buffer:
         self._place(scored.header.uid, scored)
 
     def drop(self, uid: str, reason: str) -> None:
-        """Bad data is not retried: its place in the group stays empty, counted under its reason."""
-        self.dropped[uid] = reason
+        """Bad data is not retried: its place in the group stays empty."""
+        self.last_dropped = uid, reason
         self._place(uid, None)
 
     def take(self) -> list[Scored] | None:

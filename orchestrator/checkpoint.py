@@ -45,6 +45,9 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int) -> Path:
     manifest = {"step": state["step"], "files": files, "logs": logs}
     _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
     folder = partial.with_suffix("")
+    if _read_manifest(folder) is not None:  # this step is whole already: never without a checkpoint, even for a moment
+        shutil.rmtree(partial)
+        return folder
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off

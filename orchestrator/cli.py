@@ -175,7 +175,7 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
 
     pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
     training = Run(recipe, directory, inputs, pools, display)
-    display.working = training.meter.working
+    display.working = training.working
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, training.stop)
     said = None

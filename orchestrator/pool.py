@@ -127,8 +127,8 @@ class Pool:
             raise
 
     def check(self) -> None:
-        """Raise what kept a replacement from starting, once no member is left to serve."""
-        if self._failure and not self.serving():
+        """Raise what kept a replacement from starting, once no member is left or on its way."""
+        if self._failure and not self.members:
             raise self._failure
 
     async def _route(self) -> PoolMember:
@@ -161,6 +161,7 @@ class Pool:
                 raise RoleFailed(f"{name} died while starting: {error}{quote_log(member.log)}") from error
             raise
         member.serving = True
+        self._failure = None
         self._wake()
 
     async def _start(self, member: PoolMember) -> None:

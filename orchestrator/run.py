@@ -38,6 +38,10 @@ class Observer(Protocol):
         """The run has entered a phase, said in a few words."""
         ...
 
+    def notice(self, text: str) -> None:
+        """Something a person should know, though the run goes on."""
+        ...
+
     def step(self, line: Mapping[str, Any]) -> None:
         """A step is done; its line of metrics.jsonl."""
         ...
@@ -61,6 +65,7 @@ class Run:
     pools: Pools
     observer: Observer
     meter: Meter = field(default_factory=Meter)
+    evaluation_meter: Meter = field(default_factory=Meter)  # what an evaluation does belongs to no step
     stage: Stage | None = None
     _stop_requested: bool = False
 
@@ -68,7 +73,8 @@ class Run:
         self.versions = Versions()
         self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
         self.learner = LearnerGroup(self.recipe, self.pools.learner)
-        self.evaluation = Evaluation(self.recipe, self.pools, self.flow, self.learner, self.inputs.heldout)
+        aside = Flow(self.recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
+        self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
         self.progress = Progress()
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
         self._began = time.monotonic()
@@ -99,6 +105,10 @@ class Run:
         code = STOPPED if stopped else DONE
         self.summarise(code)
         return code
+
+    def working(self) -> tuple[str, ...]:
+        """Roles busy right now."""
+        return (*self.meter.working(), *self.evaluation_meter.working())
 
     def stop(self) -> None:
         """Stop after the step under way, with a checkpoint to resume from."""
@@ -175,6 +185,7 @@ class Run:
             meter=self.meter,
             samples=self.directory / "samples",
             after_step=self._after_step,
+            notice=self.observer.notice,
         )
 
     def _admit_to(self, pool: Pool) -> Any:
@@ -207,7 +218,7 @@ class Run:
         self.observer.phase(f"evaluating on {len(self.inputs.heldout)} held-out prompts ({when})")
         await self._pull_everywhere()
         record = self.directory / "samples" / f"eval_{when.replace(' ', '_')}"
-        with self.meter.clock("evaluation").busy():
+        with self.evaluation_meter.clock("evaluation").busy():
             result = await self.evaluation.run(self.progress.version, record)
         self.observer.evaluated(when, result)
         return result

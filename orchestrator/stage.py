@@ -47,6 +47,7 @@ class Stage:
     meter: Meter
     samples: Path
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
+    notice: Callable[[str], None]
 
     def __post_init__(self) -> None:
         batch, first = self.recipe.batch, self.progress.step * self.recipe.batch.prompts_per_step
@@ -122,6 +123,7 @@ class Stage:
                 self.buffer.admit(scored)
             for uid, reason in rejected.items():
                 self.buffer.drop(uid, reason)
+                self.notice(f"skipped {uid}: {reason}")
             self.meter.count("samples_dropped", len(rejected))
         self._moved.set()
 
@@ -131,7 +133,7 @@ class Stage:
             self._moved.clear()
             await self._moved.wait()
         if not batch:
-            uid, reason = list(self.buffer.dropped.items())[-1]
+            uid, reason = self.buffer.last_dropped or ("?", "unknown")
             raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
         return batch
 

@@ -174,7 +174,10 @@ class LocalTransport:
         whole = asyncio.ensure_future(self._run(actor, method, args))
         if returns == 1:
             return [_Box(whole)]
-        return [_Box(asyncio.ensure_future(_part(whole, i))) for i in range(returns)]
+        parts = [asyncio.ensure_future(_part(whole, i)) for i in range(returns)]
+        for part in parts:  # a failure is read through one part; the others' must not be reported as unread
+            part.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return [_Box(part) for part in parts]
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
         values = getattr(actor, method)(*[await self._open(a) for a in args])

@@ -29,6 +29,8 @@ class Watcher:
 
     def phase(self, text: str) -> None: ...
 
+    def notice(self, text: str) -> None: ...
+
     def step(self, line: Mapping[str, Any]) -> None:
         self.lines.append(line)
 

@@ -66,7 +66,7 @@ def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None
         buffer.admit(scored(uid))
     buffer.drop(GROUPS[0], "too long")
     assert uids(buffer.take()) == GROUPS[1:]
-    assert buffer.dropped == {GROUPS[0]: "too long"}
+    assert buffer.last_dropped == (GROUPS[0], "too long")
 
 
 def test_a_wholly_dropped_batch_is_empty_and_not_awaited_for_ever() -> None:

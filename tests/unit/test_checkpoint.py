@@ -126,8 +126,10 @@ def test_the_newest_stay_and_the_others_go(tmp_path: Path) -> None:
     assert steps_kept(tmp_path) == {"step_10", "step_11"}
 
 
-def test_a_step_saved_again_replaces_itself(tmp_path: Path) -> None:
+def test_a_whole_step_saved_again_stays_and_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     (save(tmp_path, 3) / "old").write_text("x")
+    assert (save(tmp_path, 3, keep=1) / "old").exists()
+    lose_the_manifest(tmp_path / "checkpoints" / "step_3")
     assert not (save(tmp_path, 3, keep=1) / "old").exists()
     assert steps_kept(tmp_path) == {"step_3"}
 

@@ -225,7 +225,7 @@ def test_values_that_cannot_work_are_refused_before_a_run(changes: dict[str, Any
         ),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
-        {"objective.outcome": {"weight": 1.0, "baseline": "rloo"}, "batch.samples_per_prompt": 2, "reward.rules": [{"kind": "length"}]},
+)
 def test_a_combination_without_a_meaning_is_refused(changes: dict[str, Any], message: str) -> None:
     assert refusal(changes).startswith(message)
 
