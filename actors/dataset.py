@@ -38,16 +38,5 @@ class Dataset(Member):
     def _sample(self, request: Request, cap: int) -> Sample:
         assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"
         ids = request.response_ids[:cap]
-        return Sample(
-            uid=request.uid,
-            group=request.group,
-            attempt=request.attempt,
-            seed=request.seed,
-            prompt_ids=request.prompt_ids,
-            response_ids=ids,
-            rollout_logprobs=[float("nan")] * len(ids),
-            loss_spans=[(0, len(ids))],
-            turns=[(0, len(ids))],
-            finish="length" if len(ids) < len(request.response_ids) else "data",
-            versions=[self._version] * len(ids),
-        )
+        finish = "length" if len(ids) < len(request.response_ids) else "data"
+        return request.answered(ids, [float("nan")] * len(ids), finish, [self._version] * len(ids))

@@ -110,6 +110,25 @@ class Request:
     prompt_ids: list[int]
     response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
 
+    def answered(
+        self, response_ids: list[int], rollout_logprobs: list[float], finish: str, versions: list[int]
+    ) -> Sample:
+        """The sample that this response makes: one turn, loss on every token of it."""
+        whole = [(0, len(response_ids))]
+        return Sample(
+            uid=self.uid,
+            group=self.group,
+            attempt=self.attempt,
+            seed=self.seed,
+            prompt_ids=self.prompt_ids,
+            response_ids=response_ids,
+            rollout_logprobs=rollout_logprobs,
+            loss_spans=whole,
+            turns=whole,
+            finish=finish,
+            versions=versions,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:

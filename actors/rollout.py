@@ -144,20 +144,8 @@ def _sample_of(request: Request, completion: Any) -> Sample:
     versions = [0] * len(ids)
     for span in completion.weight_versions or ():
         versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
-    whole = [(0, len(ids))]
-    return Sample(
-        uid=request.uid,
-        group=request.group,
-        attempt=request.attempt,
-        seed=request.seed,
-        prompt_ids=request.prompt_ids,
-        response_ids=ids,
-        rollout_logprobs=sampled_logprobs(completion.logprobs, len(ids)),
-        loss_spans=whole,
-        turns=whole,
-        finish=completion.finish_reason or "abort",
-        versions=versions,
-    )
+    logprobs = sampled_logprobs(completion.logprobs, len(ids))
+    return request.answered(ids, logprobs, completion.finish_reason or "abort", versions)
 
 
 def sampled_logprobs(flat: Any, tokens: int) -> list[float]:

@@ -206,19 +206,7 @@ def _response(request: Request, length: int, sampling: Sampling, end: Sequence[i
     ids = [rng.randint(3, 50) for _ in range(length)]
     if stopped and end:
         ids[-1] = end[0]
-    return Sample(
-        uid=request.uid,
-        group=request.group,
-        attempt=request.attempt,
-        seed=request.seed,
-        prompt_ids=request.prompt_ids,
-        response_ids=ids,
-        rollout_logprobs=[-1.0] * length,
-        loss_spans=[(0, length)],
-        turns=[(0, length)],
-        finish="stop" if stopped else "length",
-        versions=[version] * length,
-    )
+    return request.answered(ids, [-1.0] * length, "stop" if stopped else "length", [version] * length)
 
 
 def _score(sample: Sample, request: ScoreRequest) -> Score:

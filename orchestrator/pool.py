@@ -54,6 +54,7 @@ class Pool:
     clock: BusyClock = field(default_factory=BusyClock)
     admit: Admit | None = None
     on_change: Callable[[], None] = lambda: None
+    notice: Callable[[str], None] = lambda text: None
     restarts: int = 0
     members: list[PoolMember] = field(default_factory=list)
     _numbers: int = 0
@@ -177,6 +178,7 @@ class Pool:
             self._spawn_task(self.transport.kill(member.actors))
             return
         self.restarts += 1
+        self.notice(f"{self.role}-{member.number} is gone and is being replaced{quote_log(member.log)}")
         self._spawn_task(self._rejoin(member))
 
     async def _rejoin(self, dead: PoolMember) -> None:

@@ -140,6 +140,7 @@ class Run:
         sizes = role_sizes(self.recipe)
         pools = self.pools.all()
         for role, pool in pools.items():
+            pool.notice = self.observer.notice
             if role in ("rollout", "dataset"):
                 pool.admit = self._admit_to(pool)
         cold = [pool.start(sizes[role]) for role, pool in pools.items() if role != "learner" and not pool.members]
