@@ -15,3 +15,18 @@ class VersionLoader:
         from safetensors.torch import load_file
 
         self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+        self._tie_head()
+
+    def _tie_head(self) -> None:
+        """A head that shares the embeddings' weights is in no file: the reload passes over it, and on a CPU it would go
+        on with a packed copy of the old ones."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+        if not self.model_runner.model_config.hf_text_config.tie_word_embeddings:
+            return
+        modules = list(self.model_runner.get_model().modules())
+        heads = [m for m in modules if isinstance(m, ParallelLMHead)]
+        embeddings = [m for m in modules if isinstance(m, VocabParallelEmbedding) and m not in heads]
+        for head in heads:
+            head.tie_weights(embeddings[0])
+            head.quant_method.process_weights_after_loading(head)

@@ -20,7 +20,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """student and teacher share a tokenizer; `wide` has more padding, `foreign` another tokenizer."""
     root = tmp_path_factory.mktemp("models")
     return {
-        "student": tiny.build_model(root / "student", seed=0),
+        "student": tiny.build_model(root / "student", seed=0, tied=True),  # as small models are
         "teacher": tiny.build_model(root / "teacher", seed=1),
         "wide": tiny.build_model(root / "wide", seed=1, padding=9),
         "foreign": tiny.build_model(root / "foreign", seed=0, extra_token="<extra>"),

@@ -15,7 +15,12 @@ CONTEXT = 256
 
 
 def build_model(
-    folder: Path, seed: int = 0, scale: float = 1.5, extra_token: str | None = None, padding: int = 5
+    folder: Path,
+    seed: int = 0,
+    scale: float = 1.5,
+    extra_token: str | None = None,
+    padding: int = 5,
+    tied: bool = False,
 ) -> Path:
     """Write model and tokenizer in Hugging Face format; `scale` is the standard deviation of the logits."""
     import torch
@@ -31,7 +36,7 @@ def build_model(
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
@@ -39,8 +44,8 @@ def build_model(
     )
     model = LlamaForCausalLM(config).float()
     with torch.no_grad():
-        model.lm_head.weight.normal_(0.0, scale / 8.0)
         model.model.embed_tokens.weight.normal_(0.0, 1.0)
+        model.lm_head.weight.normal_(0.0, scale / 8.0)  # the embeddings as well, where they are tied
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
