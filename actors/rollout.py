@@ -95,7 +95,9 @@ class Rollout(Member):
                 await asyncio.to_thread(write_shared, tensors, path)
                 await self._engine.pause_generation(mode="keep", clear_cache=False)
                 await self._engine.collective_rpc("load_version", args=(str(path),))
-                await self._engine.reset_prefix_cache()
+                # running responses go on, their old key-values are computed anew: no cache outlives its weights
+                if not await self._engine.reset_prefix_cache(reset_running_requests=True):
+                    raise RuntimeError(f"the prefix cache was not reset for version {version}")
                 await self._engine.update_weight_version(str(version))
                 self._version = version
                 await self._engine.resume_generation()

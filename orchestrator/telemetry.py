@@ -64,7 +64,7 @@ class Meter:
 
     def working(self) -> tuple[str, ...]:
         """Roles busy right now."""
-        return tuple(role for role, clock in self._clocks.items() if clock.active)
+        return tuple(role for role, clock in self._clocks.items() if clock.active and role != "wait")
 
     def take(self) -> dict[str, float]:
         """Counts and `seconds_<role>` since the last take, and `seconds_step`."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from actors.jobs import LearnerSpec
+from actors.records import Request, Sample, unpack_samples
+from orchestrator.learning import LearnerGroup
+from orchestrator.preflight import read_inputs
 from tests.engines.shared import Engines
 from tests.engines.test_equivalence import _load, _Reference
 
@@ -28,7 +35,7 @@ def test_rollout_scorer_and_learner_agree(engines: Engines, engine: str) -> None
 
 
 def test_rollouts_serve_the_published_weights(engines: Engines) -> None:
-    done = engines.run(engines.recipe(run={"steps": 2}, learner={"optimizer": {"lr": 30.0}}))
+    done = engines.run(engines.recipe(run={"steps": 2}, learner={"optimizer": {"lr": 200.0}}))
     first, second = done.samples("step_000001"), done.samples("step_000002")
     assert {v for row in first for v in row["versions"]} == {0}
     assert {v for row in second for v in row["versions"]} == {1}
@@ -52,14 +59,52 @@ def test_full_and_topk_scores_agree_between_engines(engines: Engines) -> None:
     assert torch_run.lines[0]["reverse_kl"] < full.lines[0]["reverse_kl"] * 1.001, "a tail bucket is a lower bound"
 
 
-def _moved(engines: Engines, rows: list[dict]) -> float:
+def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) -> None:
+    """Every token's log-prob is that of the version it carries, whole: no half-loaded weights, no stale cache."""
+    recipe = engines.recipe(learner={"optimizer": {"lr": 200.0}}, sampling={"max_response_tokens": 90})
+    done = engines.run(recipe)  # leaves version 1 in the rollouts, and its weights in done.directory / "model"
+    pool, inputs = engines.pools.rollout, read_inputs(recipe)
+    member = pool.members[0]
+    requests = [Request(f"{i:08d}.000", f"{i:08d}", 0, i, inputs.train[i].ids["student"]) for i in range(8)]
+
+    async def sample_and_load() -> list[Sample]:
+        learner = LearnerGroup(recipe, engines.learners[2])
+        spec = LearnerSpec(recipe.learner, recipe.objective, str(engines.models["student"]), 264, 1, 0, "float32")
+        await learner.start(spec)
+        version = await learner.publish(2)  # the first weights again, under a new number
+
+        async def collect() -> list[Any]:
+            arguments = (requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
+            return [await pool.transport.value(ref) async for ref in pool.stream(member, "generate", *arguments)]
+
+        sampling = asyncio.create_task(collect())
+        await asyncio.sleep(0.15)
+        await pool.call_member(member, "load", version.number, version.headers, *version.refs)
+        return [s for payload in (await sampling)[0::2] for s in unpack_samples(payload)]
+
+    samples = engines.runner.run(sample_and_load())
+    weights = {1: _load(done.directory / "model"), 2: _load(engines.models["student"])}
+    switched = [s for s in samples if set(s.versions) == {1, 2}]
+    assert switched and all(s.versions == sorted(s.versions) for s in samples)
+    for s in switched:
+        for version, model in weights.items():
+            logprobs = _logprobs(model, s.prompt_ids, s.response_ids)
+            carried = [t for t, v in enumerate(s.versions) if v == version]
+            np.testing.assert_allclose(np.array(s.rollout_logprobs)[carried], logprobs[carried], atol=1e-4)
+
+
+def _moved(engines: Engines, rows: list[dict[str, Any]]) -> float:
     """Mean |log-prob change| of these tokens from the first weights."""
     first = _load(engines.models["student"])
-    gaps = []
-    for row in rows:
-        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-        with torch.no_grad():
-            logits = first(ids).logits[0, len(row["prompt_ids"]) - 1 : -1]
-        old = logits.log_softmax(-1).gather(1, torch.tensor(row["response_ids"])[:, None])[:, 0]
-        gaps += (old - torch.tensor(row["student_logprobs"])).abs().tolist()
-    return float(np.mean(gaps))
+    gaps = [
+        np.abs(_logprobs(first, row["prompt_ids"], row["response_ids"]) - np.array(row["student_logprobs"]))
+        for row in rows
+    ]
+    return float(np.concatenate(gaps).mean())
+
+
+def _logprobs(model: Any, prompt: list[int], response: list[int]) -> np.ndarray:
+    """Log-prob of each response token under a plain model, float32."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0].numpy()
