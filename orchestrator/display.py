@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-HEARTBEAT_SECONDS = 8.0  # a plain log is never silent for longer
+HEARTBEAT_SECONDS = 5.0  # a plain log is never silent for longer
 
 
 class Display:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
+from orchestrator import cluster
 from orchestrator.flow import Pools
 from orchestrator.layout import build_pools
 from orchestrator.preflight import read_inputs
@@ -80,6 +81,7 @@ class Engines:
         two, one = (build_pools(r, transport, vocabulary, self.root / "logs") for r in (torch_recipe, one_rank))
         vllm = build_pools(vllm_recipe, transport, vocabulary, self.root / "logs")
         data = build_pools(dataset, transport, vocabulary, self.root / "logs")
+        self._name = torch_recipe.run.name  # whose shared folder the rollouts were given
         self.pools = two
         self.dataset = data.dataset
         self.scorers = {"torch": two.scorers["teacher"], "vllm": vllm.scorers["teacher"]}
@@ -104,6 +106,7 @@ class Engines:
             await asyncio.gather(*(pool.stop() for pool in pools))
 
         self.runner.run(stop_all())
+        cluster.sweep(self._name)
 
     def recipe(self, **changes: Any) -> Recipe:
         """The tests' base recipe in fp32, with nested changes."""
