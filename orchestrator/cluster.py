@@ -95,7 +95,7 @@ def capacity(recipe: Recipe) -> Capacity:
         cpus=total.get("CPU", 0.0),
         gpus=total.get("GPU", 0.0),
         object_store=int(total.get("object_store_memory", 0)),
-        shared_memory=int(total.get("object_store_memory", 0)) * 3,
+        shared_memory=None,
         disk=free_disk(Path(recipe.run.root)),
     )
 

@@ -38,12 +38,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster offers: cpus, gpus, and bytes of object store, of shared memory and of disk under run.root."""
+    """What a cluster offers: cpus, gpus, and bytes of object store, of shared memory (None where it is
+    other machines') and of disk under run.root."""
 
     cpus: float
     gpus: float
     object_store: int
-    shared_memory: int
+    shared_memory: int | None
     disk: int
 
 
@@ -211,7 +212,7 @@ def _check_shared_memory(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> 
             f"{capacity.object_store / MIB:.1f} MiB; raise cluster.object_store_mib to {2 * version // MIB + 64}"
         )
     files = version * recipe.rollout.members
-    if 2 * version + files > capacity.shared_memory:
+    if capacity.shared_memory is not None and 2 * version + files > capacity.shared_memory:
         raise RecipeError(
             f"two weight versions and {recipe.rollout.members} member files take {(2 * version + files) / MIB:.1f} "
             f"MiB of shared memory, {capacity.shared_memory / MIB:.1f} MiB are free; enlarge /dev/shm or lower "
