@@ -7,6 +7,7 @@ cache is reset with it, and every token carries the version it was sampled with.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -204,7 +205,9 @@ class _Idle:
         await self._none.wait()
 
 
-def shared_folder(run: str) -> str:
-    """Where this run's weight versions pass through: shared memory where there is some."""
+def shared_folder(run: str, root: str) -> str:
+    """Where a run's weight versions pass through: shared memory where there is some. Runs of one name under two roots
+    have two folders."""
     base = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    return os.path.join(base, f"logratio-{os.getuid()}-{run}")
+    tag = hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+    return os.path.join(base, f"logratio-{os.getuid()}-{run}-{tag}")

@@ -45,14 +45,14 @@ def own_name(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
     """A Ray driver for the time of a run, and the control file that leads commands to it."""
-    sweep(recipe.run.name)
+    sweep(recipe)
     try:
         with driver(recipe):
             _write_control(directory)
             yield
     finally:
         (directory / CONTROL_FILE).unlink(missing_ok=True)
-        sweep(recipe.run.name)
+        sweep(recipe)
 
 
 @contextlib.contextmanager
@@ -60,7 +60,11 @@ def driver(recipe: Recipe) -> Iterator[None]:
     """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
     if address := _address(recipe):
         _prepare_environment()
-        _ray().init(address=address, **_DRIVER)
+        try:
+            _ray().init(address=address, **_DRIVER)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(f"cluster.address: {address} cannot be joined ({reason}); is it up?") from None
     else:
         start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
     try:
@@ -105,9 +109,9 @@ def joins_cluster(recipe: Recipe) -> bool:
     return bool(_address(recipe))
 
 
-def sweep(run: str) -> None:
+def sweep(recipe: Recipe) -> None:
     """Remove what a killed run left in shared memory: weight files of its members."""
-    shutil.rmtree(shared_folder(run), ignore_errors=True)
+    shutil.rmtree(shared_folder(recipe.run.name, recipe.run.root), ignore_errors=True)
 
 
 def loopback_only() -> None:
@@ -121,6 +125,7 @@ def start_local(cpus: int, object_store_mib: int | None) -> None:
     loopback_only()
     _prepare_environment()
     _ray().init(
+        address="local",
         num_cpus=cpus,
         include_dashboard=False,
         object_store_memory=object_store_mib * MIB if object_store_mib else None,

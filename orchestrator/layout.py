@@ -106,7 +106,7 @@ def _rollout(recipe: Recipe) -> GangSpec:
     config = recipe.rollout
     if config.engine == "simulated":
         return GangSpec("rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
-    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name))
+    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
     return GangSpec(
         "rollout", Rollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
     )

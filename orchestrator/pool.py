@@ -75,10 +75,12 @@ class Pool:
 
     async def resize(self, size: int) -> None:
         """Scale to `size` members: joiners serve when admitted, leavers finish what they have."""
-        serving = [m for m in self.members if m.serving]
-        for member in sorted(serving, key=lambda m: m.load)[: max(0, len(self.members) - size)]:
+        staying = [m for m in self.members if not m.leaving]
+        surplus = max(0, len(staying) - size)
+        for member in sorted((m for m in staying if m.serving), key=lambda m: m.load)[:surplus]:
+            member.serving, member.leaving = False, True
             self._spawn_task(self._leave(member))
-        await asyncio.gather(*(self._join() for _ in range(size - len(self.members))))
+        await asyncio.gather(*(self._join() for _ in range(size - len(staying))))
 
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving]
@@ -187,10 +189,10 @@ class Pool:
             await self._join()
         except Exception as error:
             self._failure = error
+            self.notice(f"{self.role}: no replacement could be started: {error}")
             self._wake()
 
     async def _leave(self, member: PoolMember) -> None:
-        member.serving, member.leaving = False, True
         while member.load:
             await asyncio.sleep(0.05)
         if member in self.members:
@@ -201,8 +203,8 @@ class Pool:
         try:
             stops = [self.transport.call(actor, "stop")[0] for actor in member.actors]
             await asyncio.wait_for(asyncio.gather(*(self.transport.value(s) for s in stops)), 15.0)
-        except (MemberDied, TimeoutError):
-            pass  # it ends below in any case
+        except Exception as error:  # it ends below in any case
+            self.notice(f"{self.role}-{member.number} did not stop by itself: {error or type(error).__name__}")
         if member.actors:
             await self.transport.kill(member.actors)
 

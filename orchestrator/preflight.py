@@ -226,7 +226,11 @@ def _takes(demand: Demand, name: str) -> str:
 
 
 def _local_gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
+    """GPUs that Ray would offer: those CUDA_VISIBLE_DEVICES leaves, or all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -66,7 +66,7 @@ class RayTransport:
 
     async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
         import ray
-        from ray.util.placement_group import placement_group
+        from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
@@ -76,31 +76,38 @@ class RayTransport:
             {"bundle_label_selector": [dict(spec.resources.labels)] * count} if spec.resources.labels else {}
         )
         group = placement_group([bundle] * count, strategy="PACK", **labels)
+        actors: list[Any] = []
         try:
             await asyncio.wait_for(group.ready(), self._timeout)
-        except TimeoutError:
-            raise RuntimeError(
-                f"{spec.role}: no place for {len(spec.arguments)} x {bundle} in {self._timeout:.0f} s; "
-                "see `ray status` for what is free"
-            ) from None
-        actors = [
-            ray.remote(spec.cls)
-            .options(
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-                runtime_env={"env_vars": dict(spec.environment)},
-            )
-            .remote(*arguments)
-            for index, arguments in enumerate(spec.arguments)
-        ]
+            for index, arguments in enumerate(spec.arguments):
+                place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+                actors.append(
+                    ray.remote(spec.cls)
+                    .options(
+                        num_cpus=bundle.get("CPU", 0),
+                        num_gpus=bundle.get("GPU", 0),
+                        max_restarts=0,
+                        max_task_retries=0,
+                        scheduling_strategy=place,
+                        runtime_env={"env_vars": dict(spec.environment)},
+                    )
+                    .remote(*arguments)
+                )
+            if log is not None:
+                suffixes = [""] if len(actors) == 1 else [f".rank{i}" for i in range(len(actors))]
+                refs = [a.attach_log.remote(f"{log}{s}.log") for a, s in zip(actors, suffixes, strict=True)]
+                await asyncio.gather(*(self.value(ref) for ref in refs))
+        except BaseException as error:  # a place that nobody fills would keep others waiting
+            for actor in actors:
+                ray.kill(actor)
+            remove_placement_group(group)
+            if isinstance(error, TimeoutError):
+                raise RuntimeError(
+                    f"{spec.role}: no place for {count} x {bundle} in {self._timeout:.0f} s; "
+                    "see `ray status` for what is free"
+                ) from None
+            raise
         self._groups[actors[0]] = group
-        if log is not None:
-            suffixes = [""] if len(actors) == 1 else [f".rank{i}" for i in range(len(actors))]
-            refs = [a.attach_log.remote(f"{log}{s}.log") for a, s in zip(actors, suffixes, strict=True)]
-            await asyncio.gather(*(self.value(ref) for ref in refs))
         return actors
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
@@ -146,11 +153,20 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, exceptions.RayTaskError):
         inner = error.cause if isinstance(error.cause, Exception) else error
         lost = exceptions.ObjectLostError | exceptions.OwnerDiedError
+        if type(inner).__name__ == "EngineDeadError":  # vLLM's engine process is gone though its actor lives
+            return MemberDied(f"vLLM's engine died: {inner}")
         return ValueLost(str(inner)) if isinstance(inner, lost) else inner
     if isinstance(error, exceptions.ObjectLostError):
         return ValueLost(str(error))
-    if isinstance(error, exceptions.RayActorError):
-        return MemberDied(str(error).strip().splitlines()[0])
+    dead = (
+        exceptions.RayActorError,
+        exceptions.OutOfMemoryError,
+        exceptions.NodeDiedError,
+        exceptions.WorkerCrashedError,
+        exceptions.ActorUnschedulableError,
+    )
+    if isinstance(error, dead):
+        return MemberDied((str(error).strip() or type(error).__name__).splitlines()[0])
     return error
 
 

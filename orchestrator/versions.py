@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from actors.records import BadWeights
 from orchestrator.pool import Pool, PoolMember
-from orchestrator.transport import MemberDied
+from orchestrator.transport import MemberDied, ValueLost
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ class Versions:
             target = self.current
             try:
                 member.version = await pool.call_member(member, "load", target.number, target.headers, *target.refs)
-            except BadWeights as error:
+            except (MemberDied, ValueLost):
+                raise
+            except Exception as error:
                 if member.serving:
                     pool.replace(member)
                 raise MemberDied(f"loading version {target.number} failed: {error}") from error

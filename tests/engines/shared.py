@@ -81,7 +81,7 @@ class Engines:
         two, one = (build_pools(r, transport, vocabulary, self.root / "logs") for r in (torch_recipe, one_rank))
         vllm = build_pools(vllm_recipe, transport, vocabulary, self.root / "logs")
         data = build_pools(dataset, transport, vocabulary, self.root / "logs")
-        self._name = torch_recipe.run.name  # whose shared folder the rollouts were given
+        self._recipe = torch_recipe  # whose shared folder the rollouts were given
         self.pools = two
         self.dataset = data.dataset
         self.scorers = {"torch": two.scorers["teacher"], "vllm": vllm.scorers["teacher"]}
@@ -106,7 +106,7 @@ class Engines:
             await asyncio.gather(*(pool.stop() for pool in pools))
 
         self.runner.run(stop_all())
-        cluster.sweep(self._name)
+        cluster.sweep(self._recipe)
 
     def recipe(self, **changes: Any) -> Recipe:
         """The tests' base recipe in fp32, with nested changes."""
