@@ -95,9 +95,9 @@ class Learner(Member):
         rate = learning_rate(self._specified.config.optimizer, step, self._specified.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+        norm = self._plain_grad_norm()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return {"lr": rate, "grad_norm": None if norm is None else float(norm)}
+        return {"lr": rate, "grad_norm": float(self._engine.get_global_grad_norm() if norm is None else norm)}
 
     @torch.no_grad()
     def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
@@ -153,6 +153,15 @@ class Learner(Member):
         if self._spec is None:
             raise RuntimeError("the learner is not built; start() comes first")
         return self._spec
+
+    def _plain_grad_norm(self) -> float | None:
+        """The norm before clipping where DeepSpeed does not take it: ZeRO-0 in float32 keeps plain averaged gradients.
+        """
+        config = self._specified.config
+        if config.zero_stage or config.dtype != "float32":
+            return None
+        norms = [p.grad.norm() for p in self._built.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm())
 
     def _join(self, meeting: tuple[str, int]) -> None:
         import deepspeed
