@@ -155,7 +155,7 @@ class Learner(Member):
         return self._spec
 
     def _plain_grad_norm(self) -> float | None:
-        """The norm before clipping where DeepSpeed does not take it: ZeRO-0 in float32 keeps plain averaged gradients."""
+        """Where DeepSpeed takes no norm: ZeRO-0 in float32, which keeps plain averaged gradients. Before clipping."""
         config = self._specified.config
         if config.zero_stage or config.dtype != "float32":
             return None
