@@ -96,6 +96,24 @@ def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
     )
 
 
+def load_classifier(directory: str) -> Any:
+    """A Hugging Face sequence classifier with one output, for reading. Raises ValueError where it has more."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    ).eval()
+    if model.config.num_labels != 1:
+        raise ValueError(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+@torch.inference_mode()
+def classify(model: Any, ids: Sequence[int]) -> float:
+    """The classifier's output for one sequence of token ids."""
+    return float(model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, 0])
+
+
 def hidden_states(model: Any, batch: Pack) -> Tensor:
     """Last hidden states (after the final norm) that predict the response tokens: [response tokens, width]."""
     body = getattr(model, model.base_model_prefix)
@@ -103,11 +121,10 @@ def hidden_states(model: Any, batch: Pack) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])[batch.targets]
 
 
-def head_logprobs(model: Any, hidden: Tensor, vocabulary: int) -> Tensor:
+def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, temperature: float = 1.0) -> Tensor:
     """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
-    return finish_logits(
-        head_logits(model, hidden)[..., :vocabulary], logit_scale(model.config), soft_cap(model.config)
-    )
+    logits = head_logits(model, hidden)[..., :vocabulary]
+    return finish_logits(logits, logit_scale(model.config), soft_cap(model.config), temperature)
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -117,13 +134,15 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
 
 
-def finish_logits(logits: Tensor, scale: float, cap: float | None) -> Tensor:
-    """Scale, soft-cap (Gemma 2), then log-softmax in float32. [N, V] -> [N, V], nats."""
+def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: float = 1.0) -> Tensor:
+    """Scale, soft-cap (Gemma 2), temper, then log-softmax in float32. [N, V] -> [N, V], nats."""
     logits = logits.float()
     if scale != 1.0:
         logits = logits * scale
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
+    if temperature != 1.0:
+        logits = logits / temperature
     return logits.log_softmax(-1)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from configs.objective import Objective as ObjectiveConfig
 from configs.schema import Learner as LearnerConfig
-from configs.schema import Objective as ObjectiveConfig
+from objectives.schedule import Dials
 
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """What a learner is built from. `steps` is the length of the schedule; `publish_dtype` that of the buckets."""
+    """What a learner is built from. `steps` is the length of the schedule, `updates` the passes over a batch;
+    `publish_dtype` that of the buckets; `averages` are the decays of the models that are averages of the student;
+    `temperature` divides the student's logits, which is 1 but for a reward alone."""
 
     config: LearnerConfig
     objective: ObjectiveConfig
@@ -20,22 +24,39 @@ class LearnerSpec:
     steps: int
     seed: int
     publish_dtype: str
+    updates: int = 1
+    temperature: float = 1.0
+    averages: Mapping[str, float] = field(default_factory=dict)
+
+
+class Total(NamedTuple):
+    """A term's global denominators: counted over what the recipe gives it, before gates, clips and masks."""
+
+    tokens: int
+    sequences: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of a batch. Payloads follow as arguments: `sample_blocks` of samples, then those of scores.
+    """One rank's part of a batch. Payloads follow as arguments: `sample_blocks` of samples, then a block of scores for
+    each name in `scored_by`.
 
-    `loss_tokens` and `sequences` are global; `advantages` and `rewards` are by uid; `record` is a file to write the
-    trained samples to, or None.
+    `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`;
+    `advantages` and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term.
+    `record` is a file to write the trained samples to, or None.
     """
 
     step: int
     version: int
     micro_batches: tuple[tuple[str, ...], ...]
     loss_tokens: int
-    sequences: int
+    totals: Mapping[str, Total]
+    constant: int
+    dials: Dials
     sample_blocks: int
+    scored_by: tuple[str, ...] = ()
     advantages: Mapping[str, float] = field(default_factory=dict)
     rewards: Mapping[str, float] = field(default_factory=dict)
+    foreign: frozenset[str] = frozenset()
+    masked: frozenset[str] = frozenset()
     record: str | None = None

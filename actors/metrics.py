@@ -17,11 +17,32 @@ STEP_METRICS: dict[str, str] = {
     "forward_kl": "KL(teacher||student) on this step's prefixes, nats a token; null on sampled support",
     "kl_support": "support of the KLs: sampled | topk | full",
     "reverse_kl_k3": "on sampled support the mean of k3, another estimate of the reverse KL that is never negative",
+    "kl_by_position": "the reverse KL by position in the response: {end of the bucket: nats a token}",
     "entropy": "student entropy over the full vocabulary at temperature 1, nats a token",
     "teacher_entropy": "teacher entropy over the full vocabulary at temperature 1, nats a token",
+    "log_ratio_p1": "1st percentile of l = log p - log q of sampled tokens, to the first teacher, nats",
+    "log_ratio_p50": "median of the same",
+    "log_ratio_p99": "99th percentile of the same",
+    "topk_mass_teacher": "teacher's mass on the support; on full support on its own top k",
+    "topk_mass_student": "student's mass on the same tokens",
+    "topk_overlap": "share of the student's own top k that is among them",
+    "clipped_fraction": "share of loss tokens whose log-ratio the signal's clip cut",
+    "masked_fraction": "share of response tokens without loss",
+    "held_fraction": "share of loss tokens that the trust region held, over the passes after the first",
+    "ratio_p1": "1st percentile of q/mu, learner against rollout, of tokens the student drew",
+    "ratio_p50": "median of the same",
+    "ratio_p99": "99th percentile of the same",
+    "effective_sample_size": "(sum w)^2 / (n sum w^2) of the same ratios w, 0 to 1",
+    "reference_kl": "mean k1 to the reference, nats a token",
+    "beta": "coefficient of the reference in this step",
+    "reverse_weight": "lambda of this step",
+    "value_mean": "mean of the value head",
     "grad_norm": "global gradient norm before clipping",
     "lr": "learning rate of this step's update",
     "reward_mean": "mean outcome reward of this step's samples",
+    "groups_without_signal": "share of prompt groups whose rewards are all equal",
+    "foreign_fraction": "share of samples that the student did not draw",
+    "response_cap": "longest response allowed in this step, tokens",
     "response_length": "mean response length, tokens",
     "truncated_fraction": "share of responses cut by the length cap",
     "staleness_mean": "learner version minus token version, mean over loss tokens, versions",
@@ -42,7 +63,15 @@ STEP_METRICS: dict[str, str] = {
     "seconds_wait": "wall seconds in which the learner was idle for want of a batch",
 }
 
-EVALUATION_METRICS = ("reverse_kl", "forward_kl", "kl_support", "entropy", "response_length", "truncated_fraction")
+EVALUATION_METRICS = (
+    "reverse_kl",
+    "forward_kl",
+    "kl_support",
+    "entropy",
+    "response_length",
+    "truncated_fraction",
+    "reward_mean",
+)
 
 
 def step_line(values: dict[str, Any]) -> dict[str, Any]:

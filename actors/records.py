@@ -29,6 +29,7 @@ SAMPLES = pa.schema(
         ("turns", _spans),  # half-open ranges the student wrote, one a turn
         ("finish", pa.string()),  # stop | length | data
         ("versions", pa.list_(pa.int32())),  # policy version of each response token
+        ("support_ids", pa.list_(pa.int32())),  # [tokens * k] the student's own top k, row-major; empty if not asked
     ]
 )
 
@@ -66,6 +67,7 @@ class Sample:
     turns: list[Span]
     finish: str
     versions: list[int]
+    support_ids: list[int] = field(default_factory=list)
 
 
 class SampleHeader(NamedTuple):
@@ -109,9 +111,16 @@ class Request:
     seed: int
     prompt_ids: list[int]
     response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
+    sampled_prompt_ids: list[int] | None = None  # what is sampled behind, where it is not the student's prompt
+    topk: int = 0  # of the sampler's most likely tokens to return at each position
 
     def answered(
-        self, response_ids: list[int], rollout_logprobs: list[float], finish: str, versions: list[int]
+        self,
+        response_ids: list[int],
+        rollout_logprobs: list[float],
+        finish: str,
+        versions: list[int],
+        support_ids: Sequence[int] = (),
     ) -> Sample:
         """The sample that this response makes: one turn, loss on every token of it."""
         whole = [(0, len(response_ids))]
@@ -127,15 +136,21 @@ class Request:
             turns=whole,
             finish=finish,
             versions=versions,
+            support_ids=list(support_ids),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What a scorer is asked for. `prompts` replaces the prompt of a uid by the ids of a privileged one."""
+    """What a scorer is asked for: the samples in `prompts`, each behind the prompt ids given there; without `prompts`
+    every sample, behind its own.
+
+    `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1.
+    """
 
     support: str  # sampled | topk | full
     topk: int = 0
+    topk_of: str = "teacher"  # teacher | student | union
     entropy: bool = False
     prompts: dict[str, list[int]] = field(default_factory=dict)
 
@@ -145,7 +160,7 @@ class Score:
     """Scores of one response of T tokens. Arrays by support; unused ones are None.
 
     logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32; entropy [T] nats;
-    hidden [T, width] raw bytes of `hidden_dtype`.
+    hidden [T, width] raw bytes of `hidden_dtype`. `version` is the scorer's when it scored.
     """
 
     uid: str
@@ -155,6 +170,7 @@ class Score:
     tail_logprob: np.ndarray | None = None
     entropy: np.ndarray | None = None
     hidden: bytes | None = None
+    version: int = 0
 
 
 class BadWeights(Exception):
@@ -205,11 +221,11 @@ def header_of(sample: Sample) -> SampleHeader:
 
 
 def pack_scores(
-    scores: Sequence[Score], rejected: dict[str, str], scorer_version: int, hidden_dtype: str | None = None
+    scores: Sequence[Score], rejected: dict[str, str], hidden_dtype: str | None = None
 ) -> tuple[pa.RecordBatch, ScoreHeader]:
     """Scores -> payload and header. The support of the first score decides the columns."""
     fields: list[Any] = list(_SCORES)
-    columns: list[Any] = [[s.uid for s in scores], [scorer_version] * len(scores), _ragged(s.logprobs for s in scores)]
+    columns: list[Any] = [[s.uid for s in scores], [s.version for s in scores], _ragged(s.logprobs for s in scores)]
     first = scores[0] if scores else None
     if first is not None and first.support_ids is not None:
         fields += _TOPK
@@ -223,7 +239,8 @@ def pack_scores(
     schema = pa.schema(fields, metadata={"hidden_dtype": hidden_dtype} if hidden_dtype else None)
     payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
     tokens = sum(len(s.logprobs) for s in scores)
-    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, scorer_version, payload.nbytes)
+    newest = max((s.version for s in scores), default=0)
+    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, newest, payload.nbytes)
 
 
 class ScoreTable:
@@ -244,6 +261,10 @@ class ScoreTable:
     def values(self, uid: str, column: str) -> np.ndarray:
         """One row of a list column, flat; support columns reshape to [tokens, k]."""
         return self._payload.column(column)[self._rows[uid]].values.to_numpy(zero_copy_only=False)
+
+    def version(self, uid: str) -> int:
+        """The scorer's version that scored a row."""
+        return self._payload.column("scorer_version")[self._rows[uid]].as_py()
 
     def hidden(self, uid: str) -> bytes:
         return self._payload.column("hidden")[self._rows[uid]].as_py()

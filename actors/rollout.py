@@ -19,6 +19,7 @@ import numpy as np
 
 from actors.member import Member
 from actors.records import Request, Sample, pack_samples
+from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Rollout as RolloutConfig
 from configs.schema import Sampling, Stream
 
@@ -48,6 +49,7 @@ class Rollout(Member):
                 dtype=config.dtype,
                 max_model_len=config.max_context_tokens,
                 max_num_seqs=config.max_concurrent,
+                max_logprobs=VLLM_MAX_TOPK,
                 tensor_parallel_size=config.tensor_parallel,
                 gpu_memory_utilization=config.gpu_memory_fraction if on_gpu else 0.9,
                 enforce_eager=config.eager,
@@ -124,19 +126,20 @@ class Rollout(Member):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        room = self._config.max_context_tokens - len(request.prompt_ids)
+        prompt_ids = request.sampled_prompt_ids or request.prompt_ids
+        room = self._config.max_context_tokens - len(prompt_ids)
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_response_tokens, room),
             seed=request.seed,
             stop_token_ids=list(end_token_ids),
-            logprobs=0,
+            logprobs=request.topk,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt = {"prompt_token_ids": request.prompt_ids}
+        prompt = {"prompt_token_ids": prompt_ids}
         outputs = self._engine.generate(prompt, params, request_id=f"{request.uid}#{request.attempt}")
         (output,) = [output async for output in outputs if output.finished]
         return _sample_of(request, output.outputs[0])
@@ -148,12 +151,23 @@ def _sample_of(request: Request, completion: Any) -> Sample:
     for span in completion.weight_versions or ():
         versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
     logprobs = sampled_logprobs(completion.logprobs, len(ids))
-    return request.answered(ids, logprobs, completion.finish_reason or "abort", versions)
+    support = ranked_ids(completion.logprobs, len(ids), request.topk)
+    return request.answered(ids, logprobs, completion.finish_reason or "abort", versions, support)
 
 
 def sampled_logprobs(flat: Any, tokens: int) -> list[float]:
     """Log-prob of each sampled token: the first entry of its position. vLLM's FlatLogprobs -> [tokens]."""
     return [float(flat.logprobs[flat.start_indices[t]]) for t in range(tokens)]
+
+
+def ranked_ids(flat: Any, tokens: int, k: int) -> list[int]:
+    """The k most likely tokens of each position, row-major: [tokens * k]. The sampled token stands among them once."""
+    found: list[int] = []
+    for t in range(tokens):
+        start, end = flat.start_indices[t], flat.end_indices[t]
+        by_rank = dict(zip(flat.ranks[start:end], flat.token_ids[start:end], strict=True))
+        found += [by_rank[rank] for rank in range(1, k + 1)]
+    return found
 
 
 async def _coalesce(done: asyncio.Queue[Sample], tasks: Sequence[Any], left: int, stream: Stream) -> list[Sample]:

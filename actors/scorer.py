@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class Item:
     uid: str
     prompt_ids: list[int]
     response_ids: list[int]
+    support_ids: list[int]  # [tokens * k] the student's own top k, where they were asked for
 
     @property
     def tokens(self) -> int:
@@ -62,6 +63,7 @@ class Scorer(Member):
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._turn = asyncio.Lock()  # a batch is scored with one version
         self._server: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -70,16 +72,20 @@ class Scorer(Member):
         self._server = asyncio.create_task(self._serve())
 
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
-        """Scores of every sample of the payload, in row order; what cannot be scored is rejected by uid, not raised."""
+        """Scores of the samples asked for, in row order; what cannot be scored is rejected by uid, not raised."""
         assert self._engine is not None, "start() comes first"
-        items = [Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids) for s in unpack_samples(payload)]
+        items = [
+            Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids, s.support_ids)
+            for s in unpack_samples(payload)
+            if not request.prompts or s.uid in request.prompts
+        ]
         rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
         scores = await asyncio.gather(*(self._enqueue(item, request) for item in items if item.uid not in rejected))
         rejected |= {
             s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()
         }
         good = [s for s in scores if s.uid not in rejected]
-        return pack_scores(good, rejected, self._version, self._engine.hidden_dtype)
+        return pack_scores(good, rejected, self._engine.hidden_dtype)
 
     def projection(self) -> dict[str, Any]:
         """The head that turns hidden states into logits, once per version; see causal_lm.Projection."""
@@ -93,9 +99,9 @@ class Scorer(Member):
         assert self._engine is not None
         tensors = unpack(headers, buckets)
         check_names(tensors, self._model)
-        await self._idle.wait()
-        await self._engine.replace(tensors)
-        self._version = version
+        async with self._turn:
+            await self._engine.replace(tensors)
+            self._version = version
         return version
 
     async def drain(self) -> None:
@@ -127,8 +133,8 @@ class Scorer(Member):
         while True:
             await self._arrived.wait()
             await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
-            batch = self._cut_batch()
-            await self._score_batch(batch)
+            async with self._turn:
+                await self._score_batch(self._cut_batch())
             if not self._queue:
                 self._arrived.clear()
                 self._idle.set()
@@ -152,11 +158,11 @@ class Scorer(Member):
             return
         for (_, _, future), score in zip(batch, scores, strict=True):
             if not future.done():
-                future.set_result(score)
+                future.set_result(replace(score, version=self._version))
 
 
-def _kind(request: ScoreRequest) -> tuple[str, int, bool]:
-    return request.support, request.topk, request.entropy
+def _kind(request: ScoreRequest) -> tuple[str, int, str, bool]:
+    return request.support, request.topk, request.topk_of, request.entropy
 
 
 async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:

@@ -45,9 +45,10 @@ class TorchEngine:
     def _score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
         batch = causal_lm.pack([(item.prompt_ids, item.response_ids) for item in items]).to(self._device)
         hidden = causal_lm.hidden_states(self._model, batch)
+        students = _student_support(items, request, self._device).split(CHUNK_TOKENS)
         chunks = [
-            self._read(h, t, request)
-            for h, t in zip(hidden.split(CHUNK_TOKENS), batch.token_ids.split(CHUNK_TOKENS), strict=True)
+            self._read(h, t, own, request)
+            for h, t, own in zip(hidden.split(CHUNK_TOKENS), batch.token_ids.split(CHUNK_TOKENS), students, strict=True)
         ]
         columns = {name: torch.cat([c[name] for c in chunks]).cpu() for name in chunks[0]}
         if request.support == "full":
@@ -56,21 +57,42 @@ class TorchEngine:
         split = {name: column.split(lengths) for name, column in columns.items()}
         return [_score_of(item.uid, {name: rows[i] for name, rows in split.items()}) for i, item in enumerate(items)]
 
-    def _read(self, hidden: Tensor, token_ids: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
+    def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
         columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)}
         if request.support == "topk":
-            top = logprobs.topk(request.topk, dim=-1)
-            columns["support_ids"], columns["support_logprobs"] = top.indices, top.values
-            columns["tail_logprob"] = logprobs.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+            ids = own if request.topk_of == "student" else logprobs.topk(request.topk, dim=-1).indices
+            if request.topk_of == "union":
+                ids = united(ids, own)
+            used, inside = ids >= 0, ids.clamp(min=0)
+            columns["support_ids"] = ids
+            columns["support_logprobs"] = logprobs.gather(-1, inside).masked_fill(~used, -torch.inf)
+            outside = torch.ones_like(logprobs, dtype=torch.bool)
+            outside.scatter_(-1, torch.where(used, inside, inside[..., :1]), False)  # the first place is always used
+            columns["tail_logprob"] = logprobs.masked_fill(~outside, -torch.inf).logsumexp(-1)
         if request.entropy:
             columns["entropy"] = entropy(logprobs)
         return columns
 
 
+def united(first: Tensor, second: Tensor) -> Tensor:
+    """Ids of both supports, each once: [N, K], [N, J] -> [N, K + J]; a repeated one leaves its place unused, -1."""
+    repeated = (second.unsqueeze(-1) == first.unsqueeze(-2)).any(-1)
+    return torch.cat([first, second.masked_fill(repeated, -1)], dim=-1)
+
+
+def _student_support(items: Sequence[Any], request: ScoreRequest, device: torch.device) -> Tensor:
+    """[tokens, k] ids that the student ranked highest where it sampled; [tokens, 0] where nobody asks for them."""
+    tokens = sum(len(item.response_ids) for item in items)
+    if request.support != "topk" or request.topk_of == "teacher":
+        return torch.zeros((tokens, 0), dtype=torch.long, device=device)
+    ids = torch.tensor([i for item in items for i in item.support_ids], dtype=torch.long, device=device)
+    return ids.reshape(tokens, request.topk)
+
+
 def _score_of(uid: str, columns: dict[str, Tensor]) -> Score:
     hidden = columns.pop("hidden", None)
-    arrays: dict[str, np.ndarray] = {name: column.numpy() for name, column in columns.items()}
+    arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
     if "support_ids" in arrays:
         arrays["support_ids"] = arrays["support_ids"].astype(np.int32)
     for name in ("support_logprobs", "entropy"):

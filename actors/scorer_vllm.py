@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.records import Score, ScoreRequest
-from configs.schema import VLLM_MAX_TOPK
+from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Scorer as ScorerConfig
 
 

@@ -36,6 +36,7 @@ from actors.records import (
 from configs.schema import Rule, Sampling, Simulated, Stream
 
 WEIGHTS = 8  # floats in the simulated model
+REFERENCE_KL = 0.01  # nats a token
 
 
 class SimulatedRollout(Member):
@@ -90,19 +91,20 @@ class SimulatedScorer(Member):
     def __init__(self, speed: Simulated, vocabulary: int) -> None:
         self._speed = speed
         self._vocabulary = vocabulary
+        self._version = 0
 
     async def start(self) -> None:
         """Nothing to build."""
 
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
-        samples = unpack_samples(payload)
+        samples = [s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts]
         rejected = {s.uid: "empty response" for s in samples if not s.response_ids}
         rejected |= {
             s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary
         }
         good = [s for s in samples if s.uid not in rejected]
         await asyncio.sleep(sum(len(s.response_ids) for s in good) * self._speed.score_seconds_per_token)
-        return pack_scores([_score(s, request) for s in good], rejected, 0, "float32")
+        return pack_scores([_score(s, request, self._version) for s in good], rejected, "float32")
 
     def projection(self) -> dict[str, Any]:
         return {
@@ -115,6 +117,7 @@ class SimulatedScorer(Member):
         }
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        self._version = version
         return version
 
     async def drain(self) -> None:
@@ -122,13 +125,16 @@ class SimulatedScorer(Member):
 
 
 class SimulatedReward(Member):
+    """Half of all responses earn something, by their length."""
+
     def start(self) -> None:
         """Nothing to build."""
 
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, float]:
-        return {s.uid: sum(r.weight for r in rules) * float(len(s.response_ids) % 2) for s in unpack_samples(payload)}
+        weight = sum(r.weight for r in rules) or 1.0
+        return {s.uid: weight * float(len(s.response_ids) % 2) for s in unpack_samples(payload)}
 
 
 class SimulatedLearner(Member):
@@ -139,6 +145,7 @@ class SimulatedLearner(Member):
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
         self._lr = 0.0
+        self._held_back = False
 
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", 0
@@ -146,9 +153,13 @@ class SimulatedLearner(Member):
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
         self._lr = spec.config.optimizer.lr
+        self._held_back = spec.objective.reference is not None
 
-    def load_projection(self, projection: dict[str, Any]) -> None:
+    def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
         """There is no head."""
+
+    def reference_sums(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float]:
+        return {s.uid: REFERENCE_KL * len(s.response_ids) for s in self._samples(share, payloads)}
 
     def step(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
         metrics = self.evaluate(share, *payloads)
@@ -157,16 +168,20 @@ class SimulatedLearner(Member):
         return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient))}
 
     def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
-        mine = {uid for uids in share.micro_batches for uid in uids}
-        samples = [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block) if s.uid in mine]
+        samples = self._samples(share, payloads)
         time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
         tokens = np.sort(np.array([t for s in samples for t in s.response_ids], np.float64))
         loss = float(self._weights.sum() + tokens.mean() / 1000.0)
         self._record(share, samples)
         gap = 0.0 if any(share.version in s.versions for s in samples) else None
-        return {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
+        metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
+        return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None}
 
-    def publish(self) -> Iterator[Any]:
+    def _samples(self, share: Share, payloads: Sequence[pa.RecordBatch]) -> list[Sample]:
+        mine = {uid for uids in share.micro_batches for uid in uids}
+        return [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block) if s.uid in mine]
+
+    def publish(self, model: str | None = None) -> Iterator[Any]:
         if self._rank == 0:
             data = np.frombuffer(self._weights.tobytes(), np.uint8).copy()
             digest = hashlib.sha256(memoryview(data)).hexdigest()
@@ -209,7 +224,7 @@ def _response(request: Request, length: int, sampling: Sampling, end: Sequence[i
     return request.answered(ids, [-1.0] * length, "stop" if stopped else "length", [version] * length)
 
 
-def _score(sample: Sample, request: ScoreRequest) -> Score:
+def _score(sample: Sample, request: ScoreRequest, version: int) -> Score:
     tokens = len(sample.response_ids)
     support: dict[str, Any] = {}
     if request.support == "topk":
@@ -218,4 +233,4 @@ def _score(sample: Sample, request: ScoreRequest) -> Score:
         support["tail_logprob"] = np.full(tokens, -1.0, np.float32)
     if request.support == "full":
         support["hidden"] = np.zeros(tokens, np.float32).tobytes()
-    return Score(sample.uid, np.full(tokens, -1.0, np.float32), **support)
+    return Score(sample.uid, np.full(tokens, -1.0, np.float32), version=version, **support)

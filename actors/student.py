@@ -1,12 +1,13 @@
 """The student inside the learner: one module whose forward is the packed model, the chunked head and the objective.
 
-No [tokens, vocabulary] tensor of a whole batch exists: the head runs chunk by chunk, and all chunks but the only one
-are recomputed in the backward pass.
+No [tokens, vocabulary] tensor of a whole batch exists: the head runs chunk by chunk, each leaves one number a token
+and stream, and all chunks but the only one are recomputed in the backward pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,92 +16,121 @@ from torch.utils.checkpoint import checkpoint
 
 from actors import causal_lm
 from actors.causal_lm import Pack, Projection
-from objectives.objective import Objective, Tokens
+from objectives.objective import Objective
+from objectives.schedule import Dials
+from objectives.tokens import Tokens
+
+Head = tuple[str, int]  # a model and its version: which projection its hidden states need
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Last hidden states [n, width] that one model left for `rows` [n] (ascending) of a micro-batch's tokens."""
+
+    head: Head
+    rows: Tensor
+    states: Tensor
+
+    def within(self, start: int, end: int) -> Hidden:
+        inside = (self.rows >= start) & (self.rows < end)
+        return Hidden(self.head, self.rows[inside] - start, self.states[inside])
+
+    def to(self, device: torch.device) -> Hidden:
+        return Hidden(self.head, self.rows.to(device), self.states.to(device))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a micro-batch of N response tokens is trained towards; see objectives.Tokens for names and shapes.
+    """What a micro-batch is trained towards. `hidden` by target slot, on full support."""
 
-    `hidden` [N, width] are the teacher's last hidden states on full support.
-    """
-
-    weight: Tensor
-    rollout_logprob: Tensor
-    advantage: Tensor
-    teacher_logprob: Tensor | None = None
-    support_ids: Tensor | None = None
-    support_logprobs: Tensor | None = None
-    tail_logprob: Tensor | None = None
-    teacher_entropy: Tensor | None = None
-    hidden: Tensor | None = None
+    tokens: Tokens
+    hidden: Mapping[str, Sequence[Hidden]] = field(default_factory=dict)
 
     def split(self, size: int) -> list[Targets]:
-        rows = range(0, max(1, len(self.weight)), size)
-        return [Targets(**{k: v[r : r + size] for k, v in self._present()}) for r in rows]
+        starts = range(0, max(1, len(self.tokens)), size)
+        return [
+            Targets(
+                self.tokens[s : s + size],
+                {slot: [h.within(s, s + size) for h in hs] for slot, hs in self.hidden.items()},
+            )
+            for s in starts
+        ]
 
     def to(self, device: torch.device) -> Targets:
-        return Targets(**{name: value.to(device) for name, value in self._present()})
-
-    def _present(self) -> list[tuple[str, Tensor]]:
-        return [(f.name, v) for f in fields(self) if (v := getattr(self, f.name)) is not None]
+        return Targets(self.tokens.to(device), {slot: [h.to(device) for h in hs] for slot, hs in self.hidden.items()})
 
 
 class Student(nn.Module):
-    """`forward` returns (loss, metric sums [M], student log-prob of each response token [N], detached)."""
+    """`forward` returns (loss, metric sums, detached `logprob` and, with a value head, `value` [N] of each token)."""
 
-    def __init__(self, model: Any, objective: Objective, vocabulary: int, tokens_per_chunk: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        vocabulary: int,
+        tokens_per_chunk: int,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.model = model
-        self._objective = objective
+        self.objective = objective
+        self.heads: dict[Head, Projection] = {}
         self._vocabulary = vocabulary
         self._chunk = tokens_per_chunk
-        self.teacher: Projection | None = None
-        self.metric_names: tuple[str, ...] = ()
+        self._temperature = temperature
+        self.value_head: nn.Linear | None = None
+        if "value" in objective.config.terms:
+            self.value_head = nn.Linear(model.config.hidden_size, 1, dtype=next(model.parameters()).dtype)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, batch: Pack, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, batch: Pack, targets: Targets, dials: Dials
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         hidden = causal_lm.hidden_states(self.model, batch)
-        chunks = list(zip(hidden.split(self._chunk), batch.token_ids.split(self._chunk), strict=True))
         if not len(batch.token_ids):
-            return self._placeholder(hidden)
-        loss, sums, logprobs = torch.zeros((), device=hidden.device), [], []
-        for (h, ids), part in zip(chunks, targets.split(self._chunk), strict=True):
-            if len(chunks) == 1 or not torch.is_grad_enabled():
-                chunk_loss, chunk_sums, chunk_logprobs = self._chunk_loss(h, ids, part)
-            else:
-                chunk_loss, chunk_sums, chunk_logprobs = checkpoint(self._chunk_loss, h, ids, part, use_reentrant=False)  # type: ignore[misc]
-            loss = loss + chunk_loss
-            sums.append(chunk_sums)
-            logprobs.append(chunk_logprobs)
-        return loss, torch.stack(sums).sum(0), torch.cat(logprobs)
+            return self._placeholder(hidden), {}, {}
+        parts = targets.split(self._chunk)
+        lazily = len(parts) > 1 and torch.is_grad_enabled()
+        chunks: list[dict[str, Tensor]] = [
+            checkpoint(self._read, h, part, dials, use_reentrant=False) if lazily else self._read(h, part, dials)  # type: ignore[misc]
+            for h, part in zip(hidden.split(self._chunk), parts, strict=True)
+        ]
+        streams = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        if self.value_head is not None:  # beside the policy: its error does not move what the policy reads
+            streams["value"] = self.value_head(hidden.detach()).float().squeeze(-1)
+        loss = self.objective.loss(streams, targets.tokens, dials)
+        sums = self.objective.metrics(streams, targets.tokens, dials)
+        return loss, sums, {name: streams[name].detach() for name in ("logprob", "value") if name in streams}
 
-    def _chunk_loss(self, hidden: Tensor, ids: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = Tokens(
-            student_logprobs=causal_lm.head_logprobs(self.model, hidden, self._vocabulary),
-            token_ids=ids,
-            weight=targets.weight,
-            rollout_logprob=targets.rollout_logprob,
-            advantage=targets.advantage,
-            teacher_logprob=targets.teacher_logprob,
-            support_ids=targets.support_ids,
-            support_logprobs=targets.support_logprobs,
-            tail_logprob=targets.tail_logprob,
-            teacher_logprobs=self._project(targets.hidden),
-            teacher_entropy=targets.teacher_entropy,
-        )
-        sums = self._objective.metrics(tokens)
-        self.metric_names = tuple(sums)
-        return self._objective.loss(tokens), torch.stack(list(sums.values())), tokens.student_logprob.detach()
+    def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
+        logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._temperature)
+        scores = dict(targets.tokens.scores)
+        for slot, pieces in targets.hidden.items():
+            scores[slot] = replace(scores[slot], logprobs=self._project(pieces, len(targets.tokens)))
+        return self.objective.read(logprobs, replace(targets.tokens, scores=scores), dials)
 
-    def _project(self, hidden: Tensor | None) -> Tensor | None:
-        if hidden is None:
-            return None
-        if self.teacher is None:
-            raise RuntimeError("full support needs the teacher's projection; load_projection() comes first")
-        with torch.no_grad():
-            return self.teacher.logprobs(hidden)[..., : self._vocabulary]
+    @torch.no_grad()
+    def _project(self, pieces: Sequence[Hidden], count: int) -> Tensor:
+        """Hidden states of the models that filled a slot -> log-probs [count, V], each through its own head."""
+        projected = [(piece, self._head(piece.head).logprobs(piece.states)) for piece in pieces if len(piece.rows)]
+        if len(projected) == 1 and len(projected[0][0].rows) == count:
+            return projected[0][1][..., : self._vocabulary]
+        whole = torch.full((count, self._vocabulary), -torch.inf, device=projected[0][1].device)
+        for piece, logprobs in projected:
+            whole[piece.rows] = logprobs[..., : self._vocabulary]
+        return whole
 
-    def _placeholder(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _head(self, head: Head) -> Projection:
+        if head not in self.heads:
+            raise RuntimeError(
+                f"full support needs the head of {head[0]} at version {head[1]}; load_projection() first"
+            )
+        return self.heads[head]
+
+    def _placeholder(self, hidden: Tensor) -> Tensor:
         """A zero loss that touches every parameter: collectives of ZeRO wait for each one's gradient."""
-        zero = (hidden.sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()).float() * 0.0
-        return zero, torch.zeros(len(self.metric_names), device=hidden.device), torch.zeros(0)
+        touched = hidden.sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()
+        if self.value_head is not None:
+            touched = touched + self.value_head(hidden[:0]).sum()
+        return touched.float() * 0.0

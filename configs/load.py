@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from configs import findings
 from configs.schema import Recipe
 
 BUNDLED = "bundled:"
@@ -36,7 +37,7 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("; ".join(_say(item) for item in error.errors())) from None
+        raise RecipeError("; ".join(findings.lines(Recipe, tree, error))) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -101,7 +102,9 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the paths of one layer absolute, so that layers from different folders can be merged."""
     tree = dict(tree)
     if isinstance(tree.get("data"), dict):
-        tree["data"] = {k: _absolute(v, folder) if k in ("prompts", "heldout") else v for k, v in tree["data"].items()}
+        tree["data"] = {
+            k: _absolute(v, folder) if k in ("prompts", "heldout", "responses") else v for k, v in tree["data"].items()
+        }
     if isinstance(tree.get("models"), dict):
         tree["models"] = {
             name: {k: _absolute(v, folder) if k == "path" else v for k, v in model.items()}
@@ -109,6 +112,8 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
             else model
             for name, model in tree["models"].items()
         }
+    if isinstance(tree.get("reward"), dict) and "model" in tree["reward"]:
+        tree["reward"] = tree["reward"] | {"model": _absolute(tree["reward"]["model"], folder)}
     return tree
 
 
@@ -116,37 +121,3 @@ def _absolute(value: Any, folder: Path) -> Any:
     if not isinstance(value, str) or value.startswith(BUNDLED):
         return value
     return str((folder / Path(value).expanduser()).resolve())
-
-
-def _say(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    kind, message = item["type"], item["msg"]
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key; {_allowed_keys(item['loc'])}"
-    if kind == "missing":
-        return f"{path}: missing; add it to the recipe"
-    if kind == "value_error":
-        message = message.removeprefix("Value error, ")
-        return f"{path}: {message}" if path else message
-    return f"{path}: {item['input']!r} is wrong: {message[0].lower()}{message[1:]}"
-
-
-def _allowed_keys(loc: tuple[int | str, ...]) -> str:
-    node: Any = Recipe
-    for part in loc[:-1]:
-        node = _child(node, part)
-        if node is None:
-            return "remove it"
-    return "allowed: " + ", ".join(node.model_fields)
-
-
-def _child(node: Any, part: int | str) -> Any:
-    from typing import get_args
-
-    from pydantic import BaseModel
-
-    fields = getattr(node, "model_fields", {})
-    annotation = fields[part].annotation if part in fields else node
-    candidates = [annotation, *get_args(annotation)]
-    models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-    return models[0] if models else (annotation if part in fields else None)

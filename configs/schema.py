@@ -7,23 +7,17 @@ refused before any actor starts, in one line that names the path, the value and 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from configs import rules
+from configs.node import STUDENT, Momentum, Node, NonNegative, Positive
+from configs.objective import (
+    Objective,
+)
+
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
-
-STUDENT = "student"
-VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
-DATA = "data"  # objective.target when the dataset's own tokens are the target
-
-
-class Node(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Run(Node):
@@ -40,27 +34,47 @@ class Model(Node):
 
     `system` and `prompt` make a privileged prompt: they replace the student's in front of the same response tokens.
     `prompt` is a format string over the fields of the prompt row, e.g. "{prompt}\\n\\nReference: {solution}".
+    `weights`: `frozen` are the directory's; `live` follow the student version by version and `ema` average it with
+    `decay`: both start from the student's, so `path` is left out.
     """
 
-    path: str
+    path: str | None = None
     system: str | None = None
     prompt: str = "{prompt}"
+    weights: Literal["frozen", "ema", "live"] = "frozen"
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Model:
+        if (self.path is None) == (self.weights == "frozen"):
+            raise ValueError("needs a path when its weights are frozen, and none when they follow the student")
+        return self
+
+    @property
+    def privileged(self) -> bool:
+        return self.system is not None or self.prompt != "{prompt}"
 
 
 class Data(Node):
-    """JSON lines, a row a prompt: {"prompt": text, ...}. `prefix: dataset` also needs "response" in each row."""
+    """JSON lines, a row a prompt: {"prompt": text, ...}. `prefix: dataset` also needs "response" in each row.
+
+    `responses` is the folder that keeps what a teacher wrote under `prefix: teacher`; null: in the user's cache.
+    """
 
     prompts: str
     heldout: str | None = None
     shuffle: bool = True
+    responses: str | None = None
 
 
 class Batch(Node):
-    """One learner step trains on prompts_per_step x samples_per_prompt samples."""
+    """One learner step trains on prompts_per_step x samples_per_prompt samples, in `updates` passes over all of them,
+    each an optimizer step. From the second pass on the policy has left the one that a trust region refers to."""
 
     prompts_per_step: Positive
     samples_per_prompt: Positive = 1
     tokens_per_microbatch: Positive = 512
+    updates: Positive = 1
 
 
 class Sampling(Node):
@@ -71,59 +85,13 @@ class Sampling(Node):
     max_response_tokens: Positive
 
 
-class Outcome(Node):
-    """Outcome reward in the objective: weight * (reward - group baseline) on every response token."""
-
-    weight: float = 0.0
-    baseline: Literal["none", "mean", "rloo"] = "none"
-
-
-class Objective(Node):
-    """A point of the objective algebra; docs/objectives.md defines each axis.
-
-    `reverse_weight` (lambda) weights REVERSE KL: lambda*KL(student||teacher) + (1-lambda)*KL(teacher||student).
-    `clip` bounds the log-ratio (nats) before the signal is formed; a scalar c means [-c, c].
-    `truncation` is the cap C of the truncated importance weight min(student/rollout, C); sampled support only.
-    """
-
-    prefix: Literal["student", "dataset"] = "student"
-    target: str
-    support: Literal["sampled", "topk", "full"] = "sampled"
-    topk: Positive = 32
-    reverse_weight: Fraction = 1.0
-    clip: float | tuple[float, float] | None = None
-    truncation: Annotated[float, Field(gt=0.0)] | None = 2.0
-    logprob_floor: Annotated[float, Field(lt=0.0)] = -50.0
-    outcome: Outcome = Outcome()
-    normalise: Literal["token", "sequence"] = "token"
-
-    @field_validator("clip", mode="before")
-    @classmethod
-    def _clip_is_no_switch(cls, clip: Any) -> Any:
-        if isinstance(clip, bool):
-            raise ValueError("needs a number of nats, or [low, high]")
-        return clip
-
-    @field_validator("clip")
-    @classmethod
-    def _clip_is_an_interval(cls, clip: float | tuple[float, float] | None) -> tuple[float, float] | None:
-        bounds = (-clip, clip) if isinstance(clip, int | float) else clip
-        if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError("needs low < high, or a positive number")
-        return bounds
-
-    @property
-    def needs_scores(self) -> bool:
-        return self.target != DATA
-
-
 class Resources(Node):
     """What one actor of a role takes. `cpus` and `gpus` may be fractions; `threads` is the OpenMP pool."""
 
     cpus: Annotated[float, Field(ge=0.0)] = 0.5
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = 2
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class Rollout(Node):
@@ -155,9 +123,10 @@ class Scorer(Node):
 
 
 class Rule(Node):
-    """One rule reward. `length` counts response tokens (1 inside [low, high]); the others look at the text."""
+    """One rule reward. `length` counts response tokens (1 inside [low, high]); `overlong` is 0 up to `low` tokens and
+    falls to -1 at `high` (DAPO); the others look at the text."""
 
-    kind: Literal["length", "contains", "regex", "exact"]
+    kind: Literal["length", "contains", "regex", "exact", "overlong"]
     weight: float = 1.0
     text: str | None = None  # contains, regex: the pattern
     field: str = "answer"  # exact: the row field that holds the expected text
@@ -179,10 +148,19 @@ class Rule(Node):
 
 
 class Reward(Node):
+    """Reward workers: the weighted sum of `rules`, plus the score of a reward model, a sequence classifier with one
+    output that shares the student's tokenizer, where `model` names its directory."""
+
     engine: Literal["rules", "simulated"] = "rules"
     members: Positive = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
     rules: tuple[Rule, ...] = ()
+    model: str | None = None
+    model_weight: float = 1.0
+
+    @property
+    def earns(self) -> bool:
+        return bool(self.rules) or self.model is not None
 
 
 class Optimizer(Node):
@@ -255,7 +233,10 @@ class Cluster(Node):
 
 
 class Recipe(Node):
-    """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy."""
+    """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy.
+
+    `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it.
+    """
 
     run: Run
     models: dict[str, Model]
@@ -265,7 +246,8 @@ class Recipe(Node):
     objective: Objective
     learner: Learner
     rollout: Rollout = Rollout()
-    scorer: dict[str, Scorer] = {}
+    teacher_rollout: Rollout = Rollout()
+    scorer: dict[str, Scorer] = Field(default_factory=dict)
     reward: Reward = Reward()
     simulated: Simulated = Simulated()
     stream: Stream = Stream()
@@ -277,14 +259,44 @@ class Recipe(Node):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Recipe:
-        for refuse in _REFUSALS:
-            refuse(self)
+        rules.refuse(self)
         return self
 
     @property
     def scored_models(self) -> tuple[str, ...]:
-        """Names of the models that score each response; empty for cross-entropy on a dataset."""
-        return (self.objective.target,) if self.objective.needs_scores else ()
+        """Names of the models that score responses; empty for cross-entropy on a response's own tokens."""
+        return tuple(self.objective.support_of)
+
+    @property
+    def sampled_teacher(self) -> str | None:
+        """The model that writes responses under `prefix: teacher`: the first target, or the only model there is."""
+        if "teacher" not in self.objective.sources:
+            return None
+        return next(iter((*self.objective.teachers, *(name for name in self.models if name != STUDENT))), None)
+
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """Models that some member needs the files or the prompts of, the student apart."""
+        writer = (self.sampled_teacher,) if self.sampled_teacher else ()
+        return tuple(dict.fromkeys((*self.scored_models, *writer)))
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Refused combinations that this recipe runs all the same, by name: `objective.allow_biased`."""
+        return rules.biases(self)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and rarely meant, a line each."""
+        return rules.warnings(self)
+
+    def path_of(self, model: str) -> str:
+        """A model's path; that of one that follows the student is the student's."""
+        return self.models[model].path or str(self.models[STUDENT].path)
+
+    def moving(self, weights: str) -> tuple[str, ...]:
+        """Scored models whose weights follow the student: `live` or `ema`."""
+        return tuple(name for name in self.scored_models if self.models[name].weights == weights)
 
     def scorer_of(self, model: str) -> Scorer:
         return self.scorer.get(model, Scorer())
@@ -292,81 +304,3 @@ class Recipe(Node):
     @property
     def samples_per_step(self) -> int:
         return self.batch.prompts_per_step * self.batch.samples_per_prompt
-
-
-def _refuse_unknown_models(recipe: Recipe) -> None:
-    if STUDENT not in recipe.models:
-        raise ValueError(f"models: no model named {STUDENT!r}; add models.{STUDENT}.path")
-    known = [name for name in recipe.models if name != STUDENT]
-    if recipe.objective.needs_scores and recipe.objective.target not in known:
-        raise ValueError(f"objective.target: {recipe.objective.target!r} is no model; allowed: {[*known, DATA]}")
-    for name in recipe.scorer:
-        if name not in known:
-            raise ValueError(f"scorer.{name}: no such model; allowed: {known}")
-
-
-def _refuse_biased_estimators(recipe: Recipe) -> None:
-    objective, sampling = recipe.objective, recipe.sampling
-    if objective.target == DATA and (objective.prefix, objective.support) != ("dataset", "sampled"):
-        raise ValueError("objective.target: 'data' needs prefix: dataset and support: sampled (cross-entropy)")
-    if objective.target == DATA and (objective.reverse_weight or objective.clip or objective.outcome.weight):
-        raise ValueError(
-            "objective.reverse_weight: cross-entropy on data is forward KL; set it to 0, without clip and outcome"
-        )
-    if objective.prefix == "dataset" and objective.needs_scores and objective.support == "sampled":
-        raise ValueError(
-            "objective.support: 'sampled' with a teacher on dataset prefixes scores tokens the student did not draw; "
-            "use topk or full, or target: data"
-        )
-    sampled_terms = objective.support == "sampled" or objective.outcome.weight != 0.0
-    tempered = sampling.temperature != 1.0 or sampling.top_p < 1.0
-    if objective.prefix == "student" and sampled_terms and tempered:
-        raise ValueError(
-            f"sampling: temperature {sampling.temperature}, top_p {sampling.top_p} bias sampled-token terms; "
-            "use 1.0 and 1.0, or support: topk or full without outcome.weight"
-        )
-    if objective.outcome.weight and objective.prefix != "student":
-        raise ValueError("objective.outcome.weight: rewards need the student's own samples; set prefix: student")
-    if objective.support != "sampled" and objective.clip is not None:
-        raise ValueError("objective.clip: bounds the sampled log-ratio; remove it, or set support: sampled")
-    for name in recipe.scored_models:
-        if recipe.scorer_of(name).engine != "vllm":
-            continue
-        if objective.support == "full":
-            raise ValueError(f"scorer.{name}.engine: 'vllm' has no hidden states; support: full needs engine: torch")
-        if objective.support == "topk" and objective.topk > VLLM_MAX_TOPK:
-            raise ValueError(f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} of engine: vllm; use torch")
-
-
-def _refuse_split_engines(recipe: Recipe) -> None:
-    gpus, parallel = recipe.rollout.resources.gpus, recipe.rollout.tensor_parallel
-    if parallel > 1 and gpus != parallel:
-        raise ValueError(
-            f"rollout.tensor_parallel: {parallel} needs rollout.resources.gpus: {parallel}, found {gpus:g}"
-        )
-
-
-def _refuse_small_contexts(recipe: Recipe) -> None:
-    if recipe.sampling.max_response_tokens >= recipe.rollout.max_context_tokens:
-        raise ValueError(
-            f"sampling.max_response_tokens: {recipe.sampling.max_response_tokens} leaves no room for a prompt in "
-            f"rollout.max_context_tokens: {recipe.rollout.max_context_tokens}"
-        )
-
-
-def _refuse_lone_groups(recipe: Recipe) -> None:
-    if recipe.objective.outcome.weight and not recipe.reward.rules:
-        raise ValueError("objective.outcome.weight: no reward.rules to earn it; add a rule, or set the weight to 0")
-    if recipe.objective.outcome.baseline != "none" and recipe.batch.samples_per_prompt == 1:
-        raise ValueError(
-            "objective.outcome.baseline: a group baseline needs batch.samples_per_prompt > 1, or baseline: none"
-        )
-
-
-_REFUSALS = (
-    _refuse_unknown_models,
-    _refuse_biased_estimators,
-    _refuse_split_engines,
-    _refuse_small_contexts,
-    _refuse_lone_groups,
-)

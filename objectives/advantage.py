@@ -1,32 +1,74 @@
-"""Advantages of whole responses, from rewards alone. Plain numbers: the orchestrator calls this on headers.
+"""Advantages: of whole responses from rewards alone (plain numbers, on headers), and of tokens from their rewards.
 
-Shao et al. 2024 (GRPO) for the group mean, Ahmadian et al. 2024 (RLOO) for leave-one-out.
+Shao et al. 2024 (GRPO) for the group mean and its std, Ahmadian et al. 2024 (RLOO) for leave-one-out, Schulman et al.
+2016 (GAE). Dr. GRPO (arXiv 2503.20783) is the mean without the std.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STD_EPSILON = 1e-6  # a group of equal rewards has advantage 0, not 0/0
 
 
-def group_advantages(rewards: Sequence[float], groups: Sequence[str], baseline: str) -> list[float]:
+def group_advantages(
+    rewards: Sequence[float], groups: Sequence[str], baseline: str, scale: str = "none"
+) -> list[float]:
     """Reward minus its group's baseline, one number a response.
 
     `none`: the reward itself. `mean`: the group's mean, the sample included, which scales the mean gradient by
-    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both.
-    Raises ValueError for an unknown baseline.
+    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both. `scale: std` divides
+    by the group's sample standard deviation. Raises ValueError for an unknown baseline or scale.
     """
-    if baseline == "none":
-        return list(rewards)
-    if baseline not in ("mean", "rloo"):
+    if baseline not in ("none", "mean", "rloo"):
         raise ValueError(f"baseline {baseline!r} is unknown; use none, mean or rloo")
+    if scale not in ("none", "std"):
+        raise ValueError(f"scale {scale!r} is unknown; use none or std")
     members: dict[str, list[float]] = defaultdict(list)
     for reward, group in zip(rewards, groups, strict=True):
         members[group].append(reward)
-    return [_centred(reward, members[group], baseline) for reward, group in zip(rewards, groups, strict=True)]
+    return [
+        _centred(reward, members[group], baseline) / _spread(members[group], scale)
+        for reward, group in zip(rewards, groups, strict=True)
+    ]
 
 
-def _centred(reward: float, group: list[float], baseline: str) -> float:
+def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
+    """G_t = sum_{t' >= t} discount^(t' - t) r_t' of one response, [T] -> [T]. discount 0: the rewards themselves."""
+    if discount == 0.0:
+        return rewards
+    if discount == 1.0:
+        return rewards.flip(0).cumsum(0).flip(0)
+    returns, running = rewards.clone(), rewards.new_zeros(())
+    for t in range(len(rewards) - 1, -1, -1):
+        running = rewards[t] + discount * running
+        returns[t] = running
+    return returns
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, discount: float, decay: float) -> Tensor:
+    """GAE: A_t = sum_k (discount * decay)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t, V after the end 0.
+
+    rewards, values: [T] of one response; values[t] is of the prefix before token t. Returns [T].
+    """
+    following = values.roll(-1)
+    following[-1] = 0.0
+    return returns_to_go(rewards + discount * following - values, discount * decay)
+
+
+def _centred(reward: float, group: Sequence[float], baseline: str) -> float:
     n = len(group)
+    if baseline == "none":
+        return reward
     centred = reward - sum(group) / n
     return centred * n / (n - 1) if baseline == "rloo" and n > 1 else centred
+
+
+def _spread(group: Sequence[float], scale: str) -> float:
+    return statistics.stdev(group) + STD_EPSILON if scale == "std" and len(group) > 1 else 1.0

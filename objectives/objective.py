@@ -1,170 +1,312 @@
-"""From the recipe's objective to one callable: tensors of a chunk of tokens in, loss and metrics out.
+"""From the recipe's objective to one callable. No [tokens, vocabulary] tensor of a micro-batch ever exists:
 
-A loss is a sum over response tokens with a weight each; weights carry the *global* denominator, so ranks,
-micro-batches and chunks change nothing. Metrics are returned as sums over tokens, to be divided once, globally.
+`read` sees a chunk of tokens with the student's whole distribution and keeps one number a token and stream;
+`loss` sees those streams over whole responses, and sums terms:
+
+    loss = sum over terms, sum_t weight_term,t * term_t
+
+Each term's weights carry its own *global* denominator, so ranks, micro-batches and chunks change nothing. Metrics are
+sums over tokens, to be divided once, globally.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from configs.schema import DATA
-from configs.schema import Objective as ObjectiveConfig
-from objectives import divergence, signal, trust
+from configs.objective import DATA, Route
+from configs.objective import Objective as ObjectiveConfig
+from objectives import divergence, readings, signal, trust
+from objectives.advantage import generalised_advantages, returns_to_go
+from objectives.divergence import Family
+from objectives.schedule import Dials
+from objectives.tokens import Scores, Tokens
 
+Streams = Mapping[str, Tensor]  # [N] each; `logprob` always, with its graph
+Sums = dict[str, Tensor]
+OwnLoss = Callable[[Tensor, Tokens], Tensor]  # (student log-probs [n, V], tokens) -> [n] nats, with a graph
 
-@dataclass(frozen=True)
-class Tokens:
-    """A chunk of N response tokens. Log-probs in nats, float32.
-
-    student_logprobs [N, V] over the real vocabulary; token_ids [N]; weight [N] (1 / global denominator, 0 off the
-    loss); rollout_logprob [N]; advantage [N] or None. By support, else None: teacher_logprob [N] of the sampled token,
-    support_ids and support_logprobs [N, K] with tail_logprob [N], teacher_logprobs [N, V], teacher_entropy [N].
-    """
-
-    student_logprobs: Tensor
-    token_ids: Tensor
-    weight: Tensor
-    rollout_logprob: Tensor
-    advantage: Tensor | None = None
-    teacher_logprob: Tensor | None = None
-    support_ids: Tensor | None = None
-    support_logprobs: Tensor | None = None
-    tail_logprob: Tensor | None = None
-    teacher_logprobs: Tensor | None = None
-    teacher_entropy: Tensor | None = None
-
-    @property
-    def student_logprob(self) -> Tensor:
-        """log q of each sampled token, [N]."""
-        return self.student_logprobs.gather(-1, self.token_ids.unsqueeze(-1)).squeeze(-1)
-
-
-Loss = Callable[[Tokens], Tensor]  # [N] unweighted
-Sums = dict[str, Tensor]  # scalar sums over tokens with loss
-
-
-@dataclass(frozen=True)
-class Objective:
-    """`loss(tokens)` is the weighted sum to minimise, nats; `metrics(tokens)` are sums over loss tokens, detached."""
-
-    config: ObjectiveConfig
-    terms: tuple[Loss, ...]
-
-    def loss(self, tokens: Tokens) -> Tensor:
-        per_token = torch.stack([term(tokens) for term in self.terms]).sum(0)
-        return (per_token * tokens.weight).sum()
-
-    @torch.no_grad()
-    def metrics(self, tokens: Tokens) -> Sums:
-        on = tokens.weight > 0
-        return {name: value[on].sum() for name, value in _readings(self.config, tokens).items()}
+ROUTED = "routed"  # slot of the target where each prompt has a teacher of its own
 
 
 def build(config: ObjectiveConfig) -> Objective:
     """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest."""
-    if config.target == DATA:
-        return Objective(config, (cross_entropy,))
-    terms: list[Loss] = []
-    if config.support == "sampled":
-        terms.append(lambda tokens: sampled_token(config, tokens))
-    elif config.support == "topk":
-        terms.append(lambda tokens: on_support(config, tokens))
-    else:
-        terms.append(lambda tokens: full_vocabulary(config, tokens))
-    if config.outcome.weight:
-        terms.append(lambda tokens: outcome(config, tokens))
-    return Objective(config, tuple(terms))
+    return Objective(config, _own_loss(config.loss) if config.loss else None)
 
 
-def cross_entropy(tokens: Tokens) -> Tensor:
-    """-log q(y) on the dataset's own tokens: forward KL to the data, up to its entropy. [N] nats."""
-    return -tokens.student_logprob
+def slots(config: ObjectiveConfig) -> dict[str, tuple[str, ...]]:
+    """Slots of `Tokens.scores`, and the models that may fill each: one, or those of a route."""
+    found = {name: (name,) for name in config.support_of}
+    if isinstance(config.target, Route):
+        teachers = tuple(config.teachers)
+        kept = [config.reference.model] if config.reference else []  # a teacher may be the reference as well
+        found = {n: models for n, models in found.items() if n not in teachers or n in kept} | {ROUTED: teachers}
+    return found
 
 
-def sampled_token(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    """-sg(min(q/mu, C) * A) * log q, A the log-ratio reward. [N]"""
-    assert tokens.teacher_logprob is not None
-    reward = signal.log_ratio_signal(
-        tokens.student_logprob,
-        tokens.teacher_logprob.clamp(min=config.logprob_floor),
-        config.reverse_weight,
-        _interval(config),
-    )
-    return signal.policy_gradient_loss(tokens.student_logprob, reward * _mismatch(config, tokens))
+def teacher_slots(config: ObjectiveConfig) -> dict[str, float]:
+    """Slots that the divergence is taken to, and their weights."""
+    return {ROUTED: 1.0} if isinstance(config.target, Route) else config.teachers
 
 
-def on_support(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    """The mixture of KLs on the teacher's top-k and one tail bucket. [N] nats."""
-    return _support_kl(config, tokens, config.reverse_weight)
+@dataclass(frozen=True)
+class Objective:
+    config: ObjectiveConfig
+    own_loss: OwnLoss | None = None
+
+    def read(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
+        """One number a token, [n] each, of a chunk: student_logprobs [n, V] over the common vocabulary, nats.
+
+        `logprob`, `distillation` (on topk and full supports, or of a loss of your own) and `reference` (exact) have a
+        graph; all else is detached.
+        """
+        config = self.config
+        streams = {"logprob": student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)}
+        if self.own_loss is not None:
+            streams["distillation"] = self.own_loss(student_logprobs, tokens)
+        elif config.distributional:
+            parts = [w * self._divergence(student_logprobs, tokens, s, dials) for s, w in teacher_slots(config).items()]
+            streams["distillation"] = torch.stack(parts).sum(0)
+        if config.reference and config.reference.placement == "exact":
+            student, reference = readings.outcomes(config, student_logprobs, tokens.scores[config.reference.model])
+            streams["reference"] = divergence.reverse_kl(student, reference, config.logprob_floor)
+        with torch.no_grad():
+            if config.baseline == "exact":
+                streams["baseline"] = self._expected_signal(student_logprobs, tokens, dials)
+                if config.extrapolate is not None and not config.discount:  # returns are towards p* of whole responses
+                    streams["target_logprob"] = self._extrapolated(student_logprobs, tokens)
+            streams |= readings.of_chunk(config, student_logprobs, tokens, teacher_slots(config))
+        return streams
+
+    def loss(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        """The weighted sum to minimise, over whole responses."""
+        terms = self.per_token(streams, tokens, dials)
+        return torch.stack([(value * tokens.weights[name]).sum() for name, value in terms.items()]).sum()
+
+    @torch.no_grad()
+    def metrics(self, streams: Streams, tokens: Tokens, dials: Dials) -> Sums:
+        """Sums over tokens with loss, by name; `actors/metrics.py` says what they become."""
+        sums = readings.sums(self.config, streams, tokens, teacher_slots(self.config))
+        if tokens.old_logprob is not None and (signals := self._signals(streams, tokens, dials)):
+            held = [self._surrogate(streams["logprob"], tokens, signal).held for signal in signals]
+            sums["held"] = torch.stack(held).any(0)[tokens.on].sum()
+        return sums
+
+    def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> list[Tensor]:
+        """What the policy gradients of this objective push by, [N] each."""
+        config = self.config
+        rewards = [self.token_advantages(streams, tokens, dials)] if "outcome" in config.terms else []
+        sampled = config.teachers and not config.distributional and config.estimator in ("reward", "k3_in_reward")
+        return [*rewards, self.signal(streams, tokens, dials)] if sampled and self.own_loss is None else rewards
+
+    def per_token(self, streams: Streams, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
+        """Unweighted terms by name, [N] nats each."""
+        terms: dict[str, Tensor] = {}
+        if "distillation" in self.config.terms:
+            terms["distillation"] = dials.distillation * self._distillation(streams, tokens, dials)
+        if "outcome" in self.config.terms:
+            terms["outcome"] = dials.outcome * self._outcome(streams, tokens, dials)
+        if "reference" in self.config.terms:
+            terms["reference"] = dials.beta * self._reference(streams, tokens)
+        if "value" in self.config.terms:
+            error = streams["value"] - self._returns(streams, tokens, dials)
+            terms["value"] = self.config.outcome.value.loss_weight * 0.5 * error.square()
+        return terms
+
+    def _distillation(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        config = self.config
+        if config.target == DATA:
+            per_token = -streams["logprob"]  # cross-entropy: forward KL to the data, up to its entropy
+        elif "distillation" in streams:
+            per_token = streams["distillation"]
+        elif config.estimator in ("k1_in_loss", "k2_in_loss", "k3_in_loss"):
+            per_token = self._drawn_from_student(streams, tokens) * self._in_loss(streams, tokens)
+        else:
+            per_token = self._policy_gradient(streams, tokens, self.signal(streams, tokens, dials))
+        return per_token * (tokens.advantage > 0) if config.outcome.combine == "gate" else per_token
+
+    def signal(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        """A of each sampled token, detached: the reward of `-sg(A) log q`. [N]"""
+        config = self.config
+        parts = [
+            weight * self._signal_to(slot, streams, tokens, dials) for slot, weight in teacher_slots(config).items()
+        ]
+        total = torch.stack(parts).sum(0)
+        if config.discount:
+            total = tokens.by_response(lambda a: returns_to_go(a, config.discount), total * tokens.on)
+        if "baseline" in streams:  # of this prefix alone: those of later ones depend on this token
+            total = total - streams["baseline"]
+        if config.outcome.combine == "sign":
+            total = tokens.advantage.sign() * total.abs()
+        return total
+
+    def _signal_to(self, slot: str, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        config, logprob = self.config, streams["logprob"].detach()
+        teacher = self._target_logprob(slot, streams, tokens)
+        if config.estimator == "k3_in_reward":
+            return -signal.k3(logprob, teacher)
+        return signal.family_signal(logprob, teacher, dials.reverse_weight, family(config), config.clip.log_ratio)
+
+    def _in_loss(self, streams: Streams, tokens: Tokens) -> Tensor:
+        kinds = {"k1_in_loss": lambda q, p: q - p, "k2_in_loss": signal.k2, "k3_in_loss": signal.k3}
+        estimate, logprob = kinds[self.config.estimator], streams["logprob"]
+        targets = {slot: self._target_logprob(slot, streams, tokens) for slot in teacher_slots(self.config)}
+        return torch.stack([w * estimate(logprob, targets[s]) for s, w in teacher_slots(self.config).items()]).sum(0)
+
+    def _target_logprob(self, slot: str, streams: Streams, tokens: Tokens) -> Tensor:
+        """log p of the sampled token. Under extrapolation log p*: where only sampled tokens are scored, up to its
+        normaliser, a constant of the prefix."""
+        floor, extrapolate = self.config.logprob_floor, self.config.extrapolate
+        if "target_logprob" in streams:
+            return streams["target_logprob"].clamp(min=floor)
+        teacher = tokens.scores[slot].logprob.clamp(min=floor)
+        if extrapolate is None:
+            return teacher
+        base = tokens.scores[extrapolate.base].logprob.clamp(min=floor)
+        return base + extrapolate.weight * (teacher - base)
+
+    def _outcome(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        return self._policy_gradient(streams, tokens, self.token_advantages(streams, tokens, dials))
+
+    def token_advantages(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        """A of each token: the response's, less the reference's share, or by the value head. [N] detached."""
+        rewards, penalty = self._penalties(streams, tokens, dials)
+        if self.config.outcome.baseline == "value":
+            return self._generalised(streams, tokens, rewards) + penalty
+        return tokens.advantage + tokens.by_response(lambda r: returns_to_go(r, 1.0), rewards) + penalty
+
+    def _penalties(self, streams: Streams, tokens: Tokens, dials: Dials) -> tuple[Tensor, Tensor]:
+        """-beta k1 of each token, of the policy that sampled: as a reward that earlier tokens share in, and as part of
+        its own token's signal alone; 0 in the one that the recipe does not ask for. [N] each"""
+        reference, nothing = self.config.reference, torch.zeros_like(tokens.rollout_logprob)
+        if reference is None or reference.placement not in ("reward_token", "signal_token"):
+            return nothing, nothing
+        logprob = streams["logprob"].detach() if tokens.old_logprob is None else tokens.old_logprob
+        floored = tokens.scores[reference.model].logprob.clamp(min=self.config.logprob_floor)
+        penalty = -dials.beta * (logprob - floored) * tokens.on
+        return (penalty, nothing) if reference.placement == "reward_token" else (nothing, penalty)
+
+    def _generalised(self, streams: Streams, tokens: Tokens, penalty: Tensor) -> Tensor:
+        """GAE with the response's reward on its last token."""
+        value = self.config.outcome.value
+        last = torch.ones_like(tokens.on)
+        last[:-1] = tokens.sequence[1:] != tokens.sequence[:-1]
+        rewards = penalty + torch.where(last, tokens.reward, 0.0)
+        return tokens.by_response(
+            lambda r, v: generalised_advantages(r, v, value.discount, value.decay),
+            rewards,
+            self._values(streams, tokens),
+        )
+
+    def _returns(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        rewards, _ = self._penalties(streams, tokens, dials)
+        return self._generalised(streams, tokens, rewards) + self._values(streams, tokens)
+
+    def _values(self, streams: Streams, tokens: Tokens) -> Tensor:
+        return streams["value"].detach() if tokens.old_value is None else tokens.old_value
+
+    def _reference(self, streams: Streams, tokens: Tokens) -> Tensor:
+        assert self.config.reference is not None
+        if self.config.reference.placement == "exact":
+            return streams["reference"]
+        reference = tokens.scores[self.config.reference.model].logprob.clamp(min=self.config.logprob_floor)
+        return self._drawn_from_student(streams, tokens) * signal.k2(streams["logprob"], reference)
+
+    def _policy_gradient(self, streams: Streams, tokens: Tokens, advantage: Tensor) -> Tensor:
+        return self._mismatch(streams, tokens) * self._surrogate(streams["logprob"], tokens, advantage).loss
+
+    def _surrogate(self, logprob: Tensor, tokens: Tokens, advantage: Tensor) -> trust.Surrogate:
+        config, old = self.config.trust, tokens.old_logprob
+        low, high = config.bounds
+        if old is None:
+            return trust.policy_gradient(logprob, advantage)
+        if config.kind in ("ppo", "dapo"):
+            return trust.clipped((logprob - old).clamp(max=20.0).exp(), advantage, low, high)
+        if config.kind == "gspo":
+            on = tokens.on.to(logprob.dtype)
+            return trust.clipped(tokens.by_response(trust.sequence_ratio, logprob, old, on), advantage, low, high)
+        if config.kind == "cispo":
+            return trust.capped(logprob, old, advantage, low, high)
+        if config.kind == "probability":
+            return trust.masked(logprob, old, advantage, config.delta)
+        return trust.unclipped(logprob, old, advantage)
+
+    def _mismatch(self, streams: Streams, tokens: Tokens) -> Tensor:
+        """sg(min(q_old / mu, C)) of tokens the student drew; with one update a batch q_old is q itself."""
+        logprob = streams["logprob"].detach() if tokens.old_logprob is None else tokens.old_logprob
+        return mismatch_weight(self.config, logprob, tokens)
+
+    def _drawn_from_student(self, streams: Streams, tokens: Tokens) -> Tensor:
+        """sg of the mismatch weight times q/q_old: what makes the mean of an estimate in the loss one over y ~ q."""
+        weight = self._mismatch(streams, tokens)
+        if tokens.old_logprob is None:
+            return weight
+        return weight * trust.ratio_of(streams["logprob"].detach(), tokens.old_logprob)
+
+    def _divergence(self, student_logprobs: Tensor, tokens: Tokens, slot: str, dials: Dials) -> Tensor:
+        config = self.config
+        student, teacher = readings.outcomes(config, student_logprobs, tokens.scores[slot], self._base(tokens))
+        return divergence.divergence(
+            student,
+            teacher,
+            dials.reverse_weight,
+            family(config),
+            config.logprob_floor,
+            config.clip.vocab_element,
+            config.clip.token_sum,
+        )
+
+    def _expected_signal(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> Tensor:
+        config = self.config
+        parts = []
+        for slot, weight in teacher_slots(config).items():
+            student, teacher = readings.outcomes(config, student_logprobs, tokens.scores[slot], self._base(tokens))
+            teacher = teacher.clamp(min=config.logprob_floor)
+            expected = signal.expected_signal(
+                student, teacher, dials.reverse_weight, family(config), config.clip.log_ratio
+            )
+            parts.append(weight * expected)
+        return torch.stack(parts).sum(0)
+
+    def _extrapolated(self, student_logprobs: Tensor, tokens: Tokens) -> Tensor:
+        """log p* of the sampled token, normalised over the vocabulary. [n]"""
+        (slot,) = teacher_slots(self.config)
+        _, target = readings.outcomes(self.config, student_logprobs, tokens.scores[slot], self._base(tokens))
+        return target.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)
+
+    def _base(self, tokens: Tokens) -> Scores | None:
+        return tokens.scores[self.config.extrapolate.base] if self.config.extrapolate else None
 
 
-def full_vocabulary(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    """The mixture of KLs over the whole vocabulary. [N] nats."""
-    assert tokens.teacher_logprobs is not None
-    return divergence.token_kl(
-        tokens.student_logprobs, tokens.teacher_logprobs, config.reverse_weight, config.logprob_floor
-    )
+def family(config: ObjectiveConfig) -> Family:
+    return Family(config.family, config.alpha, config.scale == "unit")
 
 
-def outcome(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    """Policy gradient on the response's advantage, with the same mismatch weight as the sampled signal. [N]"""
-    assert tokens.advantage is not None
-    advantage = config.outcome.weight * tokens.advantage * _mismatch(config, tokens)
-    return signal.policy_gradient_loss(tokens.student_logprob, advantage)
+def mismatch_weight(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens) -> Tensor:
+    """min(q/mu, C) by token, or of the product over the response's loss tokens; 1 where the student did not sample."""
+    mu = torch.where(tokens.drawn, tokens.rollout_logprob, logprob)
+    if config.trust.mismatch == "sequence":
+        gap = tokens.by_response(lambda g: g.sum().expand(len(g)), (logprob - mu) * tokens.on)
+        return trust.truncated_importance_weight(gap, torch.zeros_like(gap), config.trust.truncation)
+    return trust.truncated_importance_weight(logprob, mu, config.trust.truncation)
 
 
-def token_weight(config: ObjectiveConfig, loss_tokens: int, total_tokens: int, total_sequences: int) -> float:
-    """Weight of each loss token of a response with `loss_tokens` of them, given the batch's *global* totals.
+def token_weight(normalise: str, loss_tokens: int, total_tokens: int, total_sequences: int, constant: int) -> float:
+    """Weight of each loss token of a response with `loss_tokens` of them, given its term's *global* totals.
 
-    token: 1 / all loss tokens. sequence: 1 / (its own loss tokens * all sequences).
+    token: 1 / all loss tokens. sequence: 1 / (its own loss tokens * all sequences). constant: 1 / `constant`.
     """
-    if config.normalise == "token":
+    if normalise == "constant":
+        return 1.0 / constant
+    if normalise == "token":
         return 1.0 / max(1, total_tokens)
     return 1.0 / (max(1, loss_tokens) * max(1, total_sequences))
 
 
-def _mismatch(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    return trust.truncated_importance_weight(tokens.student_logprob, tokens.rollout_logprob, config.truncation)
-
-
-def _support_kl(config: ObjectiveConfig, tokens: Tokens, reverse_weight: float) -> Tensor:
-    assert tokens.support_ids is not None and tokens.support_logprobs is not None
-    student = tokens.student_logprobs.gather(-1, tokens.support_ids)
-    return divergence.support_kl(
-        student,
-        tokens.support_logprobs,
-        reverse_weight,
-        floor=config.logprob_floor,
-        teacher_tail=tokens.tail_logprob,
-    )
-
-
-def _interval(config: ObjectiveConfig) -> tuple[float, float] | None:
-    assert config.clip is None or isinstance(config.clip, tuple)
-    return config.clip
-
-
-def _readings(config: ObjectiveConfig, tokens: Tokens) -> dict[str, Tensor]:
-    """Per-token metrics of a support, [N] each; unclipped, since a clip changes the step and not the distance."""
-    q = tokens.student_logprobs
-    readings = {"entropy": divergence.entropy(q)}
-    if tokens.teacher_logprobs is not None:
-        p = tokens.teacher_logprobs
-        readings["reverse_kl"] = divergence.reverse_kl(q, p, config.logprob_floor)
-        readings["forward_kl"] = divergence.forward_kl(q, p)
-        readings["teacher_entropy"] = divergence.entropy(p)
-    elif tokens.support_ids is not None:
-        readings["reverse_kl"] = _support_kl(config, tokens, 1.0)
-        readings["forward_kl"] = _support_kl(config, tokens, 0.0)
-    elif tokens.teacher_logprob is not None:
-        teacher = tokens.teacher_logprob.clamp(min=config.logprob_floor)
-        readings["reverse_kl"] = -signal.clipped_log_ratio(tokens.student_logprob, teacher)
-        readings["reverse_kl_k3"] = signal.k3(tokens.student_logprob, teacher)
-    if tokens.teacher_entropy is not None:
-        readings["teacher_entropy"] = tokens.teacher_entropy
-    return readings
+def _own_loss(path: str) -> OwnLoss:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,14 +1,17 @@
 """Signals on the sampled token: what a reward or a policy-gradient loss is made of.
 
 With l = log p(y) - log q(y) on a token y ~ q (teacher p, student q, nats), the loss is -sg(A) * log q(y):
-A = l has the gradient of KL(q||p), A = e^l - 1 that of KL(p||q), and their mixture that of the mixture.
-Sources: Thinking Machines 2025, "On-Policy Distillation"; the expectations are enumerated in tests/objectives.
+A = l has the gradient of KL(q||p), A = e^l - 1 that of KL(p||q), and their mixture that of the mixture. For any
+divergence sum_v g(q, p), A = -dg/dq up to a constant. Sources: Thinking Machines 2025, "On-Policy Distillation";
+the expectations are enumerated in tests/objectives.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from objectives.divergence import LINEAR, Family
 
 MAX_LOG_RATIO = 20.0  # nats; keeps e^l finite where no clip is asked for
 
@@ -24,8 +27,49 @@ def log_ratio_signal(
     student_logprob, teacher_logprob: [...], of the sampled token, nats. `clip` (low, high) bounds l first.
     Returns [...]; its mean over y ~ q is -lambda * KL(q||p) when nothing is clipped.
     """
+    return family_signal(student_logprob, teacher_logprob, reverse_weight, LINEAR, clip)
+
+
+def family_signal(
+    student_logprob: Tensor,
+    teacher_logprob: Tensor,
+    reverse_weight: float,
+    family: Family,
+    clip: tuple[float, float] | None = None,
+) -> Tensor:
+    """A of a family's divergence, 0 where the two agree; detached. [...] -> [...].
+
+    jsd (lambda = b): (1 - b) log(b r + 1 - b), r = e^l. skew: lambda (log u + a/u - a) +
+    (1 - lambda) (1 - a) (r/(a r + 1 - a) - 1), u = (1 - a) r + a. power: p^a - q^a, which no clip touches.
+    """
+    lam, alpha = reverse_weight, family.alpha
     ratio = clipped_log_ratio(student_logprob, teacher_logprob, clip)
-    return reverse_weight * ratio + (1.0 - reverse_weight) * torch.expm1(ratio.clamp(max=MAX_LOG_RATIO))
+    if family.name == "power":
+        return ((alpha * teacher_logprob).exp() - (alpha * student_logprob).exp()).detach()
+    if family.name == "linear" or (family.name == "jsd" and lam in (0.0, 1.0)):
+        return lam * ratio + (1.0 - lam) * torch.expm1(ratio.clamp(max=MAX_LOG_RATIO))
+    r = ratio.clamp(max=MAX_LOG_RATIO).exp()
+    if family.name == "jsd":
+        return torch.log1p(lam * (r - 1.0)) / (lam if family.unit else 1.0 / (1.0 - lam))
+    u = (1.0 - alpha) * r + alpha
+    forward = (1.0 - alpha) * (r / (alpha * r + 1.0 - alpha) - 1.0)
+    return lam * (u.log() + alpha / u - alpha) + (1.0 - lam) * forward
+
+
+def expected_signal(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    reverse_weight: float,
+    family: Family,
+    clip: tuple[float, float] | None = None,
+) -> Tensor:
+    """E_q[A] at each prefix, [..., V] -> [...]: the exact baseline of the signal as clipped, detached.
+
+    Unclipped and linear it is -lambda KL(q||p). A baseline changes no mean gradient (vOPD, arXiv 2605.07865).
+    """
+    signal = family_signal(student_logprobs, teacher_logprobs, reverse_weight, family, clip)
+    mass = student_logprobs.detach().exp()
+    return (mass * signal.masked_fill(mass == 0, 0.0)).sum(-1)
 
 
 def clipped_log_ratio(
@@ -41,7 +85,15 @@ def policy_gradient_loss(student_logprob: Tensor, signal: Tensor) -> Tensor:
     return -signal.detach() * student_logprob
 
 
+def k2(student_logprob: Tensor, teacher_logprob: Tensor) -> Tensor:
+    """l^2 / 2 with its graph: in the loss it has the gradient of KL(q||p) for y ~ q. [...] -> [...], nats^2."""
+    return 0.5 * (student_logprob - teacher_logprob.detach()).square()
+
+
 def k3(student_logprob: Tensor, teacher_logprob: Tensor) -> Tensor:
-    """e^l - 1 - l >= 0, an unbiased estimate of KL(q||p) for reading, never for a loss. [...] -> [...], nats."""
-    ratio = clipped_log_ratio(student_logprob, teacher_logprob).clamp(max=MAX_LOG_RATIO)
+    """e^l - 1 - l >= 0 with its graph: an unbiased reading of KL(q||p), but in the loss the gradient of KL(p||q).
+
+    Schulman 2020, "Approximating KL Divergence". [...] -> [...], nats.
+    """
+    ratio = (teacher_logprob.detach() - student_logprob).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(ratio) - ratio

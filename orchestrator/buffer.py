@@ -5,6 +5,7 @@ A batch is the next groups in lease order, whole; within it samples are in uid o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,14 @@ from actors.records import SampleHeader
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A sample that is ready to train on: its header and references to the payloads that hold its row."""
+    """A sample that is ready to train on: its header and references to the payloads that hold its row, of scores by
+    the model that gave them. `source` wrote it."""
 
     header: SampleHeader
     samples: Any
-    scores: Any | None = None
+    scores: Mapping[str, Any] = field(default_factory=dict)
     reward: float | None = None
+    source: str = "student"
 
 
 @dataclass

@@ -37,8 +37,9 @@ def partial_folder(run: Path, step: int) -> Path:
     return folder
 
 
-def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int) -> Path:
-    """Write state and manifest, give the folder its name, and drop all but the newest `keep` checkpoints."""
+def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: int | None = None) -> Path:
+    """Write state and manifest, give the folder its name, and drop all but the newest `keep` checkpoints and that of
+    step `pinned`."""
     (partial / STATE).write_text(json.dumps(state, indent=1))
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     logs = {METRICS: _bytes(run / METRICS)}
@@ -53,7 +54,7 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int) -> Path:
     given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off
     for old in given_up:
         shutil.rmtree(old)
-    for old in _folders(run)[keep:]:
+    for old in [f for f in _folders(run)[keep:] if _step(f) != pinned]:
         shutil.rmtree(old)
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -80,6 +81,32 @@ def check(
 
 
 @app.command()
+def audit(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|MODULE:FUNCTION", help="A recipe, or a loss of your own.")],
+    overrides: Overrides = None,
+    claims: Annotated[
+        str | None, typer.Option(help="What a function is meant to be: reverse_kl or forward_kl.")
+    ] = None,
+) -> None:
+    """Show which gradient an objective has, exactly, on small trees: of which divergence, how biased, how noisy.
+
+    Exit code 1 when it finds a defect.
+    """
+    from objectives.audit import audit as audit_objective
+    from objectives.audit import describe
+
+    if claims not in (None, "reverse_kl", "forward_kl"):
+        raise RecipeError(f"--claims {claims!r}: say reverse_kl or forward_kl")
+    try:
+        result = audit_objective(_audited(target, overrides), claims)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RecipeError(f"{target}: {error}") from None
+    console.print(describe(result), markup=False, soft_wrap=True)
+    if any(finding.severity == "defect" for finding in result.findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def stop(run: RunName) -> None:
     """Stop RUN after the step under way; it saves a checkpoint and exits with 3."""
     with _control(run) as control:
@@ -109,6 +136,18 @@ def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE
             raise RecipeError(f"{sorted(unknown)}: no such elastic role in {run}; it has {sorted(roles)}")
         _get(control.send.remote("scale", wanted))
     console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}")
+
+
+def _audited(target: str, overrides: list[str] | None) -> Any:
+    """A recipe's objective, or the function that `module:function` names, looked for from the current folder too."""
+    if Path(target).suffix in (".yaml", ".yml") or ":" not in target:
+        return load_recipe(Path(target), overrides or ()).objective
+    module, _, name = target.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{target}: cannot be imported ({error}); write module:function") from None
 
 
 def main() -> None:

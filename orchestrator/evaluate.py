@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.metrics import EVALUATION_METRICS
 from configs.schema import Recipe
+from objectives.schedule import Dials
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
 from orchestrator.flow import Block, Flow, Pools
@@ -33,25 +34,30 @@ class Evaluation:
         self._learner = learner
         self._prompts = prompts
 
-    async def run(self, version: int, record: Path | None) -> dict[str, Any] | None:
-        """Means over response tokens (KLs, entropy: nats) and responses (length); None without held-out prompts."""
+    async def run(
+        self, version: int, dials: Dials, record: Path | None, cap: int | None = None
+    ) -> dict[str, Any] | None:
+        """Means over response tokens (KLs, entropy: nats) and responses (length, reward), of responses of up to `cap`
+        tokens; None without held-out prompts."""
         if not self._prompts or self._pools.rollout is None:
             return None
         each = self._recipe.evaluate.samples_per_prompt
         tickets = [Ticket(HELDOUT_INDEX + i, k) for i in range(len(self._prompts)) for k in range(each)]
-        scored = sorted(await self._sample_all(tickets), key=lambda s: s.header.uid)
+        scored = sorted(await self._sample_all(tickets, cap), key=lambda s: s.header.uid)
         if not scored:
             return None
-        metrics = await self._learner.evaluate(scored, version, record)
+        metrics = await self._learner.evaluate(scored, version, dials, record)
+        rewards = [s.reward for s in scored if s.reward is not None]
         headers = [s.header for s in scored]
         values = metrics | {
-            "kl_support": self._recipe.objective.support if self._recipe.scored_models else None,
+            "kl_support": self._recipe.objective.support if self._recipe.objective.teachers else None,
+            "reward_mean": sum(rewards) / len(rewards) if rewards else None,
             "response_length": sum(h.response_tokens for h in headers) / len(headers),
             "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
         }
         return {name: values.get(name) for name in EVALUATION_METRICS}
 
-    async def _sample_all(self, tickets: Sequence[Ticket]) -> list[Scored]:
+    async def _sample_all(self, tickets: Sequence[Ticket], cap: int | None) -> list[Scored]:
         """Every ticket, spread over the members; what a dying member took with it is sampled again."""
         pool = self._pools.rollout
         assert pool is not None
@@ -63,12 +69,14 @@ class Evaluation:
                 await asyncio.sleep(0.1)  # a replacement is on its way
                 continue
             shares = [left[i :: len(members)] for i in range(len(members))]
-            results = await asyncio.gather(*(self._lease(m, s) for m, s in zip(members, shares, strict=True) if s))
+            results = await asyncio.gather(*(self._lease(m, s, cap) for m, s in zip(members, shares, strict=True) if s))
             done += [scored for scoreds, _ in results for scored in scoreds]
             left = [ticket for _, lost in results for ticket in lost]
         return done
 
-    async def _lease(self, member: PoolMember, tickets: Sequence[Ticket]) -> tuple[list[Scored], list[Ticket]]:
+    async def _lease(
+        self, member: PoolMember, tickets: Sequence[Ticket], cap: int | None
+    ) -> tuple[list[Scored], list[Ticket]]:
         pool = self._pools.rollout
         assert pool is not None
         pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
@@ -85,6 +93,6 @@ class Evaluation:
 
         async with asyncio.TaskGroup() as judging:
             with suppress(MemberDied, ValueLost):
-                async for block in self._flow.sample(pool, member, pairs):
+                async for block in self._flow.sample(pool, member, pairs, cap=cap):
                     judging.create_task(judge(block))
         return done, list(open_tickets.values())

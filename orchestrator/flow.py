@@ -7,11 +7,13 @@ parallel, the moment it exists.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.records import BlockHeader, Request, ScoreHeader, ScoreRequest
+from configs.objective import Route
 from configs.schema import Recipe
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
@@ -22,22 +24,23 @@ from orchestrator.telemetry import Meter
 
 @dataclass(frozen=True)
 class Pools:
-    """Every role of a run. `dataset` stands in for `rollout` where prefixes come from a file."""
+    """Every role of a run. `teacher_rollout` and `dataset` write responses where the student does not."""
 
     rollout: Pool | None
     dataset: Pool | None
     scorers: Mapping[str, Pool]
     reward: Pool
     learner: Pool
+    teacher_rollout: Pool | None = None
 
-    def sampler(self, prefix: str) -> Pool:
-        pool = self.dataset if prefix == "dataset" else self.rollout
-        assert pool is not None, f"no pool for prefix {prefix}"
-        return pool
+    def writers(self) -> dict[str, Pool]:
+        """Pools that write responses, by source."""
+        named = {"student": self.rollout, "teacher": self.teacher_rollout, "dataset": self.dataset}
+        return {source: pool for source, pool in named.items() if pool is not None}
 
     def all(self) -> dict[str, Pool]:
         """Pools by role name, in the order of the flow."""
-        named = {"rollout": self.rollout, "dataset": self.dataset}
+        named = {"rollout": self.rollout, "teacher_rollout": self.teacher_rollout, "dataset": self.dataset}
         named |= {f"scorer.{model}": pool for model, pool in self.scorers.items()}
         named |= {"reward": self.reward, "learner": self.learner}
         return {role: pool for role, pool in named.items() if pool is not None}
@@ -45,10 +48,11 @@ class Pools:
 
 @dataclass(frozen=True)
 class Block:
-    """A reference to a payload of samples, and its header."""
+    """A reference to a payload of samples, its header, and who wrote them."""
 
     payload: Any
     header: BlockHeader
+    source: str = "student"
 
 
 class Flow:
@@ -61,11 +65,20 @@ class Flow:
         self._end_token_ids = tuple(end_token_ids)
 
     async def sample(
-        self, pool: Pool, member: PoolMember, tickets: Sequence[tuple[Ticket, Prompt]]
+        self,
+        pool: Pool,
+        member: PoolMember,
+        tickets: Sequence[tuple[Ticket, Prompt]],
+        source: str = "student",
+        cap: int | None = None,
     ) -> AsyncIterator[Block]:
-        """Blocks of one lease as they finish. Raises MemberDied after the blocks that were yielded."""
-        requests = [self._request(ticket, prompt) for ticket, prompt in tickets]
-        arguments = (requests, self._recipe.sampling, self._recipe.stream, self._end_token_ids)
+        """Blocks of one lease as they finish, responses of up to `cap` tokens. Raises MemberDied after the blocks that
+        were yielded."""
+        requests = [self._request(ticket, prompt, source) for ticket, prompt in tickets]
+        sampling = self._recipe.sampling
+        if cap is not None:
+            sampling = sampling.model_copy(update={"max_response_tokens": cap})
+        arguments = (requests, sampling, self._recipe.stream, self._end_token_ids)
         stream = pool.stream(member, "generate", *arguments, load=len(requests))
         payload: Any = None
         with self._meter.clock("rollout").busy():
@@ -76,42 +89,56 @@ class Flow:
                 header: BlockHeader = await pool.transport.value(ref)
                 self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
                 self._meter.payload(header.payload_bytes)
-                yield Block(payload, header)
+                yield Block(payload, header, source)
                 payload = None
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[list[Scored], dict[str, str]]:
         """Score and reward a block: (samples ready to train on, reasons of those that are not)."""
-        scores, rewards = await asyncio.gather(self._score(block, prompts), self._reward(block, prompts))
-        ref, score_header = scores
-        rejected = dict(score_header.rejected) if score_header else {}
-        rejected |= {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
+        models = self._recipe.scored_models
+        scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
+        answers, rewards = await asyncio.gather(scoring, self._reward(block, prompts))
+        scored: dict[str, dict[str, Any]] = {s.uid: {} for s in block.header.samples}
+        rejected = {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
+        for model, (ref, header) in zip(models, answers, strict=True):
+            for uid in header.uids if header else ():
+                scored[uid][model] = ref
+            rejected |= header.rejected if header else {}
         good = [
-            Scored(header, block.payload, ref, rewards.get(header.uid))
+            Scored(header, block.payload, scored[header.uid], rewards.get(header.uid), block.source)
             for header in block.header.samples
             if header.uid not in rejected
         ]
         return good, rejected
 
-    def _request(self, ticket: Ticket, prompt: Prompt) -> Request:
+    def _request(self, ticket: Ticket, prompt: Prompt, source: str) -> Request:
+        seed, writer = ticket.seed(self._recipe.run.seed), self._recipe.sampled_teacher
+        sampled = prompt.ids[writer] if source == "teacher" and writer else None
+        student_support = source == "student" and self._recipe.objective.topk_of != "teacher"
         return Request(
             uid=ticket.uid,
             group=ticket.group,
             attempt=ticket.attempt,
-            seed=ticket.seed(self._recipe.run.seed),
+            seed=seed if sampled is None else kept_seed(sampled, ticket.sample, self._recipe.run.seed),
             prompt_ids=prompt.ids["student"],
-            response_ids=prompt.response_ids if self._recipe.objective.prefix == "dataset" else None,
+            response_ids=prompt.response_ids if source == "dataset" else None,
+            sampled_prompt_ids=sampled,
+            topk=self._recipe.objective.topk if student_support else 0,
         )
 
-    async def _score(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[Any, ScoreHeader | None]:
-        if not self._recipe.scored_models:
+    async def _score(self, block: Block, prompts: Mapping[str, Prompt], model: str) -> tuple[Any, ScoreHeader | None]:
+        """Scores under one model of those samples that are its own."""
+        objective = self._recipe.objective
+        mine = {s.uid: prompts[s.uid].ids[model] for s in block.header.samples if self._scores(prompts[s.uid], model)}
+        if not mine:
             return None, None
-        (model,) = self._recipe.scored_models
+        support = objective.support_of[model]
         request = ScoreRequest(
-            support=self._recipe.objective.support,
-            topk=self._recipe.objective.topk if self._recipe.objective.support == "topk" else 0,
-            prompts={s.uid: prompts[s.uid].ids[model] for s in block.header.samples},
+            support=support,
+            topk=objective.topk if support == "topk" else 0,
+            topk_of=objective.topk_of if block.source == "student" else "teacher",
+            prompts=mine,
         )
-        tokens = sum(s.prompt_tokens + s.response_tokens for s in block.header.samples)
+        tokens = sum(s.prompt_tokens + s.response_tokens for s in block.header.samples if s.uid in mine)
         with self._meter.clock("score").busy():
             ref, header = await self._pools.scorers[model].call("score", block.payload, request, load=tokens, returns=2)
         self._meter.count("tokens_scored", header.tokens)
@@ -119,11 +146,28 @@ class Flow:
         self._meter.payload(header.payload_bytes)
         return ref, header
 
+    def _scores(self, prompt: Prompt, model: str) -> bool:
+        """A routed teacher scores the prompts that name it; every other model scores all."""
+        objective = self._recipe.objective
+        reference = objective.reference is not None and objective.reference.model == model
+        return not isinstance(objective.target, Route) or reference or teacher_of(objective.target, prompt.row) == model
+
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> Mapping[str, float]:
-        rules = self._recipe.reward.rules
-        if not rules:
+        if not self._recipe.reward.earns:
             return {}
         fields = {s.uid: prompts[s.uid].row for s in block.header.samples}
+        arguments = (block.payload, self._recipe.reward.rules, fields)
         with self._meter.clock("reward").busy():
-            (rewards,) = await self._pools.reward.call("reward", block.payload, rules, fields)
+            (rewards,) = await self._pools.reward.call("reward", *arguments)
         return rewards
+
+
+def teacher_of(route: Route, row: Mapping[str, Any]) -> str | None:
+    """The model that a prompt row's field leads to; None where it leads nowhere."""
+    return route.models.get(str(row.get(route.field)))
+
+
+def kept_seed(prompt_ids: Sequence[int], sample: int, run_seed: int) -> int:
+    """Seed of a teacher's response: of the prompt and not of its place, so that every epoch finds it again."""
+    digest = hashlib.blake2b(f"{run_seed}/{list(prompt_ids)}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -13,8 +13,10 @@ from actors.reward import Reward
 from actors.rollout import Rollout, shared_folder
 from actors.scorer import Scorer
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.teacher_rollout import TeacherRollout
 from configs.load import cache_directory, model_directory
-from configs.schema import STUDENT, Recipe, Resources
+from configs.node import STUDENT
+from configs.schema import Recipe, Resources
 from orchestrator.flow import Pools
 from orchestrator.pool import Pool
 from orchestrator.transport import GangSpec, Transport
@@ -41,14 +43,17 @@ class Demand:
 
 
 def needs_rollout(recipe: Recipe) -> bool:
-    """Someone samples: the student's prefixes, or the evaluation's."""
-    return recipe.objective.prefix == "student" or recipe.data.heldout is not None
+    """The student samples: its prefixes, or the evaluation's."""
+    return "student" in recipe.objective.sources or recipe.data.heldout is not None
 
 
 def demands(recipe: Recipe) -> list[Demand]:
     """Every role of a recipe, in the order of the flow."""
     found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
-    if recipe.objective.prefix == "dataset":
+    if recipe.sampled_teacher:
+        writers = recipe.teacher_rollout
+        found.append(Demand("teacher_rollout", writers.members, 1, writers.resources))
+    if "dataset" in recipe.objective.sources:
         found.append(Demand("dataset", 1, 1, DATASET_RESOURCES))
     for model in recipe.scored_models:
         scorer = recipe.scorer_of(model)
@@ -65,9 +70,10 @@ def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Pat
         return Pool(role, transport, spec, logs=logs)
 
     sampled = pool("rollout", lambda _: _rollout(recipe)) if needs_rollout(recipe) else None
-    dataset = recipe.objective.prefix == "dataset"
+    dataset = "dataset" in recipe.objective.sources
     return Pools(
         rollout=sampled,
+        teacher_rollout=pool("teacher_rollout", lambda _: _teacher_rollout(recipe)) if recipe.sampled_teacher else None,
         dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
         scorers={
             model: pool(f"scorer.{model}", lambda _, model=model: _scorer(recipe, model, vocabulary))
@@ -112,6 +118,19 @@ def _rollout(recipe: Recipe) -> GangSpec:
     )
 
 
+def _teacher_rollout(recipe: Recipe) -> GangSpec:
+    config, writer = recipe.teacher_rollout, recipe.sampled_teacher
+    assert writer is not None
+    if config.engine == "simulated":
+        return GangSpec("rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+    shared = shared_folder(recipe.run.name, recipe.run.root)
+    kept = recipe.data.responses or str(cache_directory() / "responses")
+    arguments = (config, _path(recipe, writer), shared, kept)
+    return GangSpec(
+        "rollout", TeacherRollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
+    )
+
+
 def _scorer(recipe: Recipe, model: str, vocabulary: int) -> GangSpec:
     config = recipe.scorer_of(model)
     if config.engine == "simulated":
@@ -126,7 +145,9 @@ def _reward(recipe: Recipe) -> GangSpec:
     resources = recipe.reward.resources
     if recipe.reward.engine == "simulated":
         return GangSpec("reward", SimulatedReward, ((),), resources)
-    return GangSpec("reward", Reward, ((_path(recipe, STUDENT),),), resources, environment(resources))
+    model = recipe.reward.model
+    arguments = (_path(recipe, STUDENT), model and str(model_directory(model)), recipe.reward.model_weight)
+    return GangSpec("reward", Reward, (arguments,), resources, environment(resources))
 
 
 def _learner(recipe: Recipe) -> GangSpec:
@@ -140,4 +161,4 @@ def _learner(recipe: Recipe) -> GangSpec:
 
 
 def _path(recipe: Recipe, model: str) -> str:
-    return str(model_directory(recipe.models[model].path))
+    return str(model_directory(recipe.path_of(model)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.jobs import LearnerSpec, Share
+from actors.jobs import LearnerSpec, Share, Total
 from actors.packing import Item, Plan, plan
 from configs.schema import Recipe
-from objectives.advantage import group_advantages
+from objectives.schedule import Dials
+from orchestrator import credit
 from orchestrator.buffer import Scored
 from orchestrator.pool import Pool, RoleFailed, quote_log
 from orchestrator.transport import MemberDied
@@ -29,25 +31,40 @@ class LearnerGroup:
         meeting = await self._value(self._call(0, "address"))
         await self._together("start", lambda rank: (spec, meeting))
 
-    async def load_projection(self, ref: Any) -> None:
-        await self._together("load_projection", lambda rank: (ref,))
+    async def load_projection(self, model: str, version: int, oldest: int, ref: Any) -> None:
+        """Give every rank a model's head at a version; heads before `oldest` are let go."""
+        await self._together("load_projection", lambda rank: (model, version, oldest, ref))
 
-    async def step(self, batch: Sequence[Scored], step: int, version: int, record: Path | None) -> dict[str, Any]:
-        """One update on `batch`; global metrics of the objective."""
-        return await self._train("step", batch, step, version, record)
+    async def step(
+        self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None
+    ) -> dict[str, Any]:
+        """One batch; global metrics of the objective."""
+        layout = plan_batch(self._recipe, batch)
+        reference = self._recipe.objective.reference
+        sums: dict[str, float] = {}
+        if reference and reference.placement == "reward_sum":  # a group's baseline needs every rank's responses
+            shares = self._shares(batch, layout, step, version, dials, None, {})
+            for part in await self._together("reference_sums", lambda rank: shares[rank]):
+                sums |= part
+        shares = self._shares(batch, layout, step, version, dials, record, self._credit(batch, dials, sums))
+        return (await self._together("step", lambda rank: shares[rank]))[0]
 
-    async def evaluate(self, batch: Sequence[Scored], version: int, record: Path | None) -> dict[str, Any]:
+    async def evaluate(
+        self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
+    ) -> dict[str, Any]:
         """The same readings without an update."""
-        return await self._train("evaluate", batch, 0, version, record)
+        shares = self._shares(batch, plan_batch(self._recipe, batch), 0, version, dials, record, {})
+        return (await self._together("evaluate", lambda rank: shares[rank]))[0]
 
-    async def publish(self, number: int) -> Version:
-        """All ranks gather, rank 0 yields: buckets stay references, headers are opened."""
+    async def publish(self, number: int, model: str | None = None) -> Version:
+        """The student, or one of its averages. All ranks gather, rank 0 yields: buckets stay references, headers are
+        opened."""
         others = [
-            asyncio.ensure_future(self._drain(actor)) for actor in self._member.actors[1:]
+            asyncio.ensure_future(self._drain(actor, model)) for actor in self._member.actors[1:]
         ]  # under ZeRO-3 they must take part
         refs: list[Any] = []
         try:
-            async for ref in self._pool.transport.stream(self._member.head, "publish"):
+            async for ref in self._pool.transport.stream(self._member.head, "publish", model):
                 refs.append(ref)
         except MemberDied as death:
             raise self._failed("publish", death) from death
@@ -64,16 +81,37 @@ class LearnerGroup:
     async def export(self, directory: Path) -> None:
         await self._together("export", lambda rank: (str(directory),))
 
-    async def _train(
-        self, method: str, batch: Sequence[Scored], step: int, version: int, record: Path | None
-    ) -> dict[str, Any]:
-        layout = plan_batch(self._recipe, batch)
-        shares = [
-            _share(self._recipe, batch, layout, rank, step, version, record)
-            for rank in range(self._recipe.learner.ranks)
-        ]
-        results = await self._together(method, lambda rank: shares[rank])
-        return results[0]
+    def _credit(self, batch: Sequence[Scored], dials: Dials, sums: Mapping[str, float]) -> dict[str, float]:
+        if not self._recipe.objective.needs_advantages:
+            return {}
+        shaped = credit.shaped_rewards(self._recipe, batch, dials.beta, sums)
+        return credit.advantages(self._recipe, shaped, {s.header.uid: s.header.group for s in batch})
+
+    def _shares(
+        self,
+        batch: Sequence[Scored],
+        layout: Plan,
+        step: int,
+        version: int,
+        dials: Dials,
+        record: Path | None,
+        advantages: Mapping[str, float],
+    ) -> list[tuple[Any, ...]]:
+        """For each rank its Share and, after it, references to the payloads that hold its samples, each once."""
+        recipe, outcome = self._recipe, self._recipe.objective.outcome
+        cut = {s.header.uid for s in batch if outcome.truncated == "mask" and s.header.finish == "length"}
+        whole = Share(
+            step=step,
+            version=version,
+            micro_batches=(),
+            loss_tokens=layout.loss_tokens,
+            totals=term_totals(recipe.objective.terms, batch),
+            constant=recipe.samples_per_step * recipe.sampling.max_response_tokens,
+            dials=dials,
+            sample_blocks=0,
+            record=str(record) if record else None,
+        )
+        return [_of_rank(whole, batch, uids, advantages, cut) for uids in layout.ranks]
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
         calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self._member.actors))]
@@ -86,8 +124,8 @@ class LearnerGroup:
             for value in values:
                 value.cancel()
 
-    async def _drain(self, actor: Any) -> None:
-        async for _ in self._pool.transport.stream(actor, "publish"):
+    async def _drain(self, actor: Any, model: str | None) -> None:
+        async for _ in self._pool.transport.stream(actor, "publish", model):
             pass
 
     def _call(self, rank: int, method: str, *arguments: Any) -> Any:
@@ -110,36 +148,37 @@ def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
     return plan(items, recipe.learner.ranks, recipe.batch.tokens_per_microbatch)
 
 
-def _share(
-    recipe: Recipe, batch: Sequence[Scored], layout: Plan, rank: int, step: int, version: int, record: Path | None
+def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Total]:
+    """Global denominators: distillation counts every response, the other terms those that the student drew."""
+    found: dict[str, Total] = {}
+    for term in terms:
+        mine = [s.header for s in batch if term == "distillation" or s.source == "student"]
+        found[term] = Total(sum(h.loss_tokens for h in mine), sum(h.loss_tokens > 0 for h in mine))
+    return found
+
+
+def _of_rank(
+    whole: Share,
+    batch: Sequence[Scored],
+    micro_batches: tuple[tuple[str, ...], ...],
+    advantages: Mapping[str, float],
+    cut: set[str],
 ) -> tuple[Any, ...]:
-    """A rank's Share and, after it, references to the payloads that hold its samples, each once."""
-    mine = {uid for uids in layout.ranks[rank] for uid in uids}
+    mine = {uid for uids in micro_batches for uid in uids}
     entries = [scored for scored in batch if scored.header.uid in mine]
     samples = _unique(scored.samples for scored in entries)
-    scores = _unique(scored.scores for scored in entries if scored.scores is not None)
-    rewards = {s.header.uid: s.reward for s in entries if s.reward is not None}
-    share = Share(
-        step=step,
-        version=version,
-        micro_batches=layout.ranks[rank],
-        loss_tokens=layout.loss_tokens,
-        sequences=layout.sequences,
+    scores = {(model, id(ref)): ref for scored in entries for model, ref in scored.scores.items()}
+    share = replace(
+        whole,
+        micro_batches=micro_batches,
         sample_blocks=len(samples),
-        advantages=_advantages(recipe, batch, mine),
-        rewards=rewards,
-        record=str(record) if record else None,
+        scored_by=tuple(model for model, _ in scores),
+        advantages={uid: value for uid, value in advantages.items() if uid in mine},
+        rewards={s.header.uid: s.reward for s in entries if s.reward is not None},
+        foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
+        masked=frozenset(cut & mine),
     )
-    return share, *samples, *scores
-
-
-def _advantages(recipe: Recipe, batch: Sequence[Scored], mine: set[str]) -> dict[str, float]:
-    if not recipe.objective.outcome.weight:
-        return {}
-    rewards = [scored.reward or 0.0 for scored in batch]
-    groups = [scored.header.group for scored in batch]
-    values = group_advantages(rewards, groups, recipe.objective.outcome.baseline)
-    return {s.header.uid: value for s, value in zip(batch, values, strict=True) if s.header.uid in mine}
+    return share, *samples, *scores.values()
 
 
 def _unique(refs: Any) -> list[Any]:

@@ -14,7 +14,10 @@ from typing import Any
 
 from actors.model_files import context_length, end_token_ids, logit_width, tensor_shapes, weight_bytes
 from configs.load import RecipeError, model_directory
-from configs.schema import STUDENT, Recipe
+from configs.node import STUDENT
+from configs.objective import Route
+from configs.schema import Recipe
+from orchestrator.flow import teacher_of
 from orchestrator.layout import Demand, demands, needs_rollout
 from orchestrator.prompts import Prompt, read_rows, tokenize
 
@@ -50,12 +53,14 @@ class Capacity:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
-    names = (STUDENT, *recipe.scored_models)
-    folders = {name: _model_folder(name, recipe.models[name].path) for name in names}
+    names = (STUDENT, *recipe.served_models)
+    folders = {name: _model_folder(name, recipe.path_of(name)) for name in names}
     tokenizers = {name: _tokenizer(name, folder) for name, folder in folders.items()}
     end = _same_end_tokens(folders, tokenizers)
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
-    train = _prompts(recipe, recipe.data.prompts, tokenizers, recipe.objective.prefix == "dataset")
+    if recipe.reward.model is not None:
+        _reward_model(recipe.reward.model, tokenizers[STUDENT])
+    train = _prompts(recipe, recipe.data.prompts, tokenizers, "dataset" in recipe.objective.sources)
     heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
     _fit_contexts(recipe, folders, [*train, *heldout])
     shapes = tensor_shapes(folders[STUDENT])
@@ -116,7 +121,7 @@ def free_disk(folder: Path) -> int:
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
     """Rows of `logratio check`: role, members, actors a member, cpus, gpus, what runs there."""
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
-    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {recipe.models[m].path}" for m in recipe.scored_models}
+    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {recipe.path_of(m)}" for m in recipe.scored_models}
     return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
 
 
@@ -180,15 +185,36 @@ def _common_vocabulary(recipe: Recipe, folders: Mapping[str, Path], tokenizers: 
     return common
 
 
+def _reward_model(path: str, student: Any) -> None:
+    folder = _model_folder("reward.model", path)
+    if _tokenizer("reward.model", folder).get_vocab() != student.get_vocab():
+        raise RecipeError(
+            f"reward.model: {folder} has another tokenizer than the student; it reads the student's tokens"
+        )
+
+
 def _prompts(recipe: Recipe, path: str, tokenizers: Mapping[str, Any], need_response: bool) -> list[Prompt]:
     rows = read_rows(Path(path), need_response)
+    if isinstance(recipe.objective.target, Route):
+        _check_route(recipe.objective.target, rows, path)
     return tokenize(rows, recipe.models, tokenizers, Path(path))
+
+
+def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    for number, row in enumerate(rows, 1):
+        if teacher_of(route, row) is None:
+            raise RecipeError(
+                f"{path} row {number}: {route.field} is {row.get(route.field)!r}, which leads to no teacher; "
+                f"objective.target.models knows {sorted(route.models)}"
+            )
 
 
 def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> None:
     response = recipe.sampling.max_response_tokens
     limits = {STUDENT: ("rollout", recipe.rollout.max_context_tokens)}
     limits |= {m: (f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models}
+    if recipe.sampled_teacher and recipe.sampled_teacher not in recipe.scored_models:
+        limits[recipe.sampled_teacher] = ("teacher_rollout", recipe.teacher_rollout.max_context_tokens)
     for name, (role, limit) in limits.items():
         own = context_length(folders[name])
         if own is not None and limit > own:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import RecipeError
-from configs.schema import STUDENT, Model
+from configs.node import STUDENT
+from configs.schema import Model
 
 
 @dataclass(frozen=True)

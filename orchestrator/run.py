@@ -10,13 +10,17 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.jobs import LearnerSpec
 from configs.load import RecipeError, dump_recipe, model_directory
-from configs.schema import STUDENT, Recipe
+from configs.node import STUDENT
+from configs.schema import Recipe
+from objectives.curriculum import Action, Ladder, judge
+from objectives.schedule import dials_at, initial_beta
 from orchestrator import checkpoint
 from orchestrator.evaluate import Evaluation
 from orchestrator.flow import Flow, Pools
@@ -26,6 +30,7 @@ from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
 from orchestrator.telemetry import Meter
+from orchestrator.transport import MemberDied
 from orchestrator.versions import Versions
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
@@ -53,7 +58,8 @@ class Observer(Protocol):
 
 def role_sizes(recipe: Recipe) -> dict[str, int]:
     """Members a recipe asks for, by role."""
-    sizes = {"rollout": recipe.rollout.members, "dataset": 1, "reward": recipe.reward.members, "learner": 1}
+    sizes = {"rollout": recipe.rollout.members, "teacher_rollout": recipe.teacher_rollout.members}
+    sizes |= {"dataset": 1, "reward": recipe.reward.members, "learner": 1}
     return sizes | {f"scorer.{m}": recipe.scorer_of(m).members for m in recipe.scored_models}
 
 
@@ -71,11 +77,15 @@ class Run:
 
     def __post_init__(self) -> None:
         self.versions = Versions()
+        self._teachers = {m: self.versions for m in self.recipe.moving("live")}
+        self._teachers |= {m: Versions() for m in self.recipe.moving("ema")}
         self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
         self.learner = LearnerGroup(self.recipe, self.pools.learner)
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
         self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
-        self.progress = Progress()
+        self.progress = Progress(beta=initial_beta(self.recipe.objective))
+        self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
+        self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
         self._began = time.monotonic()
         self._startup: float | None = None
@@ -96,7 +106,7 @@ class Run:
         self.stage = self._stage()
         self.stage.stopping = self._stop_requested
         await self.stage.run()
-        stopped = self.progress.step < self.recipe.run.steps
+        stopped = self.progress.step < self.recipe.run.steps and not self._ended_early
         await self._save()
         if not stopped:
             self.evaluations["after"] = await self._evaluate("after")
@@ -129,6 +139,11 @@ class Run:
         highest = checkpoint.rewind(self.directory, saved)
         if saved:
             self.progress.step = saved.state["step"]
+            self.progress.beta = saved.state["beta"]
+            self.progress.ladder = Ladder(**saved.state["ladder"])
+            self._anchor = saved.state["anchor"]
+            if saved.state["ended"]:
+                self._end_early()
             self.evaluations["before"] = saved.state["evaluation"]["before"]
         if saved or highest:
             # the step that was cut short may have published one version more than it recorded
@@ -136,13 +151,22 @@ class Run:
         return saved
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
+        for warning in self.recipe.warnings:
+            self.observer.notice(f"warning: {warning}")
+        for bias in self.recipe.biases:
+            self.observer.notice(f"biased on request: {bias}")
         self.observer.phase("starting the engines")
         sizes = role_sizes(self.recipe)
         pools = self.pools.all()
         for role, pool in pools.items():
             pool.notice = self.observer.notice
-            if role in ("rollout", "dataset"):
-                pool.admit = self._admit_to(pool)
+            if role in ("rollout", "teacher_rollout", "dataset"):
+                pool.admit = self._admit_to(pool, self.versions)
+        for model, versions in self._teachers.items():
+            self.pools.scorers[model].admit = self._admit_to(self.pools.scorers[model], versions)
+        for pool in (*self.pools.writers().values(), *(self.pools.scorers[model] for model in self._teachers)):
+            for member in pool.members:
+                member.version = -1  # of another run, if any: its numbers say nothing here
         cold = [pool.start(sizes[role]) for role, pool in pools.items() if role != "learner" and not pool.members]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._bring_up_learner(saved))
@@ -151,11 +175,35 @@ class Run:
         self.observer.phase("publishing the first weights")
         self.versions.current = await self.learner.publish(self.progress.version)
         await self._pull_everywhere()
-        if self.recipe.objective.support == "full":
-            for model in self.recipe.scored_models:
-                pool = self.pools.scorers[model]
-                head = pool.members[0].head
-                await self.learner.load_projection(pool.transport.call(head, "projection")[0])
+        for model in self.recipe.scored_models:
+            if model not in self._teachers:
+                await self._load_head(model, 0)
+        await self._move_teachers()
+        length = self.recipe.objective.length
+        if length and length.gate and length.gate.on_fail == "rollback" and self._anchor is None:
+            self._anchor = self.progress.step
+            await self._save()
+
+    async def _load_head(self, model: str, version: int) -> None:
+        """Full-vocabulary targets travel as hidden states: the learner holds the head that they need."""
+        if self.recipe.objective.support_of[model] != "full":
+            return
+        pool, oldest = self.pools.scorers[model], version - self.recipe.max_staleness - 1
+        await self.learner.load_projection(
+            model, version, oldest, pool.transport.call(pool.serving()[0].head, "projection")[0]
+        )
+
+    async def _move_teachers(self) -> None:
+        """Bring the scorers of models that follow the student to its new version, or to its new average."""
+        assert self.versions.current is not None
+        number = self.versions.current.number
+        for model, versions in self._teachers.items():
+            if versions is not self.versions:
+                versions.current = await self.learner.publish(number, model)
+            pool = self.pools.scorers[model]
+            with suppress(MemberDied):  # its replacement is admitted with the new version
+                await asyncio.gather(*(versions.pull(pool, member) for member in pool.serving()))
+            await self._load_head(model, number)
 
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
         if not self.pools.learner.members:
@@ -164,11 +212,14 @@ class Run:
             LearnerSpec(
                 config=self.recipe.learner,
                 objective=self.recipe.objective,
-                model=str(model_directory(self.recipe.models[STUDENT].path)),
+                model=str(model_directory(self.recipe.path_of(STUDENT))),
                 vocabulary=self.inputs.vocabulary,
                 steps=self.recipe.run.steps,
                 seed=self.recipe.run.seed,
                 publish_dtype=self.recipe.rollout.dtype,
+                updates=self.recipe.batch.updates,
+                temperature=self.recipe.sampling.temperature if self.recipe.objective.reward_only else 1.0,
+                averages={m: self.recipe.models[m].decay for m in self.recipe.moving("ema")},
             )
         )
         if saved:
@@ -185,18 +236,19 @@ class Run:
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
+            after_publish=self._move_teachers,
             after_step=self._after_step,
             notice=self.observer.notice,
         )
 
-    def _admit_to(self, pool: Pool) -> Any:
+    def _admit_to(self, pool: Pool, versions: Versions) -> Any:
         async def admit(member: PoolMember) -> None:
-            await self.versions.pull(pool, member)
+            await versions.pull(pool, member)
 
         return admit
 
     async def _pull_everywhere(self) -> None:
-        pools = [pool for pool in (self.pools.rollout, self.pools.dataset) if pool]
+        pools = self.pools.writers().values()
         await asyncio.gather(*(self.versions.pull(pool, m) for pool in pools for m in pool.serving()))
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
@@ -205,13 +257,51 @@ class Run:
             metrics.flush()
             os.fsync(metrics.fileno())
         self.observer.step(line)
+        await self._judge_length()
         step, steps = self.progress.step, self.recipe.run.steps
-        if step == steps:
+        if step == steps or self._ended_early:
             return
         if self.recipe.checkpoint.every and step % self.recipe.checkpoint.every == 0:
             await self._save()
         if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:
             await self._evaluate(f"step {step}")
+
+    async def _judge_length(self) -> None:
+        """At the end of a stage of the length curriculum: measure, judge, and do what follows."""
+        length, ladder = self.recipe.objective.length, self.progress.ladder
+        if length is None or not ladder.due(length):
+            return
+        measured: Mapping[str, Any] = {}
+        if length.gate:
+            await self._pull_everywhere()
+            dials = dials_at(self.recipe.objective, self.progress.step, self.progress.beta)
+            cap = length.gate.eval_length
+            measured = await self.evaluation.run(self.progress.version, dials, None, cap) or {}
+        cap, entropy = ladder.cap(length), measured.get("entropy")
+        ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
+        self.progress.ladder = ladder
+        seen = "" if entropy is None else f" (held-out entropy {entropy:.3f} nats)"
+        self.observer.notice(f"responses of up to {cap} tokens{seen}: {action.value}, now up to {ladder.cap(length)}")
+        if action in (Action.ADVANCE, Action.FINISH) and length.gate and length.gate.on_fail == "rollback":
+            self._anchor = self.progress.step
+            await self._save()
+        elif action is Action.ROLLBACK:
+            await self._roll_back()
+        elif action is Action.STOP:
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """Done, though fewer steps were made than the recipe allows."""
+        self._ended_early = True
+        self.stop()
+
+    async def _roll_back(self) -> None:
+        """Take the weights that the longest good cap passed with; they are published as a new version."""
+        await self.learner.restore(self.directory / "checkpoints" / f"step_{self._anchor}")
+        self.progress.version += 1
+        self.versions.current = await self.learner.publish(self.progress.version)
+        await self._pull_everywhere()
+        await self._move_teachers()
 
     async def _evaluate(self, when: str) -> dict[str, Any] | None:
         if not self.inputs.heldout:
@@ -220,7 +310,8 @@ class Run:
         await self._pull_everywhere()
         record = self.directory / "samples" / f"eval_{when.replace(' ', '_')}"
         with self.evaluation_meter.clock("evaluation").busy():
-            result = await self.evaluation.run(self.progress.version, record)
+            dials = dials_at(self.recipe.objective, max(1, self.progress.step), self.progress.beta)
+            result = await self.evaluation.run(self.progress.version, dials, record)
         self.observer.evaluated(when, result)
         return result
 
@@ -233,8 +324,13 @@ class Run:
             "version": self.progress.version,
             "evaluation": self.evaluations,
             "ranks": self.recipe.learner.ranks,
+            "beta": self.progress.beta,
+            "ladder": self.progress.ladder.to_state(),
+            "anchor": self._anchor,
+            "ended": self._ended_early,
         }
-        await asyncio.to_thread(checkpoint.seal, self.directory, partial, state, self.recipe.checkpoint.keep)
+        keep = self.recipe.checkpoint.keep
+        await asyncio.to_thread(checkpoint.seal, self.directory, partial, state, keep, self._anchor)
 
     def summarise(self, code: int) -> None:
         """Write summary.json: how the run ended, whatever the end."""
@@ -244,5 +340,6 @@ class Run:
             "seconds": time.monotonic() - self._began,
             "seconds_startup": self._startup,
             "evaluation": self.evaluations,
+            "biased": list(self.recipe.biases),
         }
         (self.directory / "summary.json").write_text(json.dumps(summary, indent=1))

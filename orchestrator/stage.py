@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.metrics import step_line
 from configs.schema import Recipe
+from objectives.curriculum import Ladder
+from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.buffer import Buffer, Scored
-from orchestrator.dispatch import Dispatch, Lease, Ticket
+from orchestrator.credit import groups_without_signal
+from orchestrator.dispatch import Dispatch, Lease, Ticket, source_of
 from orchestrator.flow import Block, Flow, Pools
 from orchestrator.learning import LearnerGroup
-from orchestrator.pool import PoolMember
+from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied, ValueLost
@@ -29,10 +32,13 @@ from orchestrator.versions import Versions
 
 @dataclass
 class Progress:
-    """What a resume needs to go on: updates made, and the version of the weights they led to."""
+    """What a resume needs to go on: updates made, the version of the weights they led to, the reference's coefficient
+    where it adapts, and where the length curriculum stands."""
 
     step: int = 0
     version: int = 0
+    beta: float = 0.0
+    ladder: Ladder = field(default_factory=Ladder)
 
 
 @dataclass
@@ -46,18 +52,21 @@ class Stage:
     progress: Progress
     meter: Meter
     samples: Path
+    after_publish: Callable[[], Awaitable[None]]
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
     notice: Callable[[str], None]
 
     def __post_init__(self) -> None:
         batch, first = self.recipe.batch, self.progress.step * self.recipe.batch.prompts_per_step
-        self.sampler = self.pools.sampler(self.recipe.objective.prefix)
+        writers = self.pools.writers()
+        self.writers = {source: writers[source] for source in self.recipe.objective.sources}
         self.dispatch = Dispatch(
             batch.prompts_per_step,
             batch.samples_per_prompt,
             self.recipe.max_staleness,
             self.recipe.run.steps,
             first,
+            self._source,
         )
         self.buffer = Buffer(batch.prompts_per_step, batch.samples_per_prompt, first)
         self.stopping = False
@@ -76,9 +85,10 @@ class Stage:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
-                self.sampler.check()
+                for pool in self.writers.values():
+                    pool.check()
                 self._moved.clear()
-                for lease in self.dispatch.grant(self.progress.step, self._free()):
+                for lease in self.dispatch.grant(self.progress.step, self._free(), self._judged_at):
                     leases.create_task(self.follow(lease))
                 await self._moved.wait()
 
@@ -87,17 +97,21 @@ class Stage:
         while self.progress.step < self.recipe.run.steps and not self.stopping:
             with self.meter.clock("wait").busy():
                 batch = await self.next_batch()
-            metrics = await self.update(batch)
+            dials = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta)
+            cap, metrics = self._cap, await self.update(batch, dials)
+            self._adapt(batch, metrics)
             pulled = await self.publish(tasks)
             if self.recipe.max_staleness == 0:
                 await pulled
-            await self.after_step(self._line(batch, metrics))
+            await self.after_step(self._line(batch, dials, metrics, cap))
+            self._moved.set()
 
     async def follow(self, lease: Lease) -> None:
         """Judge the blocks of one lease as they come; lease again what its member took with it."""
         prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
         open_tickets = {ticket.uid: ticket for ticket in lease.tickets}
-        member = next((m for m in self.sampler.members if m.number == lease.member), None)
+        pool = self.writers[lease.source]
+        member = next((m for m in pool.members if m.number == lease.member), None)
         if member is None:  # it left or died between the grant and this turn
             self.dispatch.lose(lease.tickets)
             self._moved.set()
@@ -105,7 +119,7 @@ class Stage:
         pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
         async with asyncio.TaskGroup() as blocks:
             try:
-                async for block in self.flow.sample(self.sampler, member, pairs):
+                async for block in self.flow.sample(pool, member, pairs, lease.source, self._cap):
                     tickets = [open_tickets.pop(s.uid) for s in block.header.samples]
                     blocks.create_task(self.judge(block, prompts, tickets))
             except (MemberDied, ValueLost):
@@ -137,39 +151,77 @@ class Stage:
             raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
         return batch
 
-    async def update(self, batch: list[Scored]) -> dict[str, Any]:
+    async def update(self, batch: list[Scored], dials: Dials) -> dict[str, Any]:
         """One learner step; the samples it trained on are recorded when the recipe says so."""
         step = self.progress.step + 1
         record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
         with self.meter.clock("learn").busy():
-            return await self.learner.step(batch, step, self.progress.version, record)
+            return await self.learner.step(batch, step, self.progress.version, dials, record)
 
     async def publish(self, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Make the new version the current one; returns the task in which members pull it."""
         with self.meter.clock("publish").busy():
             self.versions.current = await self.learner.publish(self.progress.version + 1)
-        self.progress.version += 1
-        self.progress.step += 1
+            self.progress.version += 1
+            self.progress.step += 1
+            await self.after_publish()
         return tasks.create_task(self.pull())
 
     async def pull(self) -> None:
         """Every serving member pulls; one that dies on the way is replaced by its pool, which admits the next."""
         with self.meter.clock("publish").busy():
-            await asyncio.gather(*(self._pull(member) for member in self.sampler.serving()))
+            writers = self.writers.values()
+            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.serving()))
         self._moved.set()
 
-    async def _pull(self, member: PoolMember) -> None:
+    async def _pull(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):  # the pool replaces it
-            await self.versions.pull(self.sampler, member)
+            await self.versions.pull(pool, member)
         self._moved.set()
 
-    def _free(self) -> dict[int, int]:
+    def _free(self) -> dict[str, dict[int, int]]:
         """Free slots of members that serve the current version: nobody samples with an older one."""
         current = self.versions.current.number if self.versions.current else self.progress.version
-        slots = self.recipe.rollout.max_concurrent
-        return {m.number: slots - m.load for m in self.sampler.serving() if m.version == current}
+        slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
+        return {
+            source: {
+                m.number: slots.get(source, self.recipe.samples_per_step) - m.load
+                for m in pool.serving()
+                if m.version == current
+            }
+            for source, pool in self.writers.items()
+        }
 
-    def _line(self, batch: list[Scored], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def _source(self, index: int) -> str:
+        """Who writes a prompt group, by the fractions of the step that will train it."""
+        step = index // self.recipe.batch.prompts_per_step + 1
+        return source_of(index, fractions_at(self.recipe.objective, step), self.recipe.run.seed)
+
+    @property
+    def _judged_at(self) -> int | None:
+        """The step after which the length curriculum is judged next: which cap, and after a rollback which weights,
+        later groups are sampled with is not known before."""
+        length, ladder = self.recipe.objective.length, self.progress.ladder
+        if length is None or ladder.settled:
+            return None
+        return self.progress.step + length.steps_per_stage - ladder.steps
+
+    @property
+    def _cap(self) -> int:
+        length = self.recipe.objective.length
+        return self.progress.ladder.cap(length) if length else self.recipe.sampling.max_response_tokens
+
+    def _adapt(self, batch: list[Scored], metrics: Mapping[str, Any]) -> None:
+        """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
+        kl, headers = metrics.get("reference_kl"), [scored.header for scored in batch]
+        if kl is not None:
+            of_response = kl * sum(h.loss_tokens for h in headers) / len(headers)
+            objective = self.recipe.objective
+            self.progress.beta = adapted_beta(objective, self.progress.beta, of_response, len(headers))
+        if self.recipe.objective.length:
+            self.progress.ladder = self.progress.ladder.stepped()
+
+    def _line(self, batch: list[Scored], dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts = self.meter.take()
         headers = [scored.header for scored in batch]
         tokens = sum(h.loss_tokens for h in headers)
@@ -184,8 +236,13 @@ class Stage:
             | {
                 "step": self.progress.step,
                 "policy_version": self.progress.version,
-                "kl_support": self.recipe.objective.support if self.recipe.objective.needs_scores else None,
+                "kl_support": self.recipe.objective.support if self.recipe.objective.teachers else None,
+                "reverse_weight": dials.reverse_weight if self.recipe.objective.teachers else None,
+                "beta": dials.beta if self.recipe.objective.reference else None,
                 "reward_mean": sum(rewards) / len(rewards) if rewards else None,
+                "groups_without_signal": groups_without_signal(batch),
+                "foreign_fraction": sum(scored.source != "student" for scored in batch) / len(batch),
+                "response_cap": cap,
                 "response_length": sum(h.response_tokens for h in headers) / len(headers),
                 "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
                 "staleness_mean": trained_at - sum(h.version_sum for h in headers) / tokens,

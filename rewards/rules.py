@@ -1,4 +1,4 @@
-"""Rule rewards: 1 or 0 from a response's text and length. Pure functions, no code is executed."""
+"""Rule rewards from a response's text and length: 1 or 0, `overlong` 0 to -1. Pure functions, no code is executed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from configs.schema import Rule
 
 
 def rule_reward(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:
-    """1.0 when the response fulfils the rule, else 0.0. `tokens` counts the response, `row` is its prompt row."""
+    """1.0 when the response fulfils the rule, else 0.0; `overlong` is a penalty, 0.0 to -1.0.
+
+    `tokens` counts the response, `row` is its prompt row.
+    """
     return float(_RULES[rule.kind](rule, text, tokens, row))
 
 
@@ -30,9 +33,15 @@ def _exact(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
     return rule.field in row and text.strip() == str(row[rule.field]).strip()
 
 
-_RULES: dict[str, Callable[[Rule, str, int, Mapping[str, Any]], bool]] = {
+def _overlong(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:
+    """DAPO's soft penalty: 0 up to `low` tokens, -1 from `high` on, linear between."""
+    return -min(1.0, max(0.0, (tokens - rule.low) / max(1, rule.high - rule.low)))
+
+
+_RULES: dict[str, Callable[[Rule, str, int, Mapping[str, Any]], float]] = {
     "length": _length,
     "contains": _contains,
     "regex": _regex,
     "exact": _exact,
+    "overlong": _overlong,
 }

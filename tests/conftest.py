@@ -23,6 +23,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "student": tiny.build_model(root / "student", seed=0, tied=True),  # as small models are
         "teacher": tiny.build_model(root / "teacher", seed=1),
         "wide": tiny.build_model(root / "wide", seed=1, padding=9),
+        "poet": tiny.build_model(root / "poet", seed=2),
+        "reward": tiny.build_reward_model(root / "reward", seed=3),
         "foreign": tiny.build_model(root / "foreign", seed=0, extra_token="<extra>"),
     }
 
@@ -34,6 +36,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "train": tiny.write_prompts(root / "train.jsonl", 24),
         "heldout": tiny.write_prompts(root / "heldout.jsonl", 4),
         "data": tiny.write_prompts(root / "data.jsonl", 24, response=True),
+        "heldout_data": tiny.write_prompts(root / "heldout_data.jsonl", 4, response=True),
     }
 
 

@@ -40,7 +40,7 @@ def build_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
-        initializer_range=0.02,
+        initializer_range=0.1,  # enough for the prompt to matter and the tied head not to repeat its input
     )
     model = LlamaForCausalLM(config).float()
     with torch.no_grad():
@@ -67,7 +67,43 @@ def build_tokenizer(extra_token: str | None = None) -> Any:
     return tokenizer
 
 
+def build_reward_model(folder: Path, seed: int = 0) -> Path:
+    """A sequence classifier with one output on the same tokens; its scores differ by nats between responses."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 5,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        num_labels=1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    model = LlamaForSequenceClassification(config).float()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0.0, 1.0)
+        model.score.weight.normal_(0.0, 1.0 / 8.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_prompts(path: Path, count: int, response: bool = False) -> Path:
-    rows = [{"prompt": f"say {i}", **({"response": f"number {i}!"} if response else {})} for i in range(count)]
+    """Rows with every field that a recipe of configs/ names."""
+    rows = [
+        {
+            "prompt": f"say {i}",
+            "persona": ("pirate", "poet")[i % 2],
+            **({"response": f"number {i}!"} if response else {}),
+        }
+        for i in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

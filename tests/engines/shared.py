@@ -17,6 +17,7 @@ from configs.schema import Recipe
 from orchestrator import cluster
 from orchestrator.flow import Pools
 from orchestrator.layout import build_pools
+from orchestrator.pool import Pool
 from orchestrator.preflight import read_inputs
 from orchestrator.run import Run
 from orchestrator.transport import RayTransport
@@ -73,27 +74,29 @@ class Engines:
 
     def start(self) -> None:
         """Bring everything up at once; two cores need a minute or two for it."""
-        sampled = {"objective": {"support": "sampled"}}
-        torch_recipe, vllm_recipe = self.recipe(), self.recipe(scorer={"teacher": {"engine": "vllm"}}, **sampled)
-        one_rank, dataset = self.recipe(learner={"ranks": 1}), self.recipe(**DATASET)
-        vocabulary = read_inputs(torch_recipe).vocabulary
+        recipe = self._recipe = self.recipe(**EVERYTHING, **self._everything())  # its shared folder is the rollouts'
+        vllm_recipe = self.recipe(scorer={"teacher": {"engine": "vllm"}}, objective={"support": "sampled"})
+        vocabulary = read_inputs(recipe).vocabulary
         transport = RayTransport()
-        two, one = (build_pools(r, transport, vocabulary, self.root / "logs") for r in (torch_recipe, one_rank))
-        vllm = build_pools(vllm_recipe, transport, vocabulary, self.root / "logs")
-        data = build_pools(dataset, transport, vocabulary, self.root / "logs")
-        self._recipe = torch_recipe  # whose shared folder the rollouts were given
-        self.pools = two
-        self.dataset = data.dataset
-        self.scorers = {"torch": two.scorers["teacher"], "vllm": vllm.scorers["teacher"]}
-        self.learners = {1: one.learner, 2: two.learner}
+
+        def built(of: Recipe) -> Pools:
+            return build_pools(of, transport, vocabulary, self.root / "logs")
+
+        self.pools = built(recipe)
+        self.judge = built(self.recipe(reward={"model": str(self.models["reward"])})).reward
+        self.vllm_scorer = built(vllm_recipe).scorers["teacher"]
+        self.learners = {1: built(self.recipe(learner={"ranks": 1})).learner, 2: self.pools.learner}
 
         async def start_all() -> None:
+            writers = self.pools.writers()
             await asyncio.gather(
-                two.rollout.start(2),
-                two.scorers["teacher"].start(2),
-                two.reward.start(1),
-                vllm.scorers["teacher"].start(1),
-                data.dataset.start(1),
+                writers["student"].start(2),
+                writers["teacher"].start(1),
+                writers["dataset"].start(1),
+                *(pool.start(2 if model == "teacher" else 1) for model, pool in self.pools.scorers.items()),
+                self.pools.reward.start(1),
+                self.judge.start(1),
+                self.vllm_scorer.start(1),
                 *(learner.start(1) for learner in self.learners.values()),
             )
 
@@ -101,12 +104,24 @@ class Engines:
 
     def stop(self) -> None:
         async def stop_all() -> None:
-            pools = [self.pools.rollout, self.pools.reward, self.dataset]
-            pools += [*self.scorers.values(), *self.learners.values()]
+            pools = [*self.pools.writers().values(), *self.pools.scorers.values(), self.pools.reward]
+            pools += [self.judge, self.vllm_scorer, *self.learners.values()]
             await asyncio.gather(*(pool.stop() for pool in pools))
 
         self.runner.run(stop_all())
         cluster.sweep(self._recipe)
+
+    def _everything(self) -> dict[str, Any]:
+        """A recipe's worth of models and data for every member that some test needs."""
+        return {
+            "models": {
+                "poet": {"path": str(self.models["poet"])},
+                "start": {"path": str(self.models["student"])},
+                "self": {"weights": "live", "prompt": "well, {prompt}"},
+            },
+            "data": {"prompts": str(self.prompts["data"])},
+            "scorer": {name: SMALL_SCORER for name in ("poet", "start", "self")},
+        }
 
     def recipe(self, **changes: Any) -> Recipe:
         """The tests' base recipe in fp32, with nested changes."""
@@ -117,7 +132,7 @@ class Engines:
                 "student": {"path": str(self.models["student"])},
                 "teacher": {"path": str(self.models["teacher"]), "system": "be brief"},
             },
-            "data": {"prompts": str(self.prompts["train"])},
+            "data": {"prompts": str(self.prompts["train"]), "responses": str(self.root / "responses")},
             "batch": {"prompts_per_step": 4, "samples_per_prompt": 2, "tokens_per_microbatch": 128},
             "sampling": {"max_response_tokens": 12},
             "objective": {"target": "teacher", "support": "full"},
@@ -136,32 +151,57 @@ class Engines:
                 "max_concurrent": 16,
                 "resources": {"cpus": 0.1, "threads": 1},
             },
-            "scorer": {
-                "teacher": {
-                    "members": 2,
-                    "dtype": "float32",
-                    "max_context_tokens": 160,
-                    "tokens_per_batch": 256,
-                    "resources": {"cpus": 0.1, "threads": 1},
-                }
+            "teacher_rollout": {
+                "dtype": "float32",
+                "max_context_tokens": 160,
+                "max_concurrent": 16,
+                "resources": {"cpus": 0.1, "threads": 1},
             },
+            "scorer": {"teacher": {**SMALL_SCORER, "members": 2}},
         }
         return resolve_dtypes(parse_recipe(merged(tree, changes)), cpu_has_bf16=False)
 
     def run(self, recipe: Recipe) -> Finished:
         """Execute a recipe on the shared pools."""
-        model = recipe.scored_models
+        sources = recipe.objective.sources
         pools = Pools(
             rollout=self.pools.rollout,
-            dataset=self.dataset if recipe.objective.prefix == "dataset" else None,
-            scorers={name: self.scorers[recipe.scorer_of(name).engine] for name in model},
-            reward=self.pools.reward,
+            teacher_rollout=self.pools.teacher_rollout if "teacher" in sources else None,
+            dataset=self.pools.dataset if "dataset" in sources else None,
+            scorers={name: self._scorer(recipe, name) for name in recipe.scored_models},
+            reward=self.judge if recipe.reward.model else self.pools.reward,
             learner=self.learners[recipe.learner.ranks],
         )
         directory = Path(recipe.run.root) / recipe.run.name
         run = Run(recipe, directory, read_inputs(recipe), pools, Watcher())
         return Finished(self.runner.run(run.execute()), directory, recipe)
 
+    def _scorer(self, recipe: Recipe, name: str) -> Pool:
+        """The pool that serves a model's weights, whatever the recipe calls it."""
+        model = recipe.models[name]
+        if model.weights != "frozen":
+            return self.pools.scorers["self"]
+        if model.path == str(self.models["student"]):
+            return self.pools.scorers["start"]
+        if model.path == str(self.models["poet"]):
+            return self.pools.scorers["poet"]
+        return self.vllm_scorer if recipe.scorer_of(name).engine == "vllm" else self.pools.scorers["teacher"]
+
+
+SMALL_SCORER: dict[str, Any] = {
+    "dtype": "float32",
+    "max_context_tokens": 160,
+    "tokens_per_batch": 256,
+    "resources": {"cpus": 0.1, "threads": 1},
+}
+
+EVERYTHING: dict[str, Any] = {  # an objective that needs every pool there is
+    "objective": {
+        "prefix": {"student": 0.4, "teacher": 0.3, "dataset": 0.3},
+        "target": {"teacher": 1.0, "poet": 1.0, "start": 1.0, "self": 1.0},
+        "support": "full",
+    }
+}
 
 DATASET: dict[str, Any] = {
     "objective": {"prefix": "dataset", "target": "data", "support": "sampled", "reverse_weight": 0.0}

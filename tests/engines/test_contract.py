@@ -14,6 +14,7 @@ import pytest
 from actors.jobs import LearnerSpec
 from actors.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
 from configs.schema import Recipe, Stream
+from objectives.schedule import dials_at
 from orchestrator.flow import Pools
 from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool
@@ -71,7 +72,7 @@ class Bench:
         return group
 
     def learner_spec(self) -> LearnerSpec:
-        path = self.recipe.models["student"].path
+        path = self.recipe.path_of("student")
         config, objective = self.recipe.learner, self.recipe.objective
         return LearnerSpec(config, objective, path, self.inputs.vocabulary, 4, 0, "float32")
 
@@ -183,10 +184,10 @@ def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any)
         group = await bench.started()
         pool = bench.pools.scorers["teacher"]
         ref, _ = await pool.call("score", payload, ScoreRequest("sampled"), returns=2)
-        batch = [Scored(h, payload, ref) for h in header.samples]
+        batch = [Scored(h, payload, {"teacher": ref}) for h in header.samples]
         versions = [await _bits(bench, await group.publish(0))]
         await group.save(tmp_path)
-        metrics = await group.step(batch, 1, 0, None)
+        metrics = await group.step(batch, 1, 0, dials_at(bench.recipe.objective, 1), None)
         assert {"loss", "lr", "grad_norm", "logprob_gap_mean"} <= metrics.keys()
         versions.append(await _bits(bench, await group.publish(1)))
         await group.restore(tmp_path)

@@ -1,12 +1,12 @@
 """Exact expectations: every token of a small vocabulary at a few prefixes, each with its probability as its weight.
 
-With weight q(y) on token y, `Objective.loss` is the sum over prefixes of E_{y~q}[loss(y)], and autograd through it is
-the expected gradient, exact up to float64 rounding. The divergences here are written out again, not imported.
+With weight q(y) on token y, the loss is the sum over prefixes of E_{y~q}[loss(y)], and autograd through it is the
+expected gradient, exact up to float64 rounding. All goes through what the learner calls: `read`, then `loss`. The
+divergences here are written out again, not imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from configs.schema import DATA
-from configs.schema import Objective as ObjectiveConfig
+from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
-from objectives.objective import Tokens
+from objectives.schedule import Dials, dials_at
+from objectives.tokens import Scores, Tokens
 
 LAMBDAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 PREFIXES, VOCABULARY = 4, 5
@@ -50,8 +50,8 @@ def log_of(*probabilities: float) -> Tensor:
 
 
 def kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a||b) = sum_v a (log a - log b), [..., V] -> [...]."""
-    return (a.exp() * (a - b)).sum(-1)
+    """KL(a||b) = sum_v a (log a - log b), [..., V] -> [...]; 0 log 0 = 0."""
+    return torch.where(a == -torch.inf, 0.0, a.exp() * (a.clamp(min=-1e9) - b.clamp(min=-1e9))).sum(-1)
 
 
 def mixture(q: Tensor, p: Tensor, reverse_weight: float) -> Tensor:
@@ -66,49 +66,104 @@ def merged(log_p: Tensor, support: Tensor) -> Tensor:
 
 
 def gradient(value: Tensor, of: Tensor) -> Tensor:
-    return torch.autograd.grad(value.sum(), of, retain_graph=True)[0]
+    """d sum(value) / d of; zeros where nothing depends on it."""
+    grad = torch.autograd.grad(value.sum(), of, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(of) if grad is None else grad
 
 
 def recipe(**axes: Any) -> ObjectiveConfig:
     return ObjectiveConfig(**{"target": "teacher", **axes})
 
 
-def loss(config: ObjectiveConfig, tokens: Tokens) -> Tensor:
-    return objective.build(config).loss(tokens)
+def loss(
+    config: ObjectiveConfig, student: Tensor, tokens: Tokens, dials: Dials | None = None, **streams: Any
+) -> Tensor:
+    """The learner's loss: student [N, V] log-probs with their graph. `streams`: what its value head adds."""
+    built, dials = objective.build(config), dials or dials_at(config, 1)
+    return built.loss(built.read(student, tokens, dials) | streams, tokens, dials)
 
 
-def every_token(config: ObjectiveConfig, q: Tensor, p: Tensor, mu: Tensor | None = None) -> Tokens:
-    """All V tokens at each of S prefixes, drawn from mu (q itself by default), scored by p on the recipe's support."""
+def metrics(config: ObjectiveConfig, student: Tensor, tokens: Tokens, **streams: Any) -> dict[str, Tensor]:
+    built, dials = objective.build(config), dials_at(config, 1)
+    return built.metrics(built.read(student, tokens, dials) | streams, tokens, dials)
+
+
+def scores(support: str, logprobs: Tensor, token_ids: Tensor, ids: Tensor | None = None, topk: int = 3) -> Scores:
+    """What a scorer of `support` sends of one model's [N, V] log-probs; `ids` [N, K] in place of its own, -1 unused."""
+    logprob = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    if support == "full":
+        return Scores(logprob, logprobs=logprobs)
+    if support == "sampled":
+        return Scores(logprob)
+    if ids is None:
+        ids = logprobs.topk(min(topk, logprobs.shape[-1])).indices
+    inside = logprobs.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+    taken = torch.zeros(*logprobs.shape[:-1], logprobs.shape[-1] + 1, dtype=torch.bool).scatter_(-1, ids + 1, True)
+    tail = logprobs.masked_fill(taken[..., 1:], -torch.inf).logsumexp(-1)
+    return Scores(logprob, support_ids=ids, support_logprobs=inside, tail_logprob=tail)
+
+
+def micro_batch(
+    config: ObjectiveConfig,
+    token_ids: Tensor,
+    mu: Tensor,
+    weight: Tensor,
+    models: dict[str, Tensor],
+    ids: Tensor | None = None,
+    **given: Any,
+) -> Tokens:
+    """N tokens with the same `weight` [N] in every term. mu and each of `models` [N, V]; `given`: other fields."""
+    n = len(token_ids)
+    asked = config.support_of
+    scored = {m: scores(asked.get(m, config.support), p, token_ids, ids, config.topk) for m, p in models.items()}
+    fields: dict[str, Any] = {
+        "token_ids": token_ids,
+        "sequence": torch.arange(n),  # a response a token, unless given
+        "position": torch.zeros(n, dtype=torch.long),
+        "on": torch.ones(n, dtype=torch.bool),
+        "weights": dict.fromkeys(config.terms, weight),
+        "rollout_logprob": mu.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1),
+        "advantage": torch.zeros(n, dtype=mu.dtype),
+        "reward": torch.zeros(n, dtype=mu.dtype),
+        "drawn": torch.ones(n, dtype=torch.bool),
+        "scores": scored,
+    }
+    return Tokens(**(fields | given))
+
+
+def every_token(
+    config: ObjectiveConfig,
+    q: Tensor,
+    models: Tensor | dict[str, Tensor],
+    mu: Tensor | None = None,
+    ids: Tensor | None = None,
+    **given: Any,
+) -> tuple[Tensor, Tokens]:
+    """All V tokens at each of S prefixes, a response each, weighted by mu (q itself by default).
+
+    `models` [S, V] by name, or the one teacher. Returns the student's rows [S V, V] with their graph, and the tokens.
+    """
     count, vocabulary = q.shape
     mu = (q if mu is None else mu).detach()
+    if isinstance(models, Tensor):
+        models = {"teacher": models}
     rows = partial(torch.repeat_interleave, repeats=vocabulary, dim=0)
-    common = {
-        "student_logprobs": rows(q),
-        "token_ids": torch.arange(vocabulary).repeat(count),
-        "weight": mu.exp().flatten(),
-        "rollout_logprob": mu.flatten(),
-        "advantage": torch.zeros(count * vocabulary, dtype=q.dtype),
-    }
-    if config.target == DATA:
-        return Tokens(**common)
-    if config.support == "sampled":
-        return Tokens(**common, teacher_logprob=p.flatten())
-    if config.support == "full":
-        return Tokens(**common, teacher_logprobs=rows(p))
-    top = p.topk(min(config.topk, vocabulary))
-    tail = p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
-    return Tokens(
-        **common,
-        support_ids=rows(top.indices),
-        support_logprobs=rows(top.values),
-        tail_logprob=tail.repeat_interleave(vocabulary),
+    tokens = micro_batch(
+        config,
+        torch.arange(vocabulary).repeat(count),
+        rows(mu),
+        mu.exp().flatten(),
+        {name: rows(p) for name, p in models.items()},
+        None if ids is None else rows(ids),
+        **given,
     )
+    return rows(q), tokens
 
 
-def select(tokens: Tokens, rows: slice | Tensor) -> Tokens:
-    """A chunk of the tokens, or the tokens in another order."""
-    present = {f.name: v for f in fields(tokens) if (v := getattr(tokens, f.name)) is not None}
-    return Tokens(**{name: value[rows] for name, value in present.items()})
+def step(config: ObjectiveConfig, theta: Tensor, models: Tensor | dict[str, Tensor], **given: Any) -> Tensor:
+    """The expected gradient in the logits [S, V] of a recipe's loss over every token."""
+    dials = given.pop("dials", None)
+    return gradient(loss(config, *every_token(config, theta.log_softmax(-1), models, **given), dials=dials), theta)
 
 
 def logit_lists(size: int, bound: float = 5.0) -> st.SearchStrategy[list[float]]:

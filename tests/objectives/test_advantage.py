@@ -1,79 +1,76 @@
-"""Group baselines, proven by enumeration of every group of n samples over a small vocabulary."""
+"""Group advantages, returns and GAE as functions, against slow formulas."""
 
 from __future__ import annotations
 
-from itertools import product
+import statistics
 
 import pytest
 import torch
-from torch import Tensor
 
-from objectives.advantage import group_advantages
-from objectives.objective import Tokens
-from tests.objectives.enumeration import assert_equal, gradient, logits, loss, recipe
+from objectives.advantage import STD_EPSILON, generalised_advantages, group_advantages, returns_to_go
+from tests.objectives.enumeration import assert_equal
 
-REWARDS = (1.0, -0.5, 2.0, 0.3)  # of each token of the vocabulary
-OUTCOME = recipe(outcome={"weight": 1.0})
+REWARDS, GROUPS = [1.0, 10.0, 3.0, 20.0, 5.0, -4.0], list("abaaba")
 
 
-def mean_gradient(baseline: str, n: int) -> tuple[Tensor, Tensor]:
-    """Expected gradient of the outcome loss over all groups of n independent samples, and that of -E_q[R]."""
-    theta = logits(0, prefixes=1, vocabulary=len(REWARDS))
-    q = theta.log_softmax(-1).squeeze(0)
-    groups = torch.tensor(list(product(range(len(REWARDS)), repeat=n)))  # [V^n, n]
-    drawn = groups.flatten()
-    names = [str(group) for group in range(len(groups)) for _ in range(n)]
-    advantages = group_advantages([REWARDS[y] for y in drawn], names, baseline)
-    tokens = Tokens(
-        student_logprobs=q.expand(len(drawn), -1),
-        token_ids=drawn,
-        weight=(q.detach()[groups].sum(-1).exp() / n).repeat_interleave(n),  # P(group) / n
-        rollout_logprob=q.detach()[drawn],
-        advantage=torch.tensor(advantages, dtype=torch.float64),
-        teacher_logprob=q.detach()[drawn],  # p = q: the teacher is silent
-    )
-    exact = -(q.exp() * torch.tensor(REWARDS, dtype=torch.float64)).sum()
-    return gradient(loss(OUTCOME, tokens), theta), gradient(exact, theta)
+def others(i: int) -> list[float]:
+    return [r for j, (r, g) in enumerate(zip(REWARDS, GROUPS, strict=True)) if g == GROUPS[i] and j != i]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_without_a_baseline_the_mean_gradient_is_that_of_the_expected_reward(n: int) -> None:
-    computed, exact = mean_gradient("none", n)
-    assert_equal(computed, exact)
+def members(i: int) -> list[float]:
+    return [r for r, g in zip(REWARDS, GROUPS, strict=True) if g == GROUPS[i]]
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_rloo_leaves_the_mean_gradient_unchanged(n: int) -> None:
-    computed, exact = mean_gradient("rloo", n)
-    assert_equal(computed, exact)
+SLOW = {
+    "none": lambda i: REWARDS[i],
+    "mean": lambda i: REWARDS[i] - statistics.mean(members(i)),
+    "rloo": lambda i: REWARDS[i] - statistics.mean(others(i)),
+}
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_the_group_mean_scales_the_mean_gradient_by_n_minus_one_over_n(n: int) -> None:
-    computed, exact = mean_gradient("mean", n)
-    assert_equal(computed, exact * (n - 1) / n)
-
-
-def test_rloo_is_the_reward_minus_the_mean_of_the_others() -> None:
-    assert group_advantages([1.0, 2.0, 6.0], "aaa", "rloo") == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5])
-
-
-@pytest.mark.parametrize("baseline", ["mean", "rloo"])
+@pytest.mark.parametrize("baseline", SLOW)
 def test_groups_are_centred_apart_in_any_order(baseline: str) -> None:
-    rewards, groups = [1.0, 10.0, 3.0, 20.0, 5.0], list("abaab")
-    advantages = dict(enumerate(group_advantages(rewards, groups, baseline)))
-    for name in "ab":
-        members = [i for i, group in enumerate(groups) if group == name]
-        alone = group_advantages([rewards[i] for i in members], [name] * len(members), baseline)
-        assert [advantages[i] for i in members] == pytest.approx(alone)
-        assert sum(alone) == pytest.approx(0.0)
+    assert group_advantages(REWARDS, GROUPS, baseline) == pytest.approx([SLOW[baseline](i) for i in range(6)])
 
 
+@pytest.mark.parametrize("baseline", SLOW)
+def test_scale_std_divides_by_the_groups_sample_standard_deviation(baseline: str) -> None:
+    expected = [SLOW[baseline](i) / (statistics.stdev(members(i)) + STD_EPSILON) for i in range(6)]
+    assert group_advantages(REWARDS, GROUPS, baseline, "std") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", ["none", "std"])
 @pytest.mark.parametrize("baseline", ["mean", "rloo"])
-def test_a_group_of_one_has_no_advantage(baseline: str) -> None:
-    assert group_advantages([7.0], ["a"], baseline) == [0.0]
+def test_a_group_of_one_and_a_group_of_equals_have_no_advantage(baseline: str, scale: str) -> None:
+    assert group_advantages([7.0, 2.0, 2.0], ["a", "b", "b"], baseline, scale) == [0.0, 0.0, 0.0]
 
 
-def test_an_unknown_baseline_is_refused() -> None:
-    with pytest.raises(ValueError, match="baseline 'median' is unknown"):
-        group_advantages([1.0], ["a"], "median")
+@pytest.mark.parametrize("given", [("median", "none"), ("mean", "range")])
+def test_an_unknown_baseline_or_scale_is_refused(given: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="is unknown"):
+        group_advantages([1.0], ["a"], *given)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.5, 0.99, 1.0])
+def test_returns_are_the_discounted_sums_of_later_rewards(discount: float) -> None:
+    rewards = torch.tensor([1.0, -2.0, 0.5, 4.0], dtype=torch.float64)
+    slow = [sum(discount ** (j - t) * rewards[j].item() for j in range(t, 4)) for t in range(4)]
+    assert_equal(returns_to_go(rewards, discount), torch.tensor(slow, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 0.95, 1.0])
+def test_generalised_advantages_are_the_slow_double_sum(discount: float, decay: float) -> None:
+    rewards = torch.tensor([1.0, -2.0, 0.5, 4.0], dtype=torch.float64)
+    values = torch.tensor([0.3, 1.0, -1.0, 2.0], dtype=torch.float64)
+    before, v = values.clone(), [*values.tolist(), 0.0]
+    errors = [rewards[t].item() + discount * v[t + 1] - v[t] for t in range(4)]
+    slow = [sum((discount * decay) ** k * errors[t + k] for k in range(4 - t)) for t in range(4)]
+    computed = generalised_advantages(rewards, values, discount, decay)
+    assert_equal(computed, torch.tensor(slow, dtype=torch.float64))
+    assert_equal(values, before)
+
+
+def test_one_token_has_its_reward_less_its_value() -> None:
+    one = torch.tensor([3.0]).double()
+    assert_equal(generalised_advantages(one, 0.5 * one, 0.9, 0.9), 0.5 * one)

@@ -1,15 +1,11 @@
-"""The truth table: what each objective's loss, as the learner calls it, is the gradient of. Exact, to 1e-9."""
+"""The truth table of OBJECTIVES.md at one prefix: what each way to use the log-ratio is the gradient of, to 1e-9."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import Tensor
 
-from objectives import signal
-from objectives.objective import Tokens
+from tests.objectives import families
 from tests.objectives.enumeration import (
     LAMBDAS,
     VOCABULARY,
@@ -20,148 +16,143 @@ from tests.objectives.enumeration import (
     log_probs,
     logits,
     loss,
-    merged,
     mixture,
     recipe,
+    step,
 )
 
 EVERY_LAMBDA = pytest.mark.parametrize("reverse_weight", LAMBDAS)
 EVERY_SUPPORT = pytest.mark.parametrize("support", ["sampled", "topk", "full"])
-DATA = recipe(target="data", prefix="dataset", reverse_weight=0.0)
+P = log_probs(1)
 
 
 @EVERY_LAMBDA
 @EVERY_SUPPORT
 def test_each_support_has_the_gradient_of_the_mixture(support: str, reverse_weight: float) -> None:
-    theta, p = logits(0), log_probs(1)
-    q = theta.log_softmax(-1)
+    theta = logits(0)
     config = recipe(support=support, topk=VOCABULARY, reverse_weight=reverse_weight)
-    expected = gradient(mixture(q, p, reverse_weight), theta)
-    assert_equal(gradient(loss(config, every_token(config, q, p)), theta), expected)
-
-
-def test_log_ratio_in_the_reward_has_the_gradient_of_reverse_kl() -> None:
-    theta, p = logits(0), log_probs(1)
-    q = theta.log_softmax(-1)
-    config = recipe(reverse_weight=1.0)
-    closed_form = q.exp() * (q - p - kl(q, p).unsqueeze(-1))
-    assert_equal(gradient(loss(config, every_token(config, q, p)), theta), closed_form)
-
-
-def test_expm1_of_the_log_ratio_in_the_reward_has_the_gradient_of_forward_kl() -> None:
-    theta, p = logits(0), log_probs(1)
-    q = theta.log_softmax(-1)
-    config = recipe(reverse_weight=0.0)
-    assert_equal(gradient(loss(config, every_token(config, q, p)), theta), q.exp() - p.exp())
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-@EVERY_LAMBDA
-def test_topk_has_the_gradient_of_the_mixture_over_k_plus_one_categories(reverse_weight: float, k: int) -> None:
-    theta, p = logits(0), log_probs(1)
-    q, top = theta.log_softmax(-1), p.topk(k).indices
-    config = recipe(support="topk", topk=k, reverse_weight=reverse_weight)
-    expected = mixture(merged(q, top), merged(p, top), reverse_weight)
-    computed = loss(config, every_token(config, q, p))
-    assert_equal(computed, expected.sum())
-    assert_equal(gradient(computed, theta), gradient(expected, theta))
-
-
-def test_cross_entropy_is_forward_kl_to_the_data_up_to_its_entropy() -> None:
-    theta, data = logits(0), log_probs(1)
-    q = theta.log_softmax(-1)
-    computed = loss(DATA, every_token(DATA, q, data, mu=data))
-    entropy = -(data.exp() * data).sum()
-    assert_equal(computed, kl(data, q).sum() + entropy)
-    assert_equal(gradient(computed, theta), gradient(kl(data, q), theta))
-
-
-def test_cross_entropy_on_one_token_is_exact_forward_kl_to_a_delta() -> None:
-    theta = logits(0, prefixes=1)
-    q = theta.log_softmax(-1)
-    delta = torch.full_like(q, -torch.inf).index_fill(-1, torch.tensor([2]), 0.0)
-    exact = recipe(support="full", reverse_weight=0.0)
-    computed = loss(DATA, every_token(DATA, q, delta, mu=delta))
-    forward = loss(exact, every_token(exact, q, delta))
-    assert_equal(computed, forward)
-    assert_equal(gradient(computed, theta), gradient(forward, theta))
+    assert_equal(step(config, theta, P), gradient(mixture(theta.log_softmax(-1), P, reverse_weight), theta))
 
 
 @EVERY_LAMBDA
-@EVERY_SUPPORT
-def test_an_outcome_reward_adds_its_policy_gradient(support: str, reverse_weight: float) -> None:
-    theta, p, reward = logits(0), log_probs(1), logits(2).detach()
-    q = theta.log_softmax(-1)
-    config = recipe(support=support, topk=VOCABULARY, reverse_weight=reverse_weight, outcome={"weight": 0.7})
-    tokens = replace(every_token(config, q, p), advantage=reward.flatten())
-    expected = mixture(q, p, reverse_weight) - 0.7 * (q.exp() * reward).sum(-1)
-    assert_equal(gradient(loss(config, tokens), theta), gradient(expected, theta))
+@pytest.mark.parametrize("support", ["topk", "full"])
+def test_a_whole_support_has_the_value_of_the_mixture(support: str, reverse_weight: float) -> None:
+    q = logits(0).log_softmax(-1)
+    config = recipe(support=support, topk=VOCABULARY, reverse_weight=reverse_weight)
+    assert_equal(loss(config, *every_token(config, q, P)), mixture(q, P, reverse_weight).sum())
 
 
 @EVERY_LAMBDA
-@EVERY_SUPPORT
-def test_a_step_down_the_loss_lowers_its_own_kl(support: str, reverse_weight: float) -> None:
-    theta, p = logits(0), log_probs(1)
-    config = recipe(support=support, topk=3, reverse_weight=reverse_weight)
-    top = p.topk(3).indices
-
-    def own_kl(theta: Tensor) -> Tensor:
-        q = theta.log_softmax(-1)
-        return (
-            mixture(merged(q, top), merged(p, top), reverse_weight)
-            if support == "topk"
-            else mixture(q, p, reverse_weight)
-        )
-
-    step = gradient(loss(config, every_token(config, theta.log_softmax(-1), p)), theta)
-    assert (own_kl(theta - 0.1 * step) < own_kl(theta)).all()
+def test_the_mean_of_the_signal_is_minus_lambda_times_reverse_kl(reverse_weight: float) -> None:
+    q = logits(0).log_softmax(-1)
+    config = recipe(reverse_weight=reverse_weight)
+    student, tokens = every_token(config, q, P)
+    in_logprob = gradient(loss(config, student, tokens), student)  # of -q(y) A(y) log q(y)
+    signal = -in_logprob.gather(-1, tokens.token_ids.unsqueeze(-1)).reshape(q.shape)
+    assert_equal(signal.sum(-1), -reverse_weight * kl(q, P))
 
 
-def test_a_step_down_cross_entropy_lowers_the_kl_from_the_data() -> None:
-    theta, data = logits(0), log_probs(1)
+def test_log_ratio_in_the_reward_has_the_closed_form_of_reverse_kl() -> None:
+    theta = logits(0)
     q = theta.log_softmax(-1)
-    step = gradient(loss(DATA, every_token(DATA, q, data, mu=data)), theta)
-    assert (kl(data, (theta - 0.1 * step).log_softmax(-1)) < kl(data, q)).all()
+    assert_equal(step(recipe(), theta, P), q.exp() * (q - P - kl(q, P).unsqueeze(-1)))
 
 
-def test_a_step_down_the_outcome_loss_raises_the_mean_reward() -> None:
-    theta, reward = logits(0), logits(2).detach()
-    q = theta.log_softmax(-1)
-    config = recipe(outcome={"weight": 1.0})
-    tokens = replace(every_token(config, q, q.detach()), advantage=reward.flatten())  # p = q: the teacher is silent
-    step = gradient(loss(config, tokens), theta)
-    assert (((theta - 0.1 * step).softmax(-1) * reward).sum(-1) > (q.exp() * reward).sum(-1)).all()
-
-
-def _sampled(theta: Tensor, p: Tensor) -> tuple[Tensor, Tokens]:
-    q = theta.log_softmax(-1)
-    return q, every_token(recipe(), q, p)
-
-
-def test_k1_in_the_loss_has_no_gradient_so_it_is_refused() -> None:
-    theta, p = logits(0), log_probs(1)
-    _, tokens = _sampled(theta, p)
-    k1 = tokens.student_logprob - tokens.teacher_logprob
-    assert_equal(gradient(tokens.weight * k1, theta), torch.zeros_like(theta))
+def test_expm1_of_the_log_ratio_in_the_reward_has_the_closed_form_of_forward_kl() -> None:
+    theta = logits(0)
+    assert_equal(step(recipe(reverse_weight=0.0), theta, P), theta.softmax(-1) - P.exp())
 
 
 def test_k2_in_the_loss_has_the_gradient_of_reverse_kl() -> None:
-    theta, p = logits(0), log_probs(1)
-    q, tokens = _sampled(theta, p)
-    k2 = 0.5 * (tokens.student_logprob - tokens.teacher_logprob).square()
-    assert_equal(gradient(tokens.weight * k2, theta), gradient(kl(q, p), theta))
+    theta = logits(0)
+    expected = gradient(kl(theta.log_softmax(-1), P), theta)
+    assert_equal(step(recipe(estimator="k2_in_loss"), theta, P), expected)
 
 
 def test_k3_in_the_loss_has_the_gradient_of_forward_kl() -> None:
-    theta, p = logits(0), log_probs(1)
-    q, tokens = _sampled(theta, p)
-    ratio = tokens.teacher_logprob - tokens.student_logprob
-    assert_equal(gradient(tokens.weight * (ratio.expm1() - ratio), theta), gradient(kl(p, q), theta))
+    theta = logits(0)
+    expected = gradient(kl(P, theta.log_softmax(-1)), theta)
+    assert_equal(step(recipe(estimator="k3_in_loss"), theta, P), expected)
 
 
-def test_k3_in_the_reward_has_the_gradient_of_reverse_minus_forward_so_it_is_refused() -> None:
-    theta, p = logits(0), log_probs(1)
-    q, tokens = _sampled(theta, p)
-    reward = -signal.k3(tokens.student_logprob, tokens.teacher_logprob)
-    computed = gradient(tokens.weight * signal.policy_gradient_loss(tokens.student_logprob, reward), theta)
-    assert_equal(computed, gradient(kl(q, p) - kl(p, q), theta))
+def test_k1_in_the_loss_has_no_gradient_though_its_mean_is_reverse_kl() -> None:
+    theta = logits(0)
+    config = recipe(estimator="k1_in_loss")
+    assert_equal(step(config, theta, P), torch.zeros_like(theta))
+    q = theta.log_softmax(-1)
+    assert_equal(loss(config, *every_token(config, q, P)), kl(q, P).sum())
+
+
+def test_k3_in_the_reward_has_the_gradient_of_reverse_minus_forward() -> None:
+    theta = logits(0)
+    q = theta.log_softmax(-1)
+    assert_equal(step(recipe(estimator="k3_in_reward"), theta, P), gradient(kl(q, P) - kl(P, q), theta))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0])
+def test_the_difference_of_powers_in_the_reward_has_the_gradient_of_the_power_family(alpha: float) -> None:
+    theta = logits(0)
+    config = recipe(family="power", alpha=alpha)
+    assert_equal(step(config, theta, P), gradient(families.power(theta.log_softmax(-1), P, alpha), theta))
+
+
+@pytest.mark.parametrize("estimator, kept", [("k2_in_loss", "reverse"), ("k3_in_loss", "forward")])
+def test_k2_and_k3_in_the_loss_need_tokens_drawn_from_the_student(estimator: str, kept: str) -> None:
+    theta, mu = logits(0), log_probs(2)
+    q = theta.log_softmax(-1)
+    config = recipe(estimator=estimator, trust={"truncation": None})
+    expected = gradient(kl(q, P) if kept == "reverse" else kl(P, q), theta)
+    assert (step(config, theta, P, mu=mu) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("estimator, reverse", [("k2_in_loss", True), ("k3_in_loss", False)])
+@pytest.mark.parametrize("later_pass", [False, True])
+def test_with_their_ratio_k2_and_k3_in_the_loss_hold_for_tokens_of_another_policy(
+    estimator: str, reverse: bool, later_pass: bool
+) -> None:
+    theta, mu = logits(0), log_probs(2)
+    q = theta.log_softmax(-1)
+    config = recipe(estimator=estimator, trust={"truncation": 1e9})
+    old = log_probs(3).flatten() if later_pass else None  # the policy has left the one that the step began with
+    expected = gradient(kl(q, P) if reverse else kl(P, q), theta)
+    assert_equal(step(config, theta, P, mu=mu, old_logprob=old), expected)
+
+
+WEIGHTS = {"maths": 0.5, "code": 0.3, "chat": 0.2}
+TEACHERS = {name: log_probs(10 + i) for i, name in enumerate(WEIGHTS)}
+
+
+@EVERY_LAMBDA
+@EVERY_SUPPORT
+def test_several_teachers_have_the_weighted_sum_of_their_gradients(support: str, reverse_weight: float) -> None:
+    theta = logits(0)
+    q = theta.log_softmax(-1)
+    config = recipe(target={"maths": 0.7, "code": 1.6}, support=support, topk=VOCABULARY, reverse_weight=reverse_weight)
+    expected = 0.7 * mixture(q, TEACHERS["maths"], reverse_weight) + 1.6 * mixture(q, TEACHERS["code"], reverse_weight)
+    models = {name: TEACHERS[name] for name in ("maths", "code")}
+    assert_equal(step(config, theta, models), gradient(expected, theta))
+
+
+@EVERY_SUPPORT
+def test_several_teachers_in_reverse_have_the_gradient_of_kl_to_their_normalised_geometric_mean(support: str) -> None:
+    theta = logits(0)
+    config = recipe(target=WEIGHTS, support=support, topk=VOCABULARY)
+    geometric = sum(w * TEACHERS[name] for name, w in WEIGHTS.items()).log_softmax(-1)  # type: ignore[union-attr]
+    assert_equal(step(config, theta, TEACHERS), gradient(kl(theta.log_softmax(-1), geometric), theta))
+
+
+@EVERY_SUPPORT
+def test_several_teachers_forward_have_the_gradient_of_kl_from_their_arithmetic_mixture(support: str) -> None:
+    theta = logits(0)
+    config = recipe(target=WEIGHTS, support=support, topk=VOCABULARY, reverse_weight=0.0)
+    arithmetic = sum(w * TEACHERS[name].exp() for name, w in WEIGHTS.items()).log()  # type: ignore[union-attr]
+    assert_equal(step(config, theta, TEACHERS), gradient(kl(arithmetic, theta.log_softmax(-1)), theta))
+
+
+@EVERY_LAMBDA
+@EVERY_SUPPORT
+def test_a_step_down_the_loss_lowers_its_divergence(support: str, reverse_weight: float) -> None:
+    theta = logits(0)
+    config = recipe(support=support, topk=VOCABULARY, reverse_weight=reverse_weight)
+    moved = (theta - 0.1 * step(config, theta, P)).log_softmax(-1)
+    assert (mixture(moved, P, reverse_weight) < mixture(theta.log_softmax(-1), P, reverse_weight)).all()

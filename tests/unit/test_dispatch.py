@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import Dispatch, Ticket
+from orchestrator.dispatch import Dispatch, Ticket, source_of
 
 SHAPES = st.builds(
     dict,
@@ -38,7 +38,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
             free, capacity = data.draw(FREE), dispatch.capacity(done)
-            leases = dispatch.grant(done, free)
+            leases = dispatch.grant(done, {"student": free})
             tickets = [t for lease in leases for t in lease.tickets]
             granted.update(tickets)
             open_tickets += tickets
@@ -57,7 +57,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
 def test_a_whole_run_leases_every_sample_of_every_group_in_order(shape: dict[str, int]) -> None:
     dispatch, tickets = Dispatch(**shape), []
     for done in range(shape["steps"]):
-        while leases := dispatch.grant(done, {0: 1}):
+        while leases := dispatch.grant(done, {"student": {0: 1}}):
             tickets += leases[0].tickets
     groups = range(shape["steps"] * shape["groups_per_step"])
     assert tickets == [Ticket(i, k) for i in groups for k in range(shape["samples_per_group"])]
@@ -83,15 +83,15 @@ def test_nothing_is_leased_beyond_the_last_step() -> None:
 
 def test_a_group_stays_on_the_member_with_most_room() -> None:
     dispatch = Dispatch(groups_per_step=2, samples_per_group=4, max_staleness=0, steps=1)
-    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, {0: 5, 1: 6})}
+    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, {"student": {0: 5, 1: 6}})}
     assert {member: {t.index for t in tickets} for member, tickets in leases.items()} == {1: {0}, 0: {1}}
 
 
 def test_lost_tickets_come_first_under_the_next_attempt() -> None:
     dispatch = Dispatch(groups_per_step=1, samples_per_group=2, max_staleness=1, steps=9)
-    dispatch.grant(0, {0: 2})
+    dispatch.grant(0, {"student": {0: 2}})
     dispatch.lose([Ticket(0, 1), Ticket(0, 0)])
-    (lease,) = dispatch.grant(0, {3: 4})
+    (lease,) = dispatch.grant(0, {"student": {3: 4}})
     assert lease.tickets == (Ticket(0, 0, 1), Ticket(0, 1, 1), Ticket(1, 0), Ticket(1, 1))
 
 
@@ -107,5 +107,61 @@ def test_uids_sort_like_tickets() -> None:
     assert sorted(tickets, key=lambda t: t.uid) == sorted(tickets)
 
 
+# --- mixtures ---
+
+FRACTIONS = {"student": 0.5, "teacher": 0.2, "dataset": 0.3}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(FRACTIONS)), st.floats(0.0, 1.0), min_size=1), st.integers(0, 9))
+def test_in_the_long_run_each_source_writes_its_fraction_of_the_groups(shares: dict[str, float], seed: int) -> None:
+    total, groups = sum(shares.values()) or 1.0, 2000
+    fractions = {name: share / total for name, share in shares.items()} if sum(shares.values()) else {"student": 1.0}
+    counts = Counter(source_of(i, fractions, seed) for i in range(groups))
+    for source, fraction in fractions.items():
+        assert abs(counts[source] / groups - fraction) < 5 * (fraction * (1 - fraction) / groups) ** 0.5 + 1e-9
+
+
+def test_a_source_follows_from_index_fractions_and_seed_alone() -> None:
+    def drawn(seed: int) -> list[str]:
+        return [source_of(i, FRACTIONS, seed) for i in range(50)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    assert "".join(source[0] for source in drawn(3)[:10]) == "sdtssstsss", "a run recorded elsewhere must resume here"
+
+
+def test_a_source_of_fraction_zero_never_writes_and_of_fraction_one_always() -> None:
+    assert {source_of(i, {"student": 0.0, "teacher": 1.0, "dataset": 0.0}, 5) for i in range(500)} == {"teacher"}
+
+
+def test_a_group_that_moves_to_another_source_does_so_once_as_its_fraction_grows() -> None:
+    for index in range(50):
+        drawn = [source_of(index, {"teacher": f / 20, "student": 1 - f / 20}, 0) for f in range(21)]
+        assert sorted(drawn) == drawn, "student first, then teacher"
+
+
+def test_a_source_without_room_holds_up_no_other_and_keeps_its_own() -> None:
+    dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
+    leases = dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 0}})
+    assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
+    assert dispatch.capacity(0) == 2, "two groups still wait for the teacher"
+    leases = dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 9}})
+    assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
+
+
+def test_members_of_two_sources_may_share_a_number() -> None:
+    dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "dataset")[index])
+    leases = dispatch.grant(0, {"student": {0: 9}, "dataset": {0: 9}})
+    assert {x.source: [t.index for t in x.tickets] for x in leases} == {"student": [0], "dataset": [1]}
+
+
+def test_a_lost_ticket_goes_back_to_the_source_that_wrote_it() -> None:
+    dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "teacher")[index])
+    dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 9}})
+    dispatch.lose([Ticket(1, 0)])
+    (lease,) = dispatch.grant(0, {"student": {0: 9}, "teacher": {3: 9}})
+    assert (lease.source, lease.member, lease.tickets) == ("teacher", 3, (Ticket(1, 0, 1),))
+
+
 def _indices(dispatch: Dispatch, done: int) -> list[int]:
-    return [t.index for lease in dispatch.grant(done, {0: 100}) for t in lease.tickets]
+    return [t.index for lease in dispatch.grant(done, {"student": {0: 100}}) for t in lease.tickets]

@@ -7,10 +7,13 @@ import pytest
 from actors.metrics import ROLES, STEP_METRICS, step_line
 
 CONTRACT = """
-step policy_version loss reverse_kl forward_kl kl_support reverse_kl_k3 entropy teacher_entropy grad_norm lr
-reward_mean response_length truncated_fraction staleness_mean staleness_max logprob_gap_mean tokens_generated
-tokens_scored tokens_trained samples_dropped score_bytes_per_token bytes_inlined seconds_step seconds_rollout
-seconds_score seconds_reward seconds_learn seconds_publish seconds_wait
+step policy_version loss reverse_kl forward_kl kl_support reverse_kl_k3 kl_by_position entropy teacher_entropy
+log_ratio_p1 log_ratio_p50 log_ratio_p99 topk_mass_teacher topk_mass_student topk_overlap clipped_fraction
+masked_fraction held_fraction ratio_p1 ratio_p50 ratio_p99 effective_sample_size reference_kl beta reverse_weight
+value_mean grad_norm lr reward_mean groups_without_signal foreign_fraction response_cap response_length
+truncated_fraction staleness_mean staleness_max logprob_gap_mean tokens_generated tokens_scored tokens_trained
+samples_dropped score_bytes_per_token bytes_inlined seconds_step seconds_rollout seconds_score seconds_reward
+seconds_learn seconds_publish seconds_wait
 """
 NAMES = CONTRACT.split()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +9,13 @@ import pytest
 import yaml
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory, parse_recipe
+from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory
 from configs.schema import Recipe
-
-SMALLEST: dict[str, Any] = {
-    "run": {"name": "r", "steps": 2},
-    "models": {"student": {"path": "/s"}, "teacher": {"path": "/t"}},
-    "data": {"prompts": "/p.jsonl"},
-    "batch": {"prompts_per_step": 4},
-    "sampling": {"max_response_tokens": 16},
-    "objective": {"target": "teacher"},
-    "learner": {"optimizer": {"lr": 0.1}},
-}
-CROSS_ENTROPY = {"objective.target": "data", "objective.prefix": "dataset", "objective.reverse_weight": 0.0}
-REMOVED = object()
-
-
-def tree(changes: dict[str, Any]) -> dict[str, Any]:
-    """SMALLEST with dotted keys set or removed."""
-    whole = copy.deepcopy(SMALLEST)
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        node = whole
-        for part in parents:
-            node = node.setdefault(part, {})
-        if value is REMOVED:
-            del node[last]
-        else:
-            node[last] = value
-    return whole
+from tests.unit.recipes import CROSS_ENTROPY, REMOVED, SMALLEST, loaded, refusal, tree
 
 
 def recipe(**changes: Any) -> Recipe:
-    return parse_recipe(tree({key.replace("__", "."): value for key, value in changes.items()}))
-
-
-def refusal(changes: dict[str, Any]) -> str:
-    with pytest.raises(RecipeError) as error:
-        parse_recipe(tree(changes))
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return loaded({key.replace("__", "."): value for key, value in changes.items()})
 
 
 def write(file: Path, content: dict[str, Any] | str) -> Path:
@@ -82,7 +48,7 @@ def test_an_unknown_key_is_refused_with_those_that_are_known(key: str, value: An
     assert refusal({key: value}).startswith(message)
 
 
-@pytest.mark.parametrize("key", ["run", "run.steps", "models.student.path", "objective.target", "learner.optimizer.lr"])
+@pytest.mark.parametrize("key", ["run", "run.steps", "objective.target", "learner.optimizer.lr"])
 def test_what_is_missing_is_named(key: str) -> None:
     assert refusal({key: REMOVED}) == f"{key}: missing; add it to the recipe"
 
@@ -98,29 +64,32 @@ def test_what_is_missing_is_named(key: str) -> None:
         ("run.steps", 1.5, "run.steps: 1.5 is wrong: input should be a valid integer"),
         ("run.steps", "many", "run.steps: 'many' is wrong: input should be a valid integer"),
         ("models.teacher", None, "models.teacher: None is wrong"),
-        ("batch", 3, "batch: 3 is wrong: input should be a valid dictionary"),
+        ("batch", 3, "batch: 3 is wrong: input should be a mapping of prompts_per_step, samples_per_prompt"),
         ("batch.samples_per_prompt", 0, "batch.samples_per_prompt: 0 is wrong: input should be greater than 0"),
         ("sampling.temperature", 0, "sampling.temperature: 0 is wrong: input should be greater than 0"),
         ("sampling.top_p", 1.1, "sampling.top_p: 1.1 is wrong: input should be less than or equal to 1"),
         (
             "objective.reverse_weight",
             2,
-            "objective.reverse_weight: 2 is wrong: input should be less than or equal to 1",
+            "objective.reverse_weight: 2 is wrong: weights reverse KL against forward KL; keep it in [0, 1], or a",
         ),
         (
             "objective.support",
             "half",
             "objective.support: 'half' is wrong: input should be 'sampled', 'topk' or 'full'",
         ),
-        ("objective.truncation", 0, "objective.truncation: 0 is wrong: input should be greater than 0"),
+        ("objective.trust.truncation", 0, "objective.trust.truncation: 0 is wrong: input should be greater than 0"),
         ("objective.logprob_floor", 0, "objective.logprob_floor: 0 is wrong: input should be less than 0"),
         (
             "objective.normalise",
             "group",
-            "objective.normalise: 'group' is wrong: input should be 'token' or 'sequence'",
+            "objective.normalise: 'group' is wrong: input should be 'token', 'sequence' or 'constant'",
         ),
-        ("objective.clip", -1, "objective.clip: needs low < high, or a positive number"),
-        ("objective.clip", [2, 1], "objective.clip: needs low < high, or a positive number"),
+        ("objective.clip", -1, "objective.clip: -1 is wrong: needs low < high, or a positive number"),
+        ("objective.clip", [2, 1], "objective.clip: [2, 1] is wrong: needs low < high, or a positive number"),
+        ("objective.clip", "x", "objective.clip: 'x' is wrong: input should be a mapping of log_ratio, vocab_element"),
+        ("objective.clip", [1], "objective.clip: [1] is wrong: it has too few values"),
+        ("objective.clip", {"log_ratio": [2, 1]}, "objective.clip.log_ratio: [2, 1] is wrong: needs low < high"),
         ("learner.optimizer.lr", float("nan"), "learner.optimizer.lr: nan is wrong: input should be a finite number"),
         ("learner.zero_stage", 4, "learner.zero_stage: 4 is wrong: input should be 0, 1, 2 or 3"),
         ("rollout.dtype", "fp8", "rollout.dtype: 'fp8' is wrong: input should be 'bfloat16', 'float32' or 'auto'"),
@@ -136,6 +105,82 @@ def test_what_is_missing_is_named(key: str) -> None:
 )
 def test_a_wrong_value_is_refused_with_path_value_and_what_is_allowed(key: str, value: Any, message: str) -> None:
     assert refusal({key: value}).startswith(message)
+
+
+@pytest.mark.parametrize("key", ["models.student.path", "models.teacher.path"])
+def test_a_frozen_model_without_a_path_is_refused(key: str) -> None:
+    model = key.removesuffix(".path")
+    assert (
+        refusal({key: REMOVED}) == f"{model}: needs a path when its weights are frozen, and none when they follow "
+        "the student"
+    )
+
+
+NUMBER_OR_SCHEDULE = "input should be a valid number, unable to parse string as a number, or a mapping of start, end"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("reverse_weight", "x", f"reverse_weight: 'x' is wrong: {NUMBER_OR_SCHEDULE}, steps, shape"),
+        ("reverse_weight", {"start": 1, "end": 0}, "reverse_weight.steps: missing; add it to the recipe"),
+        (
+            "reverse_weight",
+            {"start": 1, "end": 0, "step": 3, "steps": 2},
+            "reverse_weight.step: unknown key; allowed: start, end, steps, shape",
+        ),
+        (
+            "reverse_weight",
+            {"start": 1, "end": 2, "steps": 3},
+            "reverse_weight: weights reverse KL against forward KL; keep it in [0, 1]",
+        ),
+        (
+            "prefix",
+            "nobody",
+            "prefix: 'nobody' is wrong: input should be 'student', 'teacher' or 'dataset', or a mapping",
+        ),
+        ("prefix", {"nobody": 1}, "prefix.nobody: unknown key; allowed: 'student', 'teacher' or 'dataset'"),
+        ("prefix", {"student": "x"}, f"prefix.student: 'x' is wrong: {NUMBER_OR_SCHEDULE}, steps, shape"),
+        (
+            "prefix",
+            {"student": {"start": 1, "end": 0, "steps": 0}},
+            "prefix.student.steps: 0 is wrong: input should be greater than 0",
+        ),
+        (
+            "prefix",
+            {"student": -0.5, "dataset": 1.5},
+            "prefix: needs shares of 0 or more that are not all 0; found [-0.5, 1.5] at its start",
+        ),
+        (
+            "prefix",
+            {"student": {"start": 1, "end": 0, "steps": 9}},
+            "prefix: needs shares of 0 or more that are not all 0; found [0.0] at its end",
+        ),
+        ("prefix", {}, "prefix: needs shares of 0 or more that are not all 0; found [] at its start"),
+        (
+            "reference",
+            {"model": "teacher", "beta": -1},
+            "reference.beta: -1 is wrong: input should be greater than or equal to 0, or a mapping of initial, target, "
+            "horizon",
+        ),
+        (
+            "reference",
+            {"model": "teacher", "beta": {"initial": 0, "target": 1}},
+            "reference.beta.initial: 0 is wrong: input should be greater than 0",
+        ),
+        (
+            "target",
+            3,
+            "target: 3 is wrong: input should be a valid string, or a mapping, or a mapping of field, models",
+        ),
+        ("target", {"field": "topic"}, "target.models: missing; add it to the recipe"),
+        ("target", {"teacher": None}, "target.teacher: None is wrong: input should be a valid number"),
+    ],
+)  # fmt: skip
+def test_a_value_of_several_kinds_is_refused_in_one_line_without_internal_names(
+    key: str, value: Any, message: str
+) -> None:
+    assert refusal({f"objective.{key}": value}) == f"objective.{message}"
 
 
 def test_every_finding_is_in_the_one_line() -> None:
@@ -157,110 +202,22 @@ def test_values_that_cannot_work_are_refused_before_a_run(changes: dict[str, Any
     refusal(changes)
 
 
-# --- combinations without a meaning ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"models.student": REMOVED}, "models: no model named 'student'; add models.student.path"),
-        ({"objective.target": "nobody"}, "objective.target: 'nobody' is no model; allowed: ['teacher', 'data']"),
-        ({"objective.target": "student"}, "objective.target: 'student' is no model; allowed: ['teacher', 'data']"),
-        ({"scorer.other": {}}, "scorer.other: no such model; allowed: ['teacher']"),
-        ({"scorer.student": {}}, "scorer.student: no such model; allowed: ['teacher']"),
-        (
-            {"objective.target": "data", "objective.reverse_weight": 0.0},
-            "objective.target: 'data' needs prefix: dataset and support: sampled (cross-entropy)",
-        ),
-        (
-            CROSS_ENTROPY | {"objective.support": "topk"},
-            "objective.target: 'data' needs prefix: dataset and support: sampled (cross-entropy)",
-        ),
-        (
-            CROSS_ENTROPY | {"objective.reverse_weight": 1.0},
-            "objective.reverse_weight: cross-entropy on data is forward KL; set it to 0, without clip and outcome",
-        ),
-        (CROSS_ENTROPY | {"objective.clip": 5}, "objective.reverse_weight: cross-entropy on data is forward KL"),
-        (CROSS_ENTROPY | {"objective.outcome.weight": 1}, "objective.reverse_weight: cross-entropy on data is forward"),
-        (
-            {"objective.prefix": "dataset"},
-            "objective.support: 'sampled' with a teacher on dataset prefixes scores tokens the student did not draw;",
-        ),
-        (
-            {"sampling.temperature": 0.7},
-            "sampling: temperature 0.7, top_p 1.0 bias sampled-token terms; use 1.0 and 1.0, or support: topk or full",
-        ),
-        ({"sampling.top_p": 0.9}, "sampling: temperature 1.0, top_p 0.9 bias sampled-token terms;"),
-        (
-            {"objective.prefix": "dataset", "objective.support": "full", "objective.outcome.weight": 1},
-            "objective.outcome.weight: rewards need the student's own samples; set prefix: student",
-        ),
-        (
-            {"objective.support": "topk", "objective.clip": 5},
-            "objective.clip: bounds the sampled log-ratio; remove it, or set support: sampled",
-        ),
-        (
-            {"objective.support": "full", "scorer.teacher": {"engine": "vllm"}},
-            "scorer.teacher.engine: 'vllm' has no hidden states; support: full needs engine: torch",
-        ),
-        (
-            {"sampling.max_response_tokens": 512},
-            "sampling.max_response_tokens: 512 leaves no room for a prompt in rollout.max_context_tokens: 512",
-        ),
-        (
-            {"objective.outcome.weight": 1},
-            "objective.outcome.weight: no reward.rules to earn it; add a rule, or set the weight to 0",
-        ),
-        (
-            {"objective.support": "topk", "objective.topk": 257, "scorer.teacher": {"engine": "vllm"}},
-            "objective.topk: 257 exceeds the 256 of engine: vllm; use torch",
-        ),
-        (
-            {"rollout.tensor_parallel": 2},
-            "rollout.tensor_parallel: 2 needs rollout.resources.gpus: 2, found 0",
-        ),
-        (
-            {"objective.outcome.baseline": "mean"},
-            "objective.outcome.baseline: a group baseline needs batch.samples_per_prompt > 1, or baseline: none",
-        ),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else str(value),
-)
-def test_a_combination_without_a_meaning_is_refused(changes: dict[str, Any], message: str) -> None:
-    assert refusal(changes).startswith(message)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        CROSS_ENTROPY,
-        {"objective.prefix": "dataset", "objective.support": "topk"},
-        {"objective.support": "full", "sampling.temperature": 0.7, "sampling.top_p": 0.9},
-        {"objective.support": "topk", "scorer.teacher": {"engine": "vllm"}},
-        {
-            "objective.outcome": {"weight": 1.0, "baseline": "rloo"},
-            "batch.samples_per_prompt": 2,
-            "reward.rules": [{"kind": "length"}],
-        },
-        {"objective.support": "topk", "objective.topk": 256, "scorer.teacher": {"engine": "vllm"}},
-        {"rollout.tensor_parallel": 2, "rollout.resources": {"gpus": 2}},
-        {"sampling.max_response_tokens": 511},
-        {"models.unused": {"path": "/u"}},
-    ],
-    ids=str,
-)
-def test_the_nearest_combinations_that_mean_something_are_accepted(changes: dict[str, Any]) -> None:
-    parse_recipe(tree(changes))
+# --- short forms ---
 
 
 def test_a_scalar_clip_is_a_symmetric_interval() -> None:
-    assert recipe(objective__clip=5).objective.clip == (-5.0, 5.0)
-    assert recipe(objective__clip=[-1, 2]).objective.clip == (-1.0, 2.0)
+    assert recipe(objective__clip=5).objective.clip.log_ratio == (-5.0, 5.0)
+    assert recipe(objective__clip=[-1, 2]).objective.clip.log_ratio == (-1.0, 2.0)
+    assert recipe(objective__clip={"log_ratio": [-1, 2]}) == recipe(objective__clip=[-1, 2])
+
+
+def test_no_clip_is_null_or_left_out() -> None:
+    assert recipe(objective__clip=None) == recipe()
 
 
 def test_only_the_target_is_scored() -> None:
     assert recipe(models__other={"path": "/o"}).scored_models == ("teacher",)
-    assert parse_recipe(tree(CROSS_ENTROPY)).scored_models == ()
+    assert loaded(CROSS_ENTROPY).scored_models == ()
 
 
 # --- files and overrides ---
@@ -278,10 +235,10 @@ def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> No
     base = tree({"data.prompts": "p.jsonl", "models.student.path": "../student", "models.teacher.path": "bundled:T"})
     write(tmp_path / "shared" / "base.yaml", base)
     top = write(tmp_path / "mine" / "top.yaml", {"extends": "../shared/base.yaml", "data": {"heldout": "sub/h.jsonl"}})
-    loaded = load_recipe(top)
-    assert loaded.data.prompts == str(tmp_path / "shared" / "p.jsonl")
-    assert loaded.data.heldout == str(tmp_path / "mine" / "sub" / "h.jsonl")
-    assert {name: m.path for name, m in loaded.models.items()} == {
+    found = load_recipe(top)
+    assert found.data.prompts == str(tmp_path / "shared" / "p.jsonl")
+    assert found.data.heldout == str(tmp_path / "mine" / "sub" / "h.jsonl")
+    assert {name: m.path for name, m in found.models.items()} == {
         "student": str(tmp_path / "student"),
         "teacher": "bundled:T",
     }
@@ -291,19 +248,19 @@ def test_paths_in_an_override_belong_to_the_current_folder(tmp_path: Path, monke
     file = write(tmp_path / "recipes" / "r.yaml", SMALLEST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    loaded = load_recipe(file, ["data.prompts=p.jsonl", "models.student.path=~/s", "models.teacher.path=/abs/t"])
-    assert loaded.data.prompts == str(tmp_path / "p.jsonl")
-    assert {m.path for m in loaded.models.values()} == {"/home/me/s", "/abs/t"}
+    found = load_recipe(file, ["data.prompts=p.jsonl", "models.student.path=~/s", "models.teacher.path=/abs/t"])
+    assert found.data.prompts == str(tmp_path / "p.jsonl")
+    assert {m.path for m in found.models.values()} == {"/home/me/s", "/abs/t"}
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", SMALLEST)
-    loaded = load_recipe(
+    found = load_recipe(
         file,
         ["run.steps=5", "run.steps=6", "learner.optimizer.lr=1e-5", "objective.clip=[-1, 4]", "rollout={members: 3}"],
     )
-    assert (loaded.run.steps, loaded.learner.optimizer.lr, loaded.objective.clip) == (6, 1e-5, (-1.0, 4.0))
-    assert loaded.rollout.members == 3
+    assert (found.run.steps, found.learner.optimizer.lr) == (6, 1e-5)
+    assert found.objective.clip.log_ratio == (-1.0, 4.0) and found.rollout.members == 3
 
 
 @pytest.mark.parametrize(
@@ -363,7 +320,14 @@ def test_extends_that_is_no_path_is_refused(tmp_path: Path, parent: str) -> None
     "changes",
     [
         {},
-        {"objective.clip": [float("-inf"), 5.0], "objective.truncation": None},
+        {"objective.clip": [float("-inf"), 5.0], "objective.trust.truncation": None},
+        {"objective.reverse_weight": {"start": 1.0, "end": 0.5, "steps": 9}, "objective.target": {"teacher": 0.5}},
+        {"objective.target": {"field": "topic", "models": {"a": "teacher"}}, "objective.trust.kind": "dapo"},
+        {
+            "objective.prefix": {"student": {"start": 0.0, "end": 1.0, "steps": 5}, "dataset": 0.5},
+            "objective.support": "topk",
+            "objective.length": {"caps": [4, 8], "steps_per_stage": 1},
+        },
         {"models.teacher.system": "Tu es bref, très: {prompt}\n# oui\n", "scorer.teacher": {"dtype": "float32"}},
         {"reward.rules": [{"kind": "regex", "text": r"^\d+$"}], "rollout.resources": {"labels": {"zone": "no"}}},
         {"learner.optimizer.lr": 1e-5, "learner.optimizer.betas": [0.8, 0.9], "run.name": "0123"},
@@ -371,7 +335,7 @@ def test_extends_that_is_no_path_is_refused(tmp_path: Path, parent: str) -> None
     ids=str,
 )
 def test_a_dumped_recipe_loads_to_an_equal_tree(tmp_path: Path, changes: dict[str, Any]) -> None:
-    before = parse_recipe(tree(changes))
+    before = loaded(changes)
     assert load_recipe(write(tmp_path / "dumped.yaml", dump_recipe(before))) == before
 
 

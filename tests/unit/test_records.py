@@ -41,7 +41,7 @@ def score(uid: str, tokens: int, k: int = 0, seed: int = 0) -> Score:
         support["support_ids"] = rng.integers(0, 50_000, (tokens, k), dtype=np.int32)
         support["support_logprobs"] = -rng.random((tokens, k)).astype(np.float16)
         support["tail_logprob"] = -rng.random(tokens).astype(np.float32)
-    return Score(uid, -rng.random(tokens).astype(np.float32), **support)
+    return Score(uid, -rng.random(tokens).astype(np.float32), version=seed, **support)
 
 
 def uids(count: int) -> list[str]:
@@ -63,7 +63,9 @@ def test_no_samples_are_an_empty_payload() -> None:
 
 
 def test_columns_are_those_of_the_contract() -> None:
-    names = "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions"
+    names = (
+        "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions support_ids"
+    )
     assert names.split() == SAMPLES.names
 
 
@@ -85,18 +87,19 @@ def test_headers_follow_the_order_of_rows() -> None:
 
 def test_scores_come_back_by_uid_row_major() -> None:
     sent = [score("a.0", 3, k=2, seed=1), score("a.1", 5, k=2, seed=2)]
-    payload, header = pack_scores(sent, {"a.2": "too long"}, 9)
+    payload, header = pack_scores(sent, {"a.2": "too long"})
     assert (header.uids, header.rejected, header.tokens, header.scorer_version) == (
         ("a.0", "a.1"),
         {"a.2": "too long"},
         8,
-        9,
-    )
+        2,
+    ), "the newest version is the header's"
     assert header.payload_bytes == payload.nbytes
     table = ScoreTable(payload)
     assert "a.1" in table and "a.2" not in table
     for row in sent:
         assert (table.values(row.uid, "logprobs") == row.logprobs).all()
+        assert table.version(row.uid) == row.version
         assert (table.values(row.uid, "support_ids").reshape(-1, 2) == row.support_ids).all()
         assert (table.values(row.uid, "support_logprobs").reshape(-1, 2) == row.support_logprobs).all()
         assert (table.values(row.uid, "tail_logprob") == row.tail_logprob).all()
@@ -111,7 +114,7 @@ def test_scores_come_back_by_uid_row_major() -> None:
     ],
 )
 def test_a_payload_has_only_the_columns_of_its_support(changes: dict[str, Any], columns: list[str]) -> None:
-    payload, _ = pack_scores([dataclasses.replace(score("a.0", 3), **changes)], {}, 0, "bfloat16")
+    payload, _ = pack_scores([dataclasses.replace(score("a.0", 3), **changes)], {}, "bfloat16")
     assert payload.schema.names == ["uid", "scorer_version", "logprobs", *columns]
     table = ScoreTable(payload)
     assert not table.has("support_ids") and table.hidden_dtype == "bfloat16"
@@ -120,26 +123,26 @@ def test_a_payload_has_only_the_columns_of_its_support(changes: dict[str, Any], 
 
 
 def test_a_block_of_which_nothing_could_be_scored_still_has_a_payload() -> None:
-    payload, header = pack_scores([], {"a.0": "empty response"}, 0)
+    payload, header = pack_scores([], {"a.0": "empty response"})
     assert (payload.num_rows, header.uids, header.tokens) == (0, (), 0)
     assert "a.0" not in ScoreTable(payload) and ScoreTable(payload).hidden_dtype is None
 
 
 def test_logprobs_travel_as_f32_or_f16() -> None:
-    payload, _ = pack_scores([score("a.0", 3, k=2)], {}, 0)
+    payload, _ = pack_scores([score("a.0", 3, k=2)], {})
     kinds = {f.name: f.type.value_type for f in payload.schema if "logprob" in f.name}
     kinds["rollout_logprobs"] = SAMPLES.field("rollout_logprobs").type.value_type
     assert set(kinds.values()) <= {pa.float16(), pa.float32()} and len(kinds) == 4
 
 
 def test_sampled_scores_cost_at_most_4_bytes_a_token_and_64_a_response() -> None:
-    payload, _ = pack_scores([score(uid, TOKENS) for uid in uids(RESPONSES)], {}, 0)
+    payload, _ = pack_scores([score(uid, TOKENS) for uid in uids(RESPONSES)], {})
     assert _on_the_wire(payload) <= RESPONSES * (TOKENS * 4 + 64)
 
 
 @pytest.mark.parametrize("k", [1, 8, 32])
 def test_topk_scores_cost_at_most_6k_plus_8_bytes_a_token_and_64_a_response(k: int) -> None:
-    payload, _ = pack_scores([score(uid, TOKENS, k) for uid in uids(RESPONSES)], {}, 0)
+    payload, _ = pack_scores([score(uid, TOKENS, k) for uid in uids(RESPONSES)], {})
     assert _on_the_wire(payload) <= RESPONSES * (TOKENS * (6 * k + 8) + 64)
 
 

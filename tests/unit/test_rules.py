@@ -1,4 +1,4 @@
-"""Rule rewards are 1 or 0 from text, length and the prompt's row."""
+"""Rule rewards are 1 or 0 from text, length and the prompt's row; `overlong` is a penalty of 0 to -1."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def test_a_rule_is_fulfilled_or_not(
     rule: dict[str, Any], text: str, tokens: int, row: dict[str, Any], expected: float
 ) -> None:
     assert rule_reward(Rule(**rule), text, tokens, row) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(0, 0.0), (10, 0.0), (11, -0.1), (15, -0.5), (20, -1.0), (21, -1.0), (10_000, -1.0)]
+)
+def test_an_overlong_response_pays_more_with_every_token_up_to_one(tokens: int, expected: float) -> None:
+    assert rule_reward(Rule(kind="overlong", low=10, high=20), "any text", tokens, {}) == pytest.approx(expected)
+
+
+def test_an_overlong_rule_whose_bounds_meet_is_a_step() -> None:
+    rule = Rule(kind="overlong", low=10, high=10)
+    assert [rule_reward(rule, "", tokens, {}) for tokens in (9, 10, 11)] == [0.0, 0.0, -1.0]
+
+
+def test_an_overlong_rule_costs_nothing_where_its_bounds_are_not_given() -> None:
+    assert rule_reward(Rule(kind="overlong", low=1_000_000), "", 4096, {}) == 0.0

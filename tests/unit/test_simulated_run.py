@@ -6,133 +6,35 @@ Everything is in this process. Only what computes is simulated; every decision i
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from actors.member import Member
 from actors.metrics import STEP_METRICS
 from actors.records import BadWeights
 from actors.simulated import SimulatedReward, SimulatedRollout, SimulatedScorer
-from configs.hardware import resolve_dtypes
-from configs.load import parse_recipe
-from configs.schema import Recipe, Resources
-from orchestrator.layout import build_pools
+from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
-from orchestrator.preflight import Inputs
-from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost
-
-STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
-VOCABULARY = 1000
-TRAIN = [Prompt({"prompt": f"p{i}"}, {"student": [100 + i], "teacher": [7, 100 + i]}, None) for i in range(17)]
-HELDOUT = [Prompt({"prompt": f"h{i}"}, {"student": [500 + i], "teacher": [7, 500 + i]}, None) for i in range(3)]
-MEMBER = {"engine": "simulated", "members": 2}
-
-
-def recipe(root: Path, **changes: Mapping[str, Any] | int) -> Recipe:
-    """Simulated everywhere; `changes` are merged one level deep."""
-    tree: dict[str, Any] = {
-        "run": {"name": "sim", "root": str(root), "steps": STEPS, "seed": 5},
-        "models": {"student": {"path": "/none"}, "teacher": {"path": "/none"}},
-        "data": {"prompts": "/none"},
-        "batch": {"prompts_per_step": GROUPS, "samples_per_prompt": EACH, "tokens_per_microbatch": 64},
-        "sampling": {"max_response_tokens": 16},
-        "objective": {"target": "teacher"},
-        "learner": {"engine": "simulated", "optimizer": {"lr": 0.01}},
-        "rollout": MEMBER,
-        "scorer": {"teacher": MEMBER},
-        "reward": MEMBER | {"rules": [{"kind": "length", "low": 1, "high": 8}]},
-        "stream": {"coalesce_samples": 1},
-        "checkpoint": {"every": 2, "keep": 2},
-    }
-    for key, value in changes.items():
-        tree[key] = tree.get(key, {}) | value if isinstance(value, Mapping) else value
-    return resolve_dtypes(parse_recipe(tree), cpu_has_bf16=False)
-
-
-@dataclass
-class Simulation:
-    """One Run in this process. `on_step` is called with the run and every line of metrics."""
-
-    recipe: Recipe
-    on_step: Callable[[Run, Mapping[str, Any]], None] = lambda run, line: None
-    vocabulary: int = VOCABULARY
-    transport: LocalTransport = field(default_factory=LocalTransport)
-
-    def __post_init__(self) -> None:
-        self.inputs = Inputs(TRAIN, HELDOUT, None, self.vocabulary, (1,), 0, 0)
-        self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None)
-        self.directory = Path(self.recipe.run.root) / self.recipe.run.name
-        self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self)
-
-    def phase(self, text: str) -> None: ...
-
-    def notice(self, text: str) -> None: ...
-
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
-
-    def step(self, line: Mapping[str, Any]) -> None:
-        self.on_step(self.run, line)
-
-    def go(self, seconds: float = 20.0) -> int:
-        async def within() -> int:
-            return await asyncio.wait_for(self.run.execute(), seconds)
-
-        return asyncio.run(within())
-
-
-def metrics(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "sim" / "metrics.jsonl").read_text().splitlines()]
-
-
-def trained(root: Path, name: str = "step_*") -> list[dict[str, Any]]:
-    """Rows of the recorded samples in step order, by uid within a step, each with the step it was trained in."""
-    rows: list[dict[str, Any]] = []
-    for file in sorted((root / "sim" / "samples").glob(f"{name}.rank*.arrow")):
-        with pa.OSFile(str(file)) as source:
-            batch = pa.ipc.open_file(source).read_all().to_pylist()
-        rows += [row | {"step": file.name.split(".")[0]} for row in sorted(batch, key=lambda row: row["uid"])]
-    return rows
-
-
-def expected_order(steps: int = STEPS) -> list[tuple[str, str, list[int]]]:
-    """(step, uid, prompt ids) of every sample of a run, from the order of prompts alone."""
-    stream = PromptStream(TRAIN, 5, True)
-    groups = range(steps * GROUPS)
-    return [
-        (f"step_{i // GROUPS + 1:06d}", f"{i:08d}.{k:03d}", stream[i].ids["student"])
-        for i in groups
-        for k in range(EACH)
-    ]
-
-
-def order_of(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[int]]]:
-    return [(row["step"], row["uid"], row["prompt_ids"]) for row in rows]
-
-
-def learned(root: Path) -> list[list[Any]]:
-    """What a step learned: all of its metrics but versions, times and what depends on who ran ahead."""
-    names = ("step", "loss", "reverse_kl", "grad_norm", "lr", "reward_mean", "response_length", "tokens_trained")
-    return [[line[name] for name in names] for line in metrics(root)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def abandoned_calls_say_nothing() -> Iterator[None]:
-    """A retried call leaves its first reference unread, and asyncio logs that from inside a garbage collection: under
-    Python 3.11 this breaks the `ast.parse` with which pytest may be writing a traceback just then."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio.BaseEventLoop, "call_exception_handler", lambda loop, context: None)
-        yield
-        gc.collect()
+from tests.unit.simulation import (
+    HELDOUT,
+    STEPS,
+    Simulation,
+    crash_at,
+    expected_order,
+    learned,
+    metrics,
+    order_of,
+    recipe,
+    stop_at,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -247,18 +149,6 @@ def test_a_slow_rollout_waits_for_nobody_and_nobody_is_dropped(tmp_path: Path) -
 
 
 # --- stop, crash, resume ---
-
-
-def stop_at(step: int) -> Callable[[Run, Mapping[str, Any]], None]:
-    return lambda run, line: run.stop() if line["step"] == step else None
-
-
-def crash_at(step: int) -> Callable[[Run, Mapping[str, Any]], None]:
-    def crash(run: Run, line: Mapping[str, Any]) -> None:
-        if line["step"] == step:
-            raise RuntimeError("pulled the plug")
-
-    return crash
 
 
 def assert_whole(root: Path, uninterrupted: Path) -> None:
@@ -501,8 +391,8 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
             return
         grant = stage.dispatch.grant
 
-        def grant_and_leave(steps_done: int, free: Mapping[int, int]) -> Any:
-            leases = grant(steps_done, free)
+        def grant_and_leave(*arguments: Any) -> Any:
+            leases = grant(*arguments)
             if leases and not pool.restarts:
                 pool.replace(next(m for m in pool.members if m.number == leases[0].member))
             return leases

@@ -1,0 +1,72 @@
+"""Teacher rollout member: writes responses with a frozen teacher, and writes each once.
+
+What it has sampled is kept in a folder, a file a response, so that further epochs and further runs read it. The key
+holds everything the response depends on: the teacher's files, the prompt, the seed and how it is sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.records import Request, Sample
+from actors.rollout import Rollout
+from configs.schema import Rollout as RolloutConfig
+from configs.schema import Sampling
+
+
+class TeacherRollout(Rollout):
+    """`kept` is the folder of responses; it may be shared by members, and by machines that see it."""
+
+    def __init__(self, config: RolloutConfig, model: str, shared: str, kept: str) -> None:
+        super().__init__(config, model, shared)
+        self._kept = Path(kept)
+        self._identity = _identity(Path(model))
+        self._counts = {"kept": 0, "sampled": 0}
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        """Its weights stay; its tokens count as the current version's, since they never grow stale."""
+        self._version = version
+        return version
+
+    def counts(self) -> dict[str, int]:
+        """Responses served from the folder, and sampled, since the start."""
+        return dict(self._counts)
+
+    async def _sample(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> Sample:
+        path = self._path(request, sampling, end_token_ids)
+        if path.exists():
+            self._counts["kept"] += 1
+            return self._answer(request, json.loads(path.read_text()))
+        self._counts["sampled"] += 1
+        sample = await super()._sample(request, sampling, end_token_ids)
+        answer = {
+            "response_ids": sample.response_ids,
+            "rollout_logprobs": sample.rollout_logprobs,
+            "finish": sample.finish,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(answer))
+        partial.replace(path)
+        return self._answer(request, answer)
+
+    def _answer(self, request: Request, answer: dict[str, Any]) -> Sample:
+        ids = answer["response_ids"]
+        return request.answered(ids, answer["rollout_logprobs"], answer["finish"], [self._version] * len(ids))
+
+    def _path(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> Path:
+        prompt = request.sampled_prompt_ids or request.prompt_ids
+        parts = [self._identity, prompt, request.seed, sampling.model_dump(), sorted(end_token_ids)]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return self._kept / key[:2] / f"{key}.json"
+
+
+def _identity(model: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a model's files: another teacher in the same folder is another teacher."""
+    files = sorted([*model.glob("*.safetensors"), model / "config.json"])
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]

@@ -1,0 +1,305 @@
+"""The objective's part of a recipe: the axes of the algebra and what each value is called.
+
+docs/objectives.md defines them; configs/rules.py says which combinations have no meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.node import Fraction, Node, Positive
+
+DATA = "data"  # objective.target when the response's own tokens are the target
+NONE = "none"  # objective.target when there is no teacher: a reward alone
+
+
+class Schedule(Node):
+    """A number that moves from `start` at step 1 to `end` in `steps` learner steps, and stays."""
+
+    start: float
+    end: float
+    steps: Positive
+    shape: Literal["linear", "cosine"] = "linear"
+
+
+Dial = float | Schedule
+
+
+class Route(Node):
+    """One teacher a prompt: the row's `field` says which of `models`, by its value."""
+
+    field: str
+    models: dict[str, str]
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Route:
+        if not self.models:
+            raise ValueError("a route needs at least one model")
+        return self
+
+
+class Extrapolate(Node):
+    """ExOPD: the target is p^weight base^(1 - weight), normalised; weight 1 is the teacher p itself."""
+
+    base: str
+    weight: Annotated[float, Field(gt=0.0)]
+
+
+class Clip(Node):
+    """`log_ratio` bounds l (nats) before the sampled signal is formed. On topk and full supports `vocab_element` cuts
+    each outcome's term from above before the sum over outcomes, `token_sum` the sum of a token."""
+
+    log_ratio: tuple[float, float] | None = None
+    vocab_element: Annotated[float, Field(gt=0.0)] | None = None
+    token_sum: Annotated[float, Field(gt=0.0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, clip: Any) -> Any:
+        if isinstance(clip, bool):
+            raise ValueError("needs a number of nats, [low, high], or log_ratio, vocab_element, token_sum")
+        if isinstance(clip, int | float):
+            return {"log_ratio": (-clip, clip)}
+        return {"log_ratio": clip} if isinstance(clip, list | tuple) else clip
+
+    @field_validator("log_ratio")
+    @classmethod
+    def _is_an_interval(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError("needs low < high, or a positive number")
+        return bounds
+
+
+class Value(Node):
+    """A value head on the student's last hidden state, which it does not disturb: GAE with `discount` and `decay`."""
+
+    discount: Fraction = 1.0
+    decay: Fraction = 0.95
+    loss_weight: Annotated[float, Field(gt=0.0)] = 0.5
+
+
+class Outcome(Node):
+    """Outcome reward in the objective: weight * reward, minus its group's baseline, on every response token.
+
+    `combine` with the distillation term: `add`; `gate` keeps distillation (or, with target: data, the cross-entropy)
+    on responses of positive advantage only; `sign` takes the advantage's sign and the log-ratio's size; `switch`
+    distils before step `switch_step` and follows the reward from it on. `truncated` responses are trained on, masked
+    from this term, or count as reward 0.
+    """
+
+    weight: float = 0.0
+    baseline: Literal["none", "mean", "rloo", "value"] = "none"
+    scale: Literal["none", "std"] = "none"
+    combine: Literal["add", "gate", "sign", "switch"] = "add"
+    switch_step: Positive | None = None
+    truncated: Literal["train", "mask", "as_zero"] = "train"
+    value: Value = Value()
+
+    @model_validator(mode="after")
+    def _switches_somewhere(self) -> Outcome:
+        if (self.combine == "switch") != (self.switch_step is not None):
+            raise ValueError("combine: switch and switch_step need each other")
+        return self
+
+
+class Adaptive(Node):
+    """beta <- beta (1 + clip(KL / target - 1, +-0.2) samples / horizon); `target` in nats a response."""
+
+    initial: Annotated[float, Field(gt=0.0)]
+    target: Annotated[float, Field(gt=0.0)]
+    horizon: Annotated[float, Field(gt=0.0)] = 10_000.0
+
+
+class Reference(Node):
+    """beta * KL(student||model). `reward_sum`: one number a response, R - beta sum_t k1_t, before the group baseline;
+    `reward_token`: -beta k1_t at each token and R at the last, as returns; `signal_token`: -beta k1_t on its own token;
+    `loss_k2`: beta k2 in the loss; `exact`: the KL over the vocabulary in the loss."""
+
+    model: str
+    beta: Annotated[float, Field(ge=0.0)] | Adaptive
+    placement: Literal["reward_sum", "reward_token", "signal_token", "loss_k2", "exact"] = "reward_sum"
+
+
+class Trust(Node):
+    """How far one batch may move the policy. w = q/q_old, q_old the learner's at the start of the step.
+
+    `ppo` and `dapo` clip w to [1 - low, 1 + high], `gspo` the response's geometric mean of it, `cispo` caps it as a
+    weight, `probability` masks tokens that have moved by more than `delta`. `truncation` is the cap C of the mismatch
+    weight min(q_old/mu, C), by `token` or `sequence`; null corrects nothing.
+    """
+
+    kind: Literal["none", "ppo", "dapo", "gspo", "cispo", "probability"] = "none"
+    low: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    high: Annotated[float, Field(ge=0.0)] | None = None
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    mismatch: Literal["token", "sequence"] = "token"
+    truncation: Annotated[float, Field(gt=0.0)] | None = 2.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high), published values where the recipe names none."""
+        low, high = _TRUST_BOUNDS.get(self.kind, (0.2, 0.2))
+        return (low if self.low is None else self.low, high if self.high is None else self.high)
+
+
+_TRUST_BOUNDS = {"ppo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 5.0)}
+
+
+class EntropyGate(Node):
+    """A stage is passed if the student's entropy on held-out prompts, responses of up to `eval_length` tokens, is at
+    least `minimum` nats (or `fraction` of the first stage's) and at most `truncation` of them are cut.
+
+    Not passed: `hold` goes on at the longest cap that passed, `rollback` also returns to its weights, `stop` ends.
+    """
+
+    eval_length: Positive
+    minimum: Annotated[float, Field(gt=0.0)] | None = None
+    fraction: Annotated[float, Field(gt=0.0)] | None = None
+    truncation: Fraction = 1.0
+    on_fail: Literal["hold", "rollback", "stop"] = "hold"
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> EntropyGate:
+        if (self.minimum is None) == (self.fraction is None):
+            raise ValueError("needs one of minimum (nats) and fraction (of the first entropy)")
+        return self
+
+
+class Length(Node):
+    """Response caps in tokens, shortest first, `steps_per_stage` learner steps at each; `gate` decides on the next."""
+
+    caps: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    steps_per_stage: Positive
+    gate: EntropyGate | None = None
+
+    @model_validator(mode="after")
+    def _climbs(self) -> Length:
+        if list(self.caps) != sorted(set(self.caps)):
+            raise ValueError(f"caps {list(self.caps)} need to grow from stage to stage")
+        return self
+
+
+Source = Literal["student", "teacher", "dataset"]
+
+
+class Objective(Node):
+    """A point of the objective algebra; docs/objectives.md defines each axis.
+
+    `prefix`: who writes the responses; a mapping gives each source a share of the prompt groups, which may move.
+    `target`: a model; several with weights; a route by a field of the prompt row; `data`, the response's own tokens;
+    `none`, for a reward alone. `loss`: a function of your own, `package.module:function`, in place of the divergence.
+    `reverse_weight` (lambda) weights REVERSE KL: lambda*KL(student||teacher) + (1-lambda)*KL(teacher||student).
+    `estimator`: how a sampled token's log-ratio is used. `baseline`, `discount`: of the sampled signal.
+    """
+
+    prefix: Source | dict[Source, Dial] = "student"
+    target: str | dict[str, float] | Route
+    extrapolate: Extrapolate | None = None
+    loss: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    support: Literal["sampled", "topk", "full"] = "sampled"
+    topk: Positive = 32
+    topk_of: Literal["teacher", "student", "union"] = "teacher"
+    tail: Literal["bucket", "renormalise", "drop"] = "bucket"
+    reverse_weight: Dial = 1.0
+    family: Literal["linear", "jsd", "skew", "power"] = "linear"
+    alpha: Annotated[float, Field(gt=0.0)] = 0.1
+    scale: Literal["none", "unit"] = "none"
+    estimator: Literal["reward", "k1_in_loss", "k2_in_loss", "k3_in_loss", "k3_in_reward"] = "reward"
+    clip: Clip = Clip()
+    baseline: Literal["none", "exact"] = "none"
+    discount: Fraction = 0.0
+    logprob_floor: Annotated[float, Field(lt=0.0)] = -50.0
+    outcome: Outcome = Outcome()
+    reference: Reference | None = None
+    trust: Trust = Trust()
+    normalise: Literal["token", "sequence", "constant"] = "token"
+    length: Length | None = None
+    allow_biased: tuple[str, ...] = ()
+
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _no_clip(cls, clip: Any) -> Any:
+        return {} if clip is None else clip
+
+    @field_validator("prefix")
+    @classmethod
+    def _has_a_source(cls, prefix: Source | dict[Source, Dial]) -> Source | dict[Source, Dial]:
+        if isinstance(prefix, str):
+            return prefix
+        for end in ("start", "end"):
+            shares = [getattr(dial, end) if isinstance(dial, Schedule) else dial for dial in prefix.values()]
+            if not shares or min(shares) < 0 or sum(shares) <= 0:
+                raise ValueError(f"needs shares of 0 or more that are not all 0; found {shares} at its {end}")
+        return prefix
+
+    @field_validator("reverse_weight")
+    @classmethod
+    def _is_a_weight(cls, value: Dial) -> Dial:
+        ends = (value.start, value.end) if isinstance(value, Schedule) else (value,)
+        if not all(0.0 <= end <= 1.0 for end in ends):
+            raise ValueError("weights reverse KL against forward KL; keep it in [0, 1]")
+        return value
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Who writes responses at some step."""
+        return (self.prefix,) if isinstance(self.prefix, str) else tuple(self.prefix)
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """Target models and their weights; all of a route's, at 1, of which each prompt has one."""
+        if isinstance(self.target, Route):
+            return dict.fromkeys(sorted(set(self.target.models.values())), 1.0)
+        if isinstance(self.target, dict):
+            return dict(self.target)
+        return {} if self.target in (DATA, NONE) else {self.target: 1.0}
+
+    @property
+    def distributional(self) -> bool:
+        """The divergence is taken over outcomes, not estimated from the sampled token."""
+        return bool(self.teachers) and self.support != "sampled" and self.baseline != "exact"
+
+    @property
+    def samples_signal(self) -> bool:
+        """Some term is a policy gradient on sampled tokens."""
+        return (bool(self.teachers) and not self.distributional) or self.rewarded
+
+    @property
+    def reward_only(self) -> bool:
+        """A policy gradient on rewards and nothing else: the one objective that has a meaning at any temperature."""
+        return self.target == NONE and self.reference is None
+
+    @property
+    def rewarded(self) -> bool:
+        """The reward is in the objective."""
+        return self.outcome.weight != 0.0
+
+    @property
+    def needs_advantages(self) -> bool:
+        """Some term reads a response's advantage, if only to select by it."""
+        return self.rewarded or self.outcome.combine == "gate"
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that the loss is a sum of; each has its own denominator."""
+        found = {
+            "distillation": bool(self.teachers) or self.target == DATA,
+            "outcome": self.rewarded and self.outcome.combine != "sign",
+            "reference": self.reference is not None and self.reference.placement in ("loss_k2", "exact"),
+            "value": self.rewarded and self.outcome.baseline == "value",
+        }
+        return tuple(name for name, there in found.items() if there)
+
+    @property
+    def support_of(self) -> dict[str, str]:
+        """What each model that scores is asked for: model -> sampled | topk | full."""
+        wanted = dict.fromkeys(self.teachers, self.support)
+        if self.extrapolate:
+            wanted[self.extrapolate.base] = self.support
+        if self.reference and self.reference.placement == "exact":
+            wanted[self.reference.model] = "topk" if self.support == "topk" else "full"
+        elif self.reference:
+            wanted.setdefault(self.reference.model, "sampled")
+        return wanted

@@ -1,0 +1,448 @@
+"""Combinations of a recipe that are refused, and those that are only warned about. Each says why and what to do.
+
+A *biased* combination computes something, but not the gradient that its names promise: `objective.allow_biased` runs
+it by name, for studies, and the report says so. Everything else refused here has no meaning at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from configs.node import STUDENT
+from configs.objective import DATA, NONE, Schedule
+
+if TYPE_CHECKING:
+    from configs.schema import Recipe
+
+Finding = str | None
+VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raise ValueError for the first rule that the recipe breaks."""
+    unknown = set(recipe.objective.allow_biased) - BIASED.keys()
+    if unknown:
+        raise ValueError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
+    for rule in MEANINGLESS:
+        if finding := rule(recipe):
+            raise ValueError(finding)
+    for name, rule in BIASED.items():
+        if name not in recipe.objective.allow_biased and (finding := rule(recipe)):
+            raise ValueError(f"{finding} (for a study: objective.allow_biased: [{name}])")
+
+
+def biases(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the biased combinations that `allow_biased` lets this recipe run."""
+    return tuple(name for name in recipe.objective.allow_biased if BIASED[name](recipe))
+
+
+def warnings(recipe: Recipe) -> tuple[str, ...]:
+    """What the recipe should know about itself, a line each."""
+    return tuple(finding for rule in WARNED if (finding := rule(recipe)))
+
+
+# --- biased: refused unless named in allow_biased ---
+
+
+def _k1_in_loss(recipe: Recipe) -> Finding:
+    if recipe.objective.estimator != "k1_in_loss":
+        return None
+    return (
+        "objective.estimator: k1_in_loss has no gradient in expectation, the teacher drops out; use estimator: reward"
+    )
+
+
+def _k3_in_reward(recipe: Recipe) -> Finding:
+    if recipe.objective.estimator != "k3_in_reward":
+        return None
+    return (
+        "objective.estimator: k3_in_reward has the gradient of reverse minus forward KL; use estimator: reward "
+        "(reverse KL), or k3_in_loss for forward KL"
+    )
+
+
+def _sampled_off_policy(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    foreign = [source for source in objective.sources if source != "student"]
+    if foreign and objective.teachers and not objective.distributional:
+        return (
+            f"objective.support: sampled estimators on prefix: {foreign[0]} score tokens the student did not draw; use "
+            "support: topk or full, or target: data"
+        )
+    if recipe.max_staleness and objective.samples_signal and objective.trust.truncation is None:
+        return (
+            f"objective.trust.truncation: null leaves samples of up to {recipe.max_staleness} versions ago without "
+            "their ratio; give a cap such as 2.0, or set max_staleness: 0"
+        )
+    return None
+
+
+def _tempered_sampling(recipe: Recipe) -> Finding:
+    objective, sampling = recipe.objective, recipe.sampling
+    if "student" not in objective.sources or (sampling.temperature == 1.0 and sampling.top_p == 1.0):
+        return None
+    if not objective.samples_signal:
+        return None
+    if objective.reward_only and sampling.top_p == 1.0:
+        return None  # the learner's log-probs are taken at the same temperature
+    return (
+        f"sampling: temperature {sampling.temperature:g}, top_p {sampling.top_p:g} draw tokens from another "
+        "distribution than the student's; use 1.0 and 1.0, or support: topk or full without outcome.weight"
+    )
+
+
+def _discounted_forward(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if not objective.discount:
+        return None
+    if objective.reverse_weight == 1.0 and objective.family == "linear" and objective.estimator == "reward":
+        return None
+    return (
+        "objective.discount: only the log-ratio reward (linear, reverse_weight: 1) has a return; the later terms of "
+        "any other divergence are noise or another function; use discount: 0"
+    )
+
+
+BIASED: dict[str, Callable[[Recipe], Finding]] = {
+    "k1_in_loss": _k1_in_loss,
+    "k3_in_reward": _k3_in_reward,
+    "sampled_off_policy": _sampled_off_policy,
+    "tempered_sampling": _tempered_sampling,
+    "discounted_forward": _discounted_forward,
+}
+
+
+# --- meaningless: always refused ---
+
+
+def _unknown_models(recipe: Recipe) -> Finding:
+    if STUDENT not in recipe.models:
+        return f"models: no model named {STUDENT!r}; add models.{STUDENT}.path"
+    if recipe.models[STUDENT].weights != "frozen":
+        return "models.student.weights: the student is what is trained; leave them frozen, its path is where it starts"
+    known = [name for name in recipe.models if name != STUDENT]
+    objective = recipe.objective
+    wanted = {f"objective.target: {name!r}": name for name in objective.teachers}
+    if objective.extrapolate:
+        wanted["objective.extrapolate.base"] = objective.extrapolate.base
+    if objective.reference:
+        wanted["objective.reference.model"] = objective.reference.model
+    for path, name in wanted.items():
+        if name not in known:
+            return f"{path} names no model ({name}); allowed: {[*known, DATA, NONE]}"
+    for name in recipe.scorer:
+        if name not in known:
+            return f"scorer.{name}: no such model; allowed: {known}"
+    return None
+
+
+def _writers(recipe: Recipe) -> Finding:
+    if "teacher" in recipe.objective.sources and recipe.sampled_teacher is None:
+        return "objective.prefix: 'teacher' has no model to write with; add one to models"
+    return None
+
+
+def _weighted_targets(recipe: Recipe) -> Finding:
+    target = recipe.objective.target
+    if target == {}:
+        return f"objective.target: names no model; give one, {DATA!r} or {NONE!r}"
+    if isinstance(target, dict) and min(target.values()) <= 0.0:
+        return "objective.target: a weight of 0 or less is no teacher; remove it, or give it a positive weight"
+    return None
+
+
+def _nothing_to_learn(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.target == NONE and not objective.rewarded:
+        return (
+            "objective.target: 'none' without outcome.weight leaves nothing to learn; name a teacher or set the weight"
+        )
+    if objective.target == DATA and objective.support != "sampled":
+        return "objective.support: target: data is the response's own tokens; set support: sampled"
+    if objective.target == DATA and objective.reverse_weight != 0.0:
+        return "objective.reverse_weight: cross-entropy is forward KL to the data; set it to 0"
+    if objective.target == DATA and (_clips(recipe) or objective.discount or objective.baseline != "none"):
+        return "objective.clip: cross-entropy has no log-ratio; remove clip, discount and baseline"
+    if objective.target == DATA and objective.sources == ("student",) and not _rejection_sampling(recipe):
+        return (
+            "objective.target: 'data' on the student's own samples has no gradient in expectation; set prefix: dataset "
+            "or teacher, or keep rewarded samples only: outcome.combine: gate"
+        )
+    if _rejection_sampling(recipe) and not recipe.reward.earns:
+        return "objective.outcome.combine: gate needs reward.rules or reward.model to select by"
+    return None
+
+
+def _clips_of_supports(recipe: Recipe) -> Finding:
+    objective, clip = recipe.objective, recipe.objective.clip
+    if clip.log_ratio is not None and (not objective.teachers or objective.estimator != "reward"):
+        return "objective.clip.log_ratio: bounds the log-ratio in estimator: reward to a teacher; remove it"
+    if clip.log_ratio is not None and objective.distributional:
+        return (
+            "objective.clip.log_ratio: bounds the sampled log-ratio; remove it, set support: sampled, or use "
+            "vocab_element or token_sum"
+        )
+    if (clip.vocab_element or clip.token_sum) and not objective.distributional:
+        return "objective.clip: vocab_element and token_sum cut a divergence; they need support: topk or full"
+    return None
+
+
+def _axes_without_part(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if (objective.distributional or not objective.teachers) and (objective.estimator != "reward" or objective.discount):
+        return (
+            "objective.estimator, objective.discount: are of the sampled signal to a teacher; set support: sampled and "
+            "name one in objective.target, or remove them"
+        )
+    if objective.baseline == "exact" and (not objective.teachers or objective.support != "full"):
+        return "objective.baseline: 'exact' needs the teacher's whole distribution; set support: full"
+    if objective.topk_of != "teacher" and objective.support != "topk":
+        return f"objective.topk_of: {objective.topk_of!r} needs support: topk"
+    if objective.tail != "bucket" and objective.support != "topk":
+        return f"objective.tail: {objective.tail!r} needs support: topk"
+    if objective.topk_of != "teacher" and objective.sources != ("student",):
+        return f"objective.topk_of: {objective.topk_of!r} is taken where the student samples; set prefix: student"
+    if objective.loss and not objective.teachers:
+        return "objective.loss: replaces the divergence to a teacher; name one in objective.target"
+    if objective.loss and (objective.support == "sampled" and objective.estimator != "reward"):
+        return "objective.estimator: objective.loss decides how the log-ratio is used; remove one of them"
+    return None
+
+
+def _families(recipe: Recipe) -> Finding:
+    objective, weight = recipe.objective, recipe.objective.reverse_weight
+    if objective.family == "power" and weight != 1.0:
+        return "objective.reverse_weight: the power family has no second direction; set it to 1"
+    moves = isinstance(weight, Schedule)
+    if objective.family == "jsd" and moves and ({weight.start, weight.end} & {0.0, 1.0}):
+        return (
+            "objective.reverse_weight: a jsd schedule that touches 0 or 1 jumps there (the divergence vanishes towards "
+            "them and is a KL at them); keep it inside, or use family: linear"
+        )
+    if objective.scale == "unit" and objective.family != "jsd":
+        return "objective.scale: 'unit' divides a jsd by its own weight; it needs family: jsd"
+    if objective.family == "skew" and objective.alpha >= 1.0:
+        return f"objective.alpha: {objective.alpha:g} skews the mixture beyond the student; keep it under 1"
+    return None
+
+
+def _estimators(recipe: Recipe) -> Finding:
+    """An estimator in the loss has one direction, whatever the weight says."""
+    objective = recipe.objective
+    for estimator, direction, weight in (("k2_in_loss", "reverse", 1.0), ("k3_in_loss", "forward", 0.0)):
+        if objective.estimator == estimator and (objective.reverse_weight != weight or objective.family != "linear"):
+            return (
+                f"objective.reverse_weight: {estimator} has the gradient of the {direction} KL alone; "
+                f"set it to {weight:g}, with family: linear"
+            )
+    return None
+
+
+def _extrapolations(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.extrapolate is None:
+        return None
+    if len(objective.teachers) != 1 or objective.support == "topk":
+        return "objective.extrapolate: needs one teacher and support: sampled or full"
+    if objective.support == "sampled" and (objective.reverse_weight != 1.0 or objective.family != "linear"):
+        return (
+            "objective.extrapolate: on sampled support the target is known up to its normaliser, which only the "
+            "log-ratio reward (linear, reverse_weight: 1) does without; use support: full"
+        )
+    return None
+
+
+def _self_distillation(recipe: Recipe) -> Finding:
+    for name in recipe.objective.teachers:
+        model = recipe.models[name]
+        if model.weights == "live" and not model.privileged:
+            return (
+                f"models.{name}: live weights behind the student's own prompt are the student, nothing to learn; give "
+                "it a privileged system or prompt, or weights: ema"
+            )
+    reference = recipe.objective.reference
+    if reference and recipe.models[reference.model].weights == "live":
+        return f"models.{reference.model}: a live reference holds back nothing; use weights: frozen or ema"
+    for name in recipe.scored_models:
+        if recipe.models[name].weights != "frozen" and recipe.scorer_of(name).engine == "vllm":
+            return f"scorer.{name}.engine: 'vllm' keeps its weights; a moving teacher needs engine: torch"
+    if recipe.sampled_teacher and recipe.models[recipe.sampled_teacher].weights != "frozen":
+        return "objective.prefix: responses of a moving teacher cannot be kept; use a frozen teacher or prefix: student"
+    return None
+
+
+def _supports_of_engines(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    for name, support in objective.support_of.items():
+        if recipe.scorer_of(name).engine != "vllm":
+            continue
+        if support == "full":
+            return f"scorer.{name}.engine: 'vllm' has no hidden states; support: full needs engine: torch"
+        if support == "topk" and objective.topk_of != "teacher":
+            return f"scorer.{name}.engine: 'vllm' ranks its own tokens only; topk_of: {objective.topk_of} needs torch"
+        if support == "topk" and objective.topk > VLLM_MAX_TOPK:
+            return f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} of engine: vllm; use torch"
+    if objective.topk_of != "teacher" and objective.topk > VLLM_MAX_TOPK:
+        return f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} that the rollout engine returns"
+    return None
+
+
+def _outcomes(recipe: Recipe) -> Finding:
+    objective, outcome = recipe.objective, recipe.objective.outcome
+    if objective.rewarded and not recipe.reward.earns:
+        return "objective.outcome.weight: no reward.rules to earn it; add a rule or a reward.model, or set it to 0"
+    if objective.rewarded and "student" not in objective.sources:
+        return "objective.outcome.weight: rewards need the student's own samples; set prefix: student"
+    if outcome.baseline in ("mean", "rloo") and recipe.batch.samples_per_prompt == 1:
+        return "objective.outcome.baseline: a group baseline needs batch.samples_per_prompt > 1, or baseline: none"
+    if outcome.scale == "std" and recipe.batch.samples_per_prompt == 1:
+        return "objective.outcome.scale: one sample has no spread; set batch.samples_per_prompt > 1, or scale: none"
+    if outcome.scale == "std" and outcome.baseline == "value":
+        return "objective.outcome.scale: 'std' is a group's, a value baseline looks at no group; set scale: none"
+    joins = outcome.combine != "add" and objective.target != DATA
+    if joins and not (objective.rewarded and objective.teachers):
+        return f"objective.outcome.combine: {outcome.combine!r} joins a teacher and a reward; it needs both"
+    if outcome.combine == "gate" and objective.sources != ("student",):
+        return (
+            "objective.outcome.combine: 'gate' selects by advantage, which only the student's own samples have; set "
+            "prefix: student"
+        )
+    if outcome.combine == "sign" and (objective.distributional or objective.estimator != "reward"):
+        return "objective.outcome.combine: 'sign' gives the log-ratio of the sampled token a sign; set support: sampled"
+    if recipe.batch.updates > 1 and not objective.samples_signal:
+        return "batch.updates: more than one pass needs a sampled signal; a divergence has no ratio to hold it"
+    if objective.trust.kind != "none" and not objective.samples_signal:
+        return f"objective.trust.kind: {objective.trust.kind!r} bounds a policy gradient; this objective has none"
+    return None
+
+
+def _references(recipe: Recipe) -> Finding:
+    objective, reference = recipe.objective, recipe.objective.reference
+    if reference is None:
+        return None
+    if not objective.rewarded:
+        return "objective.reference: holds back a reward; set outcome.weight, or make the model a target"
+    if objective.outcome.combine == "sign" and reference.placement not in ("loss_k2", "exact"):
+        return "objective.reference.placement: under combine: sign no reward is left to hold back; use loss_k2 or exact"
+    return None
+
+
+def _split_engines(recipe: Recipe) -> Finding:
+    for role, config in (("rollout", recipe.rollout), ("teacher_rollout", recipe.teacher_rollout)):
+        gpus, parallel = config.resources.gpus, config.tensor_parallel
+        if parallel > 1 and gpus != parallel:
+            return f"{role}.tensor_parallel: {parallel} needs {role}.resources.gpus: {parallel}, found {gpus:g}"
+    return None
+
+
+def _contexts(recipe: Recipe) -> Finding:
+    response = recipe.sampling.max_response_tokens
+    if response >= recipe.rollout.max_context_tokens:
+        return (
+            f"sampling.max_response_tokens: {response} leaves no room for a prompt in "
+            f"rollout.max_context_tokens: {recipe.rollout.max_context_tokens}"
+        )
+    length = recipe.objective.length
+    if length and length.caps[-1] > response:
+        return (
+            f"objective.length.caps: {length.caps[-1]} exceeds sampling.max_response_tokens: {response}, for which "
+            "room is made; raise that"
+        )
+    if length and length.gate and length.gate.eval_length > response:
+        return f"objective.length.gate.eval_length: {length.gate.eval_length} exceeds sampling.max_response_tokens"
+    if length and length.gate and recipe.data.heldout is None:
+        return "objective.length.gate: the entropy is measured on held-out prompts; give data.heldout"
+    if length and length.gate and (recipe.sampling.temperature, recipe.sampling.top_p) != (1.0, 1.0):
+        return (
+            "objective.length.gate: the entropy is that of responses sampled at temperature 1; set "
+            "sampling.temperature: 1.0 and top_p: 1.0, or remove the gate"
+        )
+    return None
+
+
+MEANINGLESS: tuple[Callable[[Recipe], Finding], ...] = (
+    _unknown_models,
+    _writers,
+    _weighted_targets,
+    _nothing_to_learn,
+    _clips_of_supports,
+    _axes_without_part,
+    _families,
+    _estimators,
+    _extrapolations,
+    _self_distillation,
+    _supports_of_engines,
+    _outcomes,
+    _references,
+    _split_engines,
+    _contexts,
+)
+
+
+# --- warned ---
+
+
+def _forward_on_the_students_support(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.support != "topk" or objective.topk_of != "student" or objective.reverse_weight == 1.0:
+        return None
+    return (
+        "objective.topk_of: forward KL on the student's top-k is nearly blind to what the teacher has and the student "
+        "lacks; use topk_of: teacher or union"
+    )
+
+
+def _reverse_on_a_renormalised_support(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.tail != "renormalise" or objective.topk_of != "teacher" or objective.reverse_weight != 1.0:
+        return None
+    return (
+        "objective.tail: renormalised reverse KL has no gradient off the support: mass that leaves it never comes "
+        "back; use tail: bucket"
+    )
+
+
+def _dropped_tail(recipe: Recipe) -> Finding:
+    if recipe.objective.tail != "drop":
+        return None
+    return (
+        "objective.tail: 'drop' is no divergence: it may be negative and falls as mass leaves the support; use bucket"
+    )
+
+
+def _clipped_forward(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.clip.log_ratio is None or objective.distributional or objective.reverse_weight == 1.0:
+        return None
+    return (
+        "objective.clip: a clipped sampled forward KL no longer covers the teacher's modes; use support: topk or full"
+    )
+
+
+def _divided_beta(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.reference is None or objective.outcome.scale != "std":
+        return None
+    if objective.reference.placement != "reward_sum":
+        return None
+    return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
+
+
+WARNED: tuple[Callable[[Recipe], Finding], ...] = (
+    _forward_on_the_students_support,
+    _reverse_on_a_renormalised_support,
+    _dropped_tail,
+    _clipped_forward,
+    _divided_beta,
+)
+
+
+def _clips(recipe: Recipe) -> bool:
+    clip = recipe.objective.clip
+    return any(bound is not None for bound in (clip.log_ratio, clip.vocab_element, clip.token_sum))
+
+
+def _rejection_sampling(recipe: Recipe) -> bool:
+    objective = recipe.objective
+    return objective.target == DATA and objective.outcome.combine == "gate"

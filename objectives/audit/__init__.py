@@ -1,0 +1,39 @@
+"""What an objective's gradient is: its loss, as the learner takes it, on every response of a tiny language, in float64.
+
+Nothing is sampled and nothing is approximated: the expected gradient is a sum over responses, and is compared with the
+gradients of the divergences written out by their definitions. `logratio audit` prints `describe(audit(...))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from configs.objective import Objective as ObjectiveConfig
+from objectives.audit.findings import Finding
+from objectives.audit.function import audit_function
+from objectives.audit.recipe import audit_recipe
+from objectives.audit.report import Audit, Match, Staleness, describe
+from objectives.audit.verdicts import Claim
+from objectives.tokens import Tokens
+
+__all__ = ["Audit", "Claim", "Finding", "Match", "Staleness", "audit", "describe"]
+
+
+def audit(
+    target: ObjectiveConfig | Callable[[Tensor, Tokens], Tensor],
+    claims: Claim | None = None,
+    teacher: str = "teacher",
+    step: int = 1,
+    seed: int = 0,
+) -> Audit:
+    """Audit a recipe's objective, or a loss of your own: (student log-probs [n, V], tokens) -> [n] losses or a scalar.
+
+    `claims`: the KL that a function says it is of; by default whichever is nearest. `teacher`: the slot of
+    `tokens.scores` that it reads. `step`: where the recipe's schedules stand. Raises ValueError for a function of
+    another shape.
+    """
+    if isinstance(target, ObjectiveConfig):
+        return audit_recipe(target, step, seed)
+    return audit_function(target, claims, teacher, seed)

@@ -1,0 +1,191 @@
+"""From a world to what the production path reads: micro-batches of responses, scored and credited as in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from configs.objective import Objective as ObjectiveConfig
+from objectives.advantage import group_advantages, returns_to_go
+from objectives.audit.tree import BATCH, Tree, World
+from objectives.divergence import extrapolated
+from objectives.objective import slots, teacher_slots
+from objectives.schedule import Dials, fractions_at
+from objectives.tokens import Scores, Tokens
+
+TOPK = 2  # of four outcomes: a support with something outside
+GROUP = 2  # responses a group, enumerated as pairs
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Responses and how often each is drawn. node [N]: the prefix of each token; probability [M] of each response."""
+
+    tokens: Tokens
+    node: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An objective in a world. `whole`: scores carry every support at once, for a function that picks its own."""
+
+    world: World
+    config: ObjectiveConfig
+    dials: Dials
+    step: int = 1
+    whole: bool = False
+
+    @property
+    def tree(self) -> Tree:
+        return self.world.tree
+
+    @property
+    def mixing(self) -> dict[str, float]:
+        """Share of responses by who writes them."""
+        return {source: share for source, share in fractions_at(self.config, self.step).items() if share}
+
+    def model_of(self, slot: str) -> Tensor:
+        """Log-probs of the model behind a slot, [S, V]."""
+        return self.world.models[slots(self.config)[slot][0]]
+
+    @property
+    def teachers(self) -> list[tuple[float, Tensor]]:
+        """Weights and target distributions [S, V]; an extrapolated one is normalised."""
+        found = [(weight, self.model_of(slot)) for slot, weight in teacher_slots(self.config).items()]
+        beyond = self.config.extrapolate
+        if beyond is None:
+            return found
+        base = self.model_of(beyond.base)
+        return [(weight, extrapolated(p, base, beyond.weight)) for weight, p in found]
+
+    def writer(self, source: str, stale: bool = False) -> Tensor:
+        """Who writes the responses of a source, [S, V]."""
+        if source == "student":
+            return self.world.older if stale else self.world.student
+        slot = next(iter(teacher_slots(self.config)), None)
+        return self.model_of(slot) if source == "teacher" and slot else self.world.data
+
+    def support(self, slot: str) -> Tensor:
+        """Ids of the support at each prefix, [S, K]; -1 is an unused place."""
+        p, q = self.model_of(slot), self.world.student
+        if self.config.topk_of == "union":
+            ids = torch.cat([p.topk(1).indices, q.topk(1).indices], dim=-1)
+            return torch.where((ids == ids[:, :1]) & torch.tensor([False, True]), -1, ids)
+        return (q if self.config.topk_of == "student" else p).topk(TOPK).indices
+
+    def enumerated(self, source: str, stale: bool = False) -> Draws:
+        """Every response of a source, or every group of two, with its exact probability."""
+        tree, mu = self.tree, self.writer(source, stale)
+        chance = tree.of_responses(mu).exp()
+        responses = torch.arange(tree.responses)
+        own = source == "student"
+        if not (own and self._grouped):
+            return self.draws(responses, chance, mu, self._shaped(mu)[responses] if own else None, own)
+        first, other = responses.repeat_interleave(tree.responses), responses.repeat(tree.responses)
+        shaped, outcome = self._shaped(mu).tolist(), self.config.outcome
+        pairs = [
+            reward for i, j in zip(first.tolist(), other.tolist(), strict=True) for reward in (shaped[i], shaped[j])
+        ]
+        groups = [str(place // GROUP) for place in range(len(pairs))]
+        baseline = "none" if outcome.baseline == "value" else outcome.baseline
+        credit = torch.tensor(group_advantages(pairs, groups, baseline, outcome.scale)[::GROUP], dtype=chance.dtype)
+        return self.draws(first, chance[first] * chance[other], mu, credit, own)
+
+    def sampled(self, mu: Tensor, advantage: float | Tensor = 0.0) -> Draws:
+        """A batch that holds every response as often as mu draws it; mu in multiples of 1/PARTS. `advantage`: [R]."""
+        counts = (self.tree.of_responses(mu).exp() * BATCH).round().long()
+        responses = torch.arange(self.tree.responses).repeat_interleave(counts)
+        credit = torch.as_tensor(advantage, dtype=mu.dtype).expand(self.tree.responses)[responses]
+        return self.draws(responses, torch.full((len(responses),), 1.0 / BATCH, dtype=mu.dtype), mu, credit, True)
+
+    def draws(self, responses: Tensor, probability: Tensor, mu: Tensor, credit: Tensor | None, own: bool) -> Draws:
+        """These responses as one micro-batch. credit [M]: the advantage of each; `own`: the student wrote them."""
+        tree = self.tree
+        rows, lengths = tree.rows(responses), tree.lengths[responses]
+        node, ids = tree.node[rows], tree.token_ids[rows]
+        on_each = (torch.zeros_like(probability) if credit is None else credit).repeat_interleave(lengths)
+        valued = "value" in self.config.terms
+        tokens = Tokens(
+            token_ids=ids,
+            sequence=torch.arange(len(responses)).repeat_interleave(lengths),
+            position=tree.position[rows],
+            on=torch.ones(len(rows), dtype=torch.bool),
+            weights={term: self._weights(term, responses, own) for term in self.config.terms},
+            rollout_logprob=mu[node, ids],
+            advantage=on_each,
+            reward=on_each,
+            drawn=torch.full((len(rows),), own),
+            scores={slot: self.scores(slot, node, ids) for slot in slots(self.config)},
+            old_logprob=self.world.student[node, ids] if self.config.trust.kind != "none" else None,
+            old_value=self._values()[node] if valued else None,
+        )
+        return Draws(tokens, node, probability)
+
+    def scores(self, slot: str, node: Tensor, ids: Tensor) -> Scores:
+        """What the model of a slot says of the tokens `ids` [N] behind the prefixes `node` [N]."""
+        logprobs = self.model_of(slot)
+        asked = self.config.support_of[slots(self.config)[slot][0]]
+        found = Scores(logprob=logprobs[node, ids])
+        if asked == "topk" or self.whole:
+            support = self.support(slot)
+            unused = support < 0
+            inside = logprobs.gather(-1, support.clamp(min=0)).masked_fill(unused, -torch.inf)
+            tail = torch.log1p(-inside.exp().sum(-1))
+            found = replace(found, support_ids=support[node], support_logprobs=inside[node], tail_logprob=tail[node])
+        return replace(found, logprobs=logprobs[node]) if asked == "full" or self.whole else found
+
+    @property
+    def centred(self) -> Tensor:
+        """Advantages without a group: rewards less their mean, [R]."""
+        return self.world.reward - self.world.reward.mean()
+
+    @property
+    def _grouped(self) -> bool:
+        outcome = self.config.outcome
+        return self.config.needs_advantages and (outcome.baseline in ("mean", "rloo") or outcome.scale == "std")
+
+    @property
+    def reward(self) -> Tensor:
+        """What the recipe counts as a response's reward, times its weight, [R]."""
+        outcome = self.config.outcome
+        earned = self.world.reward * (outcome.weight or 1.0)
+        return torch.where(self.tree.truncated, 0.0, earned) if outcome.truncated == "as_zero" else earned
+
+    def _shaped(self, mu: Tensor) -> Tensor:
+        """The reward less the reference's share, where that is one number a response. [R]"""
+        reference = self.config.reference
+        if not self.config.needs_advantages:
+            return torch.zeros_like(self.world.reward)
+        if reference is None or reference.placement != "reward_sum":
+            return self.reward
+        gap = self.world.student - self.world.models[reference.model]
+        return self.reward - self.dials.beta * self.tree.summed(self.tree.of_tokens(gap))
+
+    def _weights(self, term: str, responses: Tensor, own: bool) -> Tensor:
+        """1, or 1 / length: the denominator of a large batch is a constant and is left out. [N]"""
+        lengths = self.tree.lengths[responses]
+        weight = torch.ones(len(responses), dtype=torch.float64)
+        if self.config.normalise == "sequence":
+            weight = weight / lengths
+        if term in ("outcome", "value") and self.config.outcome.truncated == "mask":
+            weight = weight * ~self.tree.truncated[responses]
+        if term != "distillation":  # the student's own responses alone, and counted over them
+            weight = weight * own / self.mixing.get("student", 1.0)
+        return weight.repeat_interleave(lengths)
+
+    def _values(self) -> Tensor:
+        """Of each prefix, the exact value of what the value head is trained on, [S]."""
+        tree, q = self.tree, self.world.student
+        last = torch.cat([tree.sequence[1:] != tree.sequence[:-1], torch.tensor([True])])
+        rewards = torch.where(last, self._shaped(q)[tree.sequence], 0.0)
+        reference = self.config.reference
+        if reference is not None and reference.placement == "reward_token":
+            rewards = rewards - self.dials.beta * tree.of_tokens(q - self.world.models[reference.model])
+        discount = self.config.outcome.value.discount
+        parts = rewards.split(tree.lengths.tolist())
+        returns = torch.cat([returns_to_go(part, discount) for part in parts])
+        chance = tree.of_responses(q).exp()[tree.sequence]
+        return torch.zeros_like(tree.visits(q)).index_add(0, tree.node, chance * returns) / tree.visits(q)

@@ -1,0 +1,139 @@
+"""What is read of every batch, whatever the objective: unclipped, as a clip changes the step and not the distance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from configs.objective import Objective as ObjectiveConfig
+from objectives import divergence, signal
+from objectives.tokens import Scores, Tokens
+
+POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # ends of position buckets
+POSITION_KL, POSITION_COUNT = "position_kl/", "position_count/"
+
+
+def outcomes(
+    config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores, base: Scores | None = None
+) -> tuple[Tensor, Tensor]:
+    """Student and one model over the same outcomes: the vocabulary, or a support and what stands for its tail."""
+    if scores.logprobs is not None:
+        if base is None:
+            return student_logprobs, scores.logprobs
+        assert base.logprobs is not None and config.extrapolate is not None
+        target = divergence.extrapolated(
+            scores.logprobs, base.logprobs, config.extrapolate.weight, config.logprob_floor
+        )
+        return student_logprobs, target
+    assert scores.support_ids is not None and scores.support_logprobs is not None
+    student, teacher = _on_ids(student_logprobs, scores)
+    return divergence.on_support(
+        student, teacher, config.tail, scores.tail_logprob, _off_ids(student_logprobs, scores.support_ids)
+    )
+
+
+def of_chunk(
+    config: ObjectiveConfig, student_logprobs: Tensor, tokens: Tokens, teachers: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Readings that need the student's distribution, [n] each; means over several teachers by their weights."""
+    found = {"entropy": divergence.entropy(student_logprobs)}
+    share = sum(teachers.values()) or 1.0
+    for slot, weight in teachers.items():
+        for name, value in _of_scores(config, student_logprobs, tokens.scores[slot]).items():
+            part = value * (weight / share)
+            found[name] = found[name] + part if name in found else part
+    return found
+
+
+def sums(
+    config: ObjectiveConfig, streams: Mapping[str, Tensor], tokens: Tokens, teachers: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Sums over loss tokens of everything read, and of what needs the sampled token alone."""
+    on, logprob = tokens.on, streams["logprob"]
+    hidden = ("logprob", "distillation", "reference", "baseline", "target_logprob", "value")
+    values = {name: value for name, value in streams.items() if name not in hidden}
+    share = sum(teachers.values()) or 1.0
+    if teachers:
+        ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
+        values["k1"] = -torch.stack([(teachers[s] / share) * r for s, r in ratios.items()]).sum(0)
+        floored = {s: _floored(config, tokens.scores[s].logprob) for s in teachers}
+        k3s = [(weight / share) * signal.k3(logprob, floored[s]) for s, weight in teachers.items()]
+        values["k3"] = torch.stack(k3s).sum(0)
+        if config.clip.log_ratio is not None:
+            low, high = config.clip.log_ratio
+            cut = torch.stack([(r < low) | (r > high) for r in ratios.values()]).any(0)
+            values["clipped"] = cut.to(logprob.dtype)
+    if config.reference is not None:
+        values["reference_k1"] = logprob - _floored(config, tokens.scores[config.reference.model].logprob)
+    if tokens.old_value is not None or "value" in streams:
+        values["value"] = streams["value"]
+    result = {name: value[on].sum() for name, value in values.items()}
+    result["off_loss"] = (~on).sum()
+    return result | _by_position(values.get("reverse_kl", values.get("k1")), tokens)
+
+
+def _of_scores(config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores) -> dict[str, Tensor]:
+    if scores.logprobs is None and scores.support_ids is None:
+        return {}
+    student, teacher = outcomes(config, student_logprobs, scores)
+    found = {
+        "reverse_kl": divergence.reverse_kl(student, teacher, config.logprob_floor),
+        "forward_kl": divergence.forward_kl(student, teacher),
+    }
+    if scores.logprobs is not None:
+        k = min(config.topk, teacher.shape[-1])
+        top_p, top_q = teacher.topk(k), student_logprobs.topk(k)
+        found["teacher_entropy"] = divergence.entropy(teacher)
+        found["topk_mass_teacher"] = top_p.values.exp().sum(-1)
+        found["topk_mass_student"] = student_logprobs.gather(-1, top_p.indices).exp().sum(-1)
+        found["topk_overlap"] = _overlap(top_p.indices, top_q.indices, student_logprobs.shape[-1])
+    else:
+        assert scores.support_ids is not None
+        inside_q, inside_p = _on_ids(student_logprobs, scores)
+        own = student_logprobs.topk(min(config.topk, student_logprobs.shape[-1])).indices
+        found["topk_mass_teacher"] = inside_p.exp().sum(-1)
+        found["topk_mass_student"] = inside_q.exp().sum(-1)
+        found["topk_overlap"] = _overlap(scores.support_ids, own, student_logprobs.shape[-1])
+    return found
+
+
+def _on_ids(student_logprobs: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
+    assert scores.support_ids is not None and scores.support_logprobs is not None
+    unused = scores.support_ids < 0
+    student = student_logprobs.gather(-1, scores.support_ids.clamp(min=0)).masked_fill(unused, -torch.inf)
+    return student, scores.support_logprobs.to(student.dtype).masked_fill(unused, -torch.inf)
+
+
+def _off_ids(student_logprobs: Tensor, support_ids: Tensor) -> Tensor:
+    """log of the student's mass off the support: exact, and with a gradient, however little it is."""
+    first = support_ids[..., :1].clamp(min=0)  # stands in for unused places
+    inside = torch.where(support_ids < 0, first, support_ids)
+    return student_logprobs.scatter(-1, inside, -torch.inf).logsumexp(-1)
+
+
+def _overlap(support: Tensor, own: Tensor, vocabulary: int) -> Tensor:
+    """Share of the student's own top tokens that are in the support."""
+    marks = torch.zeros(*support.shape[:-1], vocabulary + 1, dtype=torch.bool, device=support.device)
+    marks.scatter_(-1, support + 1, True)  # place 0 takes the unused ones
+    return marks.gather(-1, own + 1).float().mean(-1)
+
+
+def _by_position(kl: Tensor | None, tokens: Tokens) -> dict[str, Tensor]:
+    """Sum and count of the KL by position in the response, in buckets that double."""
+    if kl is None:
+        return {}
+    found: dict[str, Tensor] = {}
+    start = 0
+    for end in POSITIONS:
+        inside = tokens.on & (tokens.position >= start) & (tokens.position < end)
+        if inside.any():
+            found[f"{POSITION_KL}{end}"] = kl[inside].sum()
+            found[f"{POSITION_COUNT}{end}"] = inside.sum()
+        start = end
+    return found
+
+
+def _floored(config: ObjectiveConfig, logprob: Tensor) -> Tensor:
+    return logprob.clamp(min=config.logprob_floor)

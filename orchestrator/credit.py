@@ -1,0 +1,46 @@
+"""From rewards to each response's advantage, from headers alone. Pure: no actors, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from configs.schema import Recipe
+from objectives.advantage import group_advantages
+from orchestrator.buffer import Scored
+
+
+def shaped_rewards(
+    recipe: Recipe, batch: Sequence[Scored], beta: float, reference_sums: Mapping[str, float]
+) -> dict[str, float]:
+    """weight * R - beta * sum_t k1_t by uid, of the samples that the student drew; a gate that weighs nothing still
+    selects by R."""
+    outcome = recipe.objective.outcome
+    shaped: dict[str, float] = {}
+    for scored in batch:
+        if scored.source != "student":
+            continue
+        cut = outcome.truncated == "as_zero" and scored.header.finish == "length"
+        reward = 0.0 if cut else scored.reward or 0.0
+        shaped[scored.header.uid] = (outcome.weight or 1.0) * reward - beta * reference_sums.get(scored.header.uid, 0.0)
+    return shaped
+
+
+def advantages(recipe: Recipe, shaped: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+    """Each response's advantage within its group; under a value baseline the shaped reward itself."""
+    outcome = recipe.objective.outcome
+    baseline = "none" if outcome.baseline == "value" else outcome.baseline
+    uids = sorted(shaped)
+    values = group_advantages([shaped[u] for u in uids], [groups[u] for u in uids], baseline, outcome.scale)
+    return dict(zip(uids, values, strict=True))
+
+
+def groups_without_signal(batch: Sequence[Scored]) -> float | None:
+    """Share of the groups with rewards whose rewards are all equal; None without rewards or groups."""
+    rewards: dict[str, set[float]] = {}
+    counts: dict[str, int] = {}
+    for scored in batch:
+        if scored.reward is not None:
+            rewards.setdefault(scored.header.group, set()).add(scored.reward)
+            counts[scored.header.group] = counts.get(scored.header.group, 0) + 1
+    several = [group for group, count in counts.items() if count > 1]
+    return sum(len(rewards[group]) == 1 for group in several) / len(several) if several else None
