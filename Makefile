@@ -1,7 +1,7 @@
 # Everything lives in .venv. One target at a time: they share it, and the machine.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart lint format test test-system bench clean
+.PHONY: help setup quickstart lint format test test-system test-trl bench clean
 
 BIN := .venv/bin
 # Every engine is a process that imports thousands of modules: without the bytecode cache each compiles them again.
@@ -34,9 +34,13 @@ test-system: setup  ## tests with a browser and whole runs; installs chromium if
 	@scripts/chromium.sh
 	$(BIN)/pytest -m system
 
+test-trl: setup  ## agreement of the divergences with TRL's, which is installed beside and not into .venv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .trl --no-deps -r requirements/trl.txt
+	PYTHONPATH=.trl $(BIN)/pytest tests/objectives/test_trl.py
+
 bench: setup  ## list the benchmarks; one of them: .venv/bin/python -m benchmarks NAME
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove caches and build leftovers; .venv and runs stay
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .trl
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

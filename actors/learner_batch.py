@@ -220,7 +220,7 @@ def _means(sums: Mapping[str, float], tokens: int) -> dict[str, Any]:
         for end in readings.POSITIONS
         if sums.get(f"{readings.POSITION_COUNT}{end}")
     }
-    same = ("entropy", "forward_kl", "teacher_entropy", "topk_mass_teacher", "topk_mass_student", "topk_overlap")
+    same = ("entropy", "forward_kl", "topk_mass_teacher", "topk_mass_student", "topk_overlap")
     return {name: mean(name) for name in same} | {
         "reverse_kl": mean("reverse_kl" if exact else "k1"),
         "reverse_kl_k3": None if exact else mean("k3"),

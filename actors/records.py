@@ -39,7 +39,6 @@ _TOPK = [
     ("support_logprobs", pa.list_(pa.float16())),  # [tokens * k]
     ("tail_logprob", pa.list_(pa.float32())),  # [tokens]: log(1 - sum of the support), before rounding
 ]
-_ENTROPY = [("entropy", pa.list_(pa.float16()))]  # [tokens], nats
 _HIDDEN = [("hidden", pa.large_binary())]  # [tokens, width] last hidden states, row-major, in `hidden_dtype`
 
 TRAINED = pa.schema(
@@ -92,13 +91,15 @@ class BlockHeader(NamedTuple):
 
 
 class ScoreHeader(NamedTuple):
-    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it."""
+    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it. `entropies` are sums
+    over each response's tokens, nats, in the order of `uids`; None where the engine does not know them."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
     tokens: int
     scorer_version: int
     payload_bytes: int
+    entropies: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,6 @@ class ScoreRequest:
     support: str  # sampled | topk | full
     topk: int = 0
     topk_of: str = "teacher"  # teacher | student | union
-    entropy: bool = False
     prompts: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -159,8 +159,9 @@ class ScoreRequest:
 class Score:
     """Scores of one response of T tokens. Arrays by support; unused ones are None.
 
-    logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32; entropy [T] nats;
-    hidden [T, width] raw bytes of `hidden_dtype`. `version` is the scorer's when it scored.
+    logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32;
+    hidden [T, width] raw bytes of `hidden_dtype`. `entropy_sum` over the response's tokens, nats: it travels in the
+    header. `version` is the scorer's when it scored.
     """
 
     uid: str
@@ -168,8 +169,8 @@ class Score:
     support_ids: np.ndarray | None = None
     support_logprobs: np.ndarray | None = None
     tail_logprob: np.ndarray | None = None
-    entropy: np.ndarray | None = None
     hidden: bytes | None = None
+    entropy_sum: float | None = None
     version: int = 0
 
 
@@ -230,9 +231,6 @@ def pack_scores(
     if first is not None and first.support_ids is not None:
         fields += _TOPK
         columns += [_ragged(getattr(s, name) for s in scores) for name, _ in _TOPK]
-    if first is not None and first.entropy is not None:
-        fields += _ENTROPY
-        columns.append(_ragged(s.entropy for s in scores))
     if first is not None and first.hidden is not None:
         fields += _HIDDEN
         columns.append([s.hidden for s in scores])
@@ -240,7 +238,9 @@ def pack_scores(
     payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
     tokens = sum(len(s.logprobs) for s in scores)
     newest = max((s.version for s in scores), default=0)
-    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, newest, payload.nbytes)
+    known = [s.entropy_sum for s in scores if s.entropy_sum is not None]
+    entropies = tuple(known) if len(known) == len(scores) else None
+    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, newest, payload.nbytes, entropies)
 
 
 class ScoreTable:

@@ -161,8 +161,8 @@ class Scorer(Member):
                 future.set_result(replace(score, version=self._version))
 
 
-def _kind(request: ScoreRequest) -> tuple[str, int, str, bool]:
-    return request.support, request.topk, request.topk_of, request.entropy
+def _kind(request: ScoreRequest) -> tuple[str, int, str]:
+    return request.support, request.topk, request.topk_of
 
 
 async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:

@@ -59,7 +59,7 @@ class TorchEngine:
 
     def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
-        columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)}
+        columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1), "entropy": entropy(logprobs)}
         if request.support == "topk":
             ids = own if request.topk_of == "student" else logprobs.topk(request.topk, dim=-1).indices
             if request.topk_of == "union":
@@ -70,8 +70,6 @@ class TorchEngine:
             outside = torch.ones_like(logprobs, dtype=torch.bool)
             outside.scatter_(-1, torch.where(used, inside, inside[..., :1]), False)  # the first place is always used
             columns["tail_logprob"] = logprobs.masked_fill(~outside, -torch.inf).logsumexp(-1)
-        if request.entropy:
-            columns["entropy"] = entropy(logprobs)
         return columns
 
 
@@ -91,11 +89,10 @@ def _student_support(items: Sequence[Any], request: ScoreRequest, device: torch.
 
 
 def _score_of(uid: str, columns: dict[str, Tensor]) -> Score:
-    hidden = columns.pop("hidden", None)
+    hidden, total = columns.pop("hidden", None), float(columns.pop("entropy").sum())
     arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
     if "support_ids" in arrays:
         arrays["support_ids"] = arrays["support_ids"].astype(np.int32)
-    for name in ("support_logprobs", "entropy"):
-        if name in arrays:
-            arrays[name] = arrays[name].astype(np.float16)
-    return Score(uid=uid, hidden=None if hidden is None else causal_lm.to_bytes(hidden).tobytes(), **arrays)
+        arrays["support_logprobs"] = arrays["support_logprobs"].astype(np.float16)
+    bits = None if hidden is None else causal_lm.to_bytes(hidden).tobytes()
+    return Score(uid=uid, hidden=bits, entropy_sum=total, **arrays)

@@ -44,7 +44,7 @@ class VllmEngine:
 
     async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
         """Raises ValueError for what prompt log-probs cannot give."""
-        if request.support == "full" or request.entropy:
+        if request.support == "full":
             raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
         return list(await asyncio.gather(*(self._one(item, request) for item in items)))
 

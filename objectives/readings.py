@@ -85,7 +85,6 @@ def _of_scores(config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores
     if scores.logprobs is not None:
         k = min(config.topk, teacher.shape[-1])
         top_p, top_q = teacher.topk(k), student_logprobs.topk(k)
-        found["teacher_entropy"] = divergence.entropy(teacher)
         found["topk_mass_teacher"] = top_p.values.exp().sum(-1)
         found["topk_mass_student"] = student_logprobs.gather(-1, top_p.indices).exp().sum(-1)
         found["topk_overlap"] = _overlap(top_p.indices, top_q.indices, student_logprobs.shape[-1])

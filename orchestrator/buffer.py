@@ -15,13 +15,14 @@ from actors.records import SampleHeader
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A sample that is ready to train on: its header and references to the payloads that hold its row, of scores by
-    the model that gave them. `source` wrote it."""
+    the model that gave them. `source` wrote it; `teacher_entropy` is a sum over its tokens, nats, where known."""
 
     header: SampleHeader
     samples: Any
     scores: Mapping[str, Any] = field(default_factory=dict)
     reward: float | None = None
     source: str = "student"
+    teacher_entropy: float | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from actors.records import BlockHeader, Request, ScoreHeader, ScoreRequest
@@ -98,13 +99,24 @@ class Flow:
         scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
         answers, rewards = await asyncio.gather(scoring, self._reward(block, prompts))
         scored: dict[str, dict[str, Any]] = {s.uid: {} for s in block.header.samples}
+        entropies: dict[str, list[float]] = {s.uid: [] for s in block.header.samples}
         rejected = {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
         for model, (ref, header) in zip(models, answers, strict=True):
             for uid in header.uids if header else ():
                 scored[uid][model] = ref
+            if header and header.entropies and model in self._recipe.objective.teachers:
+                for uid, value in zip(header.uids, header.entropies, strict=True):
+                    entropies[uid].append(value)
             rejected |= header.rejected if header else {}
         good = [
-            Scored(header, block.payload, scored[header.uid], rewards.get(header.uid), block.source)
+            Scored(
+                header,
+                block.payload,
+                scored[header.uid],
+                rewards.get(header.uid),
+                block.source,
+                fmean(entropies[header.uid]) if entropies[header.uid] else None,
+            )
             for header in block.header.samples
             if header.uid not in rejected
         ]

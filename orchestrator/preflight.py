@@ -5,6 +5,7 @@ Everything found here is a RecipeError: one line with the value, the number that
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ class Capacity:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
+    if recipe.objective.loss:
+        _own_loss(recipe.objective.loss)
     names = (STUDENT, *recipe.served_models)
     folders = {name: _model_folder(name, recipe.path_of(name)) for name in names}
     tokenizers = {name: _tokenizer(name, folder) for name, folder in folders.items()}
@@ -183,6 +186,18 @@ def _common_vocabulary(recipe: Recipe, folders: Mapping[str, Path], tokenizers: 
                 f"{common}; use engine: torch, which cuts before the softmax"
             )
     return common
+
+
+def _own_loss(path: str) -> None:
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"objective.loss: {path!r} cannot be imported ({error}); put its folder on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise RecipeError(f"objective.loss: {path!r} is no function; give one of (student_logprobs, tokens)")
 
 
 def _reward_model(path: str, student: Any) -> None:

@@ -240,6 +240,7 @@ class Stage:
                 "reverse_weight": dials.reverse_weight if self.recipe.objective.teachers else None,
                 "beta": dials.beta if self.recipe.objective.reference else None,
                 "reward_mean": sum(rewards) / len(rewards) if rewards else None,
+                "teacher_entropy": _teacher_entropy(batch),
                 "groups_without_signal": groups_without_signal(batch),
                 "foreign_fraction": sum(scored.source != "student" for scored in batch) / len(batch),
                 "response_cap": cap,
@@ -252,3 +253,10 @@ class Stage:
                 "seconds_step": counts["seconds_step"],
             }
         )
+
+
+def _teacher_entropy(batch: list[Scored]) -> float | None:
+    """Nats a token; the teachers' mean where several score a response. None where a scorer does not know it."""
+    known = [scored.teacher_entropy for scored in batch if scored.teacher_entropy is not None]
+    tokens = sum(scored.header.response_tokens for scored in batch)
+    return sum(known) / tokens if len(known) == len(batch) else None

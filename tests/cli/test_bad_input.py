@@ -163,3 +163,21 @@ def test_commands_for_a_run_that_is_not_there(monkeypatch: Any, capsys: Any) -> 
 def test_usage_errors_are_exit_2(monkeypatch: Any, capsys: Any) -> None:
     code, error = _logratio(monkeypatch, capsys, "run")
     assert code == 2 and error.count("\n") == 1
+
+
+def test_a_loss_that_cannot_be_imported_is_refused(recipe: dict[str, Any], refused: Any) -> None:
+    error = refused(merged(recipe, {"objective": {"loss": "nowhere.at_all:loss"}}))
+    assert "objective.loss: 'nowhere.at_all:loss' cannot be imported" in error
+
+
+def test_a_route_that_leads_nowhere_is_refused_with_its_row(recipe: dict[str, Any], refused: Any) -> None:
+    target = {"field": "persona", "models": {"pirate": "teacher"}}
+    error = refused(recipe | {"objective": {"target": target, "support": "full"}})
+    assert "row 2: persona is 'poet', which leads to no teacher" in error
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path]
+) -> None:
+    error = refused(merged(recipe, {"reward": {"model": str(models["foreign"])}}))
+    assert "reward.model" in error and "another tokenizer" in error

@@ -90,6 +90,8 @@ def test_every_line_has_every_metric_and_knows_its_kl(ran: Ran, name: str) -> No
         assert (line["forward_kl"] is not None) == exact
         assert (line["kl_support"] is not None) == bool(objective.teachers)
         assert line["entropy"] > 0 and line["grad_norm"] > 0
+        torch_scored = all(done.recipe.scorer_of(m).engine == "torch" for m in objective.teachers)
+        assert (line["teacher_entropy"] is not None) == (bool(objective.teachers) and torch_scored)
         if objective.teachers:
             assert line["log_ratio_p1"] <= line["log_ratio_p50"] <= line["log_ratio_p99"]
             assert line["kl_by_position"]
@@ -141,6 +143,20 @@ def test_teachers_responses_are_written_once(ran: Ran, engines: Engines) -> None
     engines.run(engines.recipe(**_tiny(engines, "off_policy")))
     after = engines.runner.run(counts())
     assert after["kept"] > before["kept"] and after["sampled"] == before["sampled"]
+
+
+def test_a_loss_of_ones_own_lowers_the_held_out_kl(engines: Engines) -> None:
+    changes = _tiny(engines, "opd_sampled")
+    changes["objective"] |= {"loss": "tests.engines.own:squared_log_ratio", "clip": None}
+    done = engines.run(engines.recipe(**changes))
+    before, after = done.summary["evaluation"]["before"], done.summary["evaluation"]["after"]
+    assert after["reverse_kl"] < 0.95 * before["reverse_kl"], (before, after)
+
+
+def test_a_biased_recipe_says_so(engines: Engines) -> None:
+    changes = _tiny(engines, "opd_sampled") | {"run": {"steps": 1}}
+    changes["objective"] |= {"estimator": "k1_in_loss", "allow_biased": ["k1_in_loss"], "clip": None}
+    assert engines.run(engines.recipe(**changes)).summary["biased"] == ["k1_in_loss"]
 
 
 def test_every_recipe_file_is_valid() -> None:

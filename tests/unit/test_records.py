@@ -109,7 +109,7 @@ def test_scores_come_back_by_uid_row_major() -> None:
     ("changes", "columns"),
     [
         ({}, []),
-        ({"entropy": np.ones(3)}, ["entropy"]),
+        ({"entropy_sum": 3.0}, []),
         ({"hidden": b"123456"}, ["hidden"]),
     ],
 )
@@ -161,3 +161,9 @@ def test_trained_samples_keep_every_column_and_null_what_is_unknown() -> None:
 def _on_the_wire(payload: pa.RecordBatch) -> int:
     """Bytes of all buffers, validity bitmaps included: nothing may hide from nbytes."""
     return max(payload.nbytes, payload.get_total_buffer_size())
+
+
+def test_entropies_travel_in_the_header_where_every_score_has_one() -> None:
+    known = dataclasses.replace(score("a.0", 3), entropy_sum=1.5)
+    assert pack_scores([known], {})[1].entropies == (1.5,)
+    assert pack_scores([known, score("a.1", 3)], {})[1].entropies is None
