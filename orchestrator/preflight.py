@@ -57,8 +57,8 @@ def read_inputs(recipe: Recipe) -> Inputs:
     if recipe.objective.loss:
         _own_loss(recipe.objective.loss)
     names = (STUDENT, *recipe.served_models)
-    folders = {name: _model_folder(name, recipe.path_of(name)) for name in names}
-    tokenizers = {name: _tokenizer(name, folder) for name, folder in folders.items()}
+    folders = {name: _model_folder(f"models.{name}.path", recipe.path_of(name)) for name in names}
+    tokenizers = {name: _tokenizer(f"models.{name}.path", folder) for name, folder in folders.items()}
     end = _same_end_tokens(folders, tokenizers)
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
     if recipe.reward.model is not None:
@@ -135,24 +135,24 @@ def _learner_name(recipe: Recipe) -> str:
     return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}"
 
 
-def _model_folder(name: str, path: str) -> Path:
+def _model_folder(key: str, path: str) -> Path:
     folder = model_directory(path)
     if not folder.is_dir():
         remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
-        raise RecipeError(f"models.{name}.path: {folder} is no directory; {remedy}")
+        raise RecipeError(f"{key}: {folder} is no directory; {remedy}")
     if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
-        raise RecipeError(f"models.{name}.path: {folder} needs config.json and *.safetensors; export it as safetensors")
+        raise RecipeError(f"{key}: {folder} needs config.json and *.safetensors; export it as safetensors")
     return folder
 
 
-def _tokenizer(name: str, folder: Path) -> Any:
+def _tokenizer(key: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise RecipeError(f"models.{name}.path: {folder} has no tokenizer that loads ({reason})") from None
+        raise RecipeError(f"{key}: {folder} has no tokenizer that loads ({reason})") from None
 
 
 def _same_end_tokens(folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> tuple[int, ...]:
