@@ -228,7 +228,7 @@ def _means(sums: Mapping[str, float], tokens: int) -> dict[str, Any]:
         "clipped_fraction": mean("clipped"),
         "held_fraction": mean("held"),
         "masked_fraction": sums.get("off_loss", 0.0) / (sums.get("off_loss", 0.0) + tokens),
-        "reference_kl": mean("reference_k1"),
+        "reference_kl": sums["reference_k1"] / max(1.0, sums["drawn"]) if "reference_k1" in sums else None,
         "value_mean": mean("value"),
     }
 

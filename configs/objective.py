@@ -208,7 +208,7 @@ class Objective(Node):
     scale: Literal["none", "unit"] = "none"
     estimator: Literal["reward", "k1_in_loss", "k2_in_loss", "k3_in_loss", "k3_in_reward"] = "reward"
     clip: Clip = Clip()
-    baseline: Literal["none", "exact"] = "none"
+    baseline: Literal["none", "exact", "value"] = "none"
     discount: Fraction = 0.0
     logprob_floor: Annotated[float, Field(lt=0.0)] = -50.0
     outcome: Outcome = Outcome()
@@ -288,7 +288,7 @@ class Objective(Node):
             "distillation": bool(self.teachers) or self.target == DATA,
             "outcome": self.rewarded and self.outcome.combine != "sign",
             "reference": self.reference is not None and self.reference.placement in ("loss_k2", "exact"),
-            "value": self.rewarded and self.outcome.baseline == "value",
+            "value": self.baseline == "value" or (self.rewarded and self.outcome.baseline == "value"),
         }
         return tuple(name for name, there in found.items() if there)
 

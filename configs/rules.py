@@ -195,6 +195,18 @@ def _axes_without_part(recipe: Recipe) -> Finding:
             "objective.estimator, objective.discount: are of the sampled signal to a teacher; set support: sampled and "
             "name one in objective.target, or remove them"
         )
+    if objective.baseline == "value" and (objective.support != "sampled" or objective.outcome.baseline == "value"):
+        return (
+            "objective.baseline: 'value' is of the sampled signal, and there is one value head; set support: sampled "
+            "and another outcome.baseline"
+        )
+    if objective.family == "power" and objective.clip.log_ratio is not None:
+        return "objective.clip.log_ratio: the power family's signal is bounded and no log-ratio; remove it"
+    if objective.loss and objective.teachers and _shaped(recipe):
+        return (
+            "objective.loss: decides by itself what becomes of log-probs; remove reverse_weight, family, clip, "
+            "baseline and discount, or set them in your function"
+        )
     if objective.baseline == "exact" and (not objective.teachers or objective.support != "full"):
         return "objective.baseline: 'exact' needs the teacher's whole distribution; set support: full"
     if objective.topk_of != "teacher" and objective.support != "topk":
@@ -343,6 +355,11 @@ def _contexts(recipe: Recipe) -> Finding:
             f"sampling.max_response_tokens: {response} leaves no room for a prompt in "
             f"rollout.max_context_tokens: {recipe.rollout.max_context_tokens}"
         )
+    if recipe.sampled_teacher and response >= recipe.teacher_rollout.max_context_tokens:
+        return (
+            f"sampling.max_response_tokens: {response} leaves no room for a prompt in "
+            f"teacher_rollout.max_context_tokens: {recipe.teacher_rollout.max_context_tokens}"
+        )
     length = recipe.objective.length
     if length and length.caps[-1] > response:
         return (
@@ -441,6 +458,13 @@ WARNED: tuple[Callable[[Recipe], Finding], ...] = (
 def _clips(recipe: Recipe) -> bool:
     clip = recipe.objective.clip
     return any(bound is not None for bound in (clip.log_ratio, clip.vocab_element, clip.token_sum))
+
+
+def _shaped(recipe: Recipe) -> bool:
+    """Some key says what becomes of the divergence."""
+    objective = recipe.objective
+    kinds = (objective.reverse_weight, objective.family, objective.baseline, objective.discount)
+    return _clips(recipe) or kinds != (1.0, "linear", "none", 0.0)
 
 
 def _rejection_sampling(recipe: Recipe) -> bool:

@@ -131,18 +131,20 @@ class Objective:
 
     def signal(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
         """A of each sampled token, detached: the reward of `-sg(A) log q`. [N]"""
-        config = self.config
-        parts = [
-            weight * self._signal_to(slot, streams, tokens, dials) for slot, weight in teacher_slots(config).items()
-        ]
-        total = torch.stack(parts).sum(0)
-        if config.discount:
-            total = tokens.by_response(lambda a: returns_to_go(a, config.discount), total * tokens.on)
+        config, total = self.config, self._signal_returns(streams, tokens, dials)
+        if config.baseline == "value":
+            total = total - self._values(streams, tokens)
         if "baseline" in streams:  # of this prefix alone: those of later ones depend on this token
             total = total - streams["baseline"]
         if config.outcome.combine == "sign":
             total = tokens.advantage.sign() * total.abs()
         return total
+
+    def _signal_returns(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        """The signal before any baseline, discounted: what a value head learns to expect. [N] detached."""
+        slots, discount = teacher_slots(self.config), self.config.discount
+        total = torch.stack([w * self._signal_to(slot, streams, tokens, dials) for slot, w in slots.items()]).sum(0)
+        return tokens.by_response(lambda a: returns_to_go(a, discount), total * tokens.on) if discount else total
 
     def _signal_to(self, slot: str, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
         config, logprob = self.config, streams["logprob"].detach()
@@ -203,6 +205,9 @@ class Objective:
         )
 
     def _returns(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
+        """What the value head is to say of each prefix. [N] detached."""
+        if self.config.baseline == "value":
+            return self._signal_returns(streams, tokens, dials)
         rewards, _ = self._penalties(streams, tokens, dials)
         return self._generalised(streams, tokens, rewards) + self._values(streams, tokens)
 

@@ -66,11 +66,13 @@ def sums(
             cut = torch.stack([(r < low) | (r > high) for r in ratios.values()]).any(0)
             values["clipped"] = cut.to(logprob.dtype)
     if config.reference is not None:
-        values["reference_k1"] = logprob - _floored(config, tokens.scores[config.reference.model].logprob)
+        k1 = logprob - _floored(config, tokens.scores[config.reference.model].logprob)
+        values["reference_k1"] = torch.where(tokens.drawn, k1, 0.0)
     if tokens.old_value is not None or "value" in streams:
         values["value"] = streams["value"]
     result = {name: value[on].sum() for name, value in values.items()}
     result["off_loss"] = (~on).sum()
+    result["drawn"] = (on & tokens.drawn).sum()
     return result | _by_position(values.get("reverse_kl", values.get("k1")), tokens)
 
 

@@ -144,14 +144,21 @@ def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
     """A recipe's objective, or the function that `module:function` names, looked for from the current folder too."""
-    if Path(target).suffix in (".yaml", ".yml") or ":" not in target:
-        return load_recipe(Path(target), overrides or ()).objective
-    module, _, name = target.partition(":")
     sys.path.insert(0, os.getcwd())
+    if Path(target).suffix in (".yaml", ".yml") or ":" not in target:
+        objective = load_recipe(Path(target), overrides or ()).objective
+        if objective.loss:
+            _imported(objective.loss)
+        return objective
+    return _imported(target)
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{target}: cannot be imported ({error}); write module:function") from None
+        raise RecipeError(f"{path}: cannot be imported ({error}); write module:function") from None
 
 
 def main() -> None:
@@ -250,9 +257,11 @@ class Outcome:
 
     def say(self, directory: Path) -> None:
         """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
+        from orchestrator.run import STOPPED
+
         if self.error:
             _say_error(self.error)
-        elif self.training.progress.step < self.training.recipe.run.steps:
+        elif self.code == STOPPED:
             step = self.training.progress.step
             console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
         else:

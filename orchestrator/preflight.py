@@ -226,11 +226,11 @@ def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> 
 
 def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> None:
     response = recipe.sampling.max_response_tokens
-    limits = {STUDENT: ("rollout", recipe.rollout.max_context_tokens)}
-    limits |= {m: (f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models}
-    if recipe.sampled_teacher and recipe.sampled_teacher not in recipe.scored_models:
-        limits[recipe.sampled_teacher] = ("teacher_rollout", recipe.teacher_rollout.max_context_tokens)
-    for name, (role, limit) in limits.items():
+    limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
+    limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]
+    if recipe.sampled_teacher:
+        limits.append((recipe.sampled_teacher, "teacher_rollout", recipe.teacher_rollout.max_context_tokens))
+    for name, role, limit in limits:
         own = context_length(folders[name])
         if own is not None and limit > own:
             raise RecipeError(

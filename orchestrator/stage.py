@@ -213,11 +213,10 @@ class Stage:
 
     def _adapt(self, batch: list[Scored], metrics: Mapping[str, Any]) -> None:
         """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
-        kl, headers = metrics.get("reference_kl"), [scored.header for scored in batch]
-        if kl is not None:
-            of_response = kl * sum(h.loss_tokens for h in headers) / len(headers)
-            objective = self.recipe.objective
-            self.progress.beta = adapted_beta(objective, self.progress.beta, of_response, len(headers))
+        kl, drawn = metrics.get("reference_kl"), [s.header for s in batch if s.source == "student"]
+        if kl is not None and drawn:
+            of_response = kl * sum(h.loss_tokens for h in drawn) / len(drawn)
+            self.progress.beta = adapted_beta(self.recipe.objective, self.progress.beta, of_response, len(drawn))
         if self.recipe.objective.length:
             self.progress.ladder = self.progress.ladder.stepped()
 

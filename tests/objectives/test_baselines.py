@@ -205,3 +205,11 @@ def test_generalised_advantages_are_the_slow_sums_of_discounted_errors(decay: fl
     chance = log_prob(q).exp().detach()[SEQUENCE]
     expected = gradient(-chance * advantage * q[NODE, TOKEN], theta)
     assert_equal(value_step(values, decay, discount), expected)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
+def test_a_value_head_as_the_baseline_of_the_signal_leaves_the_mean_gradient(discount: float) -> None:
+    theta, teacher = logits(0, NODES, OUTCOMES), {"teacher": log_probs(1, NODES, OUTCOMES)}
+    plain = tree_step(recipe(discount=discount), theta, teacher)
+    with_head = recipe(discount=discount, baseline="value")
+    assert_equal(tree_step(with_head, logits(0, NODES, OUTCOMES), teacher, value=of_nodes(4)[NODE]), plain)

@@ -243,6 +243,9 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         (with_objective(clip=5, estimator="k2_in_loss"), "objective.clip.log_ratio: bounds the log-ratio in estimator"),
     ],
     "_axes_without_part": [
+        (with_objective(baseline="value", support="full"), "objective.baseline: 'value' is of the sampled signal"),
+        (with_objective(family="power", clip=1.0), "objective.clip.log_ratio: the power family's signal is bounded"),
+        (with_objective(loss="a.b:c", reverse_weight=0.5), "objective.loss: decides by itself"),
         (
             with_objective(support="full", estimator="k2_in_loss"),
             "objective.estimator, objective.discount: are of the sampled signal to a teacher; set support: sampled and",
