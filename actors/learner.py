@@ -96,7 +96,7 @@ class Learner(Member):
         """Sum over each response's loss tokens of log q - log p of the reference, nats, for this rank's samples."""
         batch = self._batch(replace(share, record=None), payloads)
         read = self._read(batch)
-        return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student["logprob"].items()}
+        return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student.get("logprob", {}).items()}
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
         """Rank 0 yields bucket, header, bucket, header, ... of the student, or of one of its averages; other ranks

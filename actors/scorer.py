@@ -87,10 +87,11 @@ class Scorer(Member):
         good = [s for s in scores if s.uid not in rejected]
         return pack_scores(good, rejected, self._engine.hidden_dtype)
 
-    def projection(self) -> dict[str, Any]:
-        """The head that turns hidden states into logits, once per version; see causal_lm.Projection."""
+    async def projection(self) -> tuple[dict[str, Any], int]:
+        """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
         assert self._engine is not None
-        return self._engine.projection()
+        async with self._turn:
+            return self._engine.projection(), self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Score with a new version from the next batch on."""
@@ -118,6 +119,8 @@ class Scorer(Member):
             return "empty response"
         if max(item.response_ids) >= self._vocabulary:
             return f"token {max(item.response_ids)} is beyond the common vocabulary of {self._vocabulary}"
+        if max(item.support_ids, default=0) >= self._vocabulary:
+            return f"the student ranks a token beyond the common vocabulary of {self._vocabulary} among its first"
         if item.tokens > self._config.max_context_tokens:
             return f"{item.tokens} tokens exceed scorer max_context_tokens {self._config.max_context_tokens}"
         return ""

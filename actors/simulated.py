@@ -106,15 +106,9 @@ class SimulatedScorer(Member):
         await asyncio.sleep(sum(len(s.response_ids) for s in good) * self._speed.score_seconds_per_token)
         return pack_scores([_score(s, request, self._version) for s in good], rejected, "float32")
 
-    def projection(self) -> dict[str, Any]:
-        return {
-            "weight": np.zeros(0, np.uint8),
-            "dtype": "float32",
-            "width": 1,
-            "bias": None,
-            "scale": 1.0,
-            "soft_cap": None,
-        }
+    async def projection(self) -> tuple[dict[str, Any], int]:
+        head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}
+        return head | {"scale": 1.0, "soft_cap": None}, self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
         self._version = version

@@ -272,6 +272,12 @@ class Objective(Node):
         return self.target == NONE and self.reference is None
 
     @property
+    def policy_gradient(self) -> bool:
+        """Some term has a ratio to hold: the signal of a sampled token or of a reward, and not a loss of one's own."""
+        own = self.loss is not None or self.estimator in ("k1_in_loss", "k2_in_loss", "k3_in_loss")
+        return (bool(self.teachers) and not self.distributional and not own) or "outcome" in self.terms
+
+    @property
     def rewarded(self) -> bool:
         """The reward is in the objective."""
         return self.outcome.weight != 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.node import STUDENT
-from configs.objective import DATA, NONE, Schedule
+from configs.objective import DATA, NONE, Route, Schedule
 
 if TYPE_CHECKING:
     from configs.schema import Recipe
@@ -164,7 +164,7 @@ def _nothing_to_learn(recipe: Recipe) -> Finding:
         return "objective.reverse_weight: cross-entropy is forward KL to the data; set it to 0"
     if objective.target == DATA and (_clips(recipe) or objective.discount or objective.baseline != "none"):
         return "objective.clip: cross-entropy has no log-ratio; remove clip, discount and baseline"
-    if objective.target == DATA and objective.sources == ("student",) and not _rejection_sampling(recipe):
+    if objective.target == DATA and "student" in objective.sources and not _rejection_sampling(recipe):
         return (
             "objective.target: 'data' on the student's own samples has no gradient in expectation; set prefix: dataset "
             "or teacher, or keep rewarded samples only: outcome.combine: gate"
@@ -195,6 +195,10 @@ def _axes_without_part(recipe: Recipe) -> Finding:
             "objective.estimator, objective.discount: are of the sampled signal to a teacher; set support: sampled and "
             "name one in objective.target, or remove them"
         )
+    if objective.baseline != "none" and objective.estimator != "reward":
+        return "objective.baseline: is of the reward's signal; set estimator: reward, or baseline: none"
+    if objective.baseline == "value" and not objective.teachers:
+        return "objective.baseline: is of the signal to a teacher; for a reward set outcome.baseline: value"
     if objective.baseline == "value" and (objective.support != "sampled" or objective.outcome.baseline == "value"):
         return (
             "objective.baseline: 'value' is of the sampled signal, and there is one value head; set support: sampled "
@@ -213,6 +217,8 @@ def _axes_without_part(recipe: Recipe) -> Finding:
         return f"objective.topk_of: {objective.topk_of!r} needs support: topk"
     if objective.tail != "bucket" and objective.support != "topk":
         return f"objective.tail: {objective.tail!r} needs support: topk"
+    if objective.topk_of != "teacher" and recipe.sampling.top_p < 1.0:
+        return "sampling.top_p: below 1 the sampler ranks only its nucleus; with topk_of: student or union set it to 1"
     if objective.topk_of != "teacher" and objective.sources != ("student",):
         return f"objective.topk_of: {objective.topk_of!r} is taken where the student samples; set prefix: student"
     if objective.loss and not objective.teachers:
@@ -312,6 +318,10 @@ def _outcomes(recipe: Recipe) -> Finding:
         return "objective.outcome.scale: one sample has no spread; set batch.samples_per_prompt > 1, or scale: none"
     if outcome.scale == "std" and outcome.baseline == "value":
         return "objective.outcome.scale: 'std' is a group's, a value baseline looks at no group; set scale: none"
+    if outcome.combine in ("sign", "gate") and outcome.baseline == "value":
+        return f"objective.outcome.baseline: {outcome.combine!r} reads a response's advantage; use mean, rloo or none"
+    if outcome.combine == "sign" and outcome.truncated == "mask":
+        return "objective.outcome.truncated: under combine: sign there is no outcome term to mask; use as_zero"
     joins = outcome.combine != "add" and objective.target != DATA
     if joins and not (objective.rewarded and objective.teachers):
         return f"objective.outcome.combine: {outcome.combine!r} joins a teacher and a reward; it needs both"
@@ -320,11 +330,12 @@ def _outcomes(recipe: Recipe) -> Finding:
             "objective.outcome.combine: 'gate' selects by advantage, which only the student's own samples have; set "
             "prefix: student"
         )
-    if outcome.combine == "sign" and (objective.distributional or objective.estimator != "reward"):
+    plain = bool(objective.teachers) and objective.estimator == "reward" and objective.loss is None
+    if outcome.combine == "sign" and (objective.distributional or not plain):
         return "objective.outcome.combine: 'sign' gives the log-ratio of the sampled token a sign; set support: sampled"
-    if recipe.batch.updates > 1 and not objective.samples_signal:
-        return "batch.updates: more than one pass needs a sampled signal; a divergence has no ratio to hold it"
-    if objective.trust.kind != "none" and not objective.samples_signal:
+    if recipe.batch.updates > 1 and not objective.policy_gradient:
+        return "batch.updates: more than one pass needs a sampled signal; this objective has no ratio to hold it"
+    if objective.trust.kind != "none" and not objective.policy_gradient:
         return f"objective.trust.kind: {objective.trust.kind!r} bounds a policy gradient; this objective has none"
     return None
 
@@ -335,6 +346,9 @@ def _references(recipe: Recipe) -> Finding:
         return None
     if not objective.rewarded:
         return "objective.reference: holds back a reward; set outcome.weight, or make the model a target"
+    routed = isinstance(objective.target, Route) and reference.model in objective.teachers
+    if reference.placement == "exact" and routed and objective.support == "sampled":
+        return "objective.reference.placement: 'exact' to one of the routed teachers needs support: full"
     if objective.outcome.combine == "sign" and reference.placement not in ("loss_k2", "exact"):
         return "objective.reference.placement: under combine: sign no reward is left to hold back; use loss_k2 or exact"
     return None

@@ -39,6 +39,8 @@ def of_chunk(
 ) -> dict[str, Tensor]:
     """Readings that need the student's distribution, [n] each; means over several teachers by their weights."""
     found = {"entropy": divergence.entropy(student_logprobs)}
+    if config.support == "sampled":  # though a reference may bring whole distributions
+        return found
     share = sum(teachers.values()) or 1.0
     for slot, weight in teachers.items():
         for name, value in _of_scores(config, student_logprobs, tokens.scores[slot]).items():

@@ -39,7 +39,7 @@ def groups_without_signal(batch: Sequence[Scored]) -> float | None:
     rewards: dict[str, set[float]] = {}
     counts: dict[str, int] = {}
     for scored in batch:
-        if scored.reward is not None:
+        if scored.reward is not None and scored.source == "student":
             rewards.setdefault(scored.header.group, set()).add(scored.reward)
             counts[scored.header.group] = counts.get(scored.header.group, 0) + 1
     several = [group for group, count in counts.items() if count > 1]

@@ -161,8 +161,13 @@ class Flow:
     def _scores(self, prompt: Prompt, model: str) -> bool:
         """A routed teacher scores the prompts that name it; every other model scores all."""
         objective = self._recipe.objective
-        reference = objective.reference is not None and objective.reference.model == model
-        return not isinstance(objective.target, Route) or reference or teacher_of(objective.target, prompt.row) == model
+        always = {
+            objective.reference and objective.reference.model,
+            objective.extrapolate and objective.extrapolate.base,
+        }
+        if not isinstance(objective.target, Route) or model in always:
+            return True
+        return teacher_of(objective.target, prompt.row) == model
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> Mapping[str, float]:
         if not self._recipe.reward.earns:

@@ -33,6 +33,7 @@ class PoolMember:
     load: int = 0
     leaving: bool = False
     log: Path | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
 
     @property
     def head(self) -> Any:

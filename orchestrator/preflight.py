@@ -61,11 +61,11 @@ def read_inputs(recipe: Recipe) -> Inputs:
     tokenizers = {name: _tokenizer(f"models.{name}.path", folder) for name, folder in folders.items()}
     end = _same_end_tokens(folders, tokenizers)
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
-    if recipe.reward.model is not None:
-        _reward_model(recipe.reward.model, tokenizers[STUDENT])
     train = _prompts(recipe, recipe.data.prompts, tokenizers, "dataset" in recipe.objective.sources)
     heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
     _fit_contexts(recipe, folders, [*train, *heldout])
+    if recipe.reward.model is not None:
+        _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
     shapes = tensor_shapes(folders[STUDENT])
     return Inputs(
         train=train,
@@ -93,10 +93,13 @@ def check_capacity(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
             )
     if needs_rollout(recipe) and recipe.rollout.engine == "vllm":
         _check_shared_memory(recipe, inputs, capacity)
-    need = inputs.parameters * (STATE_BYTES + 4) * (recipe.checkpoint.keep + 1)
+    length, averages = recipe.objective.length, len(recipe.moving("ema"))
+    anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
+    checkpoints = recipe.checkpoint.keep + 1 + anchored
+    need = inputs.parameters * (STATE_BYTES + 4 + 4 * averages) * checkpoints
     if recipe.learner.engine == "deepspeed" and need > capacity.disk:
         raise RecipeError(
-            f"{recipe.checkpoint.keep + 1} checkpoints of this student take {need // MIB} MiB, {recipe.run.root} has "
+            f"{checkpoints} checkpoints of this student take {need // MIB} MiB, {recipe.run.root} has "
             f"{capacity.disk // MIB} MiB free; free space, or set run.root to a larger disk"
         )
 
@@ -200,7 +203,7 @@ def _own_loss(path: str) -> None:
         raise RecipeError(f"objective.loss: {path!r} is no function; give one of (student_logprobs, tokens)")
 
 
-def _reward_model(path: str, student: Any) -> None:
+def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Prompt]) -> None:
     folder = _model_folder("reward.model", path)
     if _tokenizer("reward.model", folder).get_vocab() != student.get_vocab():
         raise RecipeError(
@@ -247,17 +250,18 @@ def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence
 
 def _check_shared_memory(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
     version = inputs.version_bytes
-    if 2 * version > capacity.object_store:
+    alive = 2 * (1 + len(recipe.moving("ema")))  # of the student and of each average
+    if alive * version > capacity.object_store:
         raise RecipeError(
-            f"a weight version takes {version / MIB:.1f} MiB and two live at a time, the object store has "
-            f"{capacity.object_store / MIB:.1f} MiB; raise cluster.object_store_mib to {2 * version // MIB + 64}"
+            f"a weight version takes {version / MIB:.1f} MiB and {alive} live at a time, the object store has "
+            f"{capacity.object_store / MIB:.1f} MiB; raise cluster.object_store_mib to {alive * version // MIB + 64}"
         )
     files = version * recipe.rollout.members
-    if capacity.shared_memory is not None and 2 * version + files > capacity.shared_memory:
+    if capacity.shared_memory is not None and alive * version + files > capacity.shared_memory:
         raise RecipeError(
-            f"two weight versions and {recipe.rollout.members} member files take {(2 * version + files) / MIB:.1f} "
-            f"MiB of shared memory, {capacity.shared_memory / MIB:.1f} MiB are free; enlarge /dev/shm or lower "
-            "rollout.members"
+            f"{alive} weight versions and {recipe.rollout.members} member files take "
+            f"{(alive * version + files) / MIB:.1f} MiB of shared memory, {capacity.shared_memory / MIB:.1f} MiB are "
+            "free; enlarge /dev/shm or lower rollout.members"
         )
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +29,6 @@ from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
 from orchestrator.telemetry import Meter
-from orchestrator.transport import MemberDied
 from orchestrator.versions import Versions
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
@@ -146,8 +144,8 @@ class Run:
                 self._end_early()
             self.evaluations["before"] = saved.state["evaluation"]["before"]
         if saved or highest:
-            # the step that was cut short may have published one version more than it recorded
-            self.progress.version = max(highest, saved.state["version"] if saved else 0) + 2
+            # a rollback and the step that was cut short may each have published a version that no line records
+            self.progress.version = max(highest, saved.state["version"] if saved else 0) + 3
         return saved
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
@@ -188,10 +186,10 @@ class Run:
         """Full-vocabulary targets travel as hidden states: the learner holds the head that they need."""
         if self.recipe.objective.support_of[model] != "full":
             return
-        pool, oldest = self.pools.scorers[model], version - self.recipe.max_staleness - 1
-        await self.learner.load_projection(
-            model, version, oldest, pool.transport.call(pool.serving()[0].head, "projection")[0]
-        )
+        head, found = await self.pools.scorers[model].call("projection", returns=2)
+        if found != version:
+            raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
+        await self.learner.load_projection(model, version, version - self.recipe.max_staleness - 1, head)
 
     async def _move_teachers(self) -> None:
         """Bring the scorers of models that follow the student to its new version, or to its new average."""
@@ -200,9 +198,7 @@ class Run:
         for model, versions in self._teachers.items():
             if versions is not self.versions:
                 versions.current = await self.learner.publish(number, model)
-            pool = self.pools.scorers[model]
-            with suppress(MemberDied):  # its replacement is admitted with the new version
-                await asyncio.gather(*(versions.pull(pool, member) for member in pool.serving()))
+            await versions.pull_all(self.pools.scorers[model])
             await self._load_head(model, number)
 
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
@@ -248,8 +244,7 @@ class Run:
         return admit
 
     async def _pull_everywhere(self) -> None:
-        pools = self.pools.writers().values()
-        await asyncio.gather(*(self.versions.pull(pool, m) for pool in pools for m in pool.serving()))
+        await asyncio.gather(*(self.versions.pull_all(pool) for pool in self.pools.writers().values()))
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         with (self.directory / checkpoint.METRICS).open("a") as metrics:
@@ -279,14 +274,14 @@ class Run:
             measured = await self.evaluation.run(self.progress.version, dials, None, cap) or {}
         cap, entropy = ladder.cap(length), measured.get("entropy")
         ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
+        if action is Action.ROLLBACK:  # before anything is leased at the cap that is gone on with
+            await self._roll_back()
         self.progress.ladder = ladder
         seen = "" if entropy is None else f" (held-out entropy {entropy:.3f} nats)"
         self.observer.notice(f"responses of up to {cap} tokens{seen}: {action.value}, now up to {ladder.cap(length)}")
         if action in (Action.ADVANCE, Action.FINISH) and length.gate and length.gate.on_fail == "rollback":
             self._anchor = self.progress.step
             await self._save()
-        elif action is Action.ROLLBACK:
-            await self._roll_back()
         elif action is Action.STOP:
             self._end_early()
 
@@ -297,7 +292,9 @@ class Run:
 
     async def _roll_back(self) -> None:
         """Take the weights that the longest good cap passed with; they are published as a new version."""
-        await self.learner.restore(self.directory / "checkpoints" / f"step_{self._anchor}")
+        anchor = self.directory / "checkpoints" / f"step_{self._anchor}"
+        await self.learner.restore(anchor)
+        self.progress.beta = json.loads((anchor / checkpoint.STATE).read_text())["beta"]
         self.progress.version += 1
         self.versions.current = await self.learner.publish(self.progress.version)
         await self._pull_everywhere()

@@ -225,7 +225,7 @@ class Stage:
         headers = [scored.header for scored in batch]
         tokens = sum(h.loss_tokens for h in headers)
         trained_at = self.progress.version - 1
-        rewards = [scored.reward for scored in batch if scored.reward is not None]
+        rewards = [s.reward for s in batch if s.reward is not None and s.source == "student"]
         scored_tokens, score_bytes = counts.get("tokens_scored", 0), counts.pop("score_bytes", 0)
         names = ("tokens_generated", "tokens_scored", "samples_dropped", "bytes_inlined")
         seconds = tuple(f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait"))

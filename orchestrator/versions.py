@@ -6,6 +6,7 @@ outlives the member that reads it and the learner that made it.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,18 @@ class Versions:
 
         Raises MemberDied. A member whose load raised is as good as dead: its engine may hold half a version.
         """
+        async with member.turn:  # two pulls of one version load it once
+            await self._pull(pool, member)
+
+    async def pull_all(self, pool: Pool) -> None:
+        """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
+        version."""
+        pulls = await asyncio.gather(*(self.pull(pool, m) for m in pool.serving()), return_exceptions=True)
+        for failure in pulls:
+            if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
+                raise failure
+
+    async def _pull(self, pool: Pool, member: PoolMember) -> None:
         while self.current is not None and member.version != self.current.number:
             target = self.current
             try:

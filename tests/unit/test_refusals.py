@@ -154,6 +154,7 @@ def test_what_has_no_meaning_is_refused_whatever_is_allowed() -> None:
 
 # --- meaningless: always refused ---
 
+SIGN = {"weight": 1.0, "combine": "sign"}
 MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
     "_unknown_models": [
         ({"models.student": REMOVED}, "models: no model named 'student'; add models.student.path"),
@@ -196,6 +197,10 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         ),
     ],
     "_nothing_to_learn": [
+        (
+            with_objective(target="data", reverse_weight=0.0, prefix={"student": 0.5, "dataset": 0.5}),
+            "objective.target: 'data' on the student's own samples",
+        ),
         (
             with_objective(target="none"),
             "objective.target: 'none' without outcome.weight leaves nothing to learn; name a teacher or set the weight",
@@ -243,6 +248,18 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         (with_objective(clip=5, estimator="k2_in_loss"), "objective.clip.log_ratio: bounds the log-ratio in estimator"),
     ],
     "_axes_without_part": [
+        (with_objective(estimator="k2_in_loss", baseline="value"), "objective.baseline: is of the reward's signal"),
+        (
+            {
+                "reward.rules": [{"kind": "length"}],
+                **with_objective(target="none", baseline="value", outcome={"weight": 1}),
+            },
+            "objective.baseline: is of the signal to a teacher",
+        ),
+        (
+            {"sampling.top_p": 0.5, **with_objective(support="topk", topk_of="student")},
+            "sampling.top_p: below 1 the sampler ranks only its nucleus",
+        ),
         (with_objective(baseline="value", support="full"), "objective.baseline: 'value' is of the sampled signal"),
         (with_objective(family="power", clip=1.0), "objective.clip.log_ratio: the power family's signal is bounded"),
         (with_objective(loss="a.b:c", reverse_weight=0.5), "objective.loss: decides by itself"),
@@ -358,6 +375,22 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
     ],
     "_outcomes": [
         (
+            {"batch.updates": 2, **with_objective(estimator="k2_in_loss")},
+            "batch.updates: more than one pass needs a sampled signal",
+        ),
+        (
+            {"reward.rules": [{"kind": "length"}], **with_objective(loss="a.b:c", outcome=SIGN)},
+            "objective.outcome.combine: 'sign' gives the log-ratio",
+        ),
+        (
+            {"reward.rules": [{"kind": "length"}], **with_objective(outcome={**SIGN, "baseline": "value"})},
+            "objective.outcome.baseline: 'sign' reads a response's advantage",
+        ),
+        (
+            {"reward.rules": [{"kind": "length"}], **with_objective(outcome={**SIGN, "truncated": "mask"})},
+            "objective.outcome.truncated: under combine: sign",
+        ),
+        (
             with_objective(outcome={"weight": 1}),
             "objective.outcome.weight: no reward.rules to earn it; add a rule or a reward.model, or set it to 0",
         ),
@@ -398,7 +431,7 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         ),
         (
             with_objective(support="full") | {"batch.updates": 2},
-            "batch.updates: more than one pass needs a sampled signal; a divergence has no ratio to hold it",
+            "batch.updates: more than one pass needs a sampled signal; this objective has no ratio to hold it",
         ),
         (
             with_objective(support="full", trust={"kind": "ppo"}),
