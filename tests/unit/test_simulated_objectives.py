@@ -439,3 +439,29 @@ def test_a_rollback_moves_a_live_teacher_back_with_the_student(
     assert simulation(ladder(tmp_path, "rollback", models=MOVING["live"]), gate).go() == DONE
     assert {v for by in batches.scorers[5].values() for v in by.values()} == {5}
     assert {v for row in trained(tmp_path) if row["step"] == "step_000005" for v in row["versions"]} == {5}
+
+
+@pytest.mark.parametrize("weights", ["live", "ema"])
+def test_a_moving_teachers_only_scorer_may_die_at_a_publish(tmp_path: Path, weights: str) -> None:
+    """Its replacement is admitted with the new version, and the learner is given the head of that version."""
+    one = {"engine": "simulated", "members": 1}
+    moving = recipe(
+        tmp_path, objective={"target": "teacher", "support": "full"}, models=MOVING[weights], scorer={"teacher": one}
+    )
+    heads: list[tuple[int, int]] = []
+    trial = Simulation(moving)
+    load_projection, publish = trial.run.learner.load_projection, trial.run.learner.publish
+
+    async def spied(model: str, version: int, oldest: int, ref: Any) -> None:
+        heads.append((version, (await trial.transport.value(ref))["width"]))
+        await load_projection(model, version, oldest, ref)
+
+    async def killing(number: int, model: str | None = None) -> Any:
+        if number == 3 and (model is not None or weights == "live"):
+            await trial.transport.kill(trial.pools.scorers["teacher"].members[0].actors)
+        return await publish(number, model)
+
+    trial.run.learner.load_projection, trial.run.learner.publish = spied, killing  # type: ignore[method-assign]
+    assert trial.go() == DONE
+    assert [version for version, _ in heads] == list(range(STEPS + 1))
+    assert trial.pools.scorers["teacher"].restarts == 1
