@@ -18,7 +18,7 @@ STEP_METRICS: dict[str, str] = {
     "kl_support": "support of the KLs: sampled | topk | full",
     "reverse_kl_k3": "on sampled support the mean of k3, another estimate of the reverse KL that is never negative",
     "kl_by_position": "the reverse KL by position in the response: {end of the bucket: nats a token}",
-    "entropy": "student entropy over the full vocabulary at temperature 1, nats a token",
+    "entropy": "student entropy over the full vocabulary, nats a token; at temperature 1 but for a reward alone",
     "teacher_entropy": "teacher entropy over the full vocabulary at temperature 1, nats a token; null of a vllm scorer",
     "log_ratio_p1": "1st percentile of l = log p - log q of sampled tokens, to the first teacher, nats",
     "log_ratio_p50": "median of the same",

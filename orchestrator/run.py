@@ -28,6 +28,7 @@ from orchestrator.pool import Pool, PoolMember
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
+from orchestrator.teachers import Teachers
 from orchestrator.telemetry import Meter
 from orchestrator.versions import Versions
 
@@ -75,10 +76,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.versions = Versions()
-        self._teachers = {m: self.versions for m in self.recipe.moving("live")}
-        self._teachers |= {m: Versions() for m in self.recipe.moving("ema")}
         self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
         self.learner = LearnerGroup(self.recipe, self.pools.learner)
+        self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions)
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
         self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
         self.progress = Progress(beta=initial_beta(self.recipe.objective))
@@ -156,13 +156,11 @@ class Run:
         self.observer.phase("starting the engines")
         sizes = role_sizes(self.recipe)
         pools = self.pools.all()
-        for role, pool in pools.items():
+        for pool in pools.values():
             pool.notice = self.observer.notice
-            if role in ("rollout", "teacher_rollout", "dataset"):
-                pool.admit = self._admit_to(pool, self.versions)
-        for model, versions in self._teachers.items():
-            self.pools.scorers[model].admit = self._admit_to(self.pools.scorers[model], versions)
-        for pool in (*self.pools.writers().values(), *(self.pools.scorers[model] for model in self._teachers)):
+        writers = [(pool, self.versions) for pool in self.pools.writers().values()]
+        for pool, versions in (*writers, *self.teachers.moving()):
+            pool.admit = self._admit_to(pool, versions)
             for member in pool.members:
                 member.version = -1  # of another run, if any: its numbers say nothing here
         cold = [pool.start(sizes[role]) for role, pool in pools.items() if role != "learner" and not pool.members]
@@ -173,33 +171,11 @@ class Run:
         self.observer.phase("publishing the first weights")
         self.versions.current = await self.learner.publish(self.progress.version)
         await self._pull_everywhere()
-        for model in self.recipe.scored_models:
-            if model not in self._teachers:
-                await self._load_head(model, 0)
-        await self._move_teachers()
+        await self.teachers.start()
         length = self.recipe.objective.length
         if length and length.gate and length.gate.on_fail == "rollback" and self._anchor is None:
             self._anchor = self.progress.step
             await self._save()
-
-    async def _load_head(self, model: str, version: int) -> None:
-        """Full-vocabulary targets travel as hidden states: the learner holds the head that they need."""
-        if self.recipe.objective.support_of[model] != "full":
-            return
-        head, found = await self.pools.scorers[model].call("projection", returns=2)
-        if found != version:
-            raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
-        await self.learner.load_projection(model, version, version - self.recipe.max_staleness - 1, head)
-
-    async def _move_teachers(self) -> None:
-        """Bring the scorers of models that follow the student to its new version, or to its new average."""
-        assert self.versions.current is not None
-        number = self.versions.current.number
-        for model, versions in self._teachers.items():
-            if versions is not self.versions:
-                versions.current = await self.learner.publish(number, model)
-            await versions.pull_all(self.pools.scorers[model])
-            await self._load_head(model, number)
 
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
         if not self.pools.learner.members:
@@ -232,7 +208,7 @@ class Run:
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
-            after_publish=self._move_teachers,
+            after_publish=self.teachers.follow,
             after_step=self._after_step,
             notice=self.observer.notice,
         )
@@ -298,7 +274,7 @@ class Run:
         self.progress.version += 1
         self.versions.current = await self.learner.publish(self.progress.version)
         await self._pull_everywhere()
-        await self._move_teachers()
+        await self.teachers.follow()
 
     async def _evaluate(self, when: str) -> dict[str, Any] | None:
         if not self.inputs.heldout:
