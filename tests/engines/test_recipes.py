@@ -10,12 +10,14 @@ from string import ascii_lowercase
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from actors.metrics import STEP_METRICS
 from configs.load import load_recipe
 from configs.schema import Recipe
 from orchestrator.layout import demands
-from tests.engines.shared import SMALL_SCORER, Engines, Finished
+from tests.engines.shared import SMALL_SCORER, Engines, Finished, merged
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHARED = ("base", "rl", "teachers")  # what recipes extend
@@ -165,6 +167,33 @@ def test_a_biased_recipe_says_so(engines: Engines) -> None:
     changes = _tiny(engines, "opd_sampled") | {"run": {"steps": 1}}
     changes["objective"] |= {"estimator": "k1_in_loss", "allow_biased": ["k1_in_loss"], "clip": None}
     assert engines.run(engines.recipe(**changes)).summary["biased"] == ["k1_in_loss"]
+
+
+@pytest.mark.parametrize("name", ["ppo", "kl_rl", "sdft", "gspo"])
+def test_ranks_and_shards_change_nothing(engines: Engines, name: str) -> None:
+    """A value head, a reference before the group's baseline, an average, a sequence ratio: on one rank, and on two
+    under ZeRO-3 in other micro-batches."""
+    done = []
+    for learner in ({"ranks": 1, "zero_stage": 0}, {"ranks": 2, "zero_stage": 3}):
+        changes = merged(_tiny(engines, name), {"run": {"steps": 1}, "learner": learner})
+        changes["batch"] |= {"tokens_per_microbatch": 128 * learner["ranks"]}
+        done.append(engines.run(engines.recipe(**changes)))
+    one, two = (run.lines[0] for run in done)
+    for metric in ("loss", "grad_norm", "entropy", "reference_kl", "effective_sample_size"):
+        assert two[metric] == (None if one[metric] is None else pytest.approx(one[metric], rel=1e-3, abs=1e-6)), metric
+    if one["held_fraction"] is not None:  # PPO's tokens of no reward have an advantage of rounding, and its sign
+        assert two["held_fraction"] == pytest.approx(one["held_fraction"], abs=0.05)
+    files = [next((run.directory / "checkpoints").glob("step_1")) for run in done]
+    for average in files[0].glob("average_*.safetensors"):
+        _equal_tensors(average, files[1] / average.name)
+    _equal_tensors(*(run.directory / "model" / "model.safetensors" for run in done))
+
+
+def _equal_tensors(one: Path, two: Path) -> None:
+    first, second = load_file(one), load_file(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():  # AdamW's first steps are of one size, whatever the gradient's
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_every_recipe_file_is_valid_and_fits_two_cores() -> None:
