@@ -35,6 +35,9 @@ class Dataset(Member):
             yield payload
             yield header
 
+    def cut(self, uids: Sequence[str]) -> None:
+        """Its responses leave whole."""
+
     def _sample(self, request: Request, cap: int) -> Sample:
         assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"
         ids = request.response_ids[:cap]

@@ -43,7 +43,9 @@ class Share:
 
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`;
     `advantages` and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term.
-    `record` is a file to write the trained samples to, or None.
+    `windows` are half-open token ranges of a response, by uid, that carry loss in this step, where not all of its
+    `loss_spans` do; tokens of a version below `oldest` carry none. `record` is a file to write the trained samples
+    to, or None.
     """
 
     step: int
@@ -59,4 +61,6 @@ class Share:
     rewards: Mapping[str, float] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     masked: frozenset[str] = frozenset()
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    oldest: int = 0
     record: str | None = None

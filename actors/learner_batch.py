@@ -16,6 +16,7 @@ from actors import causal_lm
 from actors.jobs import Share
 from actors.records import Sample, ScoreTable, trained_batch, unpack_samples
 from actors.student import Hidden, Targets
+from actors.windows import JoinedScores, samples_of
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
 from objectives.tokens import Scores, Tokens
@@ -30,10 +31,9 @@ class Batch:
     def __init__(
         self, share: Share, payloads: Sequence[pa.RecordBatch], config: ObjectiveConfig, packing: bool
     ) -> None:
-        mine = {uid for uids in share.micro_batches for uid in uids}
         blocks, tables = payloads[: share.sample_blocks], payloads[share.sample_blocks :]
         self.share = share
-        self.samples = {s.uid: s for block in blocks for s in unpack_samples(block) if s.uid in mine}
+        self.samples = samples_of(share, (row for block in blocks for row in unpack_samples(block)))
         self.old: dict[str, dict[str, np.ndarray]] = {}
         self._tables: dict[str, list[ScoreTable]] = {}
         for model, table in zip(share.scored_by, tables, strict=True):
@@ -69,8 +69,8 @@ class Batch:
     def reference_sum(self, uid: str, logprobs: np.ndarray) -> float:
         """Sum of k1 to the reference over the loss tokens of a response, nats."""
         assert self._config.reference is not None
-        table = self._table((self._config.reference.model,), uid)[1]
-        reference = np.maximum(table.values(uid, "logprobs"), self._config.logprob_floor)
+        scores = self._joined((self._config.reference.model,), self.samples[uid])
+        reference = np.maximum(scores.values("logprobs"), self._config.logprob_floor)
         return float(((logprobs - reference) * _on(self.samples[uid]).numpy()).sum())
 
     def record(self, rank: int) -> None:
@@ -92,8 +92,11 @@ class Batch:
             [self.samples[uid] for uid in uids],
             [self.share.rewards.get(uid) for uid in uids],
             [self.old["logprob"][uid] for uid in uids],
-            [self._table(teachers, uid)[1].values(uid, "logprobs") if teachers else None for uid in uids],
+            [self._teacher_logprobs(teachers, self.samples[uid]) if teachers else None for uid in uids],
         )
+
+    def _teacher_logprobs(self, models: Sequence[str], sample: Sample) -> np.ndarray:
+        return self._joined(models, sample).values("logprobs", unknown=np.nan)
 
     def _teachers(self) -> Mapping[str, float]:
         return objective.teacher_slots(self._config)
@@ -114,35 +117,35 @@ class Batch:
             return None
         return _cat([torch.from_numpy(self.old[stream][uid]) for uid in uids])
 
-    def _table(self, models: Sequence[str], uid: str) -> tuple[str, ScoreTable]:
-        """The scores of a uid by whichever model of a slot has scored it."""
-        found = ((m, t) for m in models for t in self._tables.get(m, ()) if uid in t)
-        model, table = next(found, (None, None))
-        if model is None or table is None:
-            raise RuntimeError(f"{uid} was scored by none of {list(models)}; its prompt's route and the share disagree")
-        return model, table
+    def _joined(self, models: Sequence[str], sample: Sample) -> JoinedScores:
+        """The scores of a sample by whichever model of a slot has scored it."""
+        model = next((m for m in models if any(sample.uid in table for table in self._tables.get(m, ()))), None)
+        if model is None:
+            raise RuntimeError(
+                f"{sample.uid} was scored by none of {list(models)}; its prompt's route and the share disagree"
+            )
+        return JoinedScores.of(model, sample, self._tables[model])
 
     def _scores(self, models: Sequence[str], samples: Sequence[Sample]) -> Scores:
-        tables = [self._table(models, s.uid)[1] for s in samples]
-        rows = list(zip(tables, samples, strict=True))
-        found = {"logprob": _cat([_column(t, s, "logprobs") for t, s in rows])}
-        if tables[0].has("support_ids"):
-            found["support_ids"] = _cat([_support(t, s, "support_ids").long() for t, s in rows])
-            found["support_logprobs"] = _cat([_support(t, s, "support_logprobs").float() for t, s in rows])
-            found["tail_logprob"] = _cat([_column(t, s, "tail_logprob") for t, s in rows])
+        rows = [self._joined(models, sample) for sample in samples]
+        found = {"logprob": _cat([_column(row, "logprobs") for row in rows])}
+        if rows[0].has("support_ids"):
+            found["support_ids"] = _cat([_support(row, "support_ids").long() for row in rows])
+            found["support_logprobs"] = _cat([_support(row, "support_logprobs").float() for row in rows])
+            found["tail_logprob"] = _cat([_column(row, "tail_logprob") for row in rows])
         return Scores(**found)
 
     def _hidden(self, models: Sequence[str], samples: Sequence[Sample]) -> list[Hidden]:
         """Hidden states of a slot, one piece for each head that they need."""
         rows: dict[tuple[str, int], list[Tensor]] = {}
         states: dict[tuple[str, int], list[Tensor]] = {}
-        start = 0
+        first = 0
         for sample in samples:
-            model, table = self._table(models, sample.uid)
-            head, count = (model, table.version(sample.uid)), len(sample.response_ids)
-            rows.setdefault(head, []).append(torch.arange(start, start + count))
-            states.setdefault(head, []).append(_hidden(table, sample))
-            start += count
+            joined = self._joined(models, sample)
+            for version, places, part in _hidden(joined):
+                rows.setdefault((joined.model, version), []).append(first + places)
+                states.setdefault((joined.model, version), []).append(part)
+            first += joined.tokens
         return [Hidden(head, torch.cat(rows[head]), torch.cat(states[head])) for head in rows]
 
 
@@ -283,14 +286,24 @@ def _cat(parts: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=dtype)
 
 
-def _column(table: ScoreTable, sample: Sample, column: str) -> Tensor:
-    return torch.tensor(table.values(sample.uid, column).astype(np.float32))
+def _column(scores: JoinedScores, column: str) -> Tensor:
+    return torch.tensor(scores.values(column).astype(np.float32))
 
 
-def _support(table: ScoreTable, sample: Sample, column: str) -> Tensor:
-    return torch.tensor(table.values(sample.uid, column)).reshape(len(sample.response_ids), -1)
+def _support(scores: JoinedScores, column: str) -> Tensor:
+    return torch.tensor(scores.values(column)).reshape(scores.tokens, -1)
 
 
-def _hidden(table: ScoreTable, sample: Sample) -> Tensor:
-    assert table.hidden_dtype is not None
-    return causal_lm.from_bytes(table.hidden(sample.uid), table.hidden_dtype).reshape(len(sample.response_ids), -1)
+def _hidden(scores: JoinedScores) -> list[tuple[int, Tensor, Tensor]]:
+    """(version of the head, places among the response's tokens, hidden states) of each table; the states of tokens
+    without a score are zero."""
+    found = []
+    for start, table in scores.tables.items():
+        assert table.hidden_dtype is not None
+        count = len(table.values(scores.uid, "logprobs"))
+        states = causal_lm.from_bytes(table.hidden(scores.uid), table.hidden_dtype).reshape(count, -1)
+        places = torch.arange(start, max(start, min(start + count, scores.tokens)))
+        found.append((table.version(scores.uid), places, states[: len(places)]))
+    bare = torch.from_numpy(np.flatnonzero(~scores.covered))
+    version, _, states = found[0]
+    return [*found, (version, bare, states.new_zeros(len(bare), states.shape[1]))] if len(bare) else found

@@ -6,6 +6,7 @@ that needs it; its header is what the orchestrator sees. Response tokens only; l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,13 +28,19 @@ SAMPLES = pa.schema(
         ("rollout_logprobs", pa.list_(pa.float32())),  # log mu of each response token, as sampled
         ("loss_spans", _spans),  # half-open token ranges of the response that carry loss
         ("turns", _spans),  # half-open ranges the student wrote, one a turn
-        ("finish", pa.string()),  # stop | length | data
+        ("finish", pa.string()),  # stop | length | data | cut | abort; empty while the response goes on
         ("versions", pa.list_(pa.int32())),  # policy version of each response token
         ("support_ids", pa.list_(pa.int32())),  # [tokens * k] the student's own top k, row-major; empty if not asked
+        ("start", pa.int32()),  # tokens before it were handed on in earlier segments; 0: the response is whole so far
     ]
 )
 
-_SCORES = [("uid", pa.string()), ("scorer_version", pa.int32()), ("logprobs", pa.list_(pa.float32()))]
+_SCORES = [
+    ("uid", pa.string()),
+    ("scorer_version", pa.int32()),
+    ("start", pa.int32()),  # response token of the first row of scores
+    ("logprobs", pa.list_(pa.float32())),
+]
 _TOPK = [
     ("support_ids", pa.list_(pa.int32())),  # [tokens * k], row-major
     ("support_logprobs", pa.list_(pa.float16())),  # [tokens * k]
@@ -53,7 +60,8 @@ TRAINED = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response. Lists are over response tokens; `seed` is hash(run seed, uid, attempt)."""
+    """One response, or what there is of it: with segments, a row holds the response so far and `start` says where its
+    new tokens begin. Lists are over response tokens; `seed` is hash(run seed, uid, attempt)."""
 
     uid: str
     group: str
@@ -67,10 +75,12 @@ class Sample:
     finish: str
     versions: list[int]
     support_ids: list[int] = field(default_factory=list)
+    start: int = 0
 
 
 class SampleHeader(NamedTuple):
-    """What the orchestrator knows of a sample. `version_sum` is over loss tokens, for the mean staleness."""
+    """What the orchestrator knows of a row. Counts are of its new tokens [start, end), so that the headers of a
+    response's segments add up; `versions` are (version, loss tokens sampled with it), ascending."""
 
     uid: str
     group: str
@@ -79,20 +89,42 @@ class SampleHeader(NamedTuple):
     response_tokens: int
     loss_tokens: int
     finish: str
-    version_min: int
-    version_sum: int
+    versions: tuple[tuple[int, int], ...]
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        """Tokens of the response so far."""
+        return self.start + self.response_tokens
+
+    @property
+    def last(self) -> bool:
+        """Whether the response has ended."""
+        return self.finish != ""
+
+    @property
+    def version_min(self) -> int:
+        """The oldest version of a loss token; 0 without any."""
+        return self.versions[0][0] if self.versions else 0
+
+    @property
+    def version_sum(self) -> int:
+        """Over loss tokens, for the mean staleness."""
+        return sum(version * tokens for version, tokens in self.versions)
 
 
 class BlockHeader(NamedTuple):
-    """Header of one block of samples: rows in payload order, and the payload's size in bytes."""
+    """Header of one block of samples: rows in payload order, and the payload's size in bytes. A response stands in a
+    block once."""
 
     samples: tuple[SampleHeader, ...]
     payload_bytes: int
 
 
 class ScoreHeader(NamedTuple):
-    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it. `entropies` are sums
-    over each response's tokens, nats, in the order of `uids`; None where the engine does not know them."""
+    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `tokens` counts the
+    tokens scored. Sums over them in the order of `uids`, nats: `entropies`, None where the engine does not know them;
+    `log_ratios`, this model's log-prob less the sampler's, NaN where the sampler's is not known."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -100,6 +132,7 @@ class ScoreHeader(NamedTuple):
     scorer_version: int
     payload_bytes: int
     entropies: tuple[float, ...] | None = None
+    log_ratios: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +155,10 @@ class Request:
         finish: str,
         versions: list[int],
         support_ids: Sequence[int] = (),
+        start: int = 0,
     ) -> Sample:
-        """The sample that this response makes: one turn, loss on every token of it."""
+        """The sample that this response makes: one turn, loss on every token of it. `finish` is empty, and `start` may
+        lie behind the first token, where it is handed on in segments."""
         whole = [(0, len(response_ids))]
         return Sample(
             uid=self.uid,
@@ -138,13 +173,14 @@ class Request:
             finish=finish,
             versions=versions,
             support_ids=list(support_ids),
+            start=start,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What a scorer is asked for: the samples in `prompts`, each behind the prompt ids given there; without `prompts`
-    every sample, behind its own.
+    """What a scorer is asked for: the new tokens of the samples in `prompts`, each behind the prompt ids given there;
+    without `prompts` those of every sample, behind its own.
 
     `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1.
     """
@@ -157,11 +193,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Scores of one response of T tokens. Arrays by support; unused ones are None.
+    """Scores of T tokens of a response, from `start` on. Arrays by support; unused ones are None.
 
     logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32;
-    hidden [T, width] raw bytes of `hidden_dtype`. `entropy_sum` over the response's tokens, nats: it travels in the
-    header. `version` is the scorer's when it scored.
+    hidden [T, width] raw bytes of `hidden_dtype`. Sums over the T tokens, nats, travel in the header: `entropy_sum`
+    and, to the sampler, `log_ratio`. `version` is the scorer's when it scored.
     """
 
     uid: str
@@ -172,6 +208,8 @@ class Score:
     hidden: bytes | None = None
     entropy_sum: float | None = None
     version: int = 0
+    start: int = 0
+    log_ratio: float | None = None
 
 
 class BadWeights(Exception):
@@ -207,18 +245,25 @@ def _tuples(spans: list[list[int]]) -> list[Span]:
 
 
 def header_of(sample: Sample) -> SampleHeader:
-    loss_versions = [v for start, end in sample.loss_spans for v in sample.versions[start:end]]
+    spans = [(max(start, sample.start), end) for start, end in sample.loss_spans]
+    versions = Counter(v for start, end in spans for v in sample.versions[start:end])
     return SampleHeader(
         uid=sample.uid,
         group=sample.group,
         attempt=sample.attempt,
         prompt_tokens=len(sample.prompt_ids),
-        response_tokens=len(sample.response_ids),
-        loss_tokens=len(loss_versions),
+        response_tokens=len(sample.response_ids) - sample.start,
+        loss_tokens=versions.total(),
         finish=sample.finish,
-        version_min=min(loss_versions, default=0),
-        version_sum=sum(loss_versions),
+        versions=tuple(sorted(versions.items())),
+        start=sample.start,
     )
+
+
+def log_ratio_of(logprobs: np.ndarray, sample: Sample) -> float:
+    """Sum over a sample's new tokens of a model's log-prob, [T] of them, less the sampler's; nats. NaN where the
+    sampler's is not known."""
+    return float((logprobs - np.asarray(sample.rollout_logprobs[sample.start :])).sum())
 
 
 def pack_scores(
@@ -226,7 +271,8 @@ def pack_scores(
 ) -> tuple[pa.RecordBatch, ScoreHeader]:
     """Scores -> payload and header. The support of the first score decides the columns."""
     fields: list[Any] = list(_SCORES)
-    columns: list[Any] = [[s.uid for s in scores], [s.version for s in scores], _ragged(s.logprobs for s in scores)]
+    columns: list[Any] = [[s.uid for s in scores], [s.version for s in scores], [s.start for s in scores]]
+    columns.append(_ragged(s.logprobs for s in scores))
     first = scores[0] if scores else None
     if first is not None and first.support_ids is not None:
         fields += _TOPK
@@ -238,9 +284,15 @@ def pack_scores(
     payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
     tokens = sum(len(s.logprobs) for s in scores)
     newest = max((s.version for s in scores), default=0)
-    known = [s.entropy_sum for s in scores if s.entropy_sum is not None]
-    entropies = tuple(known) if len(known) == len(scores) else None
-    return payload, ScoreHeader(tuple(s.uid for s in scores), rejected, tokens, newest, payload.nbytes, entropies)
+    entropies, log_ratios = (_known(getattr(s, name) for s in scores) for name in ("entropy_sum", "log_ratio"))
+    uids = tuple(s.uid for s in scores)
+    return payload, ScoreHeader(uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios)
+
+
+def _known(values: Iterable[float | None]) -> tuple[float, ...] | None:
+    """The values, or None where one is missing."""
+    found = tuple(values)
+    return None if None in found else found  # type: ignore[return-value]
 
 
 class ScoreTable:
@@ -261,6 +313,10 @@ class ScoreTable:
     def values(self, uid: str, column: str) -> np.ndarray:
         """One row of a list column, flat; support columns reshape to [tokens, k]."""
         return self._payload.column(column)[self._rows[uid]].values.to_numpy(zero_copy_only=False)
+
+    def start(self, uid: str) -> int:
+        """The response token of the first row of scores."""
+        return self._payload.column("start")[self._rows[uid]].as_py()
 
     def version(self, uid: str) -> int:
         """The scorer's version that scored a row."""

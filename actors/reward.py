@@ -35,11 +35,11 @@ class Reward(Member):
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, float]:
-        """uid -> weighted sum of the rules and of the model. `fields` holds each uid's prompt row (expected answers and
-        so on)."""
-        samples = unpack_samples(payload)
+        """uid -> weighted sum of the rules and of the model, for the uids in `fields`, which holds their prompt rows
+        (expected answers and so on)."""
+        samples = [s for s in unpack_samples(payload) if s.uid in fields]
         scores = self._scores(samples)
-        return {s.uid: self._by_rules(s, rules, fields.get(s.uid, {})) + scores[s.uid] for s in samples}
+        return {s.uid: self._by_rules(s, rules, fields[s.uid]) + scores[s.uid] for s in samples}
 
     def _by_rules(self, sample: Sample, rules: Sequence[Rule], row: Mapping[str, Any]) -> float:
         tokens = len(sample.response_ids)

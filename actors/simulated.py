@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.decoding import Decoding, Piece
 from actors.jobs import LearnerSpec, Share
 from actors.member import Member
 from actors.records import (
@@ -28,11 +29,13 @@ from actors.records import (
     Score,
     ScoreHeader,
     ScoreRequest,
+    log_ratio_of,
     pack_samples,
     pack_scores,
     trained_batch,
     unpack_samples,
 )
+from actors.windows import samples_of
 from configs.schema import Rule, Sampling, Simulated, Stream
 
 WEIGHTS = 8  # floats in the simulated model
@@ -40,10 +43,11 @@ REFERENCE_KL = 0.01  # nats a token
 
 
 class SimulatedRollout(Member):
-    def __init__(self, speed: Simulated) -> None:
-        self._speed = speed
+    def __init__(self, speed: Simulated, on_update: str = "keep") -> None:
+        self._seconds = speed.rollout_seconds_per_token
+        self._on_update = on_update
         self._version = 0
-        self._running = 0
+        self._calls: list[_Call] = []
 
     async def start(self) -> None:
         """Nothing to build."""
@@ -51,25 +55,36 @@ class SimulatedRollout(Member):
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Any]:
-        """Responses of random length, shortest first, in blocks of what ends together."""
-        self._running += len(requests)
-        waited = 0
-        planned = sorted((_length(r, sampling), r.uid, r) for r in requests)
+        """Responses of random length, shortest first, or their segments, in blocks of what ends together."""
+        asked = {request.uid: request for request in requests}
+        lengths = {uid: _length(request, sampling) for uid, request in asked.items()}
+        call = _Call(Decoding(lengths, stream.tokens, stream.coalesce_samples), self._seconds)
+        self._calls.append(call)
         try:
-            for start in range(0, len(planned), stream.coalesce_samples):
-                block = planned[start : start + stream.coalesce_samples]
-                await asyncio.sleep((block[-1][0] - waited) * self._speed.rollout_seconds_per_token)
-                waited = block[-1][0]
-                samples = [_response(r, n, sampling, end_token_ids, self._version) for n, _, r in block]
-                for part in pack_samples(samples):
-                    yield part
+            while call.decoding.open:
+                if await call.until_due():
+                    call.decoding.pass_until(call.decoding.due, self._version)
+                if block := call.decoding.take():
+                    versions = [*call.decoding.versions, self._version]  # a response may end with the next token
+                    samples = [_row(asked[p.uid], p, lengths[p.uid], sampling, end_token_ids, versions) for p in block]
+                    for part in pack_samples(samples):
+                        yield part
         finally:
-            self._running -= len(requests)
+            self._calls.remove(call)
+
+    async def cut(self, uids: Sequence[str]) -> None:
+        for call in self._calls:
+            call.pass_time(self._version)
+            call.end(uids, "cut")
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         for header, bucket in zip(headers, buckets, strict=True):
             if hashlib.sha256(memoryview(bucket)).hexdigest() != header.sha256:
                 raise BadWeights(f"version {version} changed on the way; pull it again")
+        for call in self._calls:
+            call.pass_time(self._version)
+            if self._on_update == "abort":
+                call.end(list(call.decoding.running), "abort")
         self._version = version
         return version
 
@@ -80,11 +95,43 @@ class SimulatedRollout(Member):
         """Nothing to take."""
 
     async def drain(self) -> None:
-        while self._running:
+        while self._calls:
             await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
         """Nothing to release."""
+
+
+class _Call:
+    """One call of `generate` and its clock: a tick takes `seconds`."""
+
+    def __init__(self, decoding: Decoding, seconds: float) -> None:
+        self.decoding = decoding
+        self._seconds = seconds
+        self._since = time.monotonic()  # when the last tick passed
+        self._changed = asyncio.Event()
+
+    async def until_due(self) -> bool:
+        """Wait for the next block. True when its time has come, False when a response was ended before."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout((self.decoding.due - len(self.decoding.versions)) * self._seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            self._since = time.monotonic()
+            return True
+        return False
+
+    def pass_time(self, version: int) -> None:
+        """Let the ticks since the last one pass, at most up to the next block."""
+        ticks = int((time.monotonic() - self._since) / self._seconds) if self._seconds and self.decoding.open else 0
+        if ticks:
+            self._since += ticks * self._seconds
+            self.decoding.pass_until(min(len(self.decoding.versions) + ticks, self.decoding.due), version)
+
+    def end(self, uids: Sequence[str], finish: str) -> None:
+        self.decoding.end(uids, finish)
+        self._changed.set()
 
 
 class SimulatedScorer(Member):
@@ -98,13 +145,16 @@ class SimulatedScorer(Member):
 
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
         samples = [s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts]
-        rejected = {s.uid: "empty response" for s in samples if not s.response_ids}
+        rejected = {s.uid: "empty response" for s in samples if not s.response_ids[s.start :]}
         rejected |= {
             s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary
         }
         good = [s for s in samples if s.uid not in rejected]
-        await asyncio.sleep(sum(len(s.response_ids) for s in good) * self._speed.score_seconds_per_token)
+        await asyncio.sleep(sum(len(s.response_ids) - s.start for s in good) * self._speed.score_seconds_per_token)
         return pack_scores([_score(s, request, self._version) for s in good], rejected, "float32")
+
+    async def forget(self, uids: Sequence[str]) -> None:
+        """Nothing is kept."""
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}
@@ -128,7 +178,7 @@ class SimulatedReward(Member):
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, float]:
         weight = sum(r.weight for r in rules) or 1.0
-        return {s.uid: weight * float(len(s.response_ids) % 2) for s in unpack_samples(payload)}
+        return {s.uid: weight * float(len(s.response_ids) % 2) for s in unpack_samples(payload) if s.uid in fields}
 
 
 class SimulatedLearner(Member):
@@ -153,7 +203,7 @@ class SimulatedLearner(Member):
         """There is no head."""
 
     def reference_sums(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float]:
-        return {s.uid: REFERENCE_KL * len(s.response_ids) for s in self._samples(share, payloads)}
+        return {s.uid: REFERENCE_KL * len(_loss_tokens(s)) for s in self._samples(share, payloads)}
 
     def step(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
         metrics = self.evaluate(share, *payloads)
@@ -164,16 +214,16 @@ class SimulatedLearner(Member):
     def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
         samples = self._samples(share, payloads)
         time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
-        tokens = np.sort(np.array([t for s in samples for t in s.response_ids], np.float64))
-        loss = float(self._weights.sum() + tokens.mean() / 1000.0)
+        tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
+        loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
         self._record(share, samples)
         gap = 0.0 if any(share.version in s.versions for s in samples) else None
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
         return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None}
 
     def _samples(self, share: Share, payloads: Sequence[pa.RecordBatch]) -> list[Sample]:
-        mine = {uid for uids in share.micro_batches for uid in uids}
-        return [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block) if s.uid in mine]
+        rows = (row for block in payloads[: share.sample_blocks] for row in unpack_samples(block))
+        return list(samples_of(share, rows).values())
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
         if self._rank == 0:
@@ -209,22 +259,33 @@ def _length(request: Request, sampling: Sampling) -> int:
     return random.Random(request.seed).randint(1, sampling.max_response_tokens)
 
 
-def _response(request: Request, length: int, sampling: Sampling, end: Sequence[int], version: int) -> Sample:
+def _row(
+    request: Request, piece: Piece, length: int, sampling: Sampling, end: Sequence[int], versions: list[int]
+) -> Sample:
     rng = random.Random(request.seed + 1)
     stopped = length < sampling.max_response_tokens
     ids = [rng.randint(3, 50) for _ in range(length)]
     if stopped and end:
         ids[-1] = end[0]
-    return request.answered(ids, [-1.0] * length, "stop" if stopped else "length", [version] * length)
+    finish = ("stop" if stopped else "length") if piece.finish is None else piece.finish
+    so_far = slice(piece.end)
+    return request.answered(ids[so_far], [-1.0] * piece.end, finish, versions[so_far], start=piece.start)
+
+
+def _loss_tokens(sample: Sample) -> list[int]:
+    return [token for start, end in sample.loss_spans for token in sample.response_ids[start:end]]
 
 
 def _score(sample: Sample, request: ScoreRequest, version: int) -> Score:
-    tokens = len(sample.response_ids)
+    """The teacher likes some tokens a little less than the sampler did."""
+    ids, start = np.array(sample.response_ids[sample.start :]), sample.start
+    logprobs = -1.0 - (ids % 5).astype(np.float32) / 10.0
     support: dict[str, Any] = {}
     if request.support == "topk":
-        support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (tokens, 1))
-        support["support_logprobs"] = np.full((tokens, request.topk), -3.0, np.float16)
-        support["tail_logprob"] = np.full(tokens, -1.0, np.float32)
+        support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (len(ids), 1))
+        support["support_logprobs"] = np.full((len(ids), request.topk), -3.0, np.float16)
+        support["tail_logprob"] = np.full(len(ids), -1.0, np.float32)
     if request.support == "full":
-        support["hidden"] = np.zeros(tokens, np.float32).tobytes()
-    return Score(sample.uid, np.full(tokens, -1.0, np.float32), version=version, **support)
+        support["hidden"] = np.zeros(len(ids), np.float32).tobytes()
+    log_ratio = log_ratio_of(logprobs, sample)
+    return Score(sample.uid, logprobs, version=version, start=start, log_ratio=log_ratio, **support)

@@ -362,6 +362,14 @@ def _split_engines(recipe: Recipe) -> Finding:
     return None
 
 
+def _streams(recipe: Recipe) -> Finding:
+    if recipe.stream.early_stop and not recipe.stream.tokens:
+        return "stream.early_stop: judges a response by the segments scored so far; set stream.tokens, or remove it"
+    if recipe.rollout.keep_key_values and recipe.rollout.on_update == "abort":
+        return "rollout.keep_key_values: under on_update: abort no running response has any left; use on_update: keep"
+    return None
+
+
 def _contexts(recipe: Recipe) -> Finding:
     response = recipe.sampling.max_response_tokens
     if response >= recipe.rollout.max_context_tokens:
@@ -407,6 +415,7 @@ MEANINGLESS: tuple[Callable[[Recipe], Finding], ...] = (
     _outcomes,
     _references,
     _split_engines,
+    _streams,
     _contexts,
 )
 

@@ -95,7 +95,12 @@ class Resources(Node):
 
 
 class Rollout(Node):
-    """Student rollout members. `max_concurrent` bounds the responses one engine decodes at a time."""
+    """Student rollout members. `max_concurrent` bounds the responses one engine decodes at a time.
+
+    `on_update`: across a weight update running responses go on (`keep`; every token carries its version), or end there
+    and are sampled again (`abort`). `keep_key_values`: those that go on keep the key-values of the old weights instead
+    of computing them anew.
+    """
 
     engine: Literal["vllm", "simulated"] = "vllm"
     members: Positive = 1
@@ -107,16 +112,22 @@ class Rollout(Node):
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     tensor_parallel: Positive = 1
     eager: bool = True
+    on_update: Literal["keep", "abort"] = "keep"
+    keep_key_values: bool = False
 
 
 class Scorer(Node):
-    """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`."""
+    """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
+
+    `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
+    """
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
     members: Positive = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     tokens_per_batch: Positive = 1024
+    cache_tokens: NonNegative = 16384
     max_context_tokens: Positive = 1024
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
@@ -198,11 +209,24 @@ class Simulated(Node):
     learn_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class EarlyStop(Node):
+    """A response is cut once `after_tokens` of it are scored and the mean log-ratio of the tokens scored so far, log p
+    of the teacher less log q of the sampler, is below `log_ratio`, nats a token."""
+
+    log_ratio: Annotated[float, Field(lt=0.0, allow_inf_nan=False)]
+    after_tokens: Positive
+
+
 class Stream(Node):
-    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many."""
+    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many.
+
+    `tokens`: responses are handed on in segments of so many tokens while they are being sampled; 0: whole.
+    """
 
     coalesce_ms: Annotated[float, Field(ge=0.0)] = 20.0
     coalesce_samples: Positive = 64
+    tokens: NonNegative = 0
+    early_stop: EarlyStop | None = None
 
 
 class Evaluate(Node):

@@ -111,7 +111,8 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
 def _rollout(recipe: Recipe) -> GangSpec:
     config = recipe.rollout
     if config.engine == "simulated":
-        return GangSpec("rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+        arguments: tuple[Any, ...] = (recipe.simulated, config.on_update)
+        return GangSpec("rollout", SimulatedRollout, (arguments,), config.resources)
     arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
     return GangSpec(
         "rollout", Rollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)

@@ -170,8 +170,10 @@ def test_rewards_are_numbers_by_uid(bench: Bench) -> None:
     from configs.schema import Rule
 
     (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
-    (rewards,) = bench.call(bench.pools.reward, "reward", payload, (Rule(kind="length"),), {})
-    assert rewards.keys() == {s.uid for s in unpack_samples(payload)}
+    *asked, _ = (s.uid for s in unpack_samples(payload))
+    fields = {uid: {} for uid in asked}
+    (rewards,) = bench.call(bench.pools.reward, "reward", payload, (Rule(kind="length"),), fields)
+    assert rewards.keys() == set(asked), "and nothing of rows that nobody asked for"
     assert all(isinstance(value, float) for value in rewards.values())
 
 

@@ -9,7 +9,7 @@ from orchestrator.buffer import Buffer, Scored
 
 
 def scored(uid: str, payload: str = "first") -> Scored:
-    return Scored(SampleHeader(uid, uid.split(".")[0], 0, 3, 2, 2, "stop", 0, 0), payload)
+    return Scored(SampleHeader(uid, uid.split(".")[0], 0, 3, 2, 2, "stop", ((0, 2),)), payload)
 
 
 def uids(batch: list[Scored] | None) -> list[str]:

@@ -20,7 +20,7 @@ def recipe(**outcome: Any) -> Recipe:
 
 
 def scored(uid: str, reward: float | None, source: str = "student", finish: str = "stop") -> Scored:
-    header = SampleHeader(uid, uid.split(".")[0], 0, 1, 4, 4, finish, 0, 0)
+    header = SampleHeader(uid, uid.split(".")[0], 0, 1, 4, 4, finish, ((0, 4),))
     return Scored(header, None, reward=reward, source=source)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from actors.jobs import Share, Total
 from actors.learner_batch import Batch
-from actors.records import Request, Score, pack_samples, pack_scores
+from actors.records import Request, Sample, Score, pack_samples, pack_scores
 from configs.objective import Objective
 from objectives.schedule import Dials
 
@@ -85,3 +85,106 @@ def test_after_the_first_pass_the_policy_that_sampled_is_the_old_one() -> None:
     held.old = {"logprob": {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)}}
     old = held.micro_batch(("b", "a"))[1].tokens.old_logprob
     assert old is not None and old.tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+# --- responses that came in segments ---
+
+VERSIONS = [0, 0, 1, 1, 2, 2]
+
+
+def row(end: int, start: int = 0) -> Sample:
+    """Response "s" of 6 tokens, as far as it has come; token t has id 10 + t and two ids of support."""
+    ids = list(range(10, 10 + end))
+    support = [i for t in ids for i in (t, t + 100)]
+    return Request("s", "s", 0, 1, [7, 8]).answered(ids, [-1.0] * end, "", VERSIONS[:end], support, start)
+
+
+def scores(start: int, end: int, version: int = 0) -> Score:
+    """Of token t: log-prob -t, support {t, t + 100} and hidden state [t, t]."""
+    places = np.arange(start, end)
+    return Score(
+        "s",
+        -places.astype(np.float32),
+        support_ids=np.stack([places, places + 100], -1).astype(np.int32),
+        support_logprobs=np.stack([-places, -places], -1).astype(np.float16),
+        tail_logprob=-places.astype(np.float32),
+        hidden=np.stack([places, places], -1).astype(np.float32).tobytes(),
+        start=start,
+        version=version,
+    )
+
+
+def segmented(
+    config: Objective, rows: list[Sample], tables: list[Score], window: tuple[int, int], oldest: int = 0
+) -> Batch:
+    share = Share(
+        step=1,
+        version=2,
+        micro_batches=(("s",),),
+        loss_tokens=10,
+        totals={term: Total(10, 4) for term in config.terms},
+        constant=100,
+        dials=Dials(),
+        sample_blocks=len(rows),
+        scored_by=("teacher",) * len(tables),
+        windows={"s": window},
+        oldest=oldest,
+    )
+    payloads = [pack_samples([r])[0] for r in rows] + [pack_scores([s], {}, "float32")[0] for s in tables]
+    return Batch(share, payloads, config, True)
+
+
+DENSE = Objective(target="teacher")
+SEGMENTS = [scores(0, 2), scores(2, 4), scores(4, 6)]
+
+
+@pytest.mark.parametrize("rows", [[row(2), row(4, 2), row(6, 4)], [row(6, 4), row(2)], [row(6)]], ids=len)
+def test_the_longest_row_is_trained_on_up_to_the_windows_end(rows: list[Sample]) -> None:
+    held = segmented(DENSE, rows, SEGMENTS, (2, 4))
+    pack, targets = held.micro_batch(("s",))
+    assert pack.ids.tolist() == [[7, 8, 10, 11, 12, 13]], "nothing behind the window is computed"
+    assert targets.tokens.on.tolist() == [False, False, True, True]
+    assert targets.tokens.weights["distillation"].tolist() == pytest.approx([0.0, 0.0, 0.1, 0.1])
+    assert targets.tokens.scores["teacher"].logprob.tolist() == [0.0, -1.0, -2.0, -3.0]
+    sample = held.samples["s"]
+    assert (sample.loss_spans, sample.turns, sample.versions) == ([(2, 4)], [(0, 4)], [0, 0, 1, 1])
+    assert sample.support_ids == [10, 110, 11, 111, 12, 112, 13, 113]
+
+
+def test_tokens_that_are_too_old_carry_no_loss() -> None:
+    assert segmented(DENSE, [row(6)], SEGMENTS, (1, 6), oldest=1).samples["s"].loss_spans == [(2, 6)]
+    assert segmented(DENSE, [row(6)], SEGMENTS, (0, 6), oldest=3).samples["s"].loss_spans == []
+    gaps = replace(row(6), loss_spans=[(0, 1), (3, 5)])
+    assert segmented(DENSE, [gaps], SEGMENTS, (0, 6), oldest=0).samples["s"].loss_spans == [(0, 1), (3, 5)]
+
+
+def test_a_window_that_ends_inside_a_segment_takes_its_part_of_the_scores() -> None:
+    tokens = segmented(DENSE, [row(6)], [scores(0, 6)], (1, 3)).micro_batch(("s",))[1].tokens
+    assert tokens.scores["teacher"].logprob.tolist() == [0.0, -1.0, -2.0]
+
+
+def test_what_no_table_covers_is_zero_and_carries_no_loss() -> None:
+    topk = Objective(target="teacher", support="topk", topk=2)
+    tokens = segmented(topk, [row(6, 4)], SEGMENTS[1:2], (2, 4)).micro_batch(("s",))[1].tokens
+    teacher = tokens.scores["teacher"]
+    assert teacher.support_ids is not None and teacher.support_logprobs is not None and teacher.tail_logprob is not None
+    assert teacher.logprob.tolist() == teacher.tail_logprob.tolist() == [0.0, 0.0, -2.0, -3.0]
+    assert teacher.support_ids.tolist() == [[0, 0], [0, 0], [2, 102], [3, 103]]
+    assert teacher.support_logprobs.tolist() == [[0.0, 0.0], [0.0, 0.0], [-2.0, -2.0], [-3.0, -3.0]]
+
+
+@pytest.mark.parametrize("window", [(1, 4), (2, 5)])
+def test_loss_on_a_token_without_a_score_is_an_error(window: tuple[int, int]) -> None:
+    with pytest.raises(RuntimeError, match=r"s: tokens . to . carry loss and teacher has not scored all of them"):
+        segmented(DENSE, [row(6)], SEGMENTS[1:2], window).micro_batch(("s",))
+
+
+def test_each_segments_hidden_states_go_through_the_head_of_its_version() -> None:
+    full = Objective(target="teacher", support="full")
+    tables = [scores(2, 4, version=3), scores(4, 6, version=5)]
+    (targets,) = (segmented(full, [row(6)], tables, (3, 5)).micro_batch(("s",))[1],)
+    found = {h.head: (h.rows.tolist(), h.states[:, 0].tolist()) for h in targets.hidden["teacher"]}
+    assert found == {
+        ("teacher", 3): ([2, 3, 0, 1], [2.0, 3.0, 0.0, 0.0]),  # the last two have no score and no loss
+        ("teacher", 5): ([4], [4.0]),
+    }

@@ -16,6 +16,7 @@ from actors.records import (
     Score,
     ScoreTable,
     header_of,
+    log_ratio_of,
     pack_samples,
     pack_scores,
     trained_batch,
@@ -64,7 +65,8 @@ def test_no_samples_are_an_empty_payload() -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     names = (
-        "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions support_ids"
+        "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions support_ids "
+        "start"
     )
     assert names.split() == SAMPLES.names
 
@@ -80,13 +82,33 @@ def test_a_sample_without_loss_tokens_has_a_header_that_says_so() -> None:
     assert (header.loss_tokens, header.version_min, header.version_sum) == (0, 0, 0)
 
 
+def test_the_headers_of_a_responses_segments_add_up() -> None:
+    spans, versions = [(1, 3), (4, 7)], [2, 2, 3, 3, 3, 5, 5]
+    whole = header_of(sample(tokens=7, loss_spans=spans, versions=versions))
+    rows = [
+        sample(tokens=end, start=start, versions=versions[:end], finish=finish, loss_spans=inside)
+        for start, end, finish, inside in ((0, 4, "", [(1, 3)]), (4, 6, "", [(1, 3), (4, 6)]), (6, 7, "stop", spans))
+    ]
+    first, second, third = segments = [header_of(row) for row in rows]
+    assert [(h.start, h.end, h.response_tokens, h.loss_tokens) for h in segments] == [
+        (0, 4, 4, 2),
+        (4, 6, 2, 2),
+        (6, 7, 1, 1),
+    ]
+    assert (first.versions, second.versions, third.versions) == (((2, 1), (3, 1)), ((3, 1), (5, 1)), ((5, 1),))
+    assert [h.last for h in segments] == [False, False, True] and whole.last
+    assert sum(h.version_sum for h in segments) == whole.version_sum == 2 + 3 + 3 + 5 + 5
+    assert min(h.version_min for h in segments) == whole.version_min == 2
+    assert whole.versions == ((2, 1), (3, 2), (5, 2)) and third.end == whole.end
+
+
 def test_headers_follow_the_order_of_rows() -> None:
     payload, header = pack_samples([sample("b.0"), sample("a.0")])
     assert [h.uid for h in header.samples] == payload.column("uid").to_pylist() == ["b.0", "a.0"]
 
 
 def test_scores_come_back_by_uid_row_major() -> None:
-    sent = [score("a.0", 3, k=2, seed=1), score("a.1", 5, k=2, seed=2)]
+    sent = [score("a.0", 3, k=2, seed=1), dataclasses.replace(score("a.1", 5, k=2, seed=2), start=16)]
     payload, header = pack_scores(sent, {"a.2": "too long"})
     assert (header.uids, header.rejected, header.tokens, header.scorer_version) == (
         ("a.0", "a.1"),
@@ -99,7 +121,7 @@ def test_scores_come_back_by_uid_row_major() -> None:
     assert "a.1" in table and "a.2" not in table
     for row in sent:
         assert (table.values(row.uid, "logprobs") == row.logprobs).all()
-        assert table.version(row.uid) == row.version
+        assert (table.version(row.uid), table.start(row.uid)) == (row.version, row.start)
         assert (table.values(row.uid, "support_ids").reshape(-1, 2) == row.support_ids).all()
         assert (table.values(row.uid, "support_logprobs").reshape(-1, 2) == row.support_logprobs).all()
         assert (table.values(row.uid, "tail_logprob") == row.tail_logprob).all()
@@ -115,7 +137,7 @@ def test_scores_come_back_by_uid_row_major() -> None:
 )
 def test_a_payload_has_only_the_columns_of_its_support(changes: dict[str, Any], columns: list[str]) -> None:
     payload, _ = pack_scores([dataclasses.replace(score("a.0", 3), **changes)], {}, "bfloat16")
-    assert payload.schema.names == ["uid", "scorer_version", "logprobs", *columns]
+    assert payload.schema.names == ["uid", "scorer_version", "start", "logprobs", *columns]
     table = ScoreTable(payload)
     assert not table.has("support_ids") and table.hidden_dtype == "bfloat16"
     if "hidden" in changes:
@@ -163,7 +185,14 @@ def _on_the_wire(payload: pa.RecordBatch) -> int:
     return max(payload.nbytes, payload.get_total_buffer_size())
 
 
-def test_entropies_travel_in_the_header_where_every_score_has_one() -> None:
-    known = dataclasses.replace(score("a.0", 3), entropy_sum=1.5)
-    assert pack_scores([known], {})[1].entropies == (1.5,)
-    assert pack_scores([known, score("a.1", 3)], {})[1].entropies is None
+@pytest.mark.parametrize(("of_score", "of_header"), [("entropy_sum", "entropies"), ("log_ratio", "log_ratios")])
+def test_sums_travel_in_the_header_where_every_score_has_one(of_score: str, of_header: str) -> None:
+    known = dataclasses.replace(score("a.0", 3), **{of_score: 1.5})
+    assert getattr(pack_scores([known], {})[1], of_header) == (1.5,)
+    assert getattr(pack_scores([known, score("a.1", 3)], {})[1], of_header) is None
+
+
+def test_a_log_ratio_is_to_the_sampler_and_of_the_new_tokens() -> None:
+    row = sample(tokens=4, start=2, rollout_logprobs=[-9.0, -9.0, -0.5, -1.0])
+    assert log_ratio_of(np.array([-1.0, -2.0], np.float32), row) == -1.5
+    assert np.isnan(log_ratio_of(np.zeros(2), sample(tokens=2, rollout_logprobs=[float("nan")] * 2)))

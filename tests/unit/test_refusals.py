@@ -460,6 +460,16 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
             "teacher_rollout.tensor_parallel: 4 needs teacher_rollout.resources.gpus: 4, found 1",
         ),
     ],
+    "_streams": [
+        (
+            {"stream.early_stop": {"log_ratio": -2.0, "after_tokens": 32}},
+            "stream.early_stop: judges a response by the segments scored so far; set stream.tokens, or remove it",
+        ),
+        (
+            {"rollout.on_update": "abort", "rollout.keep_key_values": True},
+            "rollout.keep_key_values: under on_update: abort no running response has any left; use on_update: keep",
+        ),
+    ],
     "_contexts": [
         (
             {"sampling.max_response_tokens": 512},
