@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ class Learner(Member):
         self._student: Student | None = None
         self._device = torch.device("cpu")
         self._averages: dict[str, dict[str, Tensor]] = {}
+        self._payloads: tuple[pa.RecordBatch, ...] = ()
 
     def address(self) -> tuple[str, int]:
         """Host and a free port of this rank, for the others to meet at."""
@@ -75,10 +75,15 @@ class Learner(Member):
             del heads[head]
         heads[model, version] = causal_lm.projection_from(projection, self._device)
 
-    def step(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, Any]:
+    def fetch(self, *payloads: pa.RecordBatch) -> None:
+        """Hold the payloads of the next step or evaluation. When every rank has answered, none is missing."""
+        self._payloads = payloads
+
+    def step(self, share: Share) -> dict[str, Any]:
         """One batch: a pass over it for each update. Returns the same global metrics on every rank, as the first pass
         read them, before any update; but what the trust region held, over all passes."""
-        batch = self._batch(share, payloads)
+        batch = self._batch(share)
+        self._payloads = ()
         metrics, held = self._accumulate(batch), 0.0
         last = self._apply(share.step)
         for _ in range(1, self._specified.updates):
@@ -88,13 +93,13 @@ class Learner(Member):
         passes = self._specified.updates - 1
         return metrics | last | {"held_fraction": held / passes if passes else None}
 
-    def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, Any]:
+    def evaluate(self, share: Share) -> dict[str, Any]:
         """The same readings without a gradient."""
-        return self._read(self._batch(share, payloads)).reduced(share)
+        return self._read(self._batch(share)).reduced(share)
 
-    def reference_sums(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float]:
+    def reference_sums(self, share: Share) -> dict[str, float]:
         """Sum over each response's loss tokens of log q - log p of the reference, nats, for this rank's samples."""
-        batch = self._batch(replace(share, record=None), payloads)
+        batch = self._batch(share)
         read = self._read(batch)
         return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student.get("logprob", {}).items()}
 
@@ -152,8 +157,8 @@ class Learner(Member):
             raise RuntimeError("the learner is not built; start() comes first")
         return self._spec
 
-    def _batch(self, share: Share, payloads: Sequence[pa.RecordBatch]) -> Batch:
-        return Batch(share, payloads, self._specified.objective, self._specified.config.packing)
+    def _batch(self, share: Share) -> Batch:
+        return Batch(share, self._payloads, self._specified.objective, self._specified.config.packing)
 
     def _accumulate(self, batch: Batch) -> dict[str, Any]:
         """Forward and backward of this rank's share; the gradient is whole after it, and not yet applied."""

@@ -190,6 +190,7 @@ class SimulatedLearner(Member):
         self._weights = np.zeros(WEIGHTS, np.float32)
         self._lr = 0.0
         self._held_back = False
+        self._payloads: tuple[pa.RecordBatch, ...] = ()
 
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", 0
@@ -202,17 +203,20 @@ class SimulatedLearner(Member):
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
         """There is no head."""
 
-    def reference_sums(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float]:
-        return {s.uid: REFERENCE_KL * len(_loss_tokens(s)) for s in self._samples(share, payloads)}
+    def fetch(self, *payloads: pa.RecordBatch) -> None:
+        self._payloads = payloads
 
-    def step(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
-        metrics = self.evaluate(share, *payloads)
+    def reference_sums(self, share: Share) -> dict[str, float]:
+        return {s.uid: REFERENCE_KL * len(_loss_tokens(s)) for s in self._samples(share)}
+
+    def step(self, share: Share) -> dict[str, float | None]:
+        metrics = self.evaluate(share)
         gradient = np.full(WEIGHTS, metrics["loss"], np.float32)
         self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
         return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient))}
 
-    def evaluate(self, share: Share, *payloads: pa.RecordBatch) -> dict[str, float | None]:
-        samples = self._samples(share, payloads)
+    def evaluate(self, share: Share) -> dict[str, float | None]:
+        samples = self._samples(share)
         time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
         tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
         loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
@@ -221,8 +225,8 @@ class SimulatedLearner(Member):
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
         return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None}
 
-    def _samples(self, share: Share, payloads: Sequence[pa.RecordBatch]) -> list[Sample]:
-        rows = (row for block in payloads[: share.sample_blocks] for row in unpack_samples(block))
+    def _samples(self, share: Share) -> list[Sample]:
+        rows = (row for block in self._payloads[: share.sample_blocks] for row in unpack_samples(block))
         return list(samples_of(share, rows).values())
 
     def publish(self, model: str | None = None) -> Iterator[Any]:

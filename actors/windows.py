@@ -23,7 +23,8 @@ def samples_of(share: Share, rows: Iterable[Sample]) -> dict[str, Sample]:
         held = longest.get(row.uid)
         if row.uid in mine and (held is None or len(row.response_ids) > len(held.response_ids)):
             longest[row.uid] = row
-    return {uid: in_window(row, share.windows.get(uid), share.oldest) for uid, row in longest.items()}
+    ages = {uid: 0 if uid in share.foreign else share.oldest for uid in longest}
+    return {uid: in_window(row, share.windows.get(uid), ages[uid]) for uid, row in longest.items()}
 
 
 def in_window(sample: Sample, window: Span | None, oldest: int) -> Sample:

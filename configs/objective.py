@@ -288,6 +288,14 @@ class Objective(Node):
         return self.rewarded or self.outcome.combine == "gate"
 
     @property
+    def reads_whole_responses(self) -> bool:
+        """A token's weight depends on others of its response: returns, sequence ratios or weights, group outcomes."""
+        sequences = self.trust.kind == "gspo" or self.trust.mismatch == "sequence" or self.normalise == "sequence"
+        returns = self.discount > 0.0 or self.baseline == "value"
+        summed = self.reference is not None and self.reference.placement in ("reward_sum", "reward_token")
+        return sequences or returns or summed or self.needs_advantages
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Names of the terms that the loss is a sum of; each has its own denominator."""
         found = {

@@ -17,6 +17,7 @@ from configs.objective import (
     Objective,
 )
 
+Seconds = Annotated[float, Field(gt=0.0)]
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
 
@@ -120,6 +121,8 @@ class Scorer(Node):
     """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
 
     `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
+    `max_queued_tokens`: while more wait for each member, nothing new is sampled. `hedge_seconds`: a request that takes
+    longer is asked of a second member too, and the first answer counts; null never does.
     """
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
@@ -128,6 +131,8 @@ class Scorer(Node):
     dtype: Dtype = "auto"
     tokens_per_batch: Positive = 1024
     cache_tokens: NonNegative = 16384
+    max_queued_tokens: Positive = 1_000_000
+    hedge_seconds: Seconds | None = None
     max_context_tokens: Positive = 1024
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
@@ -229,6 +234,25 @@ class Stream(Node):
     early_stop: EarlyStop | None = None
 
 
+class Deadlines(Node):
+    """Seconds after which a member that has not answered counts as hung, and is replaced. `generate`: between two
+    blocks of one lease; `learn`: an update, an evaluation, a save."""
+
+    start: Seconds = 900.0
+    generate: Seconds = 1800.0
+    score: Seconds = 600.0
+    reward: Seconds = 300.0
+    load: Seconds = 600.0
+    learn: Seconds = 3600.0
+
+    def of(self, method: str) -> float:
+        """The deadline of a call by the method's name."""
+        return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
+
+
+_DEADLINE_OF = {"projection": "load"}
+
+
 class Evaluate(Node):
     """Evaluation on the held-out prompts before the first step, after the last, and every `every` steps (0: never)."""
 
@@ -259,6 +283,10 @@ class Cluster(Node):
 class Recipe(Node):
     """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy.
 
+    `on_stale`: what becomes of tokens that would be older. `wait`: the learner waits for them before they are;
+    `mask_tokens`: they carry no loss; `drop`: the prompt is sampled again, which drops long responses first. null: wait
+    where the objective reads whole responses, else mask_tokens.
+
     `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it.
     """
 
@@ -278,8 +306,10 @@ class Recipe(Node):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()
+    deadlines: Deadlines = Deadlines()
     cluster: Cluster = Cluster()
     max_staleness: NonNegative = 0
+    on_stale: Literal["wait", "mask_tokens", "drop"] | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Recipe:
@@ -303,6 +333,11 @@ class Recipe(Node):
         """Models that some member needs the files or the prompts of, the student apart."""
         writer = (self.sampled_teacher,) if self.sampled_teacher else ()
         return tuple(dict.fromkeys((*self.scored_models, *writer)))
+
+    @property
+    def age_policy(self) -> str:
+        """`on_stale`, or what the objective makes of its absence."""
+        return self.on_stale or ("wait" if self.objective.reads_whole_responses else "mask_tokens")
 
     @property
     def biases(self) -> tuple[str, ...]:

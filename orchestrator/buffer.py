@@ -1,15 +1,25 @@
 """Scored samples between rollout and learner: admit, drop, select. Owns references, opens no payload.
 
-A batch is the next groups in lease order, whole; within it samples are in uid order. Arrival decides nothing.
+A batch is whole groups in lease order, and within it samples in uid order. The learner may pass over a group that is
+still being sampled and take a later one instead; what then becomes of a group's age is `on_stale`:
+
+    wait         a batch leaves every group time to be trained before it passes the bound: nothing is ever too old
+    mask_tokens  nobody is waited for; tokens older than the bound carry no loss
+    drop         nobody is waited for; a group with a token older than the bound is sampled again, and one that was
+                 dropped more than twice is waited for
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.records import SampleHeader
+
+DROPS = 2  # times a group may be dropped for its age before the learner waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +36,59 @@ class Scored:
 
 
 @dataclass
+class Group:
+    """`version` was current when the group was leased: none of its tokens is older. A dropped sample is None."""
+
+    version: int
+    samples: dict[str, Scored | None] = field(default_factory=dict)
+    drops: int = 0  # times it was dropped for its age
+
+    @property
+    def version_min(self) -> int | None:
+        """Version of the oldest token that the student drew."""
+        drawn = (s for s in self.samples.values() if s and s.source == "student")
+        return min((s.header.version_min for s in drawn), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step trains: samples in uid order, of these groups. Tokens of versions below `oldest` carry no loss, and
+    the samples' headers do not count them; `aged` are samples that have no younger token: no learner sees them."""
+
+    samples: tuple[Scored, ...]
+    groups: Mapping[int, Group]
+    oldest: int = 0
+    aged: tuple[Scored, ...] = ()
+
+    @property
+    def masked(self) -> list[SampleHeader]:
+        """Headers, as they came, of samples some of whose tokens are too old."""
+        came = [s for group in self.groups.values() for s in group.samples.values() if s]
+        return [s.header for s in came if _without(s, self.oldest) is not s]
+
+    @property
+    def tokens_masked(self) -> int:
+        """Loss tokens that lose their loss for their age."""
+        return sum(count for header in self.masked for version, count in header.versions if version < self.oldest)
+
+
+@dataclass
 class Buffer:
+    """`max_staleness` in versions; `on_stale` as above."""
+
     groups_per_step: int
     samples_per_group: int
-    first: int = 0
+    max_staleness: int = 0
+    on_stale: str = "wait"
     last_dropped: tuple[str, str] | None = None
-    _groups: dict[int, dict[str, Scored | None]] = field(default_factory=dict)
+    _groups: dict[int, Group] = field(default_factory=dict)  # leased, and in no batch yet
+    _whole: list[int] = field(default_factory=list)  # those with all their samples, sorted
+    _leased: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # all of them by version
+
+    def open(self, index: int, version: int) -> None:
+        """A group is leased while `version` is current. Leased again in part, it keeps its age."""
+        if index not in self._groups:
+            self._put(index, Group(version))
 
     def admit(self, scored: Scored) -> None:
         """Take a sample in. A second copy of a uid, from a lease presumed lost, is ignored: the first one counts."""
@@ -42,19 +99,91 @@ class Buffer:
         self.last_dropped = uid, reason
         self._place(uid, None)
 
-    def take(self) -> list[Scored] | None:
-        """The next batch in uid order once all its groups are whole, else None."""
-        indices = range(self.first, self.first + self.groups_per_step)
-        if any(len(self._groups.get(i, ())) < self.samples_per_group for i in indices):
+    def missing(self, index: int) -> list[str]:
+        """Uids of a leased group that are not in."""
+        there = self._groups[index].samples
+        uids = [f"{index:08d}.{sample:03d}" for sample in range(self.samples_per_group)]
+        return [uid for uid in uids if uid not in there]
+
+    def expire(self, version: int) -> dict[int, Group]:
+        """Under `drop`: whole groups too old for a step from `version`. They are open again, without their samples."""
+        if self.on_stale != "drop":
+            return {}
+        oldest = version - self.max_staleness
+        mins = {index: self._groups[index].version_min for index in self._whole}
+        expired = {i: self._pop(i) for i, age in mins.items() if age is not None and age < oldest}
+        for index, group in expired.items():
+            self._put(index, Group(version, drops=group.drops + 1))
+        return expired
+
+    def take(self, version: int) -> Batch | None:
+        """The batch of a step that starts from the weights of `version`; None while it must be waited for."""
+        chosen = sorted(sorted(self._whole, key=lambda i: self._groups[i].version)[: self.groups_per_step])
+        if len(chosen) < self.groups_per_step:
             return None
-        self.first += self.groups_per_step
-        groups = [self._groups.pop(i) for i in indices]
-        return [scored for group in groups for _, scored in sorted(group.items()) if scored is not None]
+        if len(self._whole) < len(self._groups) and not self._leaves_time(chosen, version):
+            return None
+        groups = {index: self._pop(index) for index in chosen}
+        entries = [scored for group in groups.values() for _, scored in sorted(group.samples.items()) if scored]
+        oldest = max(0, version - self.max_staleness)
+        young = [_without(s, oldest) for s in entries]
+        aged = tuple(s for s, left in zip(entries, young, strict=True) if not left.header.loss_tokens)
+        return Batch(tuple(s for s in young if s.header.loss_tokens), groups, oldest, aged)
+
+    def give_back(self, batch: Batch, lost: Container[str]) -> None:
+        """A batch could not be trained, since the payloads of the `lost` uids are gone: keep the rest of it."""
+        for index, group in batch.groups.items():
+            kept = {uid: scored for uid, scored in group.samples.items() if uid not in lost}
+            self._put(index, Group(group.version, kept, group.drops))
 
     def __len__(self) -> int:
-        return sum(len(group) for group in self._groups.values())
+        return sum(len(group.samples) for group in self._groups.values())
+
+    def _leaves_time(self, chosen: Sequence[int], version: int) -> bool:
+        """Whether, of the groups whose age is waited for, those that must be trained by any later version still can be:
+        no more of them are left than the steps until then take."""
+        waits = self.on_stale == "wait"
+        left = Counter({leased: len(i) for leased, i in self._leased.items()} if waits else self._waited_for())
+        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._groups[i].drops > DROPS))
+        due = 0
+        for leased in sorted(left):
+            due += left[leased]
+            if due > max(0, leased + self.max_staleness - version) * self.groups_per_step:
+                return False
+        return True
+
+    def _waited_for(self) -> Iterable[int]:
+        """Versions at which groups were leased that have been dropped too often."""
+        return (group.version for group in self._groups.values() if group.drops > DROPS)
+
+    def _put(self, index: int, group: Group) -> None:
+        self._groups[index] = group
+        self._leased[group.version].add(index)
+        if len(group.samples) == self.samples_per_group:
+            insort(self._whole, index)
+
+    def _pop(self, index: int) -> Group:
+        group = self._groups.pop(index)
+        self._leased[group.version].discard(index)
+        if not self._leased[group.version]:
+            del self._leased[group.version]
+        self._whole.remove(index)
+        return group
 
     def _place(self, uid: str, scored: Scored | None) -> None:
         index = int(uid.split(".")[0])
-        if index >= self.first:
-            self._groups.setdefault(index, {}).setdefault(uid, scored)
+        group = self._groups.get(index)
+        if group is None or uid in group.samples:
+            return
+        group.samples[uid] = scored
+        if len(group.samples) == self.samples_per_group:
+            insort(self._whole, index)
+
+
+def _without(scored: Scored, oldest: int) -> Scored:
+    """A sample whose header does not count tokens below version `oldest`. What the student did not draw has no age."""
+    header = scored.header
+    if scored.source != "student" or header.version_min >= oldest:
+        return scored
+    young = tuple((version, count) for version, count in header.versions if version >= oldest)
+    return replace(scored, header=header._replace(versions=young, loss_tokens=sum(count for _, count in young)))

@@ -18,6 +18,7 @@ from typing import Any
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
+HIGHEST = "policy_version"  # file that holds the highest version ever published
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,23 @@ def latest(run: Path) -> Saved | None:
     return None
 
 
-def rewind(run: Path, saved: Saved | None) -> int:
-    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost.
+def claim_version(run: Path, number: int) -> None:
+    """Say that `number` is about to be published: it names one set of weights, whatever becomes of this process."""
+    partial = run / f"{HIGHEST}.partial"
+    _write_synced(partial, str(number))
+    os.replace(partial, run / HIGHEST)
 
-    Returns the highest policy version that the run had recorded; versions never go back.
-    """
+
+def highest_version(run: Path) -> int | None:
+    """The highest policy version that was ever claimed; None before the first."""
+    file = run / HIGHEST
+    return int(file.read_text()) if file.exists() else None
+
+
+def rewind(run: Path, saved: Saved | None) -> None:
+    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost."""
     metrics = run / METRICS
     text = metrics.read_bytes() if metrics.exists() else b""
-    lost_before = (run / f"{METRICS}.lost").read_bytes() if (run / f"{METRICS}.lost").exists() else b""
-    lines = [line for line in (*lost_before.splitlines(), *text.splitlines()) if _whole(line)]
-    highest = max((json.loads(line)["policy_version"] for line in lines), default=0)
     length = saved.metrics_bytes if saved else 0
     if text[length:]:
         with (run / f"{METRICS}.lost").open("ab") as lost:
@@ -88,7 +96,6 @@ def rewind(run: Path, saved: Saved | None) -> int:
     for file in sorted((run / "samples").glob("step_*.arrow")):
         if int(file.name.split(".")[0].removeprefix("step_")) > step:
             file.rename(file.with_name(f"{file.name}.lost"))
-    return highest
 
 
 def _folders(run: Path) -> list[Path]:
@@ -125,11 +132,3 @@ def _write_synced(file: Path, text: str) -> None:
 
 def _bytes(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _whole(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False  # a line the crash cut short
-    return True

@@ -1,17 +1,23 @@
 """Leases of prompt groups to members that write responses. A state machine: it owns no tasks, clients or clock.
 
 Capacity follows from the staleness bound, never from a sleep: with B groups a step, s steps done and a bound of n
-versions, group i may be leased while i < (s + 1 + n) * B. Batches form in lease order, so what is leased now is
-trained within n versions of the weights it is sampled with. Which source writes a group follows from its index.
+versions, (s + 1 + n) * B groups may be trained, running or buffered. Which source writes a group follows from its
+index. A group whose member dies again and again is quarantined; everything else is leased until it is sampled.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+from orchestrator.ledger import Ledger
+
+DEATHS = 3  # members a prompt group may lose before it is quarantined
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -21,6 +27,12 @@ class Ticket:
     index: int
     sample: int
     attempt: int = 0
+
+    @classmethod
+    def of(cls, uid: str, attempt: int) -> Ticket:
+        """Inverse of `uid`."""
+        group, sample = uid.split(".")
+        return cls(int(group), int(sample), attempt)
 
     @property
     def group(self) -> str:
@@ -45,6 +57,13 @@ class Lease:
     tickets: tuple[Ticket, ...]
 
 
+class Room(NamedTuple):
+    """What a member can take: responses, and whether it has none now."""
+
+    slots: int
+    idle: bool
+
+
 def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
     """Who writes prompt group `index`: a draw by `fractions` (they sum to 1) that depends on nothing else."""
     digest = hashlib.blake2b(f"{run_seed}/source/{index}".encode(), digest_size=8).digest()
@@ -58,58 +77,112 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 
 @dataclass
 class Dispatch:
-    """`first` is the index of the first group to lease (after a resume, the first that no step has trained);
-    `source(index)` says who writes a group."""
+    """`ledger` says what is trained already; `source(index)` says who writes a group.
+
+    A group that lost a member is leased again like any other. One that lost all but the last of `DEATHS` is a suspect:
+    it is leased alone, to an idle member that is given nothing else meanwhile, and if that dies too it is quarantined:
+    leased no more. So a prompt that kills its actor is found, and its neighbours are not.
+    """
 
     groups_per_step: int
     samples_per_group: int
     max_staleness: int
     steps: int
-    first: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
     source: Callable[[int], str] = lambda index: "student"
+    quarantined: set[int] = field(default_factory=set)
     _next: int = field(init=False)
+    _opened: int = field(init=False)  # groups trained or leased
     _open: dict[str, list[list[Ticket]]] = field(init=False, default_factory=lambda: defaultdict(list))  # in order
+    _deaths: Counter[int] = field(init=False, default_factory=Counter)
+    _reserved: dict[tuple[str, int], int] = field(init=False, default_factory=dict)  # (source, member) -> suspect
 
     def __post_init__(self) -> None:
-        self._next = self.first
+        self._next, self._opened = self.ledger.floor, self.ledger.count
 
     def capacity(self, steps_done: int) -> int:
         """How many new groups may be leased now."""
         waiting = sum(tickets[0].attempt == 0 for groups in self._open.values() for tickets in groups)
         return waiting + self._unopened(steps_done)
 
-    def grant(self, steps_done: int, free: Mapping[str, Mapping[int, int]], until: int | None = None) -> list[Lease]:
-        """Leases for members with free slots (source -> member -> responses it can take), lost tickets first. No group
-        of a step beyond `until` is leased yet.
+    def grant(self, steps_done: int, room: Mapping[str, Mapping[int, Room]], until: int | None = None) -> list[Lease]:
+        """Leases for members with room (source -> member -> its room), lost tickets first. No group of a step beyond
+        `until` is leased yet.
 
         A group stays on one member, for its prefix cache; the member with most room takes it. A source without room
         keeps its groups waiting and holds up no other.
         """
         for _ in range(self._unopened(steps_done, until)):
+            while self._next in self.ledger.beyond:
+                self._next += 1
             group = [Ticket(self._next, sample) for sample in range(self.samples_per_group)]
             self._open[self.source(self._next)].append(group)
-            self._next += 1
-        return [lease for source, members in free.items() for lease in self._grant(source, members)]
+            self._next, self._opened = self._next + 1, self._opened + 1
+        return [lease for source, members in room.items() for lease in self._grant(source, members)]
 
-    def lose(self, tickets: Iterable[Ticket]) -> None:
-        """Tickets that yielded nothing before their member died: they are leased again under the next attempt."""
-        for ticket in tickets:
-            again = Ticket(ticket.index, ticket.sample, ticket.attempt + 1)
-            insort(self._open[self.source(ticket.index)], [again])
+    def settle(self, lease: Lease, lost: Iterable[Ticket], died: bool = False) -> set[int]:
+        """A lease is over. Its `lost` tickets yielded nothing: they are leased again under the next attempt. Where its
+        member `died`, they are suspects. Returns the groups that are quarantined by it."""
+        self._reserved.pop((lease.source, lease.member), None)
+        return self.lose(lost, died)
+
+    def lose(self, tickets: Iterable[Ticket], died: bool = False) -> set[int]:
+        """Lease tickets again under the next attempt; see `settle`."""
+        lost = sorted(ticket for ticket in tickets if ticket.index not in self.quarantined)
+        if died:
+            self._deaths.update({ticket.index for ticket in lost})
+        guilty = {ticket.index for ticket in lost if self._deaths[ticket.index] >= DEATHS}
+        self.quarantined |= guilty
+        for ticket in lost:
+            if ticket.index not in guilty:
+                again = Ticket(ticket.index, ticket.sample, ticket.attempt + 1)
+                insort(self._open[self.source(ticket.index)], [again])
+        if guilty:
+            for groups in self._open.values():
+                groups[:] = [group for group in groups if group[0].index not in guilty]
+        return guilty
+
+    def _suspect(self, index: int) -> bool:
+        return self._deaths[index] >= DEATHS - 1
 
     def _unopened(self, steps_done: int, until: int | None = None) -> int:
         horizon = min(steps_done + 1 + self.max_staleness, self.steps if until is None else min(until, self.steps))
-        return max(0, horizon * self.groups_per_step - self._next)
+        return max(0, horizon * self.groups_per_step - self._opened)
 
-    def _grant(self, source: str, free: Mapping[int, int]) -> list[Lease]:
-        room = {member: slots for member, slots in sorted(free.items()) if slots > 0}
+    def _grant(self, source: str, members: Mapping[int, Room]) -> list[Lease]:
+        free = {m: room for m, room in members.items() if room.slots > 0 and (source, m) not in self._reserved}
+        leases, free = self._grant_suspects(source, free)
+        heap = [(-room.slots, member) for member, room in free.items()]
+        heapify(heap)
         granted: dict[int, list[Ticket]] = {}
-        waiting = self._open[source]
-        while room and waiting:
-            member = max(room, key=lambda m: (room[m], -m))
-            tickets = waiting.pop(0)
+        waiting, held = self._open[source], []
+        taken = 0
+        for tickets in waiting:
+            if not heap:
+                break
+            taken += 1
+            if self._suspect(tickets[0].index):  # waits for an idle member
+                held.append(tickets)
+                continue
+            slots, member = heap[0]
             granted.setdefault(member, []).extend(tickets)
-            room[member] -= len(tickets)
-            if room[member] <= 0:
-                del room[member]
-        return [Lease(source, member, tuple(tickets)) for member, tickets in granted.items()]
+            if slots + len(tickets) < 0:
+                heapreplace(heap, (slots + len(tickets), member))
+            else:
+                heappop(heap)
+        waiting[:taken] = held
+        return leases + [Lease(source, member, tuple(tickets)) for member, tickets in granted.items()]
+
+    def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
+        """Each suspect group, all its open tickets, alone on an idle member; and the members that are left."""
+        leases: list[Lease] = []
+        suspects = sorted({group[0].index for group in self._open[source] if self._suspect(group[0].index)})
+        under_test = set(self._reserved.values())
+        untested, idle = (i for i in suspects if i not in under_test), (m for m in free if free[m].idle)
+        for index, member in zip(untested, idle, strict=False):
+            tickets = [t for group in self._open[source] for t in group if t.index == index]
+            self._open[source] = [group for group in self._open[source] if group[0].index != index]
+            self._reserved[source, member] = index
+            leases.append(Lease(source, member, tuple(tickets)))
+        taken = {lease.member for lease in leases}
+        return leases, {member: room for member, room in free.items() if member not in taken}

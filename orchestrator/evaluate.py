@@ -14,7 +14,7 @@ from objectives.schedule import Dials
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
 from orchestrator.flow import Block, Flow, Pools
-from orchestrator.learning import LearnerGroup
+from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.pool import PoolMember
 from orchestrator.prompts import Prompt
 from orchestrator.transport import MemberDied, ValueLost
@@ -43,10 +43,9 @@ class Evaluation:
             return None
         each = self._recipe.evaluate.samples_per_prompt
         tickets = [Ticket(HELDOUT_INDEX + i, k) for i in range(len(self._prompts)) for k in range(each)]
-        scored = sorted(await self._sample_all(tickets, cap), key=lambda s: s.header.uid)
+        scored, metrics = await self._read(tickets, cap, version, dials, record)
         if not scored:
             return None
-        metrics = await self._learner.evaluate(scored, version, dials, record)
         rewards = [s.reward for s in scored if s.reward is not None]
         headers = [s.header for s in scored]
         values = metrics | {
@@ -56,6 +55,23 @@ class Evaluation:
             "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
         }
         return {name: values.get(name) for name in EVALUATION_METRICS}
+
+    async def _read(
+        self, tickets: Sequence[Ticket], cap: int | None, version: int, dials: Dials, record: Path | None
+    ) -> tuple[list[Scored], dict[str, Any]]:
+        """Sampled, scored and read by the learner; what a node took with it on the way is sampled again."""
+        scored: dict[str, Scored] = {}
+        while True:
+            missing = [ticket for ticket in tickets if ticket.uid not in scored]
+            scored |= {s.header.uid: s for s in await self._sample_all(missing, cap)}
+            whole = sorted(scored.values(), key=lambda s: s.header.uid)
+            if not whole:
+                return [], {}
+            try:
+                return whole, await self._learner.evaluate(whole, version, dials, record)
+            except PayloadsLost as loss:
+                tickets = [ticket for ticket in tickets if ticket.uid in scored]  # what was rejected stays so
+                scored = {uid: s for uid, s in scored.items() if uid not in loss.uids}
 
     async def _sample_all(self, tickets: Sequence[Ticket], cap: int | None) -> list[Scored]:
         """Every ticket, spread over the members; what a dying member took with it is sampled again."""

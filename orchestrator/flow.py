@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
-from actors.records import BlockHeader, Request, ScoreHeader, ScoreRequest
+from actors.records import BlockHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
 from configs.objective import Route
 from configs.schema import Recipe
 from orchestrator.buffer import Scored
-from orchestrator.dispatch import Ticket
-from orchestrator.pool import Pool, PoolMember
+from orchestrator.dispatch import DEATHS, Ticket
+from orchestrator.pool import CallFailed, Pool, PoolMember
 from orchestrator.prompts import Prompt
 from orchestrator.telemetry import Meter
 
@@ -94,25 +94,28 @@ class Flow:
                 payload = None
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[list[Scored], dict[str, str]]:
-        """Score and reward a block: (samples ready to train on, reasons of those that are not)."""
+        """Score and reward a block: (samples ready to train on, reasons of those that are not). Raises ValueLost."""
         models = self._recipe.scored_models
         scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
-        answers, rewards = await asyncio.gather(scoring, self._reward(block, prompts))
-        scored: dict[str, dict[str, Any]] = {s.uid: {} for s in block.header.samples}
+        judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
+        rewards, rejected = rewarded
+        rejected |= {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
+        scores: dict[str, dict[str, Any]] = {s.uid: {} for s in block.header.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.header.samples}
-        rejected = {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
-        for model, (ref, header) in zip(models, answers, strict=True):
-            for uid in header.uids if header else ():
-                scored[uid][model] = ref
-            if header and header.entropies and model in self._recipe.objective.teachers:
-                for uid, value in zip(header.uids, header.entropies, strict=True):
-                    entropies[uid].append(value)
-            rejected |= header.rejected if header else {}
+        for model, (answers, killers) in zip(models, judged, strict=True):
+            rejected |= killers
+            for ref, header in answers:
+                rejected |= header.rejected
+                for uid in header.uids:
+                    scores[uid][model] = ref
+                if header.entropies and model in self._recipe.objective.teachers:
+                    for uid, value in zip(header.uids, header.entropies, strict=True):
+                        entropies[uid].append(value)
         good = [
             Scored(
                 header,
                 block.payload,
-                scored[header.uid],
+                scores[header.uid],
                 rewards.get(header.uid),
                 block.source,
                 fmean(entropies[header.uid]) if entropies[header.uid] else None,
@@ -121,6 +124,13 @@ class Flow:
             if header.uid not in rejected
         ]
         return good, rejected
+
+    def congested(self) -> bool:
+        """Some scorer has more waiting than its members may hold: nothing is leased until it has caught up."""
+        return any(
+            pool.load() > self._recipe.scorer_of(model).max_queued_tokens * max(1, len(pool.members))
+            for model, pool in self._pools.scorers.items()
+        )
 
     def _request(self, ticket: Ticket, prompt: Prompt, source: str) -> Request:
         seed, writer = ticket.seed(self._recipe.run.seed), self._recipe.sampled_teacher
@@ -137,26 +147,46 @@ class Flow:
             topk=self._recipe.objective.topk if student_support else 0,
         )
 
-    async def _score(self, block: Block, prompts: Mapping[str, Prompt], model: str) -> tuple[Any, ScoreHeader | None]:
-        """Scores under one model of those samples that are its own."""
-        objective = self._recipe.objective
-        mine = {s.uid: prompts[s.uid].ids[model] for s in block.header.samples if self._scores(prompts[s.uid], model)}
-        if not mine:
-            return None, None
+    async def _score(
+        self, block: Block, prompts: Mapping[str, Prompt], model: str
+    ) -> tuple[list[tuple[Any, ScoreHeader]], dict[str, str]]:
+        """Scores under one model of those samples that are its own, and reasons of those that kill its members."""
+        objective, pool = self._recipe.objective, self._pools.scorers[model]
         support = objective.support_of[model]
-        request = ScoreRequest(
-            support=support,
-            topk=objective.topk if support == "topk" else 0,
-            topk_of=objective.topk_of if block.source == "student" else "teacher",
-            prompts=mine,
-        )
-        tokens = sum(s.prompt_tokens + s.response_tokens for s in block.header.samples if s.uid in mine)
-        with self._meter.clock("score").busy():
-            ref, header = await self._pools.scorers[model].call("score", block.payload, request, load=tokens, returns=2)
-        self._meter.count("tokens_scored", header.tokens)
-        self._meter.count("score_bytes", header.payload_bytes)
-        self._meter.payload(header.payload_bytes)
-        return ref, header
+        mine = [s for s in block.header.samples if self._scores(prompts[s.uid], model)]
+
+        async def ask(samples: Sequence[SampleHeader], attempts: int) -> tuple[Any, ScoreHeader]:
+            request = ScoreRequest(
+                support=support,
+                topk=objective.topk if support == "topk" else 0,
+                topk_of=objective.topk_of if block.source == "student" else "teacher",
+                prompts={s.uid: prompts[s.uid].ids[model] for s in samples},
+            )
+            tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
+            with self._meter.clock("score").busy():
+                ref, header = await pool.call(
+                    "score", block.payload, request, load=tokens, returns=2, attempts=attempts
+                )
+            self._meter.count("tokens_scored", header.tokens)
+            self._meter.count("score_bytes", header.payload_bytes)
+            self._meter.payload(header.payload_bytes)
+            return ref, header
+
+        return await isolating(ask, mine, pool.alone, f"scorer.{model}")
+
+    async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
+        if not self._recipe.reward.earns:
+            return {}, {}
+        pool, rules = self._pools.reward, self._recipe.reward.rules
+
+        async def ask(samples: Sequence[SampleHeader], attempts: int) -> Mapping[str, float]:
+            fields = {s.uid: prompts[s.uid].row for s in samples}
+            with self._meter.clock("reward").busy():
+                (rewards,) = await pool.call("reward", block.payload, rules, fields, attempts=attempts)
+            return rewards
+
+        answers, killers = await isolating(ask, block.header.samples, pool.alone, "reward")
+        return {uid: reward for rewards in answers for uid, reward in rewards.items()}, killers
 
     def _scores(self, prompt: Prompt, model: str) -> bool:
         """A routed teacher scores the prompts that name it; every other model scores all."""
@@ -169,14 +199,34 @@ class Flow:
             return True
         return teacher_of(objective.target, prompt.row) == model
 
-    async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> Mapping[str, float]:
-        if not self._recipe.reward.earns:
-            return {}
-        fields = {s.uid: prompts[s.uid].row for s in block.header.samples}
-        arguments = (block.payload, self._recipe.reward.rules, fields)
-        with self._meter.clock("reward").busy():
-            (rewards,) = await self._pools.reward.call("reward", *arguments)
-        return rewards
+
+Answer = TypeVar("Answer")
+
+
+async def isolating(
+    ask: Callable[[Sequence[SampleHeader], int], Awaitable[Answer]],
+    samples: Sequence[SampleHeader],
+    alone: asyncio.Lock,
+    role: str,
+) -> tuple[list[Answer], dict[str, str]]:
+    """`ask(samples, attempts)` for all of a block at once; if a member dies under it, for each sample by itself.
+
+    Returns the answers, and the reasons of samples that are to blame: those that, asked for alone, cost as many members
+    as make DEATHS. While one is asked for `alone`, no other suspect is.
+    """
+    if not samples:
+        return [], {}
+    try:
+        return [await ask(samples, 1)], {}
+    except CallFailed:
+        answers, guilty = [], {}
+    for sample in samples:
+        async with alone:
+            try:
+                answers.append(await ask([sample], DEATHS - 1))
+            except CallFailed as death:
+                guilty[sample.uid] = f"quarantined: {DEATHS} members of {role} died of it; {death}"
+    return answers, guilty
 
 
 def teacher_of(route: Route, row: Mapping[str, Any]) -> str | None:

@@ -66,8 +66,8 @@ def demands(recipe: Recipe) -> list[Demand]:
 def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None) -> Pools:
     """Pools of a recipe, not yet started. `vocabulary` is the models' common logit width."""
 
-    def pool(role: str, spec: Callable[[int], GangSpec]) -> Pool:
-        return Pool(role, transport, spec, logs=logs)
+    def pool(role: str, spec: Callable[[int], GangSpec], **more: Any) -> Pool:
+        return Pool(role, transport, spec, logs=logs, deadlines=recipe.deadlines, **more)
 
     sampled = pool("rollout", lambda _: _rollout(recipe)) if needs_rollout(recipe) else None
     dataset = "dataset" in recipe.objective.sources
@@ -76,11 +76,15 @@ def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Pat
         teacher_rollout=pool("teacher_rollout", lambda _: _teacher_rollout(recipe)) if recipe.sampled_teacher else None,
         dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
         scorers={
-            model: pool(f"scorer.{model}", lambda _, model=model: _scorer(recipe, model, vocabulary))
+            model: pool(
+                f"scorer.{model}",
+                lambda _, model=model: _scorer(recipe, model, vocabulary),
+                hedge=recipe.scorer_of(model).hedge_seconds,
+            )
             for model in recipe.scored_models
         },
         reward=pool("reward", lambda _: _reward(recipe)),
-        learner=Pool("learner", transport, lambda _: _learner(recipe), logs=logs, starts_alone=False),
+        learner=pool("learner", lambda _: _learner(recipe), starts_alone=False),
     )
 
 

@@ -1,4 +1,8 @@
-"""The learner as the orchestrator sees it: one member of several ranks, called together with their shares."""
+"""The learner as the orchestrator sees it: one member of several ranks, called together with their shares.
+
+Ranks first fetch their payloads, and only when all have them does a collective begin: a value that is lost on the way
+is said before anybody waits for anybody. The death of one rank is the learner's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.jobs import LearnerSpec, Share, Total
 from actors.packing import Item, Plan, plan
@@ -15,20 +19,35 @@ from objectives.schedule import Dials
 from orchestrator import credit
 from orchestrator.buffer import Scored
 from orchestrator.pool import Pool, RoleFailed, quote_log
-from orchestrator.transport import MemberDied
-from orchestrator.versions import Version
+from orchestrator.transport import MemberDied, ValueLost
+
+
+class LearnerDied(RoleFailed):
+    """A rank is gone, or hangs; with it all that the learner has not saved."""
+
+
+class PayloadsLost(Exception):
+    """Payloads of a batch went down with a node before the learner had them. No rank has begun."""
+
+    def __init__(self, uids: frozenset[str]) -> None:
+        super().__init__(f"the payloads of {len(uids)} samples are lost, e.g. of {min(uids)}")
+        self.uids = uids
 
 
 class LearnerGroup:
-    """Plans a batch from headers alone and hands every rank references to its own part."""
+    """Plans a batch from headers alone and hands every rank references to its own part.
+
+    Who holds `turn` may count on the weights: they move, and are published, only under it.
+    """
 
     def __init__(self, recipe: Recipe, pool: Pool) -> None:
         self._recipe = recipe
         self._pool = pool
+        self.turn = asyncio.Lock()
 
     async def start(self, spec: LearnerSpec) -> None:
         """Let the ranks meet and build their engine."""
-        meeting = await self._value(self._call(0, "address"))
+        (meeting, *_) = await self._together("address", lambda rank: ())
         await self._together("start", lambda rank: (spec, meeting))
 
     async def load_projection(self, model: str, version: int, oldest: int, ref: Any) -> None:
@@ -36,41 +55,44 @@ class LearnerGroup:
         await self._together("load_projection", lambda rank: (model, version, oldest, ref))
 
     async def step(
-        self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None
+        self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None, oldest: int = 0
     ) -> dict[str, Any]:
-        """One batch; global metrics of the objective."""
+        """One batch; global metrics of the objective. Tokens of versions below `oldest` carry no loss.
+
+        Raises PayloadsLost before the step has begun, and LearnerDied.
+        """
         layout = plan_batch(self._recipe, batch)
+        plain = self._shares(batch, layout, step, version, dials, None, {}, oldest)
+        await self._fetch(batch, plain)
         reference = self._recipe.objective.reference
         sums: dict[str, float] = {}
         if reference and reference.placement == "reward_sum":  # a group's baseline needs every rank's responses
-            shares = self._shares(batch, layout, step, version, dials, None, {})
-            for part in await self._together("reference_sums", lambda rank: shares[rank]):
+            for part in await self._together("reference_sums", lambda rank: (plain[rank].share,)):
                 sums |= part
-        shares = self._shares(batch, layout, step, version, dials, record, self._credit(batch, dials, sums))
-        return (await self._together("step", lambda rank: shares[rank]))[0]
+        shares = self._shares(batch, layout, step, version, dials, record, self._credit(batch, dials, sums), oldest)
+        return (await self._together("step", lambda rank: (shares[rank].share,)))[0]
 
     async def evaluate(
         self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
     ) -> dict[str, Any]:
-        """The same readings without an update."""
-        shares = self._shares(batch, plan_batch(self._recipe, batch), 0, version, dials, record, {})
-        return (await self._together("evaluate", lambda rank: shares[rank]))[0]
+        """The same readings without an update. Raises PayloadsLost, LearnerDied."""
+        shares = self._shares(batch, plan_batch(self._recipe, batch), 0, version, dials, record, {}, 0)
+        await self._fetch(batch, shares)
+        return (await self._together("evaluate", lambda rank: (shares[rank].share,)))[0]
 
-    async def publish(self, number: int, model: str | None = None) -> Version:
-        """The student, or one of its averages. All ranks gather, rank 0 yields: buckets stay references, headers are
-        opened."""
-        others = [
-            asyncio.ensure_future(self._drain(actor, model)) for actor in self._member.actors[1:]
-        ]  # under ZeRO-3 they must take part
-        refs: list[Any] = []
+    async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
+        """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
+        yields: buckets stay references, headers are opened."""
+        gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in self._member.actors[1:]]
+        yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
         try:
-            async for ref in self._pool.transport.stream(self._member.head, "publish", model):
-                refs.append(ref)
-        except MemberDied as death:
+            refs, *_ = await asyncio.gather(yielding, *gathering)
+            return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
+        except (MemberDied, ValueLost) as death:
             raise self._failed("publish", death) from death
-        await asyncio.gather(*others)
-        headers = [await self._value(ref) for ref in refs[1::2]]
-        return Version(number, tuple(headers), tuple(refs[0::2]))
+        finally:
+            for task in (yielding, *gathering):
+                task.cancel()
 
     async def save(self, directory: Path) -> None:
         await self._together("save", lambda rank: (str(directory),))
@@ -96,8 +118,8 @@ class LearnerGroup:
         dials: Dials,
         record: Path | None,
         advantages: Mapping[str, float],
-    ) -> list[tuple[Any, ...]]:
-        """For each rank its Share and, after it, references to the payloads that hold its samples, each once."""
+        oldest: int,
+    ) -> list[_RankShare]:
         recipe, outcome = self._recipe, self._recipe.objective.outcome
         cut = {s.header.uid for s in batch if outcome.truncated == "mask" and s.header.finish == "length"}
         whole = Share(
@@ -109,13 +131,38 @@ class LearnerGroup:
             constant=recipe.samples_per_step * recipe.sampling.max_response_tokens,
             dials=dials,
             sample_blocks=0,
+            oldest=oldest,
             record=str(record) if record else None,
         )
         return [_of_rank(whole, batch, uids, advantages, cut) for uids in layout.ranks]
 
+    async def _fetch(self, batch: Sequence[Scored], shares: Sequence[_RankShare]) -> None:
+        """Bring every rank its payloads."""
+        try:
+            await self._together("fetch", lambda rank: shares[rank].payloads)
+        except ValueLost:
+            lost = await self._lost({id(ref): ref for share in shares for ref in share.payloads})
+            uids = (s.header.uid for s in batch if lost & {id(ref) for ref in (s.samples, *s.scores.values())})
+            raise PayloadsLost(frozenset(uids)) from None
+
+    async def _lost(self, refs: Mapping[int, Any]) -> set[int]:
+        """Which of these references lead nowhere."""
+
+        async def gone(ref: Any) -> bool:
+            try:
+                await self._value("fetch", self._call(0, "fetch", ref))
+            except ValueLost:
+                return True
+            except MemberDied as death:
+                raise self._failed("fetch", death) from death
+            return False
+
+        found = await asyncio.gather(*(gone(ref) for ref in refs.values()))
+        return {key for key, is_gone in zip(refs, found, strict=True) if is_gone}
+
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
         calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self._member.actors))]
-        values = [asyncio.ensure_future(self._value(call)) for call in calls]
+        values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
         try:
             return list(await asyncio.gather(*values))
         except MemberDied as death:
@@ -124,6 +171,13 @@ class LearnerGroup:
             for value in values:
                 value.cancel()
 
+    async def _collect(self, model: str | None) -> list[Any]:
+        stream = aiter(self._pool.transport.stream(self._member.head, "publish", model))
+        refs: list[Any] = []
+        while (ref := await self._pool.in_time("publish", anext(stream, None))) is not None:
+            refs.append(ref)
+        return refs
+
     async def _drain(self, actor: Any, model: str | None) -> None:
         async for _ in self._pool.transport.stream(actor, "publish", model):
             pass
@@ -131,15 +185,15 @@ class LearnerGroup:
     def _call(self, rank: int, method: str, *arguments: Any) -> Any:
         return self._pool.transport.call(self._member.actors[rank], method, *arguments)[0]
 
-    async def _value(self, ref: Any) -> Any:
-        return await self._pool.transport.value(ref)
+    async def _value(self, method: str, ref: Any) -> Any:
+        return await self._pool.in_time(method, self._pool.transport.value(ref))
 
     @property
     def _member(self) -> Any:
         return self._pool.members[0]
 
-    def _failed(self, method: str, death: Exception) -> RoleFailed:
-        return RoleFailed(f"learner died in {method}: {death}{quote_log(self._member.log)}")
+    def _failed(self, method: str, death: Exception) -> LearnerDied:
+        return LearnerDied(f"learner died in {method}: {death}{quote_log(self._member.log)}")
 
 
 def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
@@ -157,13 +211,20 @@ def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Tota
     return found
 
 
+class _RankShare(NamedTuple):
+    """What one rank is to do, and references to the payloads that hold its samples, each once."""
+
+    share: Share
+    payloads: tuple[Any, ...]
+
+
 def _of_rank(
     whole: Share,
     batch: Sequence[Scored],
     micro_batches: tuple[tuple[str, ...], ...],
     advantages: Mapping[str, float],
     cut: set[str],
-) -> tuple[Any, ...]:
+) -> _RankShare:
     mine = {uid for uids in micro_batches for uid in uids}
     entries = [scored for scored in batch if scored.header.uid in mine]
     samples = _unique(scored.samples for scored in entries)
@@ -178,7 +239,7 @@ def _of_rank(
         foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
         masked=frozenset(cut & mine),
     )
-    return share, *samples, *scores.values()
+    return _RankShare(share, (*samples, *scores.values()))
 
 
 def _unique(refs: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """A pool of one role: spawn, route, retry, replace, scale.
 
-A member is a head and its further actors; the death of any is the death of the member. A member serves only after
-`admit` has brought it up to date. What a call returns decides nothing here.
+A member is a head and its further actors; the death of any is the death of the member, and so is a call that is not
+answered within its deadline. A member serves only after `admit` has brought it up to date. What a call returns decides
+nothing here.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.schema import Deadlines
 from orchestrator.telemetry import BusyClock
 from orchestrator.transport import GangSpec, MemberDied, Transport
 
-ATTEMPTS = 3  # members a call is tried on before its failure is the run's
+ATTEMPTS = 3  # members a call is tried on before its failure is its caller's
+BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
 
 class RoleFailed(Exception):
     """A role cannot do its work: said with the last lines of the log of the member that died."""
+
+
+class CallFailed(RoleFailed):
+    """Every member that a call was tried on died under it."""
 
 
 @dataclass(eq=False)
@@ -52,16 +59,20 @@ class Pool:
     spec: Callable[[int], GangSpec]
     starts_alone: bool = True  # ranks that must meet are started by whoever knows where
     logs: Path | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    hedge: float | None = None  # seconds after which a call is made a second time, on another member
     clock: BusyClock = field(default_factory=BusyClock)
     admit: Admit | None = None
     on_change: Callable[[], None] = lambda: None
     notice: Callable[[str], None] = lambda text: None
     restarts: int = 0
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # one suspected call at a time
     members: list[PoolMember] = field(default_factory=list)
     _numbers: int = 0
     _waiting: list[asyncio.Future[None]] = field(default_factory=list)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _failure: Exception | None = None
+    _barren: int = 0  # deaths since the last answer
 
     async def start(self, size: int) -> None:
         """Bring up `size` members at once. Raises what the first failure raised."""
@@ -86,25 +97,26 @@ class Pool:
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving]
 
-    async def call(self, method: str, *args: Any, load: int = 1, returns: int = 1) -> list[Any]:
+    def load(self) -> int:
+        """What all members have been given and have not answered yet."""
+        return sum(member.load for member in self.members)
+
+    async def call(
+        self, method: str, *args: Any, load: int = 1, returns: int = 1, attempts: int = ATTEMPTS
+    ) -> list[Any]:
         """Call an idempotent method on the least-loaded member, and on another if that one dies.
 
-        Returns references to all results but the last, and the value of the last: [ref, ..., value].
+        Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
+        when `attempts` members died under it.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            member = await self._route()
-            member.load += load
+        for attempt in range(1, attempts + 1):
             try:
-                with self.clock.busy():
-                    refs = self.transport.call(member.head, method, *args, returns=returns)
-                    return [*refs[:-1], await self.transport.value(refs[-1])]
+                if self.hedge is None:
+                    return await self._answer(await self._route(), method, args, load, returns)
+                return await self._first_answer(method, args, load, returns, self.hedge)
             except MemberDied as death:
-                self.replace(member)
-                if attempt == ATTEMPTS:
-                    raise RoleFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
-            finally:
-                member.load -= load
-                self.on_change()
+                if attempt == attempts:
+                    raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 
     async def stream(self, member: PoolMember, method: str, *args: Any, load: int = 1) -> AsyncIterator[Any]:
@@ -112,10 +124,12 @@ class Pool:
         member.load += load
         try:
             with self.clock.busy():
-                async for ref in self.transport.stream(member.head, method, *args):
+                refs = aiter(self.transport.stream(member.head, method, *args))
+                while (ref := await self.in_time(method, anext(refs, None))) is not None:
+                    self._barren = 0
                     yield ref
-        except MemberDied:
-            self.replace(member)
+        except MemberDied as death:
+            self.replace(member, death)
             raise
         finally:
             member.load -= load
@@ -124,15 +138,62 @@ class Pool:
     async def call_member(self, member: PoolMember, method: str, *args: Any) -> Any:
         """Call a method of one member's head and open the result. Raises MemberDied; the member is replaced."""
         try:
-            return await self.transport.value(self.transport.call(member.head, method, *args)[0])
-        except MemberDied:
+            return await self.in_time(method, self.transport.value(self.transport.call(member.head, method, *args)[0]))
+        except MemberDied as death:
             if member.serving:  # a joiner's death is its pool's to tell
-                self.replace(member)
+                self.replace(member, death)
             raise
 
+    async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
+        member.load += load
+        try:
+            with self.clock.busy():
+                refs = self.transport.call(member.head, method, *args, returns=returns)
+                value = await self.in_time(method, self.transport.value(refs[-1]))
+            self._barren = 0
+            return [*refs[:-1], value]
+        except MemberDied as death:
+            self.replace(member, death)
+            raise
+        finally:
+            member.load -= load
+            self.on_change()
+
+    async def _first_answer(self, method: str, args: Any, load: int, returns: int, hedge: float) -> list[Any]:
+        """The first answer: a member's or, if it takes longer than `hedge` seconds, that of another beside it."""
+        first = await self._route()
+        asked = {asyncio.ensure_future(self._answer(first, method, args, load, returns))}
+        try:
+            done, _ = await asyncio.wait(asked, timeout=hedge)
+            others = [member for member in self.serving() if member is not first]
+            if not done and others:
+                second = min(others, key=lambda m: (m.load, m.number))
+                asked.add(asyncio.ensure_future(self._answer(second, method, args, load, returns)))
+            while True:
+                done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                good = [task for task in done if not task.exception()]
+                if good or not waiting:
+                    return (good or list(done))[0].result()
+                asked = waiting
+        finally:
+            for task in asked:
+                task.cancel()
+
+    async def in_time(self, method: str, answer: Awaitable[Any]) -> Any:
+        """An answer within its deadline; a member that gives none hangs, and is as good as dead. Raises MemberDied."""
+        seconds = self.deadlines.of(method)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await answer
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)") from None
+
     def check(self) -> None:
-        """Raise what kept a replacement from starting, once no member is left or on its way."""
-        if self._failure and not self.members:
+        """Raise what kept a replacement from starting, once no member is left or on its way, or that all die."""
+        if self._failure and (not self.members or self._barren >= BARREN):
             raise self._failure
 
     async def _route(self) -> PoolMember:
@@ -169,9 +230,9 @@ class Pool:
         self._wake()
 
     async def _start(self, member: PoolMember) -> None:
-        await self.transport.value(self.transport.call(member.head, "start")[0])
+        await self.in_time("start", self.transport.value(self.transport.call(member.head, "start")[0]))
 
-    def replace(self, member: PoolMember) -> None:
+    def replace(self, member: PoolMember, death: Exception | None = None) -> None:
         """Take a member out, end it, and bring up another in the background."""
         if member not in self.members:
             return
@@ -181,8 +242,22 @@ class Pool:
             self._spawn_task(self.transport.kill(member.actors))
             return
         self.restarts += 1
-        self.notice(f"{self.role}-{member.number} is gone and is being replaced{quote_log(member.log)}")
+        self._barren += 1
+        why = f" ({death})" if death else ""
+        self.notice(f"{self.role}-{member.number} is gone and is being replaced{why}{quote_log(member.log)}")
+        if self._barren >= BARREN:
+            self._failure = RoleFailed(f"{self.role}: {BARREN} members died one after the other without an answer{why}")
+            self._spawn_task(self.transport.kill(member.actors))
+            self._wake()
+            return
         self._spawn_task(self._rejoin(member))
+
+    async def discard(self) -> None:
+        """End all members without asking them, and bring up none."""
+        members, self.members = self.members, []
+        for member in members:
+            member.serving = False
+            await self.transport.kill(member.actors)
 
     async def _rejoin(self, dead: PoolMember) -> None:
         await self.transport.kill(dead.actors)

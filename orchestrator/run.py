@@ -1,6 +1,7 @@
 """A run: bring up the roles, evaluate, train a stage, evaluate again, leave a report.
 
-A Run is *given* its pools; what it starts it leaves running, so that one cluster and its engines serve many runs.
+A Run is *given* its pools; what it starts it leaves running, so that one cluster and its engines serve many runs. When
+its learner dies it goes back to the newest whole checkpoint, as a resume does, and on from there; all else lives on.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +24,11 @@ from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
 from orchestrator import checkpoint
+from orchestrator.carriers import Carrier, ObjectStore
 from orchestrator.evaluate import Evaluation
 from orchestrator.flow import Flow, Pools
-from orchestrator.learning import LearnerGroup
+from orchestrator.learning import LearnerDied, LearnerGroup
+from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
@@ -33,6 +38,7 @@ from orchestrator.telemetry import Meter
 from orchestrator.versions import Versions
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
+REBUILDS = 3  # deaths of the learner with no step between them that end a run
 
 
 class Observer(Protocol):
@@ -69,22 +75,26 @@ class Run:
     inputs: Inputs
     pools: Pools
     observer: Observer
+    carrier: Carrier = field(default_factory=ObjectStore)
     meter: Meter = field(default_factory=Meter)
     evaluation_meter: Meter = field(default_factory=Meter)  # what an evaluation does belongs to no step
     stage: Stage | None = None
     _stop_requested: bool = False
 
     def __post_init__(self) -> None:
-        self.versions = Versions()
         self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
         self.learner = LearnerGroup(self.recipe, self.pools.learner)
-        self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions)
+        claim = partial(checkpoint.claim_version, self.directory)
+        self.versions = Versions(self.learner, self.carrier, claim=claim)
+        self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions, self.carrier)
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
         self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
         self.progress = Progress(beta=initial_beta(self.recipe.objective))
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
         self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
+        self.skipped: dict[str, str] = {}  # uid -> why it was not trained
+        self._deaths: list[int] = []  # steps that the learner died after
         self._began = time.monotonic()
         self._startup: float | None = None
 
@@ -94,9 +104,19 @@ class Run:
         Returns the exit code (0 or 3) and leaves metrics, checkpoint, model, summary and report in the directory.
         Raises what failed.
         """
+        while True:
+            try:
+                return await self._attempt()
+            except (LearnerDied, ExceptionGroup) as error:
+                death = _learner_death(error)
+                if death is None:
+                    raise
+                await self._bury(death)
+
+    async def _attempt(self) -> int:
         saved = self._rewind()
         await self._bring_up(saved)
-        self._startup = time.monotonic() - self._began
+        self._startup = self._startup or time.monotonic() - self._began
         if self.evaluations["before"] is None:
             self.evaluations["before"] = await self._evaluate("before")
         self.observer.phase("training")
@@ -113,6 +133,15 @@ class Run:
         code = STOPPED if stopped else DONE
         self.summarise(code)
         return code
+
+    async def _bury(self, death: LearnerDied) -> None:
+        """End what is left of a dead learner. Raises its death when it has come too often without a step between."""
+        self._deaths.append(self.progress.step)
+        if self._deaths[-REBUILDS:] == [self.progress.step] * REBUILDS:
+            raise death
+        self.stage, self.versions.current = None, None
+        self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")
+        await self.pools.learner.discard()
 
     def working(self) -> tuple[str, ...]:
         """Roles busy right now."""
@@ -134,18 +163,20 @@ class Run:
                 f"learner.ranks: {self.recipe.learner.ranks}, but {saved.folder} was saved by {saved.state['ranks']}; "
                 "resume with as many"
             )
-        highest = checkpoint.rewind(self.directory, saved)
+        checkpoint.rewind(self.directory, saved)
+        self.progress = Progress(beta=initial_beta(self.recipe.objective))
         if saved:
             self.progress.step = saved.state["step"]
             self.progress.beta = saved.state["beta"]
             self.progress.ladder = Ladder(**saved.state["ladder"])
+            self.progress.ledger = Ledger.from_state(saved.state["ledger"])
+            self.skipped = dict(saved.state["skipped"])
             self._anchor = saved.state["anchor"]
             if saved.state["ended"]:
                 self._end_early()
             self.evaluations["before"] = saved.state["evaluation"]["before"]
-        if saved or highest:
-            # a rollback and the step that was cut short may each have published a version that no line records
-            self.progress.version = max(highest, saved.state["version"] if saved else 0) + 3
+        highest = checkpoint.highest_version(self.directory)
+        self.progress.version = 0 if highest is None else highest + 1  # a number names one set of weights, for ever
         return saved
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
@@ -169,7 +200,7 @@ class Run:
             for starting in cold:
                 tasks.create_task(starting)
         self.observer.phase("publishing the first weights")
-        self.versions.current = await self.learner.publish(self.progress.version)
+        await self.versions.publish(self.progress.version)
         await self._pull_everywhere()
         await self.teachers.start()
         length = self.recipe.objective.length
@@ -211,6 +242,7 @@ class Run:
             after_publish=self.teachers.follow,
             after_step=self._after_step,
             notice=self.observer.notice,
+            skipped=self.skipped,
         )
 
     def _admit_to(self, pool: Pool, versions: Versions) -> Any:
@@ -233,7 +265,7 @@ class Run:
         if step == steps or self._ended_early:
             return
         if self.recipe.checkpoint.every and step % self.recipe.checkpoint.every == 0:
-            await self._save()
+            await self._save_on_the_way()
         if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:
             await self._evaluate(f"step {step}")
 
@@ -272,7 +304,7 @@ class Run:
         await self.learner.restore(anchor)
         self.progress.beta = json.loads((anchor / checkpoint.STATE).read_text())["beta"]
         self.progress.version += 1
-        self.versions.current = await self.learner.publish(self.progress.version)
+        await self.versions.publish(self.progress.version)
         await self._pull_everywhere()
         await self.teachers.follow()
 
@@ -290,20 +322,32 @@ class Run:
 
     async def _save(self) -> None:
         self.observer.phase(f"saving step {self.progress.step}")
-        partial = checkpoint.partial_folder(self.directory, self.progress.step)
-        await self.learner.save(partial)
+        folder = checkpoint.partial_folder(self.directory, self.progress.step)
         state = {
             "step": self.progress.step,
-            "version": self.progress.version,
+            "ledger": self.progress.ledger.to_state(),
             "evaluation": self.evaluations,
             "ranks": self.recipe.learner.ranks,
             "beta": self.progress.beta,
             "ladder": self.progress.ladder.to_state(),
             "anchor": self._anchor,
             "ended": self._ended_early,
+            "skipped": self.skipped,
         }
         keep = self.recipe.checkpoint.keep
-        await asyncio.to_thread(checkpoint.seal, self.directory, partial, state, keep, self._anchor)
+        try:
+            await self.learner.save(folder)
+            await asyncio.to_thread(checkpoint.seal, self.directory, folder, state, keep, self._anchor)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its room back; the last whole one stays
+            raise
+
+    async def _save_on_the_way(self) -> None:
+        """A checkpoint that a run can do without: what keeps it from being written is said, and the run goes on."""
+        try:
+            await self._save()
+        except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
+            self.observer.notice(f"step {self.progress.step} was not saved, the last checkpoint stays: {error}")
 
     def summarise(self, code: int) -> None:
         """Write summary.json: how the run ended, whatever the end."""
@@ -314,5 +358,16 @@ class Run:
             "seconds_startup": self._startup,
             "evaluation": self.evaluations,
             "biased": list(self.recipe.biases),
+            "skipped": self.skipped,
+            "restarts": {role: pool.restarts for role, pool in self.pools.all().items() if pool.restarts},
+            "learner_rebuilds": len(self._deaths),
         }
         (self.directory / "summary.json").write_text(json.dumps(summary, indent=1))
+
+
+def _learner_death(error: Exception) -> LearnerDied | None:
+    """The learner's death, where it is all that went wrong."""
+    if isinstance(error, ExceptionGroup):
+        deaths = [_learner_death(inner) for inner in error.exceptions]
+        return deaths[0] if all(deaths) else None
+    return error if isinstance(error, LearnerDied) else None

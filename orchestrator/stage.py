@@ -1,28 +1,30 @@
 """One stage of training: two loops, roll out and learn.
 
 `roll_out` leases prompt groups as far ahead as the staleness bound allows; every block of finished responses is
-scored and rewarded at once. `learn` waits for the next whole batch in lease order, updates, and publishes a version
-that members pull before they sample again. The loops meet in the dispatch and the buffer, nowhere else.
+scored and rewarded at once. `learn` waits for the next batch, updates, and publishes a version that members pull before
+they sample again. The loops meet in the dispatch and the buffer, nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from actors.metrics import step_line
 from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
-from orchestrator.buffer import Buffer, Scored
+from orchestrator.buffer import Batch, Buffer, Group, Scored
 from orchestrator.credit import groups_without_signal
-from orchestrator.dispatch import Dispatch, Lease, Ticket, source_of
+from orchestrator.dispatch import DEATHS, Dispatch, Lease, Room, Ticket, source_of
 from orchestrator.flow import Block, Flow, Pools
-from orchestrator.learning import LearnerGroup
+from orchestrator.learning import LearnerGroup, PayloadsLost
+from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.telemetry import Meter
@@ -32,11 +34,12 @@ from orchestrator.versions import Versions
 
 @dataclass
 class Progress:
-    """What a resume needs to go on: updates made, the version of the weights they led to, the reference's coefficient
-    where it adapts, and where the length curriculum stands."""
+    """What a resume needs to go on: updates made, the version of the weights they led to, the prompt groups they have
+    trained, the reference's coefficient where it adapts, and where the length curriculum stands."""
 
     step: int = 0
     version: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
     beta: float = 0.0
     ladder: Ladder = field(default_factory=Ladder)
 
@@ -55,20 +58,22 @@ class Stage:
     after_publish: Callable[[], Awaitable[None]]
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
     notice: Callable[[str], None]
+    skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained
 
     def __post_init__(self) -> None:
-        batch, first = self.recipe.batch, self.progress.step * self.recipe.batch.prompts_per_step
-        writers = self.pools.writers()
+        batch, writers = self.recipe.batch, self.pools.writers()
         self.writers = {source: writers[source] for source in self.recipe.objective.sources}
         self.dispatch = Dispatch(
             batch.prompts_per_step,
             batch.samples_per_prompt,
             self.recipe.max_staleness,
             self.recipe.run.steps,
-            first,
+            self.progress.ledger,
             self._source,
         )
-        self.buffer = Buffer(batch.prompts_per_step, batch.samples_per_prompt, first)
+        self.buffer = Buffer(
+            batch.prompts_per_step, batch.samples_per_prompt, self.recipe.max_staleness, self.recipe.age_policy
+        )
         self.stopping = False
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
 
@@ -88,7 +93,9 @@ class Stage:
                 for pool in self.writers.values():
                     pool.check()
                 self._moved.clear()
-                for lease in self.dispatch.grant(self.progress.step, self._free(), self._judged_at):
+                for lease in self.dispatch.grant(self.progress.step, self._room(), self._judged_at):
+                    for index in {ticket.index for ticket in lease.tickets}:
+                        self.buffer.open(index, self.progress.version)
                     leases.create_task(self.follow(lease))
                 await self._moved.wait()
 
@@ -97,10 +104,14 @@ class Stage:
         while self.progress.step < self.recipe.run.steps and not self.stopping:
             with self.meter.clock("wait").busy():
                 batch = await self.next_batch()
-            dials = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta)
-            cap, metrics = self._cap, await self.update(batch, dials)
+            dials, cap = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta), self._cap
+            try:
+                metrics = await self.advance(batch, dials)
+            except PayloadsLost as loss:  # no rank has begun
+                self.take_back(batch, loss.uids)
+                continue
             self._adapt(batch, metrics)
-            pulled = await self.publish(tasks)
+            pulled = tasks.create_task(self.pull())
             if self.recipe.max_staleness == 0:
                 await pulled
             await self.after_step(self._line(batch, dials, metrics, cap))
@@ -110,21 +121,22 @@ class Stage:
         """Judge the blocks of one lease as they come; lease again what its member took with it."""
         prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
         open_tickets = {ticket.uid: ticket for ticket in lease.tickets}
-        pool = self.writers[lease.source]
+        pool, died = self.writers[lease.source], False
         member = next((m for m in pool.members if m.number == lease.member), None)
-        if member is None:  # it left or died between the grant and this turn
-            self.dispatch.lose(lease.tickets)
-            self._moved.set()
-            return
-        pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
         async with asyncio.TaskGroup() as blocks:
             try:
-                async for block in self.flow.sample(pool, member, pairs, lease.source, self._cap):
-                    tickets = [open_tickets.pop(s.uid) for s in block.header.samples]
-                    blocks.create_task(self.judge(block, prompts, tickets))
-            except (MemberDied, ValueLost):
-                self.dispatch.lose(open_tickets.values())
-                self._moved.set()
+                if member is not None:  # else it left or died between the grant and this turn
+                    pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
+                    async for block in self.flow.sample(pool, member, pairs, lease.source, self._cap):
+                        tickets = [open_tickets.pop(s.uid) for s in block.header.samples]
+                        blocks.create_task(self.judge(block, prompts, tickets))
+            except MemberDied:
+                died = True
+            except ValueLost:
+                pass  # of a header; its samples are still open
+            for index in self.dispatch.settle(lease, open_tickets.values(), died):
+                self._quarantine(index, f"{DEATHS} members of {pool.role} died of it")
+            self._moved.set()
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt], tickets: list[Ticket]) -> None:
         """Score, reward and admit a block; what went down with a node is sampled again."""
@@ -136,36 +148,54 @@ class Stage:
             for scored in good:
                 self.buffer.admit(scored)
             for uid, reason in rejected.items():
-                self.buffer.drop(uid, reason)
-                self.notice(f"skipped {uid}: {reason}")
-            self.meter.count("samples_dropped", len(rejected))
+                self.skip(uid, reason)
         self._moved.set()
 
-    async def next_batch(self) -> list[Scored]:
-        """The next batch in lease order, whole."""
-        while (batch := self.buffer.take()) is None:
+    def skip(self, uid: str, reason: str) -> None:
+        """Bad data is counted and named, and not asked for again."""
+        self.buffer.drop(uid, reason)
+        self.skipped[uid] = reason
+        self.notice(f"skipped {uid}: {reason}")
+        self.meter.count("samples_dropped", 1)
+
+    async def next_batch(self) -> Batch:
+        """The next batch that the staleness bound allows, or asks to wait for."""
+        while True:
             self._moved.clear()
-            await self._moved.wait()
-        if not batch:
-            uid, reason = self.buffer.last_dropped or ("?", "unknown")
-            raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
-        return batch
+            self._lease_again(self.buffer.expire(self.progress.version))
+            batch = self.buffer.take(self.progress.version)
+            if batch is None:
+                await self._moved.wait()
+            elif batch.samples:
+                return batch
+            else:
+                uid, reason = self.buffer.last_dropped or ("?", "unknown")
+                raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
 
-    async def update(self, batch: list[Scored], dials: Dials) -> dict[str, Any]:
-        """One learner step; the samples it trained on are recorded when the recipe says so."""
-        step = self.progress.step + 1
+    async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
+        """One learner step and the version it leads to; the samples it trained on are recorded when the recipe says so.
+        Raises PayloadsLost, and then nothing has moved."""
+        progress, step = self.progress, self.progress.step + 1
         record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
-        with self.meter.clock("learn").busy():
-            return await self.learner.step(batch, step, self.progress.version, dials, record)
-
-    async def publish(self, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Make the new version the current one; returns the task in which members pull it."""
+        async with self.learner.turn:
+            with self.meter.clock("learn").busy():
+                metrics = await self.learner.step(
+                    batch.samples, step, progress.version, dials, record, oldest=batch.oldest
+                )
+            with self.meter.clock("publish").busy():
+                await self.versions.publish(progress.version + 1)
+        progress.step, progress.version = step, progress.version + 1
+        progress.ledger = progress.ledger.trained(batch.groups)
         with self.meter.clock("publish").busy():
-            self.versions.current = await self.learner.publish(self.progress.version + 1)
-            self.progress.version += 1
-            self.progress.step += 1
             await self.after_publish()
-        return tasks.create_task(self.pull())
+        return metrics
+
+    def take_back(self, batch: Batch, lost: Container[str]) -> None:
+        """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
+        self.buffer.give_back(batch, lost)
+        headers = (s.header for s in (*batch.samples, *batch.aged) if s.header.uid in lost)
+        self.dispatch.lose(Ticket.of(h.uid, h.attempt) for h in headers)
+        self._moved.set()
 
     async def pull(self) -> None:
         """Every serving member pulls; one that dies on the way is replaced by its pool, which admits the next."""
@@ -179,15 +209,31 @@ class Stage:
             await self.versions.pull(pool, member)
         self._moved.set()
 
-    def _free(self) -> dict[str, dict[int, int]]:
-        """Free slots of members that serve the current version: nobody samples with an older one."""
-        current = self.versions.current.number if self.versions.current else self.progress.version
+    def _lease_again(self, expired: Mapping[int, Group]) -> None:
+        """Groups that were dropped for their age: every sample of them under its next attempt."""
+        for index, group in expired.items():
+            attempts = {uid: s.header.attempt if s else 0 for uid, s in group.samples.items()}
+            self.dispatch.lose(Ticket.of(uid, attempt) for uid, attempt in attempts.items())
+            aged = [s.header.response_tokens for s in group.samples.values() if s]
+            self.meter.count("samples_aged", len(aged))
+            self.meter.count("tokens_dropped", sum(aged))
+            self.notice(f"prompt group {index} passed max_staleness and is sampled again")
+
+    def _quarantine(self, index: int, reason: str) -> None:
+        for uid in self.buffer.missing(index):
+            self.skip(uid, f"quarantined: {reason}")
+
+    def _room(self) -> dict[str, dict[int, Room]]:
+        """Room on members that serve the current version: nobody samples with an older one, and nothing is sampled that
+        the scorers could not take."""
+        if self.flow.congested():
+            return {}
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {
             source: {
-                m.number: slots.get(source, self.recipe.samples_per_step) - m.load
+                m.number: Room(slots.get(source, self.recipe.samples_per_step) - m.load, idle=not m.load)
                 for m in pool.serving()
-                if m.version == current
+                if m.version == self.progress.version
             }
             for source, pool in self.writers.items()
         }
@@ -211,50 +257,62 @@ class Stage:
         length = self.recipe.objective.length
         return self.progress.ladder.cap(length) if length else self.recipe.sampling.max_response_tokens
 
-    def _adapt(self, batch: list[Scored], metrics: Mapping[str, Any]) -> None:
+    def _adapt(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
         """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
-        kl, drawn = metrics.get("reference_kl"), [s.header for s in batch if s.source == "student"]
+        kl, drawn = metrics.get("reference_kl"), [s.header for s in batch.samples if s.source == "student"]
         if kl is not None and drawn:
             of_response = kl * sum(h.loss_tokens for h in drawn) / len(drawn)
             self.progress.beta = adapted_beta(self.recipe.objective, self.progress.beta, of_response, len(drawn))
         if self.recipe.objective.length:
             self.progress.ladder = self.progress.ladder.stepped()
 
-    def _line(self, batch: list[Scored], dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
-        counts = self.meter.take()
-        headers = [scored.header for scored in batch]
-        tokens = sum(h.loss_tokens for h in headers)
-        trained_at = self.progress.version - 1
-        rewards = [s.reward for s in batch if s.reward is not None and s.source == "student"]
-        scored_tokens, score_bytes = counts.get("tokens_scored", 0), counts.pop("score_bytes", 0)
-        names = ("tokens_generated", "tokens_scored", "samples_dropped", "bytes_inlined")
-        seconds = tuple(f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait"))
+    def _line(self, batch: Batch, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
+        counts, objective = self.meter.take(), self.recipe.objective
+        seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
+        names = {"tokens_generated", "tokens_scored", "samples_dropped", "samples_aged", "bytes_inlined", *seconds}
+        scored_tokens, dropped = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
-            {name: counts.get(name, 0) for name in (*names, *seconds)}
+            {name: counts.get(name, 0) for name in names}
             | dict(metrics)
+            | described(batch, self.progress.version - 1)
             | {
                 "step": self.progress.step,
                 "policy_version": self.progress.version,
-                "kl_support": self.recipe.objective.support if self.recipe.objective.teachers else None,
-                "reverse_weight": dials.reverse_weight if self.recipe.objective.teachers else None,
-                "beta": dials.beta if self.recipe.objective.reference else None,
-                "reward_mean": sum(rewards) / len(rewards) if rewards else None,
-                "teacher_entropy": _teacher_entropy(batch),
-                "groups_without_signal": groups_without_signal(batch),
-                "foreign_fraction": sum(scored.source != "student" for scored in batch) / len(batch),
+                "kl_support": objective.support if objective.teachers else None,
+                "reverse_weight": dials.reverse_weight if objective.teachers else None,
+                "beta": dials.beta if objective.reference else None,
                 "response_cap": cap,
-                "response_length": sum(h.response_tokens for h in headers) / len(headers),
-                "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
-                "staleness_mean": trained_at - sum(h.version_sum for h in headers) / tokens,
-                "staleness_max": trained_at - min(h.version_min for h in headers),
-                "tokens_trained": tokens,
-                "score_bytes_per_token": score_bytes / scored_tokens if scored_tokens else None,
+                "score_bytes_per_token": counts.get("score_bytes", 0) / scored_tokens if scored_tokens else None,
+                "response_length_dropped": counts.get("tokens_dropped", 0) / dropped if dropped else None,
                 "seconds_step": counts["seconds_step"],
             }
         )
 
 
-def _teacher_entropy(batch: list[Scored]) -> float | None:
+def described(batch: Batch, version: int) -> dict[str, Any]:
+    """What the headers of a batch say of it, trained from the weights of `version`; names of actors/metrics.py."""
+    samples = batch.samples
+    headers = [scored.header for scored in samples]
+    rewards = [s.reward for s in samples if s.reward is not None and s.source == "student"]
+    ages = [(version - v, tokens) for h in headers for v, tokens in h.versions]
+    tokens = sum(count for _, count in ages)
+    masked = batch.masked
+    return {
+        "reward_mean": fmean(rewards) if rewards else None,
+        "teacher_entropy": _teacher_entropy(samples),
+        "groups_without_signal": groups_without_signal(samples),
+        "foreign_fraction": fmean(scored.source != "student" for scored in samples),
+        "response_length": fmean(h.response_tokens for h in headers),
+        "response_length_masked": fmean(h.response_tokens for h in masked) if masked else None,
+        "truncated_fraction": fmean(h.finish == "length" for h in headers),
+        "staleness_mean": sum(age * count for age, count in ages) / tokens,
+        "staleness_max": max(age for age, _ in ages),
+        "tokens_trained": tokens,
+        "tokens_masked": batch.tokens_masked,
+    }
+
+
+def _teacher_entropy(batch: Sequence[Scored]) -> float | None:
     """Nats a token; the teachers' mean where several score a response. None where a scorer does not know it."""
     known = [scored.teacher_entropy for scored in batch if scored.teacher_entropy is not None]
     tokens = sum(scored.header.response_tokens for scored in batch)

@@ -7,22 +7,26 @@ that the learner keeps. Both are pulled before anything is scored for the next s
 from __future__ import annotations
 
 from configs.schema import Recipe
+from orchestrator.carriers import Carrier
 from orchestrator.flow import Pools
 from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool
+from orchestrator.transport import ValueLost
 from orchestrator.versions import Versions
 
 
 class Teachers:
-    """`student` are the student's versions, which live models share."""
+    """`student` are the student's versions, which live models share; averages travel by the same carrier."""
 
-    def __init__(self, recipe: Recipe, pools: Pools, learner: LearnerGroup, student: Versions) -> None:
+    def __init__(
+        self, recipe: Recipe, pools: Pools, learner: LearnerGroup, student: Versions, carrier: Carrier
+    ) -> None:
         self._recipe = recipe
         self._pools = pools
         self._learner = learner
         self._student = student
         self._moving = {model: student for model in recipe.moving("live")}
-        self._moving |= {model: Versions() for model in recipe.moving("ema")}
+        self._moving |= {model: Versions(learner, carrier, model) for model in recipe.moving("ema")}
 
     def moving(self) -> list[tuple[Pool, Versions]]:
         """Pools of models that follow the student, and the versions they pull."""
@@ -41,7 +45,8 @@ class Teachers:
         number = self._student.current.number
         for model, versions in self._moving.items():
             if versions is not self._student:
-                versions.current = await self._learner.publish(number, model)
+                async with self._learner.turn:
+                    await versions.publish(number)
             await versions.pull_all(self._pools.scorers[model])
             await self._load_head(model, number)
 
@@ -52,4 +57,7 @@ class Teachers:
         head, found = await self._pools.scorers[model].call("projection", returns=2)
         if found != version:
             raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
-        await self._learner.load_projection(model, version, version - self._recipe.max_staleness - 1, head)
+        try:
+            await self._learner.load_projection(model, version, version - self._recipe.max_staleness - 1, head)
+        except ValueLost:  # with the node of the scorer that gave it
+            await self._load_head(model, version)

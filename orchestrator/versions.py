@@ -1,33 +1,40 @@
 """Weight versions: published once by the learner, pulled by each member at a boundary of its own.
 
-Pull, not broadcast: a member may come or go and nothing hangs. The references are the orchestrator's, so a version
-outlives the member that reads it and the learner that made it.
+Pull, not broadcast: a member may come or go and nothing hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
+from orchestrator.carriers import Carrier, Version
+from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.transport import MemberDied, ValueLost
 
 
-@dataclass(frozen=True)
-class Version:
-    """`headers` describe the buckets that `refs` name."""
-
-    number: int
-    headers: tuple[Any, ...]
-    refs: tuple[Any, ...]
-
-
 class Versions:
-    """The current version and its way to the members of a pool."""
+    """The current version of the student, or of one of its averages (`model`), and its way to the members of a pool.
+    `claim` is told of a number before anything carries it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        carrier: Carrier,
+        model: str | None = None,
+        claim: Callable[[int], None] = lambda number: None,
+    ) -> None:
         self.current: Version | None = None
+        self._learner = learner
+        self._carrier = carrier
+        self._model = model
+        self._claim = claim
+
+    async def publish(self, number: int) -> None:
+        """Make the learner's weights the current version."""
+        self._claim(number)
+        self.current = await self._carrier.publish(self._learner, number, self._model)
 
     async def pull(self, pool: Pool, member: PoolMember) -> None:
         """Bring one member to the current version, and again if a newer one came meanwhile.
@@ -35,7 +42,8 @@ class Versions:
         Raises MemberDied. A member whose load raised is as good as dead: its engine may hold half a version.
         """
         async with member.turn:  # two pulls of one version load it once
-            await self._pull(pool, member)
+            while self.current is not None and member.version != self.current.number:
+                await self._pull(self.current, pool, member)
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
@@ -45,14 +53,20 @@ class Versions:
             if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
                 raise failure
 
-    async def _pull(self, pool: Pool, member: PoolMember) -> None:
-        while self.current is not None and member.version != self.current.number:
-            target = self.current
-            try:
-                member.version = await pool.call_member(member, "load", target.number, target.headers, *target.refs)
-            except (MemberDied, ValueLost):
-                raise
-            except Exception as error:
-                if member.serving:
-                    pool.replace(member)
-                raise MemberDied(f"loading version {target.number} failed: {error}") from error
+    async def _pull(self, version: Version, pool: Pool, member: PoolMember) -> None:
+        try:
+            member.version = await self._carrier.pull(version, self._learner, pool, member)
+        except MemberDied:
+            raise
+        except ValueLost:
+            await self._renew(version)
+        except Exception as error:
+            if member.serving:
+                pool.replace(member, error)
+            raise MemberDied(f"loading version {version.number} failed: {error}") from error
+
+    async def _renew(self, lost: Version) -> None:
+        """A version went down with a node: publish it again under its number, from weights that have not moved."""
+        async with self._learner.turn:
+            if self.current is lost:
+                await self.publish(lost.number)

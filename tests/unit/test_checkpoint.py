@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import MANIFEST, METRICS, STATE, latest, partial_folder, rewind, seal
+from orchestrator.checkpoint import (
+    MANIFEST,
+    METRICS,
+    STATE,
+    claim_version,
+    highest_version,
+    latest,
+    partial_folder,
+    rewind,
+    seal,
+)
 
 
 def log(run: Path, *steps: int) -> None:
@@ -29,7 +39,8 @@ def steps_kept(run: Path) -> set[str]:
 
 def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
-    assert rewind(tmp_path, None) == 0 and not (tmp_path / f"{METRICS}.lost").exists()
+    rewind(tmp_path, None)
+    assert highest_version(tmp_path) is None and not (tmp_path / f"{METRICS}.lost").exists()
 
 
 def test_the_newest_is_found_by_number_with_its_state_and_log_length(tmp_path: Path) -> None:
@@ -147,9 +158,16 @@ def test_logs_are_cut_to_the_checkpoint_and_the_tail_is_kept(tmp_path: Path) -> 
     save(tmp_path, 2)
     log(tmp_path, 3, 4)
     before = (tmp_path / METRICS).read_text().splitlines()
-    assert rewind(tmp_path, latest(tmp_path)) == 14
+    rewind(tmp_path, latest(tmp_path))
     assert (tmp_path / METRICS).read_text().splitlines() == before[:2]
     assert (tmp_path / f"{METRICS}.lost").read_text().splitlines() == before[2:]
+
+
+def test_the_highest_version_outlives_the_logs(tmp_path: Path) -> None:
+    for number in (3, 4):
+        claim_version(tmp_path, number)
+    rewind(tmp_path, None)
+    assert highest_version(tmp_path) == 4
 
 
 def test_a_second_cut_is_added_to_the_first(tmp_path: Path) -> None:
@@ -166,7 +184,7 @@ def test_a_line_that_a_crash_cut_short_is_no_obstacle(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 2, "policy_ver')
-    assert rewind(tmp_path, latest(tmp_path)) == 11
+    rewind(tmp_path, latest(tmp_path))
     assert (tmp_path / METRICS).read_text().count("\n") == 1
 
 

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import Dispatch, Ticket, source_of
+from orchestrator.dispatch import DEATHS, Dispatch, Lease, Room, Ticket, source_of
+from orchestrator.ledger import Ledger
 
 SHAPES = st.builds(
     dict,
@@ -19,13 +20,18 @@ SHAPES = st.builds(
 FREE = st.dictionaries(st.integers(0, 3), st.integers(-2, 6), max_size=4)
 
 
+def room(**slots: dict[int, int]) -> dict[str, dict[int, Room]]:
+    """What members can take, all of them idle."""
+    return {source: {m: Room(free, idle=True) for m, free in members.items()} for source, members in slots.items()}
+
+
 @settings(max_examples=150, deadline=None)
 @given(SHAPES, st.data())
 def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int], data: st.DataObject) -> None:
     """Draw what members have free, which leases die and when a step is done; check every grant on the way."""
     first_step = data.draw(st.integers(0, shape["steps"] - 1))
     first = first_step * shape["groups_per_step"]
-    dispatch, done = Dispatch(**shape, first=first), first_step
+    dispatch, done = Dispatch(**shape, ledger=Ledger(first)), first_step
     granted: Counter[Ticket] = Counter()
     open_tickets: list[Ticket] = []
     for _ in range(data.draw(st.integers(1, 25))):
@@ -38,7 +44,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
             free, capacity = data.draw(FREE), dispatch.capacity(done)
-            leases = dispatch.grant(done, {"student": free})
+            leases = dispatch.grant(done, room(student=free))
             tickets = [t for lease in leases for t in lease.tickets]
             granted.update(tickets)
             open_tickets += tickets
@@ -57,7 +63,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
 def test_a_whole_run_leases_every_sample_of_every_group_in_order(shape: dict[str, int]) -> None:
     dispatch, tickets = Dispatch(**shape), []
     for done in range(shape["steps"]):
-        while leases := dispatch.grant(done, {"student": {0: 1}}):
+        while leases := dispatch.grant(done, room(student={0: 1})):
             tickets += leases[0].tickets
     groups = range(shape["steps"] * shape["groups_per_step"])
     assert tickets == [Ticket(i, k) for i in groups for k in range(shape["samples_per_group"])]
@@ -83,15 +89,15 @@ def test_nothing_is_leased_beyond_the_last_step() -> None:
 
 def test_a_group_stays_on_the_member_with_most_room() -> None:
     dispatch = Dispatch(groups_per_step=2, samples_per_group=4, max_staleness=0, steps=1)
-    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, {"student": {0: 5, 1: 6}})}
+    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, room(student={0: 5, 1: 6}))}
     assert {member: {t.index for t in tickets} for member, tickets in leases.items()} == {1: {0}, 0: {1}}
 
 
 def test_lost_tickets_come_first_under_the_next_attempt() -> None:
     dispatch = Dispatch(groups_per_step=1, samples_per_group=2, max_staleness=1, steps=9)
-    dispatch.grant(0, {"student": {0: 2}})
+    dispatch.grant(0, room(student={0: 2}))
     dispatch.lose([Ticket(0, 1), Ticket(0, 0)])
-    (lease,) = dispatch.grant(0, {"student": {3: 4}})
+    (lease,) = dispatch.grant(0, room(student={3: 4}))
     assert lease.tickets == (Ticket(0, 0, 1), Ticket(0, 1, 1), Ticket(1, 0), Ticket(1, 1))
 
 
@@ -142,26 +148,84 @@ def test_a_group_that_moves_to_another_source_does_so_once_as_its_fraction_grows
 
 def test_a_source_without_room_holds_up_no_other_and_keeps_its_own() -> None:
     dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
-    leases = dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 0}})
+    leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 0}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
     assert dispatch.capacity(0) == 2, "two groups still wait for the teacher"
-    leases = dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 9}})
+    leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
 
 
 def test_members_of_two_sources_may_share_a_number() -> None:
     dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "dataset")[index])
-    leases = dispatch.grant(0, {"student": {0: 9}, "dataset": {0: 9}})
+    leases = dispatch.grant(0, room(student={0: 9}, dataset={0: 9}))
     assert {x.source: [t.index for t in x.tickets] for x in leases} == {"student": [0], "dataset": [1]}
 
 
 def test_a_lost_ticket_goes_back_to_the_source_that_wrote_it() -> None:
     dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "teacher")[index])
-    dispatch.grant(0, {"student": {0: 9}, "teacher": {0: 9}})
+    dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
     dispatch.lose([Ticket(1, 0)])
-    (lease,) = dispatch.grant(0, {"student": {0: 9}, "teacher": {3: 9}})
+    (lease,) = dispatch.grant(0, room(student={0: 9}, teacher={3: 9}))
     assert (lease.source, lease.member, lease.tickets) == ("teacher", 3, (Ticket(1, 0, 1),))
 
 
+# --- resuming ---
+
+
+def test_what_was_trained_beyond_the_floor_is_not_leased_again_and_counts_for_capacity() -> None:
+    dispatch = Dispatch(2, 1, 1, 5, ledger=Ledger(1, frozenset({2, 4})))  # three groups: a step and a half
+    assert dispatch.capacity(1) == 3
+    assert _indices(dispatch, done=1) == [1, 3, 5]
+    assert _indices(dispatch, done=2) == [6, 7]
+
+
+# --- members that die ---
+
+
+def die(dispatch: Dispatch, lease: Lease) -> set[int]:
+    return dispatch.settle(lease, lease.tickets, died=True)
+
+
+def test_a_poisoned_group_is_quarantined_after_three_deaths_and_its_neighbours_are_not() -> None:
+    dispatch = Dispatch(2, 2, 0, 1)
+    for _ in range(DEATHS - 1):
+        (lease,) = dispatch.grant(0, room(student={0: 9}))
+        assert die(dispatch, lease) == set() and {t.index for t in lease.tickets} == {0, 1}
+    suspects = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
+    assert [{t.index for t in lease.tickets} for lease in suspects] == [{0}, {1}], "each alone"
+    assert die(dispatch, suspects[0]) == {0}
+    assert dispatch.settle(suspects[1], ()) == set()
+    assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.quarantined == {0}
+
+
+def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
+    dispatch = Dispatch(2, 1, 1, 2)
+    for _ in range(DEATHS - 1):
+        (lease,) = dispatch.grant(0, {"student": {0: Room(1, idle=True)}})
+        die(dispatch, lease)
+    (suspect,) = dispatch.grant(0, {"student": {3: Room(9, idle=True)}})
+    assert [t.index for t in suspect.tickets] == [0]
+    assert dispatch.grant(0, {"student": {3: Room(8, idle=False)}}) == []
+    dispatch.settle(suspect, ())
+    assert [t.index for lease in dispatch.grant(0, {"student": {3: Room(9, True)}}) for t in lease.tickets] == [1, 2, 3]
+
+
+def test_a_suspect_waits_for_an_idle_member_and_holds_up_nobody() -> None:
+    dispatch = Dispatch(2, 1, 0, 1)
+    for _ in range(DEATHS - 1):
+        (lease,) = dispatch.grant(0, room(student={0: 1}))
+        die(dispatch, lease)
+    (lease,) = dispatch.grant(0, {"student": {0: Room(9, idle=False)}})
+    assert [t.index for t in lease.tickets] == [1]
+
+
+def test_what_is_lost_without_a_death_makes_no_suspect() -> None:
+    dispatch = Dispatch(1, 1, 0, 1)
+    for attempt in range(2 * DEATHS):
+        (lease,) = dispatch.grant(0, room(student={0: 1}))
+        assert lease.tickets[0].attempt == attempt
+        assert dispatch.settle(lease, lease.tickets) == set()
+
+
 def _indices(dispatch: Dispatch, done: int) -> list[int]:
-    return [t.index for lease in dispatch.grant(done, {"student": {0: 100}}) for t in lease.tickets]
+    return [t.index for lease in dispatch.grant(done, room(student={0: 100})) for t in lease.tickets]

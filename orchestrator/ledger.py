@@ -1,0 +1,43 @@
+"""Which prompt groups have been trained: the data's whole position, small enough to stand in every checkpoint.
+
+Groups are numbered in data order. Steps train them nearly in that order: all below `floor` are trained, and a few
+`beyond` it, where a later group was finished first. What neither names is leased again by whoever resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ledger:
+    floor: int = 0
+    beyond: frozenset[int] = frozenset()
+
+    def __contains__(self, index: int) -> bool:
+        return index < self.floor or index in self.beyond
+
+    @property
+    def count(self) -> int:
+        """How many groups are trained."""
+        return self.floor + len(self.beyond)
+
+    def trained(self, indices: Iterable[int]) -> Ledger:
+        """After a step. Raises ValueError for a group that was trained before."""
+        new = frozenset(indices)
+        if twice := sorted(index for index in new if index in self):
+            raise ValueError(f"prompt groups {twice[:3]} are trained already; no token may enter two batches")
+        floor, beyond = self.floor, self.beyond | new
+        while floor in beyond:
+            floor += 1
+        return Ledger(floor, frozenset(index for index in beyond if index >= floor))
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"floor": self.floor, "beyond": sorted(self.beyond)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Ledger:
+        return cls(state["floor"], frozenset(state["beyond"]))
