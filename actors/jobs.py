@@ -41,11 +41,11 @@ class Share:
     """One rank's part of a batch. Of the payloads that it fetched, `sample_blocks` hold samples; then there is one of
     scores for each name in `scored_by`.
 
-    `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`;
-    `advantages` and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term.
-    `windows` are half-open token ranges of a response, by uid, that carry loss in this step, where not all of its
-    `loss_spans` do; tokens that the student drew with a version below `oldest` carry none. `record` is a file to write the trained samples
-    to, or None.
+    `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`
+    and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term. `windows` are
+    half-open token ranges of a response, by uid, that carry loss in this step, where not all of its `loss_spans` do;
+    tokens that the student drew with a version below `oldest` carry none. `record` is a file to write the trained
+    samples to, or None.
     """
 
     step: int

@@ -4,9 +4,11 @@ A batch is whole groups in lease order, and within it samples in uid order. The 
 still being sampled and take a later one instead; what then becomes of a group's age is `on_stale`:
 
     wait         a batch leaves every group time to be trained before it passes the bound: nothing is ever too old
-    mask_tokens  nobody is waited for; tokens older than the bound carry no loss
-    drop         nobody is waited for; a group with a token older than the bound is sampled again, and one that was
-                 dropped more than twice is waited for
+    mask_tokens  nobody is waited for; tokens older than the bound carry no loss, and a sample that has no others is
+                 sampled again
+    drop         nobody is waited for; a group with a token older than the bound is sampled again
+
+A group that was sampled again for its age more than twice is waited for.
 """
 
 from __future__ import annotations
@@ -41,24 +43,17 @@ class Group:
 
     version: int
     samples: dict[str, Scored | None] = field(default_factory=dict)
-    drops: int = 0  # times it was dropped for its age
-
-    @property
-    def version_min(self) -> int | None:
-        """Version of the oldest token that the student drew."""
-        drawn = (s for s in self.samples.values() if s and s.source == "student")
-        return min((s.header.version_min for s in drawn), default=None)
+    drops: int = 0  # times that some of it was sampled again for its age
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step trains: samples in uid order, of these groups. Tokens of versions below `oldest` carry no loss, and
-    the samples' headers do not count them; `aged` are samples that have no younger token: no learner sees them."""
+    """What one step trains: samples in uid order, of these groups. Tokens that the student drew with a version below
+    `oldest` carry no loss, and the samples' headers do not count them."""
 
     samples: tuple[Scored, ...]
     groups: Mapping[int, Group]
     oldest: int = 0
-    aged: tuple[Scored, ...] = ()
 
     @property
     def masked(self) -> list[SampleHeader]:
@@ -105,15 +100,21 @@ class Buffer:
         uids = [f"{index:08d}.{sample:03d}" for sample in range(self.samples_per_group)]
         return [uid for uid in uids if uid not in there]
 
-    def expire(self, version: int) -> dict[int, Group]:
-        """Under `drop`: whole groups too old for a step from `version`. They are open again, without their samples."""
-        if self.on_stale != "drop":
-            return {}
-        oldest = version - self.max_staleness
-        mins = {index: self._groups[index].version_min for index in self._whole}
-        expired = {i: self._pop(i) for i, age in mins.items() if age is not None and age < oldest}
-        for index, group in expired.items():
-            self._put(index, Group(version, drops=group.drops + 1))
+    def expire(self, version: int) -> list[Scored]:
+        """What whole groups hold that is too old for a step from `version`, taken out of them to be leased again."""
+        oldest, expired = version - self.max_staleness, []
+        for index in list(self._whole):
+            drawn = [s for s in self._groups[index].samples.values() if s and s.source == "student"]
+            if self.on_stale == "drop":
+                old = drawn if any(s.header.version_min < oldest for s in drawn) else []
+            else:
+                old = [s for s in drawn if s.header.versions and s.header.versions[-1][0] < oldest]
+            if old:
+                group = self._pop(index)
+                out = {s.header.uid for s in old}
+                kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
+                self._put(index, Group(version, kept, group.drops + 1))
+                expired += old
         return expired
 
     def take(self, version: int) -> Batch | None:
@@ -126,9 +127,7 @@ class Buffer:
         groups = {index: self._pop(index) for index in chosen}
         entries = [scored for group in groups.values() for _, scored in sorted(group.samples.items()) if scored]
         oldest = max(0, version - self.max_staleness)
-        young = [_without(s, oldest) for s in entries]
-        aged = tuple(s for s, left in zip(entries, young, strict=True) if not left.header.loss_tokens)
-        return Batch(tuple(s for s in young if s.header.loss_tokens), groups, oldest, aged)
+        return Batch(tuple(_without(s, oldest) for s in entries), groups, oldest)
 
     def give_back(self, batch: Batch, lost: Container[str]) -> None:
         """A batch could not be trained, since the payloads of the `lost` uids are gone: keep the rest of it."""

