@@ -1,6 +1,6 @@
 """The objective's part of a recipe: the axes of the algebra and what each value is called.
 
-docs/objectives.md defines them; configs/rules.py says which combinations have no meaning.
+docs/objectives.md defines them; configs/rules/ says which combinations have no meaning.
 """
 
 from __future__ import annotations

@@ -1,119 +1,17 @@
-"""Combinations of a recipe that are refused, and those that are only warned about. Each says why and what to do.
-
-A *biased* combination computes something, but not the gradient that its names promise: `objective.allow_biased` runs
-it by name, for studies, and the report says so. Everything else refused here has no meaning at all.
-"""
+"""Combinations without a meaning: always refused. A recipe is told of the first that it has, in the order below."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from configs.node import STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
+from configs.rules.rule import Finding, Rule
 
 if TYPE_CHECKING:
     from configs.schema import Recipe
 
-Finding = str | None
 VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
-
-
-def refuse(recipe: Recipe) -> None:
-    """Raise ValueError for the first rule that the recipe breaks."""
-    unknown = set(recipe.objective.allow_biased) - BIASED.keys()
-    if unknown:
-        raise ValueError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
-    for rule in MEANINGLESS:
-        if finding := rule(recipe):
-            raise ValueError(finding)
-    for name, rule in BIASED.items():
-        if name not in recipe.objective.allow_biased and (finding := rule(recipe)):
-            raise ValueError(f"{finding} (for a study: objective.allow_biased: [{name}])")
-
-
-def biases(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the biased combinations that `allow_biased` lets this recipe run."""
-    return tuple(name for name in recipe.objective.allow_biased if BIASED[name](recipe))
-
-
-def warnings(recipe: Recipe) -> tuple[str, ...]:
-    """What the recipe should know about itself, a line each."""
-    return tuple(finding for rule in WARNED if (finding := rule(recipe)))
-
-
-# --- biased: refused unless named in allow_biased ---
-
-
-def _k1_in_loss(recipe: Recipe) -> Finding:
-    if recipe.objective.estimator != "k1_in_loss":
-        return None
-    return (
-        "objective.estimator: k1_in_loss has no gradient in expectation, the teacher drops out; use estimator: reward"
-    )
-
-
-def _k3_in_reward(recipe: Recipe) -> Finding:
-    if recipe.objective.estimator != "k3_in_reward":
-        return None
-    return (
-        "objective.estimator: k3_in_reward has the gradient of reverse minus forward KL; use estimator: reward "
-        "(reverse KL), or k3_in_loss for forward KL"
-    )
-
-
-def _sampled_off_policy(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    foreign = [source for source in objective.sources if source != "student"]
-    if foreign and objective.teachers and not objective.distributional:
-        return (
-            f"objective.support: sampled estimators on prefix: {foreign[0]} score tokens the student did not draw; use "
-            "support: topk or full, or target: data"
-        )
-    if recipe.max_staleness and objective.samples_signal and objective.trust.truncation is None:
-        return (
-            f"objective.trust.truncation: null leaves samples of up to {recipe.max_staleness} versions ago without "
-            "their ratio; give a cap such as 2.0, or set max_staleness: 0"
-        )
-    return None
-
-
-def _tempered_sampling(recipe: Recipe) -> Finding:
-    objective, sampling = recipe.objective, recipe.sampling
-    if "student" not in objective.sources or (sampling.temperature == 1.0 and sampling.top_p == 1.0):
-        return None
-    if not objective.samples_signal:
-        return None
-    if objective.reward_only and sampling.top_p == 1.0:
-        return None  # the learner's log-probs are taken at the same temperature
-    return (
-        f"sampling: temperature {sampling.temperature:g}, top_p {sampling.top_p:g} draw tokens from another "
-        "distribution than the student's; use 1.0 and 1.0, or support: topk or full without outcome.weight"
-    )
-
-
-def _discounted_forward(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    if not objective.discount:
-        return None
-    if objective.reverse_weight == 1.0 and objective.family == "linear" and objective.estimator == "reward":
-        return None
-    return (
-        "objective.discount: only the log-ratio reward (linear, reverse_weight: 1) has a return; the later terms of "
-        "any other divergence are noise or another function; use discount: 0"
-    )
-
-
-BIASED: dict[str, Callable[[Recipe], Finding]] = {
-    "k1_in_loss": _k1_in_loss,
-    "k3_in_reward": _k3_in_reward,
-    "sampled_off_policy": _sampled_off_policy,
-    "tempered_sampling": _tempered_sampling,
-    "discounted_forward": _discounted_forward,
-}
-
-
-# --- meaningless: always refused ---
 
 
 def _unknown_models(recipe: Recipe) -> Finding:
@@ -400,7 +298,24 @@ def _contexts(recipe: Recipe) -> Finding:
     return None
 
 
-MEANINGLESS: tuple[Callable[[Recipe], Finding], ...] = (
+def _clips(recipe: Recipe) -> bool:
+    clip = recipe.objective.clip
+    return any(bound is not None for bound in (clip.log_ratio, clip.vocab_element, clip.token_sum))
+
+
+def _shaped(recipe: Recipe) -> bool:
+    """Some key says what becomes of the divergence."""
+    objective = recipe.objective
+    kinds = (objective.reverse_weight, objective.family, objective.baseline, objective.discount)
+    return _clips(recipe) or kinds != (1.0, "linear", "none", 0.0)
+
+
+def _rejection_sampling(recipe: Recipe) -> bool:
+    objective = recipe.objective
+    return objective.target == DATA and objective.outcome.combine == "gate"
+
+
+MEANINGLESS: tuple[Rule, ...] = (
     _unknown_models,
     _writers,
     _weighted_targets,
@@ -418,78 +333,3 @@ MEANINGLESS: tuple[Callable[[Recipe], Finding], ...] = (
     _streams,
     _contexts,
 )
-
-
-# --- warned ---
-
-
-def _forward_on_the_students_support(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    if objective.support != "topk" or objective.topk_of != "student" or objective.reverse_weight == 1.0:
-        return None
-    return (
-        "objective.topk_of: forward KL on the student's top-k is nearly blind to what the teacher has and the student "
-        "lacks; use topk_of: teacher or union"
-    )
-
-
-def _reverse_on_a_renormalised_support(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    if objective.tail != "renormalise" or objective.topk_of != "teacher" or objective.reverse_weight != 1.0:
-        return None
-    return (
-        "objective.tail: renormalised reverse KL has no gradient off the support: mass that leaves it never comes "
-        "back; use tail: bucket"
-    )
-
-
-def _dropped_tail(recipe: Recipe) -> Finding:
-    if recipe.objective.tail != "drop":
-        return None
-    return (
-        "objective.tail: 'drop' is no divergence: it may be negative and falls as mass leaves the support; use bucket"
-    )
-
-
-def _clipped_forward(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    if objective.clip.log_ratio is None or objective.distributional or objective.reverse_weight == 1.0:
-        return None
-    return (
-        "objective.clip: a clipped sampled forward KL no longer covers the teacher's modes; use support: topk or full"
-    )
-
-
-def _divided_beta(recipe: Recipe) -> Finding:
-    objective = recipe.objective
-    if objective.reference is None or objective.outcome.scale != "std":
-        return None
-    if objective.reference.placement != "reward_sum":
-        return None
-    return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
-
-
-WARNED: tuple[Callable[[Recipe], Finding], ...] = (
-    _forward_on_the_students_support,
-    _reverse_on_a_renormalised_support,
-    _dropped_tail,
-    _clipped_forward,
-    _divided_beta,
-)
-
-
-def _clips(recipe: Recipe) -> bool:
-    clip = recipe.objective.clip
-    return any(bound is not None for bound in (clip.log_ratio, clip.vocab_element, clip.token_sum))
-
-
-def _shaped(recipe: Recipe) -> bool:
-    """Some key says what becomes of the divergence."""
-    objective = recipe.objective
-    kinds = (objective.reverse_weight, objective.family, objective.baseline, objective.discount)
-    return _clips(recipe) or kinds != (1.0, "linear", "none", 0.0)
-
-
-def _rejection_sampling(recipe: Recipe) -> bool:
-    objective = recipe.objective
-    return objective.target == DATA and objective.outcome.combine == "gate"

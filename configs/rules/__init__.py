@@ -1,0 +1,43 @@
+"""Combinations of a recipe that are refused, and those that are only warned about. Each says why and what to do.
+
+- `biased`: computes something, but not the gradient that its names promise. `objective.allow_biased` runs it by name,
+  for studies, and the report says so.
+- `meaningless`: contradicts itself, or names what has no part in it. Always refused.
+- `warned`: means what it says, and is rarely meant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from configs.rules.biased import BIASED
+from configs.rules.meaningless import MEANINGLESS, VLLM_MAX_TOPK
+from configs.rules.warned import WARNED
+
+if TYPE_CHECKING:
+    from configs.schema import Recipe
+
+__all__ = ["BIASED", "MEANINGLESS", "VLLM_MAX_TOPK", "WARNED", "biases", "refuse", "warnings"]
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raise ValueError for the first rule that the recipe breaks."""
+    unknown = set(recipe.objective.allow_biased) - BIASED.keys()
+    if unknown:
+        raise ValueError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
+    for rule in MEANINGLESS:
+        if finding := rule(recipe):
+            raise ValueError(finding)
+    for name, rule in BIASED.items():
+        if name not in recipe.objective.allow_biased and (finding := rule(recipe)):
+            raise ValueError(f"{finding} (for a study: objective.allow_biased: [{name}])")
+
+
+def biases(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the biased combinations that `allow_biased` lets this recipe run."""
+    return tuple(name for name in recipe.objective.allow_biased if BIASED[name](recipe))
+
+
+def warnings(recipe: Recipe) -> tuple[str, ...]:
+    """What the recipe should know about itself, a line each."""
+    return tuple(finding for rule in WARNED if (finding := rule(recipe)))

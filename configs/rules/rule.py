@@ -1,0 +1,12 @@
+"""What a rule is: it reads a whole recipe and finds nothing, or says what is wrong, why, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from configs.schema import Recipe
+
+Finding = str | None
+Rule = Callable[["Recipe"], Finding]

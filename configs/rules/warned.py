@@ -1,0 +1,65 @@
+"""Combinations that mean what they say and are rarely meant: allowed, with a line of warning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from configs.rules.rule import Finding, Rule
+
+if TYPE_CHECKING:
+    from configs.schema import Recipe
+
+
+def _forward_on_the_students_support(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.support != "topk" or objective.topk_of != "student" or objective.reverse_weight == 1.0:
+        return None
+    return (
+        "objective.topk_of: forward KL on the student's top-k is nearly blind to what the teacher has and the student "
+        "lacks; use topk_of: teacher or union"
+    )
+
+
+def _reverse_on_a_renormalised_support(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.tail != "renormalise" or objective.topk_of != "teacher" or objective.reverse_weight != 1.0:
+        return None
+    return (
+        "objective.tail: renormalised reverse KL has no gradient off the support: mass that leaves it never comes "
+        "back; use tail: bucket"
+    )
+
+
+def _dropped_tail(recipe: Recipe) -> Finding:
+    if recipe.objective.tail != "drop":
+        return None
+    return (
+        "objective.tail: 'drop' is no divergence: it may be negative and falls as mass leaves the support; use bucket"
+    )
+
+
+def _clipped_forward(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.clip.log_ratio is None or objective.distributional or objective.reverse_weight == 1.0:
+        return None
+    return (
+        "objective.clip: a clipped sampled forward KL no longer covers the teacher's modes; use support: topk or full"
+    )
+
+
+def _divided_beta(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.reference is None or objective.outcome.scale != "std":
+        return None
+    if objective.reference.placement != "reward_sum":
+        return None
+    return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
+
+
+WARNED: tuple[Rule, ...] = (
+    _forward_on_the_students_support,
+    _reverse_on_a_renormalised_support,
+    _dropped_tail,
+    _clipped_forward,
+    _divided_beta,
+)
