@@ -42,6 +42,15 @@ def test_whole_run(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob(".report*")) == []
 
 
+def test_a_biased_run_is_marked(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run", steps=1)
+    assert "biased on request" not in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"biased": ["k1_in_loss", "tempered_sampling"]}))
+    marks = re.findall(r'<span class="pill bad">(biased on request: \w+)</span>', page_of(run))
+    assert marks == ["biased on request: k1_in_loss", "biased on request: tempered_sampling"]
+
+
 def test_nothing_is_loaded_from_outside(tmp_path: Path) -> None:
     page = page_of(synthetic.write_run(tmp_path / "run", steps=2))
     assert "default-src 'none'" in page
