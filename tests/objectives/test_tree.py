@@ -84,9 +84,10 @@ def test_a_discount_between_weighs_each_later_token_kl_by_its_distance(discount:
     theta = theta_()
     q = theta.log_softmax(-1)
     l = (P - q).detach()[NODE, TOKEN]  # noqa: E741
-    later = torch.stack(
-        [sum(discount ** (j - i) * l[j] for j in range(i, len(l)) if SEQUENCE[j] == SEQUENCE[i]) for i in range(len(l))]
-    )  # type: ignore[arg-type]
+    place = torch.arange(len(l))
+    gap = place - place[:, None]  # [i, j]: j comes so many tokens after i
+    follows = (gap >= 0) & (SEQUENCE[:, None] == SEQUENCE)
+    later = torch.where(follows, discount ** gap.clamp(min=0).to(l.dtype) * l, 0.0).sum(-1)
     chance = log_prob(q).exp().detach()[SEQUENCE]
     expected = gradient(-chance * later * q[NODE, TOKEN], theta)
     assert_equal(tree_step(recipe(discount=discount), theta, TEACHER), expected)

@@ -42,7 +42,7 @@ def sequence_kl(a: Tensor, b: Tensor) -> Tensor:
 def reach(policy: Tensor) -> Tensor:
     """Probability that a response passes each prefix, [13], by its own steps; a constant."""
     steps = [[policy[PREFIXES.index(prefix[:t]), token] for t, token in enumerate(prefix)] for prefix in PREFIXES]
-    return torch.stack([sum(s, torch.zeros((), dtype=policy.dtype)) for s in steps]).exp().detach()  # type: ignore[arg-type]
+    return torch.stack([torch.stack([policy.new_zeros(()), *s]).sum() for s in steps]).exp().detach()
 
 
 def responses(
