@@ -54,6 +54,7 @@ STEP_METRICS: dict[str, str] = {
     "tokens_scored": "response tokens times models scored since the last step",
     "tokens_trained": "loss tokens of this step's batch",
     "tokens_masked": "tokens of this step's samples that carry no loss because they are too old",
+    "samples_cut": "responses ended early since the last step because their target had lost the thread",
     "samples_aged": "samples dropped since the last step because they were too old; their prompts are sampled again",
     "samples_dropped": "samples skipped as bad since the last step",
     "score_bytes_per_token": "bytes of score payload for each scored token since the last step",

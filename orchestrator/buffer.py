@@ -26,15 +26,17 @@ DROPS = 2  # times a group may be dropped for its age before the learner waits f
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A sample that is ready to train on: its header and references to the payloads that hold its row, of scores by
-    the model that gave them. `source` wrote it; `teacher_entropy` is a sum over its tokens, nats, where known."""
+    """A scored sample: its header and references to the payloads that hold its row, of scores (one for each segment)
+    by the model that gave them. `source` wrote it. Sums over its tokens, nats, where known: `teacher_entropy`, and
+    `log_ratio` of the first target to the sampler."""
 
     header: SampleHeader
     samples: Any
-    scores: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reward: float | None = None
     source: str = "student"
     teacher_entropy: float | None = None
+    log_ratio: float | None = None
 
 
 @dataclass

@@ -104,7 +104,7 @@ class Evaluation:
             with suppress(ValueLost):  # its tickets stay open
                 good, _ = await self._flow.judge(block, prompts)
                 done.extend(good)
-                for sample in block.header.samples:
+                for sample in block.samples:
                     del open_tickets[sample.uid]
 
         async with asyncio.TaskGroup() as judging:

@@ -49,11 +49,13 @@ class Pools:
 
 @dataclass(frozen=True)
 class Block:
-    """A reference to a payload of samples, its header, and who wrote them."""
+    """A reference to a payload of samples, the headers of those that are wanted of it, and who wrote them: a source,
+    and the number of its member."""
 
     payload: Any
-    header: BlockHeader
+    samples: tuple[SampleHeader, ...]
     source: str = "student"
+    member: int = 0
 
 
 class Flow:
@@ -90,37 +92,41 @@ class Flow:
                 header: BlockHeader = await pool.transport.value(ref)
                 self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
                 self._meter.payload(header.payload_bytes)
-                yield Block(payload, header, source)
+                yield Block(payload, header.samples, source, member.number)
                 payload = None
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[list[Scored], dict[str, str]]:
-        """Score and reward a block: (samples ready to train on, reasons of those that are not). Raises ValueLost."""
+        """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
+        those that cannot be trained). Raises ValueLost."""
         models = self._recipe.scored_models
         scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
         judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
         rewards, rejected = rewarded
-        rejected |= {s.uid: "no token carries loss" for s in block.header.samples if not s.loss_tokens}
-        scores: dict[str, dict[str, Any]] = {s.uid: {} for s in block.header.samples}
-        entropies: dict[str, list[float]] = {s.uid: [] for s in block.header.samples}
+        rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
+        scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
+        entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}
+        log_ratios: dict[str, float] = {}
         for model, (answers, killers) in zip(models, judged, strict=True):
             rejected |= killers
             for ref, header in answers:
                 rejected |= header.rejected
                 for uid in header.uids:
-                    scores[uid][model] = ref
-                if header.entropies and model in self._recipe.objective.teachers:
-                    for uid, value in zip(header.uids, header.entropies, strict=True):
+                    scores[uid][model] = (ref,)
+                if model in self._recipe.objective.teachers:
+                    for uid, value in zip(header.uids, header.entropies or (), strict=False):
                         entropies[uid].append(value)
+                    log_ratios = dict(zip(header.uids, header.log_ratios or (), strict=False)) | log_ratios
         good = [
             Scored(
-                header,
-                block.payload,
-                scores[header.uid],
-                rewards.get(header.uid),
-                block.source,
-                fmean(entropies[header.uid]) if entropies[header.uid] else None,
+                header=header,
+                samples=block.payload,
+                scores=scores[header.uid],
+                reward=rewards.get(header.uid),
+                source=block.source,
+                teacher_entropy=fmean(entropies[header.uid]) if entropies[header.uid] else None,
+                log_ratio=log_ratios.get(header.uid),
             )
-            for header in block.header.samples
+            for header in block.samples
             if header.uid not in rejected
         ]
         return good, rejected
@@ -153,7 +159,8 @@ class Flow:
         """Scores under one model of those samples that are its own, and reasons of those that kill its members."""
         objective, pool = self._recipe.objective, self._pools.scorers[model]
         support = objective.support_of[model]
-        mine = [s for s in block.header.samples if self._scores(prompts[s.uid], model)]
+        mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
+        near = block.member if self._recipe.stream.tokens else None  # where the key-values of earlier segments are
 
         async def ask(samples: Sequence[SampleHeader], attempts: int) -> tuple[Any, ScoreHeader]:
             request = ScoreRequest(
@@ -165,7 +172,7 @@ class Flow:
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             with self._meter.clock("score").busy():
                 ref, header = await pool.call(
-                    "score", block.payload, request, load=tokens, returns=2, attempts=attempts
+                    "score", block.payload, request, load=tokens, returns=2, attempts=attempts, near=near
                 )
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
@@ -185,7 +192,8 @@ class Flow:
                 (rewards,) = await pool.call("reward", block.payload, rules, fields, attempts=attempts)
             return rewards
 
-        answers, killers = await isolating(ask, block.header.samples, pool.alone, "reward")
+        ended = [s for s in block.samples if s.last]
+        answers, killers = await isolating(ask, ended, pool.alone, "reward")
         return {uid: reward for rewards in answers for uid, reward in rewards.items()}, killers
 
     def _scores(self, prompt: Prompt, model: str) -> bool:

@@ -142,7 +142,7 @@ class LearnerGroup:
             await self._together("fetch", lambda rank: shares[rank].payloads)
         except ValueLost:
             lost = await self._lost({id(ref): ref for share in shares for ref in share.payloads})
-            uids = (s.header.uid for s in batch if lost & {id(ref) for ref in (s.samples, *s.scores.values())})
+            uids = (s.header.uid for s in batch if lost & {id(ref) for ref in _payloads(s)})
             raise PayloadsLost(frozenset(uids)) from None
 
     async def _lost(self, refs: Mapping[int, Any]) -> set[int]:
@@ -228,7 +228,7 @@ def _of_rank(
     mine = {uid for uids in micro_batches for uid in uids}
     entries = [scored for scored in batch if scored.header.uid in mine]
     samples = _unique(scored.samples for scored in entries)
-    scores = {(model, id(ref)): ref for scored in entries for model, ref in scored.scores.items()}
+    scores = {(model, id(ref)): ref for scored in entries for model, refs in scored.scores.items() for ref in refs}
     share = replace(
         whole,
         micro_batches=micro_batches,
@@ -240,6 +240,10 @@ def _of_rank(
         masked=frozenset(cut & mine),
     )
     return _RankShare(share, (*samples, *scores.values()))
+
+
+def _payloads(scored: Scored) -> list[Any]:
+    return [scored.samples, *(ref for refs in scored.scores.values() for ref in refs)]
 
 
 def _unique(refs: Any) -> list[Any]:

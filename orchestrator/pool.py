@@ -102,9 +102,16 @@ class Pool:
         return sum(member.load for member in self.members)
 
     async def call(
-        self, method: str, *args: Any, load: int = 1, returns: int = 1, attempts: int = ATTEMPTS
+        self,
+        method: str,
+        *args: Any,
+        load: int = 1,
+        returns: int = 1,
+        attempts: int = ATTEMPTS,
+        near: int | None = None,
     ) -> list[Any]:
-        """Call an idempotent method on the least-loaded member, and on another if that one dies.
+        """Call an idempotent method on the least-loaded member, and on another if that one dies. Calls with the same
+        number `near` go to the same member as long as members stay the same.
 
         Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
         when `attempts` members died under it.
@@ -112,8 +119,8 @@ class Pool:
         for attempt in range(1, attempts + 1):
             try:
                 if self.hedge is None:
-                    return await self._answer(await self._route(), method, args, load, returns)
-                return await self._first_answer(method, args, load, returns, self.hedge)
+                    return await self._answer(await self._route(near), method, args, load, returns)
+                return await self._first_answer(await self._route(near), method, args, load, returns)
             except MemberDied as death:
                 if attempt == attempts:
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
@@ -159,12 +166,12 @@ class Pool:
             member.load -= load
             self.on_change()
 
-    async def _first_answer(self, method: str, args: Any, load: int, returns: int, hedge: float) -> list[Any]:
-        """The first answer: a member's or, if it takes longer than `hedge` seconds, that of another beside it."""
-        first = await self._route()
+    async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
+        """A member's answer or, if it takes longer than `hedge` seconds, that of another beside it, whichever comes
+        first."""
         asked = {asyncio.ensure_future(self._answer(first, method, args, load, returns))}
         try:
-            done, _ = await asyncio.wait(asked, timeout=hedge)
+            done, _ = await asyncio.wait(asked, timeout=self.hedge)
             others = [member for member in self.serving() if member is not first]
             if not done and others:
                 second = min(others, key=lambda m: (m.load, m.number))
@@ -196,12 +203,14 @@ class Pool:
         if self._failure and (not self.members or self._barren >= BARREN):
             raise self._failure
 
-    async def _route(self) -> PoolMember:
+    async def _route(self, near: int | None = None) -> PoolMember:
         while not (serving := self.serving()):
             self.check()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
+        if near is not None:
+            return serving[near % len(serving)]
         return min(serving, key=lambda m: (m.load, m.number))
 
     async def _join(self) -> None:

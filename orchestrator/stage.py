@@ -8,7 +8,7 @@ they sample again. The loops meet in the dispatch and the buffer, nowhere else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,18 @@ from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.buffer import Batch, Buffer, Scored
 from orchestrator.credit import groups_without_signal
-from orchestrator.dispatch import DEATHS, Dispatch, Lease, Room, Ticket, source_of
-from orchestrator.flow import Block, Flow, Pools
+from orchestrator.dispatch import Dispatch, Room, source_of
+from orchestrator.flow import Flow, Pools
+from orchestrator.intake import Intake
 from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
-from orchestrator.prompts import Prompt, PromptStream
+from orchestrator.prompts import PromptStream
 from orchestrator.telemetry import Meter
-from orchestrator.transport import MemberDied, ValueLost
+from orchestrator.transport import MemberDied
 from orchestrator.versions import Versions
+
+SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 
 @dataclass
@@ -76,6 +79,18 @@ class Stage:
         )
         self.stopping = False
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
+        self.intake = Intake(
+            self.flow,
+            self.writers,
+            self.prompts,
+            self.dispatch,
+            self.buffer,
+            self.meter,
+            self.recipe.stream.early_stop,
+            self.notice,
+            self._moved.set,
+            self.skipped,
+        )
 
     async def run(self) -> None:
         """Roll out and learn until the last step, or until `stopping` is set and the step under way is done."""
@@ -96,7 +111,7 @@ class Stage:
                 for lease in self.dispatch.grant(self.progress.step, self._room(), self._judged_at):
                     for index in {ticket.index for ticket in lease.tickets}:
                         self.buffer.open(index, self.progress.version)
-                    leases.create_task(self.follow(lease))
+                    leases.create_task(self.intake.follow(lease, self._cap))
                 await self._moved.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:
@@ -108,7 +123,7 @@ class Stage:
             try:
                 metrics = await self.advance(batch, dials)
             except PayloadsLost as loss:  # no rank has begun
-                self.take_back(batch, loss.uids)
+                self.intake.take_back(batch, loss.uids)
                 continue
             self._adapt(batch, metrics)
             pulled = tasks.create_task(self.pull())
@@ -117,52 +132,11 @@ class Stage:
             await self.after_step(self._line(batch, dials, metrics, cap))
             self._moved.set()
 
-    async def follow(self, lease: Lease) -> None:
-        """Judge the blocks of one lease as they come; lease again what its member took with it."""
-        prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
-        open_tickets = {ticket.uid: ticket for ticket in lease.tickets}
-        pool, died = self.writers[lease.source], False
-        member = next((m for m in pool.members if m.number == lease.member), None)
-        async with asyncio.TaskGroup() as blocks:
-            try:
-                if member is not None:  # else it left or died between the grant and this turn
-                    pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
-                    async for block in self.flow.sample(pool, member, pairs, lease.source, self._cap):
-                        tickets = [open_tickets.pop(s.uid) for s in block.header.samples]
-                        blocks.create_task(self.judge(block, prompts, tickets))
-            except MemberDied:
-                died = True
-            except ValueLost:
-                pass  # of a header; its samples are still open
-            for index in self.dispatch.settle(lease, open_tickets.values(), died):
-                self._quarantine(index, f"{DEATHS} members of {pool.role} died of it")
-            self._moved.set()
-
-    async def judge(self, block: Block, prompts: Mapping[str, Prompt], tickets: list[Ticket]) -> None:
-        """Score, reward and admit a block; what went down with a node is sampled again."""
-        try:
-            good, rejected = await self.flow.judge(block, prompts)
-        except ValueLost:
-            self.dispatch.lose(tickets)
-        else:
-            for scored in good:
-                self.buffer.admit(scored)
-            for uid, reason in rejected.items():
-                self.skip(uid, reason)
-        self._moved.set()
-
-    def skip(self, uid: str, reason: str) -> None:
-        """Bad data is counted and named, and not asked for again."""
-        self.buffer.drop(uid, reason)
-        self.skipped[uid] = reason
-        self.notice(f"skipped {uid}: {reason}")
-        self.meter.count("samples_dropped", 1)
-
     async def next_batch(self) -> Batch:
         """The next batch that the staleness bound allows, or asks to wait for."""
         while True:
             self._moved.clear()
-            self._lease_again(self.buffer.expire(self.progress.version))
+            self.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
             if batch is None:
                 await self._moved.wait()
@@ -190,13 +164,6 @@ class Stage:
             await self.after_publish()
         return metrics
 
-    def take_back(self, batch: Batch, lost: Container[str]) -> None:
-        """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
-        self.buffer.give_back(batch, lost)
-        headers = (s.header for s in batch.samples if s.header.uid in lost)
-        self.dispatch.lose(Ticket.of(h.uid, h.attempt) for h in headers)
-        self._moved.set()
-
     async def pull(self) -> None:
         """Every serving member pulls; one that dies on the way is replaced by its pool, which admits the next."""
         with self.meter.clock("publish").busy():
@@ -208,18 +175,6 @@ class Stage:
         with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(pool, member)
         self._moved.set()
-
-    def _lease_again(self, aged: Sequence[Scored]) -> None:
-        """Samples that grew too old for the staleness bound."""
-        self.dispatch.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
-        self.meter.count("samples_aged", len(aged))
-        self.meter.count("tokens_aged", sum(s.header.response_tokens for s in aged))
-        if aged:
-            self._moved.set()
-
-    def _quarantine(self, index: int, reason: str) -> None:
-        for uid in self.buffer.missing(index):
-            self.skip(uid, f"quarantined: {reason}")
 
     def _room(self) -> dict[str, dict[int, Room]]:
         """Room on members that serve the current version: nobody samples with an older one, and nothing is sampled that
@@ -267,7 +222,7 @@ class Stage:
     def _line(self, batch: Batch, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts, objective = self.meter.take(), self.recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
-        names = {"tokens_generated", "tokens_scored", "samples_dropped", "samples_aged", "bytes_inlined", *seconds}
+        names = {"tokens_generated", "tokens_scored", "bytes_inlined", *SAMPLES_LOST, *seconds}
         scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
             {name: counts.get(name, 0) for name in names}

@@ -186,7 +186,7 @@ def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any)
         group = await bench.started()
         pool = bench.pools.scorers["teacher"]
         ref, _ = await pool.call("score", payload, ScoreRequest("sampled"), returns=2)
-        batch = [Scored(h, payload, {"teacher": ref}) for h in header.samples]
+        batch = [Scored(h, payload, {"teacher": (ref,)}) for h in header.samples]
         versions = [await _bits(bench, await group.publish(0))]
         await group.save(tmp_path)
         metrics = await group.step(batch, 1, 0, dials_at(bench.recipe.objective, 1), None)

@@ -1,0 +1,154 @@
+"""Responses in segments: scored while they are sampled, joined when they end, trained as if they had come whole."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.records import SampleHeader
+from actors.simulated import SimulatedScorer
+from configs.schema import EarlyStop
+from orchestrator.buffer import Scored
+from orchestrator.run import DONE
+from orchestrator.segments import Segments
+from tests.unit.simulation import Simulation, assert_each_once, learned, metrics, order_of, recipe, trained
+from tests.unit.test_simulated_run import Assassin, has_yielded, lose_a_value
+
+UID = "00000003.001"
+
+
+def part(start: int, tokens: int, finish: str = "", attempt: int = 0, log_ratio: float = 0.0) -> Scored:
+    version = start // 4
+    header = SampleHeader(UID, UID[:8], attempt, 5, tokens, tokens, finish, ((version, tokens),), start)
+    return Scored(header, f"row {start}", {"teacher": (f"scores {start}",)}, teacher_entropy=1.0, log_ratio=log_ratio)
+
+
+PARTS = [part(0, 4), part(4, 4), part(8, 1, "stop")]
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(PARTS)), ids=lambda parts: "-".join(str(p.header.start) for p in parts)
+)
+def test_segments_join_in_whatever_order_they_are_scored(order: tuple[Scored, ...]) -> None:
+    segments = Segments()
+    *before, whole = [segments.join(p) for p in order]
+    assert before == [None, None] and whole is not None and len(segments) == 0
+    header = whole.header
+    assert (header.start, header.response_tokens, header.loss_tokens, header.finish) == (0, 9, 9, "stop")
+    assert header.versions == ((0, 4), (1, 4), (2, 1))
+    assert whole.samples == "row 8", "the last row holds the whole response"
+    assert whole.scores == {"teacher": ("scores 0", "scores 4", "scores 8")} and whole.teacher_entropy == 3.0
+
+
+def test_a_whole_response_waits_for_nothing() -> None:
+    whole = part(0, 4, "stop")
+    assert Segments().join(whole) is whole
+
+
+def test_an_earlier_attempt_is_forgotten() -> None:
+    segments = Segments()
+    assert segments.join(part(0, 4)) is None
+    assert segments.join(part(4, 4, "stop", attempt=1)) is None
+    assert segments.join(part(0, 4, attempt=1)) is not None
+
+
+def test_a_response_is_adrift_by_the_mean_over_what_is_scored_of_it() -> None:
+    segments, rule = Segments(), EarlyStop(log_ratio=-1.0, after_tokens=8)
+    far, near = part(0, 4, log_ratio=-20.0), part(4, 4, log_ratio=0.0)
+    segments.join(far)
+    assert not segments.adrift(far.header, rule), "too early to judge"
+    segments.join(near)
+    assert segments.adrift(near.header, rule), "-20 nats over 8 tokens"
+    assert not segments.adrift(near.header, EarlyStop(log_ratio=-2.6, after_tokens=8))
+    assert not segments.adrift(near.header, None)
+
+
+# --- whole runs ---
+
+SEGMENTS: dict[str, Any] = {"stream": {"tokens": 4}}
+SLOWLY = {"rollout_seconds_per_token": 1e-3, "score_seconds_per_token": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    assert Simulation(recipe(root)).go() == DONE
+    return root
+
+
+def test_a_run_in_segments_learns_what_a_run_in_whole_responses_learns(whole: Path, tmp_path: Path) -> None:
+    assert Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY)).go() == DONE
+    assert learned(tmp_path) == learned(whole)
+    assert order_of(trained(tmp_path)) == order_of(trained(whole))
+    for name in ("tokens_generated", "tokens_scored", "tokens_trained"):
+        assert sum(line[name] for line in metrics(tmp_path)) == sum(line[name] for line in metrics(whole))
+
+
+def test_a_response_is_scored_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[str] = []
+    score = SimulatedScorer.score
+
+    async def spied(self: SimulatedScorer, payload: Any, request: Any) -> Any:
+        ends.extend(payload.column("finish").to_pylist())
+        return await score(self, payload, request)
+
+    monkeypatch.setattr(SimulatedScorer, "score", spied)
+    assert Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY)).go() == DONE
+    assert ends.count("") > 20, "segments of responses that still run"
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_rollout_that_dies_between_two_segments_is_leased_again(tmp_path: Path, bound: int) -> None:
+    settings = recipe(tmp_path, **SEGMENTS, max_staleness=bound, simulated=SLOWLY)
+    assert Simulation(settings, Assassin("rollout", has_yielded)).go() == DONE
+    assert_each_once(tmp_path)
+    assert {row["attempt"] for row in trained(tmp_path)} == {0, 1}
+
+
+def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_a_value(monkeypatch, SimulatedScorer, "score", 20)
+    simulation = Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY))
+    assert simulation.go() == DONE
+    assert_each_once(tmp_path)
+    assert sum(row["attempt"] for row in trained(tmp_path)) == 1
+    assert simulation.run.stage and len(simulation.run.stage.intake.segments) == 0
+
+
+@pytest.mark.parametrize("on_update", ["keep", "abort"])
+def test_running_responses_go_on_over_an_update_or_are_sampled_again(tmp_path: Path, on_update: str) -> None:
+    speed = {"rollout_seconds_per_token": 2e-3, "learn_seconds_per_token": 1e-5}
+    settings = recipe(tmp_path, max_staleness=2, on_stale="wait", rollout={"on_update": on_update}, simulated=speed)
+    assert Simulation(settings).go() == DONE
+    assert_each_once(tmp_path)
+    rows = trained(tmp_path)
+    mixed = [row for row in rows if len(set(row["versions"])) > 1]
+    again = [row for row in rows if row["attempt"]]
+    assert bool(mixed) == (on_update == "keep") and bool(again) == (on_update == "abort")
+
+
+def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_as_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = SimulatedScorer.score
+
+    async def disliking(self: SimulatedScorer, payload: Any, request: Any) -> Any:
+        scores, header = await score(self, payload, request)
+        odd = [int(uid.split(".")[0]) % 2 for uid in header.uids]
+        return scores, header._replace(log_ratios=tuple(-50.0 if o else 0.0 for o in odd))
+
+    monkeypatch.setattr(SimulatedScorer, "score", disliking)
+    stop = {"log_ratio": -1.0, "after_tokens": 4}
+    settings = recipe(tmp_path, stream={"tokens": 4, "early_stop": stop}, simulated=SLOWLY)
+    assert Simulation(settings).go() == DONE
+    assert_each_once(tmp_path)
+    rows = trained(tmp_path)
+    cut = [row for row in rows if row["finish"] == "cut"]
+    assert cut and all(int(row["uid"].split(".")[0]) % 2 for row in cut)
+    assert all(4 <= len(row["response_ids"]) < 16 for row in cut)
+    counted = sum(line["samples_cut"] for line in metrics(tmp_path))
+    assert len(cut) <= counted <= sum(int(row["uid"].split(".")[0]) % 2 for row in rows)
