@@ -121,6 +121,20 @@ def hidden_states(model: Any, batch: Pack) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])[batch.targets]
 
 
+def continued_states(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
+    """Last hidden states (after the final norm) of one sequence's next tokens, [tokens, width], and the key-values of
+    all of its tokens so far. `cache` is what the tokens before left; it grows in place."""
+    body = getattr(model, model.base_model_prefix)
+    past = cache.get_seq_length() if cache is not None else 0
+    output = body(
+        input_ids=torch.tensor([list(ids)], device=model.device),
+        position_ids=torch.arange(past, past + len(ids), device=model.device).unsqueeze(0),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state[0], output.past_key_values
+
+
 def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, temperature: float = 1.0) -> Tensor:
     """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
     logits = head_logits(model, hidden)[..., :vocabulary]

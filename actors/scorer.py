@@ -18,22 +18,37 @@ import pyarrow as pa
 
 from actors.member import Member
 from actors.packing import take_by_budget
-from actors.records import Score, ScoreHeader, ScoreRequest, pack_scores, unpack_samples
+from actors.records import Sample, Score, ScoreHeader, ScoreRequest, log_ratio_of, pack_scores, unpack_samples
 from configs.schema import Scorer as ScorerConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One response to score, behind the prompt it is scored with."""
+    """The new tokens of a response to score, behind the prompt it is scored with and the tokens before them."""
 
     uid: str
     prompt_ids: list[int]
-    response_ids: list[int]
-    support_ids: list[int]  # [tokens * k] the student's own top k, where they were asked for
+    response_ids: list[int]  # so far
+    start: int  # where the new ones begin
+    last: bool  # none will follow
+    support_ids: list[int]  # [new tokens * k] the student's own top k, where they were asked for
 
     @property
     def tokens(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def new_ids(self) -> list[int]:
+        return self.response_ids[self.start :]
+
+    @property
+    def whole(self) -> bool:
+        return self.start == 0 and self.last
+
+    @property
+    def cost(self) -> int:
+        """Tokens to put through a model that remembers the segments before."""
+        return len(self.new_ids) if self.start else self.tokens
 
 
 class Engine(Protocol):
@@ -44,6 +59,8 @@ class Engine(Protocol):
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]: ...
 
     async def replace(self, tensors: dict[str, Any]) -> None: ...
+
+    def forget(self, uids: Sequence[str]) -> None: ...
 
     def projection(self) -> dict[str, Any]: ...
 
@@ -72,20 +89,28 @@ class Scorer(Member):
         self._server = asyncio.create_task(self._serve())
 
     async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
-        """Scores of the samples asked for, in row order; what cannot be scored is rejected by uid, not raised."""
+        """Scores of the new tokens of the samples asked for, in row order; what cannot be scored is rejected by uid,
+        not raised."""
         assert self._engine is not None, "start() comes first"
-        items = [
-            Item(s.uid, request.prompts.get(s.uid, s.prompt_ids), s.response_ids, s.support_ids)
-            for s in unpack_samples(payload)
-            if not request.prompts or s.uid in request.prompts
-        ]
+        samples = {s.uid: s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts}
+        items = [_item(s, request.prompts.get(s.uid, s.prompt_ids)) for s in samples.values()]
         rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
         scores = await asyncio.gather(*(self._enqueue(item, request) for item in items if item.uid not in rejected))
         rejected |= {
             s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()
         }
-        good = [s for s in scores if s.uid not in rejected]
+        good = [
+            replace(s, start=samples[s.uid].start, log_ratio=log_ratio_of(s.logprobs, samples[s.uid]))
+            for s in scores
+            if s.uid not in rejected
+        ]
         return pack_scores(good, rejected, self._engine.hidden_dtype)
+
+    async def forget(self, uids: Sequence[str]) -> None:
+        """Let go of what is kept of responses of which no segment will follow."""
+        assert self._engine is not None
+        async with self._turn:
+            self._engine.forget(uids)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
@@ -115,7 +140,7 @@ class Scorer(Member):
             self._engine.stop()
 
     def _unfit(self, item: Item) -> str:
-        if not item.response_ids:
+        if not item.new_ids:
             return "empty response"
         if max(item.response_ids) >= self._vocabulary:
             return f"token {max(item.response_ids)} is beyond the common vocabulary of {self._vocabulary}"
@@ -145,7 +170,7 @@ class Scorer(Member):
     def _cut_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
         first = self._queue[0][1]
         alike = [e for e in self._queue if _kind(e[1]) == _kind(first)]
-        batch = alike[: take_by_budget([e[0].tokens for e in alike], self._config.tokens_per_batch)]
+        batch = alike[: take_by_budget([e[0].cost for e in alike], self._config.tokens_per_batch)]
         taken = {id(e) for e in batch}
         self._queue = [e for e in self._queue if id(e) not in taken]
         return batch
@@ -162,6 +187,18 @@ class Scorer(Member):
         for (_, _, future), score in zip(batch, scores, strict=True):
             if not future.done():
                 future.set_result(replace(score, version=self._version))
+
+
+def _item(sample: Sample, prompt_ids: list[int]) -> Item:
+    k = len(sample.support_ids) // max(1, len(sample.response_ids))
+    return Item(
+        uid=sample.uid,
+        prompt_ids=prompt_ids,
+        response_ids=sample.response_ids,
+        start=sample.start,
+        last=sample.finish != "",
+        support_ids=sample.support_ids[k * sample.start :],
+    )
 
 
 def _kind(request: ScoreRequest) -> tuple[str, int, str]:

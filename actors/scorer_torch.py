@@ -1,4 +1,9 @@
-"""Torch engine of the scorer: one packed transformers forward a batch, the head applied in chunks."""
+"""Torch engine of the scorer: one packed transformers forward for the whole responses of a batch, the head in chunks.
+
+A response that comes in segments is scored with its own forward each, on the key-values that the segment before left:
+every token goes through the model once. The last token of a segment waits for the next one, since its hidden state is
+what predicts that one's first token.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,9 @@ import torch
 from torch import Tensor
 
 from actors import causal_lm
+from actors.prefix_cache import PrefixCache
 from actors.records import Score, ScoreRequest
+from actors.scorer import Item
 from configs.schema import Scorer as ScorerConfig
 from objectives.divergence import entropy
 
@@ -25,37 +32,62 @@ class TorchEngine:
         self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
         self._model = causal_lm.load_model(model, config.dtype).eval().to(self._device)
         self._vocabulary = vocabulary
+        self._prefixes: PrefixCache[Any] = PrefixCache(config.cache_tokens)
         self.hidden_dtype = config.dtype
 
-    async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
         return await asyncio.to_thread(self._score, items, request)
 
     async def replace(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 parameter.copy_(tensors[name])
+        self._prefixes.clear()
 
     def projection(self) -> dict[str, Any]:
         return causal_lm.projection_of(self._model, self._vocabulary)
 
+    def forget(self, uids: Sequence[str]) -> None:
+        self._prefixes.forget(uids)
+
     def stop(self) -> None:
         del self._model
+        self._prefixes.clear()
 
     @torch.inference_mode()
-    def _score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
-        batch = causal_lm.pack([(item.prompt_ids, item.response_ids) for item in items]).to(self._device)
-        hidden = causal_lm.hidden_states(self._model, batch)
+    def _score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
+        hidden = self._hidden(items)
+        new = torch.tensor([token for item in items for token in item.new_ids], device=self._device)
         students = _student_support(items, request, self._device).split(CHUNK_TOKENS)
         chunks = [
             self._read(h, t, own, request)
-            for h, t, own in zip(hidden.split(CHUNK_TOKENS), batch.token_ids.split(CHUNK_TOKENS), students, strict=True)
+            for h, t, own in zip(hidden.split(CHUNK_TOKENS), new.split(CHUNK_TOKENS), students, strict=True)
         ]
         columns = {name: torch.cat([c[name] for c in chunks]).cpu() for name in chunks[0]}
         if request.support == "full":
             columns["hidden"] = hidden.cpu()
-        lengths = [len(item.response_ids) for item in items]
+        lengths = [len(item.new_ids) for item in items]
         split = {name: column.split(lengths) for name, column in columns.items()}
         return [_score_of(item.uid, {name: rows[i] for name, rows in split.items()}) for i, item in enumerate(items)]
+
+    def _hidden(self, items: Sequence[Item]) -> Tensor:
+        """Hidden states that predict the new tokens of every item, one after another: [new tokens, width]."""
+        whole = [item for item in items if item.whole]
+        packed: list[Tensor] = []
+        if whole:
+            batch = causal_lm.pack([(item.prompt_ids, item.response_ids) for item in whole]).to(self._device)
+            packed += causal_lm.hidden_states(self._model, batch).split([len(item.response_ids) for item in whole])
+        states = iter(packed)
+        return torch.cat([next(states) if item.whole else self._continued(item) for item in items])
+
+    def _continued(self, item: Item) -> Tensor:
+        """Of a segment: [new tokens, width]. What no cache covers of the tokens before it is computed again."""
+        ids = [*item.prompt_ids, *item.response_ids]
+        past, cache = self._prefixes.take(item.uid, ids[: -len(item.new_ids) - 1]) or (0, None)
+        states, cache = causal_lm.continued_states(self._model, ids[past:-1], cache)
+        if not item.last:
+            self._prefixes.keep(item.uid, ids[:-1], cache)
+        return states[-len(item.new_ids) :]
 
     def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
@@ -79,9 +111,9 @@ def united(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second.masked_fill(repeated, -1)], dim=-1)
 
 
-def _student_support(items: Sequence[Any], request: ScoreRequest, device: torch.device) -> Tensor:
+def _student_support(items: Sequence[Item], request: ScoreRequest, device: torch.device) -> Tensor:
     """[tokens, k] ids that the student ranked highest where it sampled; [tokens, 0] where nobody asks for them."""
-    tokens = sum(len(item.response_ids) for item in items)
+    tokens = sum(len(item.new_ids) for item in items)
     if request.support != "topk" or request.topk_of == "teacher":
         return torch.zeros((tokens, 0), dtype=torch.long, device=device)
     ids = torch.tensor([i for item in items for i in item.support_ids], dtype=torch.long, device=device)

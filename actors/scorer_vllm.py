@@ -1,4 +1,8 @@
-"""vLLM engine of the scorer: prompt log-probs of prompt + response. They are at temperature 1 in every mode."""
+"""vLLM engine of the scorer: prompt log-probs of prompt + response. They are at temperature 1 in every mode.
+
+It keeps nothing between the segments of a response: prompt log-probs need every position computed, so each segment
+costs the whole response so far. Responses that come in many segments are for engine: torch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.records import Score, ScoreRequest
+from actors.scorer import Item
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Scorer as ScorerConfig
 
@@ -42,7 +47,7 @@ class VllmEngine:
         )
         return cls(AsyncLLM.from_engine_args(arguments))
 
-    async def score(self, items: Sequence[Any], request: ScoreRequest) -> list[Score]:
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
         """Raises ValueError for what prompt log-probs cannot give."""
         if request.support == "full":
             raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
@@ -54,10 +59,13 @@ class VllmEngine:
     def projection(self) -> dict[str, Any]:
         raise NotImplementedError("a vllm scorer has no hidden states; use engine: torch")
 
+    def forget(self, uids: Sequence[str]) -> None:
+        """Nothing is kept."""
+
     def stop(self) -> None:
         self._engine.shutdown()
 
-    async def _one(self, item: Any, request: ScoreRequest) -> Score:
+    async def _one(self, item: Item, request: ScoreRequest) -> Score:
         from vllm import SamplingParams
 
         k = request.topk if request.support == "topk" else 0
@@ -68,9 +76,9 @@ class VllmEngine:
         return _score_of(item, output.prompt_logprobs, k)
 
 
-def _score_of(item: Any, flat: Any, k: int) -> Score:
+def _score_of(item: Item, flat: Any, k: int) -> Score:
     """vLLM lists the actual token first, then the top k by rank; the actual token stands once if it is among them."""
-    positions = range(len(item.prompt_ids), item.tokens)
+    positions = range(item.tokens - len(item.new_ids), item.tokens)
     sampled = np.array([flat.logprobs[flat.start_indices[p]] for p in positions], dtype=np.float32)
     if not k:
         return Score(item.uid, sampled)
