@@ -1,7 +1,7 @@
-"""Student rollout member: vLLM's AsyncLLM, sampling in continuous batches and streaming finished responses.
+"""Student rollout member: vLLM's AsyncLLM, sampling in continuous batches and streaming responses or their segments.
 
-No HTTP port is opened. A weight version is loaded between decoding steps from one file in shared memory; the prefix
-cache is reset with it, and every token carries the version it was sampled with.
+No HTTP port is opened. A weight version is loaded between decoding steps from one file in shared memory; running
+responses go on or end there, as the recipe says, and every token carries the version it was sampled with.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.member import Member
+from actors.outbox import Outbox
 from actors.records import Request, Sample, pack_samples
+from actors.response import Response
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Rollout as RolloutConfig
 from configs.schema import Sampling, Stream
@@ -34,6 +35,8 @@ class Rollout(Member):
         self._engine: Any = None
         self._version = 0
         self._loading = asyncio.Lock()
+        self._running: dict[str, Response] = {}  # by uid
+        self._cut: set[str] = set()  # uids of running responses that end where they are
         self._idle = _Idle()
 
     async def start(self) -> None:
@@ -67,24 +70,35 @@ class Rollout(Member):
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Any]:
-        """Sample every request; yield payload, header, payload, header, ... as responses finish."""
-        done: asyncio.Queue[Sample] = asyncio.Queue()
+        """Sample every request; yield payload, header, payload, header, ... of responses or their segments as they
+        come."""
+        outbox = Outbox(stream)
 
         async def one(request: Request) -> None:
             with self._idle.busy():
-                await done.put(await self._sample(request, sampling, end_token_ids))
+                async for row in self._sample(request, sampling, stream, end_token_ids):
+                    outbox.put(row)
 
         tasks = [asyncio.create_task(one(request)) for request in requests]
+        for task in tasks:
+            task.add_done_callback(outbox.watch)
         try:
-            left = len(requests)
-            while left:
-                block = await _coalesce(done, tasks, left, stream)
-                left -= len(block)
+            running = len(requests)
+            while running:
+                block = await outbox.block(running)
+                running -= sum(row.finish != "" for row in block)
                 for part in pack_samples(block):
                     yield part
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def cut(self, uids: Sequence[str]) -> None:
+        """End those of these responses that are being handed on in segments and have begun: a last one follows, with
+        the tokens sampled so far and finish "cut"."""
+        begun = [response.request for uid in uids if (response := self._running.get(uid)) is not None and len(response)]
+        self._cut.update(request.uid for request in begun)
+        await self._engine.abort([_request_id(request) for request in begun])
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Check every bucket, then swap the weights in one go. Raises BadWeights before the engine is touched."""
@@ -96,17 +110,21 @@ class Rollout(Member):
             path = self._shared / f"v{version}-{os.getpid()}.safetensors"
             try:
                 await asyncio.to_thread(write_shared, tensors, path)
-                await self._engine.pause_generation(mode="keep", clear_cache=False)
+                await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
                 await self._engine.collective_rpc("load_version", args=(str(path),))
-                # running responses go on, their old key-values are computed anew: no cache outlives its weights
-                if not await self._engine.reset_prefix_cache(reset_running_requests=True):
-                    raise RuntimeError(f"the prefix cache was not reset for version {version}")
+                if not self._config.keep_key_values:
+                    await self._reset_key_values(version)
                 await self._engine.update_weight_version(str(version))
                 self._version = version
                 await self._engine.resume_generation()
             finally:
                 path.unlink(missing_ok=True)
         return version
+
+    async def _reset_key_values(self, version: int) -> None:
+        """No cache outlives its weights: those of responses that go on are computed anew."""
+        if not await self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError(f"the prefix cache was not reset for version {version}")
 
     async def sleep(self) -> None:
         await self._engine.sleep(level=1)
@@ -122,7 +140,29 @@ class Rollout(Member):
             self._engine.shutdown()
             self._engine = None
 
-    async def _sample(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> Sample:
+    async def _sample(
+        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Sample]:
+        """The rows of one response. One that ends before its first token was not begun, and is sampled after all."""
+        response = self._running[request.uid] = Response(request)
+        try:
+            unbegun = True
+            while unbegun:
+                async for output in self._outputs(request, sampling, stream, end_token_ids):
+                    completion = output.outputs[0]
+                    response.grow(completion, self._version)
+                    unbegun = completion.finish_reason == "abort" and not len(response)
+                    ended = output.finished and not unbegun
+                    for row in response.rows(stream.tokens, self._finish(request.uid, completion) if ended else ""):
+                        yield row
+        finally:
+            self._running.pop(request.uid, None)
+            self._cut.discard(request.uid)
+
+    def _outputs(
+        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Any]:
+        """vLLM's outputs for a request: all tokens so far each time, or once at the end where nobody wants segments."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -137,62 +177,20 @@ class Rollout(Member):
             logprobs=request.topk,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE if stream.tokens else RequestOutputKind.FINAL_ONLY,
         )
-        prompt = {"prompt_token_ids": prompt_ids}
-        outputs = self._engine.generate(prompt, params, request_id=f"{request.uid}#{request.attempt}")
-        (output,) = [output async for output in outputs if output.finished]
-        return _sample_of(request, output.outputs[0])
+        # the salt parts prefixes by version: where key-values outlive their weights, no later request matches them
+        prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}
+        return self._engine.generate(prompt, params, request_id=_request_id(request))
+
+    def _finish(self, uid: str, completion: Any) -> str:
+        """Why a response has ended: `cut` where `cut` did it, else as vLLM says."""
+        reason = completion.finish_reason or "abort"
+        return "cut" if reason == "abort" and uid in self._cut else reason
 
 
-def _sample_of(request: Request, completion: Any) -> Sample:
-    ids = list(completion.token_ids)
-    versions = [0] * len(ids)
-    for span in completion.weight_versions or ():
-        versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
-    logprobs = sampled_logprobs(completion.logprobs, len(ids))
-    support = ranked_ids(completion.logprobs, len(ids), request.topk)
-    return request.answered(ids, logprobs, completion.finish_reason or "abort", versions, support)
-
-
-def sampled_logprobs(flat: Any, tokens: int) -> list[float]:
-    """Log-prob of each sampled token: the first entry of its position. vLLM's FlatLogprobs -> [tokens]."""
-    return [float(flat.logprobs[flat.start_indices[t]]) for t in range(tokens)]
-
-
-def ranked_ids(flat: Any, tokens: int, k: int) -> list[int]:
-    """The k most likely tokens of each position, row-major: [tokens * k]. The sampled token stands among them once."""
-    found: list[int] = []
-    for t in range(tokens):
-        start, end = flat.start_indices[t], flat.end_indices[t]
-        by_rank = dict(zip(flat.ranks[start:end], flat.token_ids[start:end], strict=True))
-        found += [by_rank[rank] for rank in range(1, k + 1)]
-    return found
-
-
-async def _coalesce(done: asyncio.Queue[Sample], tasks: Sequence[Any], left: int, stream: Stream) -> list[Sample]:
-    """The first finished response and those that follow within the window. Raises what a request raised."""
-    block = [await _next_or_raise(done, tasks)]
-    deadline = asyncio.get_running_loop().time() + stream.coalesce_ms / 1000
-    while len(block) < min(left, stream.coalesce_samples):
-        remaining = deadline - asyncio.get_running_loop().time()
-        with suppress(TimeoutError):
-            block.append(await asyncio.wait_for(done.get(), max(0.0, remaining)))
-            continue
-        break
-    return block
-
-
-async def _next_or_raise(done: asyncio.Queue[Sample], tasks: Sequence[asyncio.Task[None]]) -> Sample:
-    getter = asyncio.ensure_future(done.get())
-    while not getter.done():
-        running = [task for task in tasks if not task.done()]
-        await asyncio.wait([getter, *running], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done() and not task.cancelled() and task.exception():
-                getter.cancel()
-                raise task.exception()  # type: ignore[misc]
-    return getter.result()
+def _request_id(request: Request) -> str:
+    return f"{request.uid}#{request.attempt}"
 
 
 class _Idle:

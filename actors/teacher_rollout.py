@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from actors.records import Request, Sample
 from actors.rollout import Rollout
 from configs.schema import Rollout as RolloutConfig
-from configs.schema import Sampling
+from configs.schema import Sampling, Stream
+
+WHOLE = ("stop", "length")  # how a response ends that is as long as the teacher made it
 
 
 class TeacherRollout(Rollout):
@@ -37,23 +40,20 @@ class TeacherRollout(Rollout):
         """Responses served from the folder, and sampled, since the start."""
         return dict(self._counts)
 
-    async def _sample(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> Sample:
+    async def _sample(
+        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Sample]:
+        """A kept response whole, or one that is sampled now in its segments."""
         path = self._path(request, sampling, end_token_ids)
         if path.exists():
             self._counts["kept"] += 1
-            return self._answer(request, json.loads(path.read_text()))
+            yield self._answer(request, json.loads(path.read_text()))
+            return
         self._counts["sampled"] += 1
-        sample = await super()._sample(request, sampling, end_token_ids)
-        answer = {
-            "response_ids": sample.response_ids,
-            "rollout_logprobs": sample.rollout_logprobs,
-            "finish": sample.finish,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(answer))
-        partial.replace(path)
-        return self._answer(request, answer)
+        async for row in super()._sample(request, sampling, stream, end_token_ids):
+            if row.finish in WHOLE:
+                _keep(path, row)
+            yield replace(row, versions=[self._version] * len(row.versions))
 
     def _answer(self, request: Request, answer: dict[str, Any]) -> Sample:
         ids = answer["response_ids"]
@@ -64,6 +64,15 @@ class TeacherRollout(Rollout):
         parts = [self._identity, prompt, request.seed, sampling.model_dump(), sorted(end_token_ids)]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._kept / key[:2] / f"{key}.json"
+
+
+def _keep(path: Path, sample: Sample) -> None:
+    """Write a response beside its place and rename it: whole or absent."""
+    answer = {"response_ids": sample.response_ids, "rollout_logprobs": sample.rollout_logprobs, "finish": sample.finish}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(answer))
+    partial.replace(path)
 
 
 def _identity(model: Path) -> list[tuple[str, int, int]]:

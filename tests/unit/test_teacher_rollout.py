@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from actors.records import Request, Sample
 from actors.rollout import Rollout
 from actors.teacher_rollout import TeacherRollout
 from configs.schema import Rollout as RolloutConfig
-from configs.schema import Sampling
+from configs.schema import Sampling, Stream
 
 REQUEST = Request("00000001.000", "00000001", 0, seed=11, prompt_ids=[1, 2], sampled_prompt_ids=[7, 1, 2])
 SAMPLING = Sampling(max_response_tokens=8)
 END = (2, 3)
+FINISH: dict[str, str] = {"00000001.cut": "cut", "00000001.abort": "abort"}  # by uid, else stop
 
 
 @pytest.fixture
@@ -27,9 +28,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Requests that the engine was asked; each answer differs from all before."""
     requests: list[Request] = []
 
-    async def sample(self: Rollout, request: Request, sampling: Sampling, ends: Sequence[int]) -> Sample:
+    async def sample(
+        self: Rollout, request: Request, sampling: Sampling, stream: Stream, ends: Sequence[int]
+    ) -> AsyncIterator[Sample]:
         requests.append(request)
-        return request.answered([40 + len(requests), 2], [-0.25, -1 / 3], "stop", [99, 99])
+        ids = [40 + len(requests), 2]
+        if stream.tokens:
+            yield request.answered(ids[:1], [-0.25], "", [99])
+        yield request.answered(ids, [-0.25, -1 / 3], FINISH.get(request.uid, "stop"), [99, 99], start=stream.tokens)
 
     monkeypatch.setattr(Rollout, "_sample", sample)
     return requests
@@ -51,7 +57,21 @@ def member(model: Path, kept: Path | None = None) -> TeacherRollout:
 def ask(
     teacher: TeacherRollout, request: Request = REQUEST, sampling: Sampling = SAMPLING, ends: tuple[int, ...] = END
 ) -> Sample:
-    return asyncio.run(teacher._sample(request, sampling, ends))
+    (sample,) = rows(teacher, request, sampling, ends)
+    return sample
+
+
+def rows(
+    teacher: TeacherRollout,
+    request: Request = REQUEST,
+    sampling: Sampling = SAMPLING,
+    ends: tuple[int, ...] = END,
+    segment: int = 0,
+) -> list[Sample]:
+    async def work() -> list[Sample]:
+        return [row async for row in teacher._sample(request, sampling, Stream(tokens=segment), ends)]
+
+    return asyncio.run(work())
 
 
 def test_a_response_is_sampled_once_and_then_read(model: Path, asked: list[Request]) -> None:
@@ -59,6 +79,23 @@ def test_a_response_is_sampled_once_and_then_read(model: Path, asked: list[Reque
     first, second = ask(teacher), ask(teacher)
     assert first == second and first.rollout_logprobs == [-0.25, -1 / 3]
     assert len(asked) == 1 and teacher.counts() == {"kept": 1, "sampled": 1}
+
+
+def test_segments_leave_as_they_come_and_what_they_become_is_kept_whole(model: Path, asked: list[Request]) -> None:
+    teacher = member(model)
+    asyncio.run(teacher.load(3, ()))
+    first, second = rows(teacher, segment=1)
+    assert (first.finish, first.versions, second.start, second.versions) == ("", [3], 1, [3, 3])
+    (kept,) = rows(teacher, segment=1)
+    assert (kept.start, kept.response_ids, kept.finish) == (0, second.response_ids, "stop") and len(asked) == 1
+
+
+@pytest.mark.parametrize("ending", ["cut", "abort"])
+def test_what_ended_before_its_end_is_not_kept(model: Path, asked: list[Request], ending: str) -> None:
+    teacher, request = member(model), dataclasses.replace(REQUEST, uid=f"00000001.{ending}")
+    assert ask(teacher, request).finish == ending
+    ask(teacher)
+    assert len(asked) == 2 and teacher.counts() == {"kept": 0, "sampled": 2}
 
 
 def test_another_member_and_another_run_read_what_is_kept(model: Path, asked: list[Request]) -> None:
