@@ -147,6 +147,7 @@ class Request:
     response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
     sampled_prompt_ids: list[int] | None = None  # what is sampled behind, where it is not the student's prompt
     topk: int = 0  # of the sampler's most likely tokens to return at each position
+    segment_tokens: int = 0  # hand the response on in segments of so many tokens; 0: whole
 
     def answered(
         self,

@@ -76,7 +76,7 @@ class Rollout(Member):
 
         async def one(request: Request) -> None:
             with self._idle.busy():
-                async for row in self._sample(request, sampling, stream, end_token_ids):
+                async for row in self._sample(request, sampling, end_token_ids):
                     outbox.put(row)
 
         tasks = [asyncio.create_task(one(request)) for request in requests]
@@ -141,27 +141,26 @@ class Rollout(Member):
             self._engine = None
 
     async def _sample(
-        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+        self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Sample]:
         """The rows of one response. One that ends before its first token was not begun, and is sampled after all."""
         response = self._running[request.uid] = Response(request)
         try:
             unbegun = True
             while unbegun:
-                async for output in self._outputs(request, sampling, stream, end_token_ids):
+                async for output in self._outputs(request, sampling, end_token_ids):
                     completion = output.outputs[0]
                     response.grow(completion, self._version)
                     unbegun = completion.finish_reason == "abort" and not len(response)
                     ended = output.finished and not unbegun
-                    for row in response.rows(stream.tokens, self._finish(request.uid, completion) if ended else ""):
+                    finish = self._finish(request.uid, completion) if ended else ""
+                    for row in response.rows(request.segment_tokens, finish):
                         yield row
         finally:
             self._running.pop(request.uid, None)
             self._cut.discard(request.uid)
 
-    def _outputs(
-        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
+    def _outputs(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Any]:
         """vLLM's outputs for a request: all tokens so far each time, or once at the end where nobody wants segments."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -177,7 +176,7 @@ class Rollout(Member):
             logprobs=request.topk,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.CUMULATIVE if stream.tokens else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE if request.segment_tokens else RequestOutputKind.FINAL_ONLY,
         )
         # the salt parts prefixes by version: where key-values outlive their weights, no later request matches them
         prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}

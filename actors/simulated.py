@@ -58,7 +58,7 @@ class SimulatedRollout(Member):
         """Responses of random length, shortest first, or their segments, in blocks of what ends together."""
         asked = {request.uid: request for request in requests}
         lengths = {uid: _length(request, sampling) for uid, request in asked.items()}
-        call = _Call(Decoding(lengths, stream.tokens, stream.coalesce_samples), self._seconds)
+        call = _Call(Decoding(lengths, requests[0].segment_tokens, stream.coalesce_samples), self._seconds)
         self._calls.append(call)
         try:
             while call.decoding.open:

@@ -17,7 +17,7 @@ from typing import Any
 from actors.records import Request, Sample
 from actors.rollout import Rollout
 from configs.schema import Rollout as RolloutConfig
-from configs.schema import Sampling, Stream
+from configs.schema import Sampling
 
 WHOLE = ("stop", "length")  # how a response ends that is as long as the teacher made it
 
@@ -41,7 +41,7 @@ class TeacherRollout(Rollout):
         return dict(self._counts)
 
     async def _sample(
-        self, request: Request, sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+        self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Sample]:
         """A kept response whole, or one that is sampled now in its segments."""
         path = self._path(request, sampling, end_token_ids)
@@ -50,7 +50,7 @@ class TeacherRollout(Rollout):
             yield self._answer(request, json.loads(path.read_text()))
             return
         self._counts["sampled"] += 1
-        async for row in super()._sample(request, sampling, stream, end_token_ids):
+        async for row in super()._sample(request, sampling, end_token_ids):
             if row.finish in WHOLE:
                 _keep(path, row)
             yield replace(row, versions=[self._version] * len(row.versions))

@@ -223,15 +223,10 @@ class EarlyStop(Node):
 
 
 class Stream(Node):
-    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many.
-
-    `tokens`: responses are handed on in segments of so many tokens while they are being sampled; 0: whole.
-    """
+    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many."""
 
     coalesce_ms: Annotated[float, Field(ge=0.0)] = 20.0
     coalesce_samples: Positive = 64
-    tokens: NonNegative = 0
-    early_stop: EarlyStop | None = None
 
 
 class Deadlines(Node):
@@ -283,6 +278,9 @@ class Cluster(Node):
 class Recipe(Node):
     """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy.
 
+    `stream_tokens`: responses are handed on in segments of so many tokens while they are being sampled, and scored as
+    they come; 0: whole. `early_stop` cuts those that their teacher would not have written.
+
     `on_stale`: what becomes of tokens that would be older. `wait`: the learner waits for them before they are;
     `mask_tokens`: they carry no loss; `drop`: the prompt is sampled again, which drops long responses first. null: wait
     where the objective reads whole responses, else mask_tokens.
@@ -303,6 +301,8 @@ class Recipe(Node):
     reward: Reward = Reward()
     simulated: Simulated = Simulated()
     stream: Stream = Stream()
+    stream_tokens: NonNegative = 0
+    early_stop: EarlyStop | None = None
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()

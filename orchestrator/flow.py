@@ -59,13 +59,16 @@ class Block:
 
 
 class Flow:
-    """`end_token_ids` end a response."""
+    """`end_token_ids` end a response; `segment_tokens` hands responses on in segments, 0 whole."""
 
-    def __init__(self, recipe: Recipe, pools: Pools, meter: Meter, end_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, recipe: Recipe, pools: Pools, meter: Meter, end_token_ids: Sequence[int], segment_tokens: int = 0
+    ) -> None:
         self._recipe = recipe
         self._pools = pools
         self._meter = meter
         self._end_token_ids = tuple(end_token_ids)
+        self._segment_tokens = segment_tokens
 
     async def sample(
         self,
@@ -151,6 +154,7 @@ class Flow:
             response_ids=prompt.response_ids if source == "dataset" else None,
             sampled_prompt_ids=sampled,
             topk=self._recipe.objective.topk if student_support else 0,
+            segment_tokens=self._segment_tokens,
         )
 
     async def _score(
@@ -160,7 +164,7 @@ class Flow:
         objective, pool = self._recipe.objective, self._pools.scorers[model]
         support = objective.support_of[model]
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
-        near = block.member if self._recipe.stream.tokens else None  # where the key-values of earlier segments are
+        near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
 
         async def ask(samples: Sequence[SampleHeader], attempts: int) -> tuple[Any, ScoreHeader]:
             request = ScoreRequest(

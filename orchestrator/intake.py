@@ -24,6 +24,16 @@ from orchestrator.transport import MemberDied, ValueLost
 
 
 @dataclass
+class _Wanted:
+    """What a lease still wants: tickets `running` until their last segment is yielded. Of a response that is `gone`,
+    lost or rejected, no segment is; one that is `cut` will end soon."""
+
+    running: dict[str, Ticket]
+    gone: set[str] = field(default_factory=set)
+    cut: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Intake:
     """`moved` is called when there may be room for a lease, or a batch may be whole; `skipped` is uid -> reason."""
 
@@ -42,7 +52,7 @@ class Intake:
     async def follow(self, lease: Lease, cap: int) -> None:
         """Judge the blocks of one lease as they come; lease again what its member took with it."""
         prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
-        open_tickets = {ticket.uid: ticket for ticket in lease.tickets}
+        wanted = _Wanted({ticket.uid: ticket for ticket in lease.tickets})
         pool, died = self.writers[lease.source], False
         member = next((m for m in pool.members if m.number == lease.member), None)
         async with asyncio.TaskGroup() as blocks:
@@ -50,33 +60,35 @@ class Intake:
                 if member is not None:  # else it left or died between the grant and this turn
                     pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
                     async for block in self.flow.sample(pool, member, pairs, lease.source, cap):
-                        blocks.create_task(self.judge(self._wanted(block, open_tickets), prompts, open_tickets))
+                        blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
             except MemberDied:
                 died = True
             except ValueLost:
                 pass  # of a header; its samples are still open
-            for uid in open_tickets:
+            for uid in wanted.running:
                 self.segments.forget(uid)
-            for index in self.dispatch.settle(lease, open_tickets.values(), died):
+            for index in self.dispatch.settle(lease, wanted.running.values(), died):
                 self._quarantine(index, f"{DEATHS} members of {pool.role} died of it")
             self.moved()
 
-    async def judge(self, block: Block, prompts: Mapping[str, Prompt], running: dict[str, Ticket]) -> None:
-        """Score, reward and admit a block. What went down with a node is sampled again; of what is `running` still,
-        nothing more is wanted that is rejected, or whose target has lost the thread."""
+    async def judge(self, block: Block, prompts: Mapping[str, Prompt], wanted: _Wanted) -> None:
+        """Score, reward and admit a block. What went down with a node is sampled again; a response that is rejected, or
+        whose target has lost the thread, is ended."""
         try:
             good, rejected = await self.flow.judge(block, prompts)
         except ValueLost:
-            self._lose(block.samples, running)
+            self._lose(block.samples, wanted)
         else:
             for part in good:
-                if whole := self.segments.join(part):
+                if part.header.uid not in wanted.gone and (whole := self.segments.join(part)):
                     self.buffer.admit(whole)
             for uid, reason in rejected.items():
-                self.segments.forget(uid)
+                self._give_up(uid, wanted)
                 self.skip(uid, reason)
-            adrift = {p.header.uid for p in good if self.segments.adrift(p.header, self.early_stop)}
-            await self._cut(block, running, adrift, rejected.keys())
+            adrift = {p.header.uid for p in good if self.segments.adrift(p.header, self.early_stop)} - wanted.cut
+            self.meter.count("samples_cut", len(adrift))
+            wanted.cut |= adrift
+            await self._cut(block, adrift | rejected.keys())
         self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
@@ -93,33 +105,36 @@ class Intake:
         self.dispatch.lose(Ticket.of(h.uid, h.attempt) for h in headers)
         self.moved()
 
-    def _wanted(self, block: Block, running: dict[str, Ticket]) -> Block:
-        """What a block holds of responses that are still asked for; those that end with it run no longer."""
-        wanted = tuple(s for s in block.samples if s.uid in running)
-        aborted = [s for s in wanted if s.finish == "abort"]  # by a weight update, where the recipe says so
-        self._lose(aborted, running)
-        for sample in wanted:
-            if sample.last:
-                running.pop(sample.uid, None)
-        return replace(block, samples=tuple(s for s in wanted if s not in aborted))
-
-    def _lose(self, samples: Iterable[SampleHeader], running: dict[str, Ticket]) -> None:
-        """What is yielded and lost is sampled again, under its next attempt; its later segments are not wanted."""
+    def _select(self, block: Block, wanted: _Wanted) -> Block:
+        """What is wanted of a block. Responses that end with it run no longer."""
+        samples = [s for s in block.samples if s.uid in wanted.running]
+        aborted = [s for s in samples if s.finish == "abort"]  # by a weight update, where the recipe says so
+        self._lose(aborted, wanted)
         for sample in samples:
-            running.pop(sample.uid, None)
-            self.segments.forget(sample.uid)
-        self.dispatch.lose(Ticket.of(s.uid, s.attempt) for s in samples)
+            if sample.last:
+                wanted.running.pop(sample.uid, None)
+        return replace(block, samples=tuple(s for s in samples if s not in aborted))
 
-    async def _cut(self, block: Block, running: dict[str, Ticket], adrift: Set[str], rejected: Set[str]) -> None:
-        """End running responses early: those `adrift` are trained as far as they went, those `rejected` not at all."""
-        for uid in rejected:
-            running.pop(uid, None)
-        uids = sorted(s.uid for s in block.samples if not s.last and s.uid in adrift | rejected)
-        member = next((m for m in self.writers[block.source].members if m.number == block.member), None)
-        if uids and member is not None:
-            self.meter.count("samples_cut", sum(uid in adrift for uid in uids))
+    def _lose(self, samples: Iterable[SampleHeader], wanted: _Wanted) -> None:
+        """What was yielded and is lost is sampled again, under its next attempt."""
+        lost = [s for s in samples if s.uid not in wanted.gone]
+        for sample in lost:
+            self._give_up(sample.uid, wanted)
+        self.dispatch.lose(Ticket.of(s.uid, s.attempt) for s in lost)
+
+    def _give_up(self, uid: str, wanted: _Wanted) -> None:
+        wanted.running.pop(uid, None)
+        wanted.gone.add(uid)
+        self.segments.forget(uid)
+
+    async def _cut(self, block: Block, uids: Set[str]) -> None:
+        """End responses that are still being sampled; their last segment says so."""
+        running = sorted(s.uid for s in block.samples if not s.last and s.uid in uids)
+        pool = self.writers[block.source]
+        member = next((m for m in pool.members if m.number == block.member), None)
+        if running and member is not None:
             with suppress(MemberDied):  # which ends them too
-                await self.writers[block.source].call_member(member, "cut", uids)
+                await pool.call_member(member, "cut", running)
 
     def lease_again(self, aged: Sequence[Scored]) -> None:
         """Samples that grew too old for the staleness bound are sampled anew."""

@@ -82,12 +82,13 @@ class Run:
     _stop_requested: bool = False
 
     def __post_init__(self) -> None:
-        self.flow = Flow(self.recipe, self.pools, self.meter, self.inputs.end_token_ids)
+        ends = self.inputs.end_token_ids
+        self.flow = Flow(self.recipe, self.pools, self.meter, ends, self.recipe.stream_tokens)
         self.learner = LearnerGroup(self.recipe, self.pools.learner)
         claim = partial(checkpoint.claim_version, self.directory)
         self.versions = Versions(self.learner, self.carrier, claim=claim)
         self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions, self.carrier)
-        aside = Flow(self.recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
+        aside = Flow(self.recipe, self.pools, self.evaluation_meter, ends)
         self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
         self.progress = Progress(beta=initial_beta(self.recipe.objective))
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to

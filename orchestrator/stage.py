@@ -86,7 +86,7 @@ class Stage:
             self.dispatch,
             self.buffer,
             self.meter,
-            self.recipe.stream.early_stop,
+            self.recipe.early_stop,
             self.notice,
             self._moved.set,
             self.skipped,

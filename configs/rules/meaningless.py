@@ -261,8 +261,8 @@ def _split_engines(recipe: Recipe) -> Finding:
 
 
 def _streams(recipe: Recipe) -> Finding:
-    if recipe.stream.early_stop and not recipe.stream.tokens:
-        return "stream.early_stop: judges a response by the segments scored so far; set stream.tokens, or remove it"
+    if recipe.early_stop and not recipe.stream_tokens:
+        return "early_stop: judges a response by the segments scored so far; set stream_tokens, or remove it"
     if recipe.rollout.keep_key_values and recipe.rollout.on_update == "abort":
         return "rollout.keep_key_values: under on_update: abort no running response has any left; use on_update: keep"
     return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,10 @@ def requests(count: int, prompt: int = 4, topk: int = 0) -> list[Request]:
     return [Request(f"{i:08d}.000", f"{i:08d}", 0, 50 + i, ids[i], topk=topk) for i in range(count)]
 
 
+def segmented(asked: Sequence[Request], tokens: int) -> list[Request]:
+    return [replace(request, segment_tokens=tokens) for request in asked]
+
+
 def sampled(
     runner: asyncio.Runner,
     member: Rollout,
@@ -308,7 +312,7 @@ def read(model: Any, hidden: Any, ids: Sequence[int]) -> np.ndarray:
 def test_segments_become_the_response_that_would_have_left_whole(member: Rollout, runner: asyncio.Runner) -> None:
     asked = requests(6, topk=2)
     whole = by_uid(sampled(runner, member, asked, Stream()))
-    segments = by_uid(sampled(runner, member, asked, Stream(tokens=8)))
+    segments = by_uid(sampled(runner, member, segmented(asked, 8), Stream()))
     assert segments.keys() == whole.keys()
     for uid, rows in segments.items():
         (expected,), last = whole[uid], rows[-1]
@@ -330,8 +334,8 @@ def test_a_cut_response_ends_there_and_no_other_one(member: Rollout, runner: asy
             cut.extend(row.uid for row in rows[:2])
             await member.cut([*cut, *waiting, "nobody"])
 
-    expected = by_uid(sampled(runner, member, asked, Stream(tokens=8)))
-    segments = by_uid(sampled(runner, member, asked, Stream(tokens=8), between))
+    expected = by_uid(sampled(runner, member, segmented(asked, 8), Stream()))
+    segments = by_uid(sampled(runner, member, segmented(asked, 8), Stream(), between))
     assert cut and not set(cut) & set(waiting)
     for uid, rows in segments.items():
         last, whole = rows[-1], expected[uid][-1]
@@ -358,7 +362,8 @@ def test_an_update_that_aborts_ends_what_runs_and_begins_what_waits(
     async def work() -> list[list[Sample]]:
         updated = asyncio.create_task(update())
         values = [
-            v async for v in member.generate(asked, Sampling(max_response_tokens=200), Stream(tokens=tokens), (2,))
+            v
+            async for v in member.generate(segmented(asked, tokens), Sampling(max_response_tokens=200), Stream(), (2,))
         ]
         await updated
         return [unpack_samples(payload) for payload in values[0::2]]
@@ -388,7 +393,7 @@ def test_key_values_of_running_responses_are_those_the_recipe_asks_for(
             loaded = True
             await member.load(1, *published(models["poet"]))
 
-    rows = by_uid(sampled(runner, member, asked, Stream(tokens=8), between, longest=100))
+    rows = by_uid(sampled(runner, member, segmented(asked, 8), Stream(), between, longest=100))
     later = [block_row for block in sampled(runner, member, asked, Stream()) for block_row in block]
     old, new = (causal_lm.load_model(models[name], "float32").eval() for name in ("teacher", "poet"))
     switched = [r[-1] for r in rows.values() if set(r[-1].versions) == {0, 1}]

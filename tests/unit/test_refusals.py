@@ -462,8 +462,8 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
     ],
     "_streams": [
         (
-            {"stream.early_stop": {"log_ratio": -2.0, "after_tokens": 32}},
-            "stream.early_stop: judges a response by the segments scored so far; set stream.tokens, or remove it",
+            {"early_stop": {"log_ratio": -2.0, "after_tokens": 32}},
+            "early_stop: judges a response by the segments scored so far; set stream_tokens, or remove it",
         ),
         (
             {"rollout.on_update": "abort", "rollout.keep_key_values": True},

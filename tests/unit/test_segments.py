@@ -68,7 +68,7 @@ def test_a_response_is_adrift_by_the_mean_over_what_is_scored_of_it() -> None:
 
 # --- whole runs ---
 
-SEGMENTS: dict[str, Any] = {"stream": {"tokens": 4}}
+SEGMENTS: dict[str, Any] = {"stream_tokens": 4}
 SLOWLY = {"rollout_seconds_per_token": 1e-3, "score_seconds_per_token": 1e-4}
 
 
@@ -143,7 +143,7 @@ def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_
 
     monkeypatch.setattr(SimulatedScorer, "score", disliking)
     stop = {"log_ratio": -1.0, "after_tokens": 4}
-    settings = recipe(tmp_path, stream={"tokens": 4, "early_stop": stop}, simulated=SLOWLY)
+    settings = recipe(tmp_path, stream_tokens=4, early_stop=stop, simulated=SLOWLY)
     assert Simulation(settings).go() == DONE
     assert_each_once(tmp_path)
     rows = trained(tmp_path)

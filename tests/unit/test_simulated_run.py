@@ -317,7 +317,7 @@ VISIBLE = {"rollout_seconds_per_token": 1e-3, "score_seconds_per_token": 1e-4}
 @pytest.mark.parametrize("bound", [0, 1])
 def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound: int) -> None:
     simulation = Simulation(
-        recipe(tmp_path, max_staleness=bound, simulated=VISIBLE), on_step=Assassin("rollout", has_yielded)
+        recipe(tmp_path, max_staleness=bound, on_stale="wait", simulated=VISIBLE), Assassin("rollout", has_yielded)
     )
     assert simulation.go() == DONE
     rows, pool = trained(tmp_path), simulation.pools.rollout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,10 @@ def generated(
     return asyncio.run(work())
 
 
+def segmented(tokens: int) -> list[Request]:
+    return [replace(request, segment_tokens=tokens) for request in REQUESTS]
+
+
 def by_uid(blocks: list[list[Sample]]) -> dict[str, list[Sample]]:
     rows = [row for block in blocks for row in block]
     return {uid: [row for row in rows if row.uid == uid] for uid in sorted({row.uid for row in rows})}
@@ -114,7 +119,7 @@ def by_uid(blocks: list[list[Sample]]) -> dict[str, list[Sample]]:
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_segments_are_the_response_so_far_and_end_as_the_whole_one(tokens: int, block: int) -> None:
     whole = {row.uid: row for row in generated(rollout(), Stream())[0]}
-    blocks = generated(rollout(), Stream(tokens=tokens, coalesce_samples=block))
+    blocks = generated(rollout(), Stream(coalesce_samples=block), requests=segmented(tokens))
     assert all(len({row.uid for row in b}) == len(b) <= block for b in blocks)
     segments = by_uid(blocks)
     assert segments.keys() == whole.keys()
@@ -139,8 +144,8 @@ def test_a_cut_response_ends_with_its_next_block_and_the_others_go_on() -> None:
             await member.cut(cut)
 
     plain, segments = (
-        by_uid(generated(rollout(), Stream(tokens=4))),
-        by_uid(generated(rollout(), Stream(tokens=4), between)),
+        by_uid(generated(rollout(), Stream(), requests=segmented(4))),
+        by_uid(generated(rollout(), Stream(), between, requests=segmented(4))),
     )
     assert cut
     for uid, rows in segments.items():
@@ -162,7 +167,7 @@ def test_a_weight_update_meets_running_responses_as_the_recipe_says(on_update: s
             await asyncio.sleep(0.02)
             await member.load(7, ())
 
-    segments = by_uid(generated(rollout(0.01, on_update), Stream(tokens=4), between))
+    segments = by_uid(generated(rollout(0.01, on_update), Stream(), between, requests=segmented(4)))
     whole = {row.uid: row for row in generated(rollout(), Stream())[0]}
     running = {uid: rows for uid, rows in segments.items() if len(whole[uid].response_ids) > 8}
     assert running
@@ -179,10 +184,10 @@ def test_a_weight_update_meets_running_responses_as_the_recipe_says(on_update: s
 
 
 def test_a_dataset_hands_on_whole_responses_and_cuts_none() -> None:
-    request = Request("a", "a", 0, 1, [1], response_ids=[5, 6, 7])
+    request = Request("a", "a", 0, 1, [1], response_ids=[5, 6, 7], segment_tokens=2)
     member = Dataset()
     member.cut(["a"])
-    payload, header = member.generate([request], SAMPLING, Stream(tokens=2), END)
+    payload, header = member.generate([request], SAMPLING, Stream(), END)
     assert [(h.start, h.end, h.finish) for h in header.samples] == [(0, 3, "data")]
     assert unpack_samples(payload)[0].start == 0
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from actors.records import Request, Sample
 from actors.rollout import Rollout
 from actors.teacher_rollout import TeacherRollout
 from configs.schema import Rollout as RolloutConfig
-from configs.schema import Sampling, Stream
+from configs.schema import Sampling
 
 REQUEST = Request("00000001.000", "00000001", 0, seed=11, prompt_ids=[1, 2], sampled_prompt_ids=[7, 1, 2])
 SAMPLING = Sampling(max_response_tokens=8)
@@ -28,14 +29,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Requests that the engine was asked; each answer differs from all before."""
     requests: list[Request] = []
 
-    async def sample(
-        self: Rollout, request: Request, sampling: Sampling, stream: Stream, ends: Sequence[int]
-    ) -> AsyncIterator[Sample]:
+    async def sample(self: Rollout, request: Request, sampling: Sampling, ends: Sequence[int]) -> AsyncIterator[Sample]:
         requests.append(request)
         ids = [40 + len(requests), 2]
-        if stream.tokens:
+        if request.segment_tokens:
             yield request.answered(ids[:1], [-0.25], "", [99])
-        yield request.answered(ids, [-0.25, -1 / 3], FINISH.get(request.uid, "stop"), [99, 99], start=stream.tokens)
+        finish, start = FINISH.get(request.uid, "stop"), request.segment_tokens
+        yield request.answered(ids, [-0.25, -1 / 3], finish, [99, 99], start=start)
 
     monkeypatch.setattr(Rollout, "_sample", sample)
     return requests
@@ -69,7 +69,7 @@ def rows(
     segment: int = 0,
 ) -> list[Sample]:
     async def work() -> list[Sample]:
-        return [row async for row in teacher._sample(request, sampling, Stream(tokens=segment), ends)]
+        return [row async for row in teacher._sample(replace(request, segment_tokens=segment), sampling, ends)]
 
     return asyncio.run(work())
 
