@@ -1,0 +1,270 @@
+"""The orchestrator alone, at a scale that no test machine has: members that sleep, everything else real.
+
+    python -m benchmarks orchestrator                 512 rollouts x 64 responses and 64 scorers, in this process
+    python -m benchmarks orchestrator --ray           16 rollouts and 2 scorers as Ray actors
+    python -m benchmarks orchestrator --samples N     how many samples to train (1,000,000 for the memory to be seen)
+
+Lengths are long-tailed. Members yield blocks whose rows hold one token, so that what is measured is the orchestrator
+and not the making of tokens; headers say the drawn length. Reports samples/s, CPU of the driver's process per sample
+(in process: that of the sleeping members too), its memory, and how long the learner waited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import json
+import math
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.jobs import LearnerSpec, Share
+from actors.member import Member
+from actors.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
+from configs.load import parse_recipe
+from configs.schema import Recipe, Resources, Rule, Sampling, Stream
+from orchestrator import run as runs
+from orchestrator.flow import Pools
+from orchestrator.pool import Pool
+from orchestrator.preflight import Inputs
+from orchestrator.prompts import Prompt
+from orchestrator.run import Run
+from orchestrator.transport import GangSpec, LocalTransport, Transport
+
+MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
+NOTHING = b"\0" * 64
+PLACE = Resources(cpus=0.01, threads=1)
+
+
+class SleepingRollout(Member):
+    """Responses of long-tailed length, a token every `seconds`; blocks by the recipe's window."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._version = 0
+
+    async def start(self) -> None: ...
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Any]:
+        began, window = time.monotonic(), stream.coalesce_ms / 1000
+        ends = [(tokens_of(request) * self._seconds, i) for i, request in enumerate(requests)]
+        heapq.heapify(ends)
+        while ends:
+            await asyncio.sleep(max(0.0, ends[0][0] + window - (time.monotonic() - began)))
+            block = []
+            while ends and len(block) < stream.coalesce_samples and ends[0][0] <= time.monotonic() - began:
+                block.append(self._header(requests[heapq.heappop(ends)[1]]))
+            if block:
+                yield NOTHING
+                yield BlockHeader(tuple(block), len(NOTHING))
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        self._version = version
+        return version
+
+    def _header(self, request: Request) -> SampleHeader:
+        tokens = tokens_of(request)
+        return SampleHeader(
+            request.uid, request.group, request.attempt, 50, tokens, tokens, "stop", ((self._version, tokens),)
+        )
+
+
+class SleepingScorer(Member):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def start(self) -> None: ...
+
+    async def score(self, payload: bytes, request: ScoreRequest) -> tuple[bytes, ScoreHeader]:
+        await asyncio.sleep(self._seconds)
+        uids = tuple(request.prompts)
+        return NOTHING, ScoreHeader(uids, {}, len(uids), 0, len(NOTHING))
+
+
+class CountingReward(Member):
+    def start(self) -> None: ...
+
+    def reward(
+        self, payload: bytes, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, float]:
+        return dict.fromkeys(fields, 1.0)
+
+
+class SleepingLearner(Member):
+    """Takes `seconds` a sample; its weights are 64 bytes."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", 0
+
+    async def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None: ...
+
+    def fetch(self, *payloads: Any) -> None: ...
+
+    async def step(self, share: Share) -> dict[str, Any]:
+        await asyncio.sleep(self._seconds * sum(map(len, share.micro_batches)))
+        return {"loss": 0.0}
+
+    async def publish(self, model: str | None = None) -> AsyncIterator[Any]:
+        yield NOTHING
+        yield BucketHeader(("weights",), ((16,),), "float32", len(NOTHING), "")
+
+    def save(self, directory: str) -> None: ...
+
+    def export(self, directory: str) -> None: ...
+
+
+def tokens_of(request: Request) -> int:
+    return min(LONGEST, max(1, int(random.Random(request.seed).lognormvariate(math.log(MEDIAN_TOKENS), SPREAD))))
+
+
+class Watcher:
+    """Counts steps and looks at this process's memory after each."""
+
+    def __init__(self) -> None:
+        self.lines: list[Mapping[str, Any]] = []
+        self.memory: list[int] = []
+
+    def phase(self, text: str) -> None: ...
+
+    def notice(self, text: str) -> None:
+        print(text)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        self.lines.append({name: line[name] for name in ("seconds_step", "seconds_wait", "bytes_inlined")})
+        self.memory.append(resident_bytes())
+
+    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
+    batch = arguments.batch
+    member = {"engine": "simulated", "resources": {"cpus": 0.01, "threads": 1}}
+    return parse_recipe(
+        {
+            "run": {"name": "scale", "root": root, "steps": arguments.samples // batch},
+            "models": {"student": {"path": "/none"}, "teacher": {"path": "/none"}},
+            "data": {"prompts": "/none", "shuffle": False},
+            "batch": {"prompts_per_step": batch // arguments.group, "samples_per_prompt": arguments.group},
+            "sampling": {"max_response_tokens": LONGEST},
+            "objective": {"target": "teacher"},
+            "learner": {"engine": "simulated", "optimizer": {"lr": 1.0}},
+            "rollout": member | {"members": arguments.rollouts, "max_concurrent": arguments.concurrent, "max_context_tokens": 8192},
+            "scorer": {"teacher": member | {"members": arguments.scorers, "max_context_tokens": 8192}},
+            "reward": member | {"members": 2, "rules": [{"kind": "length"}]},
+            "stream": {"coalesce_ms": arguments.coalesce_ms},
+            "record": {"every": 1_000_000_000},
+            "max_staleness": arguments.staleness,
+        }
+    )
+
+
+def pools_of(settings: Recipe, transport: Transport, arguments: argparse.Namespace) -> Pools:
+    def pool(role: str, cls: type, *made_of: Any, **more: Any) -> Pool:
+        return Pool(role, transport, lambda _: GangSpec(role, cls, (made_of,), PLACE), **more)
+
+    return Pools(
+        rollout=pool("rollout", SleepingRollout, arguments.token_seconds),
+        dataset=None,
+        scorers={"teacher": pool("scorer.teacher", SleepingScorer, arguments.score_seconds)},
+        reward=pool("reward", CountingReward),
+        learner=pool("learner", SleepingLearner, 1.0 / arguments.learner_rate, starts_alone=False),
+    )
+
+
+def capacity(arguments: argparse.Namespace) -> float:
+    """Samples a second that the rollouts could sample at most."""
+    mean_tokens = MEDIAN_TOKENS * math.exp(SPREAD**2 / 2)
+    return arguments.rollouts * arguments.concurrent / (mean_tokens * arguments.token_seconds)
+
+
+async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as root:
+        settings = recipe(root, arguments)
+        watcher = Watcher()
+        prompts = [Prompt({"prompt": str(i)}, {"student": [i] * 50, "teacher": [i] * 50}, None) for i in range(997)]
+        inputs = Inputs(prompts, [], None, 1000, (1,), 0, 0)
+        pools = pools_of(settings, transport, arguments)
+        run = Run(settings, Path(root) / "scale", inputs, pools, watcher)
+        began, busy = time.monotonic(), time.process_time()
+        code = await run.execute()
+        seconds, busy = time.monotonic() - began, time.process_time() - busy
+        await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
+    assert code == runs.DONE
+    steps = len(watcher.lines)
+    settled = watcher.lines[steps // 4 : -steps // 4]  # neither the first filling of the pipeline nor its last emptying
+    quarter = len(watcher.memory) // 4
+    return {
+        "samples": settings.run.steps * settings.samples_per_step,
+        "samples_per_second": len(settled) * settings.samples_per_step / sum(x["seconds_step"] for x in settled),
+        "rollout_capacity": capacity(arguments),
+        "driver_cpu_ms_per_sample": 1000 * busy / (settings.run.steps * settings.samples_per_step),
+        "driver_cpu_share": busy / seconds,
+        "learner_idle_share": sum(x["seconds_wait"] for x in settled) / sum(x["seconds_step"] for x in settled),
+        "memory_mib_after_quarter": watcher.memory[quarter] / 2**20,
+        "memory_mib_at_end": watcher.memory[-1] / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks orchestrator")
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--samples", type=int, default=160_000)
+    parser.add_argument("--rollouts", type=int)
+    parser.add_argument("--scorers", type=int)
+    parser.add_argument("--concurrent", type=int)
+    parser.add_argument("--batch", type=int, default=2048, help="samples a step")
+    parser.add_argument("--group", type=int, default=4, help="samples a prompt")
+    parser.add_argument("--staleness", type=int, default=24)
+    parser.add_argument("--coalesce-ms", type=float)
+    parser.add_argument("--token-seconds", type=float)
+    parser.add_argument("--score-seconds", type=float, default=0.01)
+    parser.add_argument("--learner-rate", type=float, help="samples a second that the learner could take")
+    arguments = parser.parse_args()
+    defaults = (
+        {"rollouts": 16, "scorers": 2, "concurrent": 256, "coalesce_ms": 100.0, "token_seconds": 0.012}
+        if arguments.ray
+        else {"rollouts": 512, "scorers": 64, "concurrent": 64, "coalesce_ms": 100.0, "token_seconds": 0.03}
+    )
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.learner_rate is None:
+        arguments.learner_rate = capacity(arguments) / 1.2  # rollouts exceed what the learner takes by a fifth
+    print(json.dumps(vars(arguments) | over(arguments), indent=1))
+
+
+def over(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not arguments.ray:
+        return asyncio.run(measure(arguments, LocalTransport()))
+    from orchestrator import cluster
+
+    cluster.loopback_only()
+    cluster.start_local(cpus=os.cpu_count() or 1, object_store_mib=256)
+    import ray
+
+    from orchestrator.transport import RayTransport
+
+    try:
+        return asyncio.run(measure(arguments, RayTransport()))
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
