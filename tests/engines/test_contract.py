@@ -166,6 +166,60 @@ def test_what_cannot_be_scored_is_rejected_by_uid(bench: Bench) -> None:
     assert good.uid in ScoreTable(table)
 
 
+def test_segments_add_up_to_the_whole_response_and_so_do_their_scores(bench: Bench) -> None:
+    (whole, *_), _ = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
+    payloads, headers = bench.sample(bench.requests(4), Stream(tokens=4))
+    responses = {s.uid: s for s in unpack_samples(whole)}
+    expected = _logprobs(bench, whole)
+    ends: dict[str, int] = dict.fromkeys(responses, 0)
+    found: dict[str, list[np.ndarray]] = {uid: [] for uid in responses}
+    for payload, header in zip(payloads, headers, strict=True):
+        scored = _logprobs(bench, payload)
+        assert len({h.uid for h in header.samples}) == len(header.samples)
+        for h, row in zip(header.samples, unpack_samples(payload), strict=True):
+            assert (h.start, h.last) == (ends[h.uid], h.end == len(responses[h.uid].response_ids))
+            assert h.response_tokens == 4 or (h.last and 1 <= h.response_tokens < 4)
+            assert row.response_ids == responses[h.uid].response_ids[: h.end]
+            ends[h.uid] = h.end
+            found[h.uid].append(scored[h.uid])
+    for uid, response in responses.items():
+        assert ends[uid] == len(response.response_ids)
+        np.testing.assert_allclose(np.concatenate(found[uid]), expected[uid], atol=1e-4)
+    pool = bench.pools.scorers["teacher"]
+    bench.runner.run(pool.call_member(pool.members[0], "forget", list(responses)))
+
+
+def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:
+    """All but one are cut after the first block; some may have ended by themselves before the member hears of it."""
+    requests = bench.requests(4)
+    *cut, spared = (request.uid for request in requests)
+    sampling = bench.recipe.sampling.model_copy(update={"max_response_tokens": 90})
+    pool, ends = bench.pools.rollout, bench.inputs.end_token_ids
+    assert pool is not None
+    whole, _ = bench.stream(pool, "generate", requests, sampling, Stream(coalesce_ms=5000.0), ends)
+    expected = {s.uid: s for s in unpack_samples(whole)}
+
+    async def work() -> list[Any]:
+        values: list[Any] = []
+        async for ref in pool.stream(pool.members[0], "generate", requests, sampling, Stream(tokens=4), ends):
+            values.append(await pool.transport.value(ref))
+            if len(values) == 2:
+                await pool.call_member(pool.members[0], "cut", [*cut, "nobody"])
+        return values
+
+    last = {s.uid: s for payload in bench.runner.run(work())[0::2] for s in unpack_samples(payload)}
+    assert (last[spared].response_ids, last[spared].finish) == (expected[spared].response_ids, expected[spared].finish)
+    ended = [last[uid] for uid in cut if last[uid].finish == "cut"]
+    assert ended and all(0 < len(s.response_ids) < len(expected[s.uid].response_ids) for s in ended)
+    assert all(s.response_ids == expected[s.uid].response_ids[: len(s.response_ids)] for s in last.values())
+
+
+def _logprobs(bench: Bench, payload: pa.RecordBatch) -> dict[str, np.ndarray]:
+    table, header = bench.call(bench.pools.scorers["teacher"], "score", payload, ScoreRequest("sampled"), returns=2)
+    scores = ScoreTable(table)
+    return {uid: scores.values(uid, "logprobs") for uid in header.uids}
+
+
 def test_rewards_are_numbers_by_uid(bench: Bench) -> None:
     from configs.schema import Rule
 
