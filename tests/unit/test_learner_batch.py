@@ -115,19 +115,24 @@ def scores(start: int, end: int, version: int = 0) -> Score:
 
 
 def segmented(
-    config: Objective, rows: list[Sample], tables: list[Score], window: tuple[int, int], oldest: int = 0
+    config: Objective,
+    rows: list[Sample],
+    tables: list[Score],
+    window: tuple[int, int],
+    oldest: int = 0,
+    uids: tuple[str, ...] = ("s",),
 ) -> Batch:
     share = Share(
         step=1,
         version=2,
-        micro_batches=(("s",),),
+        micro_batches=(uids,),
         loss_tokens=10,
         totals={term: Total(10, 4) for term in config.terms},
         constant=100,
         dials=Dials(),
         sample_blocks=len(rows),
         scored_by=("teacher",) * len(tables),
-        windows={"s": window},
+        windows=dict.fromkeys(uids, window),
         oldest=oldest,
     )
     payloads = [pack_samples([r])[0] for r in rows] + [pack_scores([s], {}, "float32")[0] for s in tables]
@@ -182,9 +187,17 @@ def test_loss_on_a_token_without_a_score_is_an_error(window: tuple[int, int]) ->
 def test_each_segments_hidden_states_go_through_the_head_of_its_version() -> None:
     full = Objective(target="teacher", support="full")
     tables = [scores(2, 4, version=3), scores(4, 6, version=5)]
-    (targets,) = (segmented(full, [row(6)], tables, (3, 5)).micro_batch(("s",))[1],)
+    targets = segmented(full, [row(6)], tables, (3, 5)).micro_batch(("s",))[1]
     found = {h.head: (h.rows.tolist(), h.states[:, 0].tolist()) for h in targets.hidden["teacher"]}
     assert found == {
         ("teacher", 3): ([2, 3, 0, 1], [2.0, 3.0, 0.0, 0.0]),  # the last two have no score and no loss
         ("teacher", 5): ([4], [4.0]),
     }
+
+
+def test_hidden_states_of_several_responses_lie_one_after_another() -> None:
+    full = Objective(target="teacher", support="full")
+    rows, tables = ([r, replace(r, uid="t")] for r in (row(3), scores(0, 3)))
+    targets = segmented(full, rows, tables, (0, 3), uids=("s", "t")).micro_batch(("s", "t"))[1]
+    (piece,) = targets.hidden["teacher"]
+    assert piece.rows.tolist() == [0, 1, 2, 3, 4, 5] and piece.states[:, 0].tolist() == [0.0, 1.0, 2.0] * 2

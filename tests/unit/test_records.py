@@ -72,8 +72,9 @@ def test_columns_are_those_of_the_contract() -> None:
 
 
 def test_a_header_counts_loss_tokens_and_their_versions_only() -> None:
-    header = header_of(sample(tokens=5, loss_spans=[(1, 3), (4, 5)], versions=[0, 3, 4, 0, 5]))
+    header = header_of(sample(tokens=5, loss_spans=[(1, 3), (4, 5)], versions=[0, 5, 4, 0, 3]))
     assert (header.prompt_tokens, header.response_tokens, header.loss_tokens) == (2, 5, 3)
+    assert header.versions == ((3, 1), (4, 1), (5, 1)), "ascending, whatever came first"
     assert (header.version_min, header.version_sum) == (3, 12)
 
 
@@ -157,15 +158,17 @@ def test_logprobs_travel_as_f32_or_f16() -> None:
     assert set(kinds.values()) <= {pa.float16(), pa.float32()} and len(kinds) == 4
 
 
-def test_sampled_scores_cost_at_most_4_bytes_a_token_and_64_a_response() -> None:
-    payload, _ = pack_scores([score(uid, TOKENS) for uid in uids(RESPONSES)], {})
-    assert _on_the_wire(payload) <= RESPONSES * (TOKENS * 4 + 64)
+@pytest.mark.parametrize("rows", [1, RESPONSES])
+def test_sampled_scores_cost_at_most_4_bytes_a_token_and_64_a_response_or_segment(rows: int) -> None:
+    payload, _ = pack_scores([score(uid, TOKENS) for uid in uids(rows)], {})
+    assert _on_the_wire(payload) <= rows * (TOKENS * 4 + 64)
 
 
+@pytest.mark.parametrize("rows", [1, RESPONSES])
 @pytest.mark.parametrize("k", [1, 8, 32])
-def test_topk_scores_cost_at_most_6k_plus_8_bytes_a_token_and_64_a_response(k: int) -> None:
-    payload, _ = pack_scores([score(uid, TOKENS, k) for uid in uids(RESPONSES)], {})
-    assert _on_the_wire(payload) <= RESPONSES * (TOKENS * (6 * k + 8) + 64)
+def test_topk_scores_cost_at_most_6k_plus_8_bytes_a_token_and_64_a_response_or_segment(k: int, rows: int) -> None:
+    payload, _ = pack_scores([score(uid, TOKENS, k) for uid in uids(rows)], {})
+    assert _on_the_wire(payload) <= rows * (TOKENS * (6 * k + 8) + 64)
 
 
 def test_trained_samples_keep_every_column_and_null_what_is_unknown() -> None:
