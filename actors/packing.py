@@ -5,6 +5,7 @@ The plan is a function of the items alone, so that a resumed run and a run on ot
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,20 +30,21 @@ class Plan:
 
 
 def plan(items: Sequence[Item], ranks: int, tokens_per_microbatch: int) -> Plan:
-    """First-fit decreasing into micro-batches, then longest-first onto ranks.
+    """Best-fit decreasing into micro-batches, then longest-first onto ranks.
 
     A sample longer than the budget has a micro-batch of its own. Order of `items` does not matter.
     """
     bins = _fit(sorted(items, key=lambda item: (-item.tokens, item.uid)), tokens_per_microbatch)
     while len(bins) % ranks:
         _split_largest(bins)
-    order = sorted(range(len(bins)), key=lambda b: (-_tokens(bins[b]), b))
     shares: list[list[list[Item]]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    order = sorted(enumerate(bins), key=lambda numbered: (-_tokens(numbered[1]), numbered[0]))
     for start in range(0, len(order), ranks):
-        row = order[start : start + ranks]
-        by_load = sorted(range(ranks), key=lambda r: (sum(map(_tokens, shares[r])), r))
-        for rank, b in zip(by_load, row, strict=True):
-            shares[rank].append(bins[b])
+        by_load = sorted(range(ranks), key=lambda r: (loads[r], r))
+        for rank, (_, packed) in zip(by_load, order[start : start + ranks], strict=True):
+            shares[rank].append(packed)
+            loads[rank] += _tokens(packed)
     return Plan(
         ranks=tuple(tuple(tuple(sorted(i.uid for i in b)) for b in share) for share in shares),
         loss_tokens=sum(item.loss_tokens for item in items),
@@ -61,13 +63,19 @@ def take_by_budget(lengths: Sequence[int], budget: int) -> int:
 
 
 def _fit(items: Sequence[Item], budget: int) -> list[list[Item]]:
+    """Each item into the fullest bin that still has room for it."""
     bins: list[list[Item]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for item in items:
-        room = next((b for b in bins if _tokens(b) + item.tokens <= budget), None)
-        if room is None:
-            bins.append([item])
+        place = bisect_left(rooms, (item.tokens, -1))
+        if place < len(rooms):
+            room, index = rooms.pop(place)
         else:
-            room.append(item)
+            room, index = budget, len(bins)
+            bins.append([])
+        bins[index].append(item)
+        if room > item.tokens:
+            insort(rooms, (room - item.tokens, index))
     return bins or [[]]
 
 

@@ -155,6 +155,7 @@ def resident_bytes() -> int:
 def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
     batch = arguments.batch
     member = {"engine": "simulated", "resources": {"cpus": 0.01, "threads": 1}}
+    context = {"max_context_tokens": 2 * LONGEST}
     return parse_recipe(
         {
             "run": {"name": "scale", "root": root, "steps": arguments.samples // batch},
@@ -164,8 +165,8 @@ def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
             "sampling": {"max_response_tokens": LONGEST},
             "objective": {"target": "teacher"},
             "learner": {"engine": "simulated", "optimizer": {"lr": 1.0}},
-            "rollout": member | {"members": arguments.rollouts, "max_concurrent": arguments.concurrent, "max_context_tokens": 8192},
-            "scorer": {"teacher": member | {"members": arguments.scorers, "max_context_tokens": 8192}},
+            "rollout": member | context | {"members": arguments.rollouts, "max_concurrent": arguments.concurrent},
+            "scorer": {"teacher": member | context | {"members": arguments.scorers}},
             "reward": member | {"members": 2, "rules": [{"kind": "length"}]},
             "stream": {"coalesce_ms": arguments.coalesce_ms},
             "record": {"every": 1_000_000_000},
