@@ -86,7 +86,8 @@ class LearnerGroup:
         gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in self._member.actors[1:]]
         yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
         try:
-            refs, *_ = await asyncio.gather(yielding, *gathering)
+            with self._pool.clock.busy(self._member.number):
+                refs, *_ = await asyncio.gather(yielding, *gathering)
             return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
         except (MemberDied, ValueLost) as death:
             raise self._failed("publish", death) from death
@@ -164,7 +165,8 @@ class LearnerGroup:
         calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self._member.actors))]
         values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
         try:
-            return list(await asyncio.gather(*values))
+            with self._pool.clock.busy(self._member.number):
+                return list(await asyncio.gather(*values))
         except MemberDied as death:
             raise self._failed(method, death) from death
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Deadlines
-from orchestrator.telemetry import BusyClock
+from orchestrator.telemetry import MemberClock
 from orchestrator.transport import GangSpec, MemberDied, Transport
 
 ATTEMPTS = 3  # members a call is tried on before its failure is its caller's
@@ -31,14 +31,17 @@ class CallFailed(RoleFailed):
 
 @dataclass(eq=False)
 class PoolMember:
-    """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses)."""
+    """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses). `restarts` are
+    the deaths in its place before it."""
 
     number: int
+    restarts: int = 0
     actors: Sequence[Any] = ()
     serving: bool = False
     version: int = -1
     load: int = 0
     leaving: bool = False
+    joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
     log: Path | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
 
@@ -61,7 +64,7 @@ class Pool:
     logs: Path | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     hedge: float | None = None  # seconds after which a call is made a second time, on another member
-    clock: BusyClock = field(default_factory=BusyClock)
+    clock: MemberClock = field(default_factory=MemberClock)
     admit: Admit | None = None
     on_change: Callable[[], None] = lambda: None
     notice: Callable[[str], None] = lambda text: None
@@ -76,7 +79,7 @@ class Pool:
 
     async def start(self, size: int) -> None:
         """Bring up `size` members at once. Raises what the first failure raised."""
-        await asyncio.gather(*(self._join() for _ in range(size)))
+        await asyncio.gather(*(self._join(self._new()) for _ in range(size)))
 
     async def stop(self) -> None:
         """Let every member release what it holds, then end its processes."""
@@ -86,13 +89,19 @@ class Pool:
         await asyncio.gather(*(self._end(member) for member in members))
 
     async def resize(self, size: int) -> None:
-        """Scale to `size` members: joiners serve when admitted, leavers finish what they have."""
+        """Scale to `size` members: joiners serve when admitted, leavers finish what they have. The last call decides:
+        it calls off joiners before it lets a serving member go."""
         staying = [m for m in self.members if not m.leaving]
         surplus = max(0, len(staying) - size)
-        for member in sorted((m for m in staying if m.serving), key=lambda m: m.load)[:surplus]:
+        for member in sorted(staying, key=lambda m: (m.serving, m.load, -m.number))[:surplus]:
+            if member.serving:
+                self._spawn_task(self._leave(member))
+            else:
+                self.members.remove(member)
+                if member.joining:
+                    member.joining.cancel()
             member.serving, member.leaving = False, True
-            self._spawn_task(self._leave(member))
-        await asyncio.gather(*(self._join() for _ in range(size - len(staying))))
+        await asyncio.gather(*(self._join(self._new()) for _ in range(size - len(staying))))
 
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving]
@@ -130,7 +139,7 @@ class Pool:
         """References to what a generator method of one member yields. Raises MemberDied; the member is replaced."""
         member.load += load
         try:
-            with self.clock.busy():
+            with self.clock.busy(member.number):
                 refs = aiter(self.transport.stream(member.head, method, *args))
                 while (ref := await self.in_time(method, anext(refs, None))) is not None:
                     self._barren = 0
@@ -154,7 +163,7 @@ class Pool:
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         member.load += load
         try:
-            with self.clock.busy():
+            with self.clock.busy(member.number):
                 refs = self.transport.call(member.head, method, *args, returns=returns)
                 value = await self.in_time(method, self.transport.value(refs[-1]))
             self._barren = 0
@@ -213,10 +222,17 @@ class Pool:
             return serving[near % len(serving)]
         return min(serving, key=lambda m: (m.load, m.number))
 
-    async def _join(self) -> None:
-        member = PoolMember(number=self._numbers)
+    def _new(self, restarts: int = 0) -> PoolMember:
+        """A member that is to join. It counts at once, so that a resize meanwhile asks for no other in its place."""
+        member = PoolMember(self._numbers, restarts)
         self._numbers += 1
         self.members.append(member)
+        return member
+
+    async def _join(self, member: PoolMember) -> None:
+        if member.leaving:  # called off before it began
+            return
+        member.joining = asyncio.current_task()
         name = f"{self.role}-{member.number}"
         member.log = self.logs / f"{name}.log" if self.logs else None
         try:
@@ -231,10 +247,12 @@ class Pool:
                 self.members.remove(member)
             if member.actors:
                 await self.transport.kill(member.actors)
+            if member.leaving:  # called off: nobody waits for it any more
+                return
             if isinstance(error, MemberDied):
                 raise RoleFailed(f"{name} died while starting: {error}{quote_log(member.log)}") from error
             raise
-        member.serving = True
+        member.serving, member.joining = True, None
         self._failure = None
         self._wake()
 
@@ -259,7 +277,7 @@ class Pool:
             self._spawn_task(self.transport.kill(member.actors))
             self._wake()
             return
-        self._spawn_task(self._rejoin(member))
+        self._spawn_task(self._rejoin(member, self._new(member.restarts + 1)))
 
     async def discard(self) -> None:
         """End all members without asking them, and bring up none."""
@@ -268,10 +286,10 @@ class Pool:
             member.serving = False
             await self.transport.kill(member.actors)
 
-    async def _rejoin(self, dead: PoolMember) -> None:
+    async def _rejoin(self, dead: PoolMember, successor: PoolMember) -> None:
         await self.transport.kill(dead.actors)
         try:
-            await self._join()
+            await self._join(successor)
         except Exception as error:
             self._failure = error
             self.notice(f"{self.role}: no replacement could be started: {error}")

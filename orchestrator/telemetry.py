@@ -1,4 +1,4 @@
-"""What the orchestrator counts while it runs: busy seconds of roles, tokens and bytes since the last step."""
+"""What the orchestrator counts while it runs: busy seconds of roles and of members, tokens and bytes of a step."""
 
 from __future__ import annotations
 
@@ -36,6 +36,35 @@ class BusyClock:
     def total(self) -> float:
         """Seconds so far, an activity under way included."""
         return self._total + (self._now() - self._since if self._active else 0.0)
+
+
+class MemberClock:
+    """Seconds of work summed over the members of a role: each counts once, however many calls it has. O(1) a call."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._calls: Counter[int] = Counter()  # of members at work, by number
+        self._since = now()
+        self._total = 0.0
+
+    @contextmanager
+    def busy(self, member: int) -> Iterator[None]:
+        self._change(member, 1)
+        try:
+            yield
+        finally:
+            self._change(member, -1)
+
+    def total(self) -> float:
+        """Member-seconds so far, work under way included."""
+        return self._total + len(self._calls) * (self._now() - self._since)
+
+    def _change(self, member: int, calls: int) -> None:
+        now = self._now()
+        self._total, self._since = self._total + len(self._calls) * (now - self._since), now
+        self._calls[member] += calls
+        if not self._calls[member]:
+            del self._calls[member]
 
 
 class Meter:

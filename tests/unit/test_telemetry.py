@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.telemetry import BusyClock, Meter
+from orchestrator.telemetry import BusyClock, MemberClock, Meter
 
 
 class Hand:
@@ -50,6 +50,27 @@ def test_work_that_fails_stops_the_clock(hand: Hand) -> None:
         raise ValueError("bad")
     hand.at += 5
     assert not clock.active and clock.total() == 2
+
+
+def test_members_at_work_add_up_and_each_counts_once(hand: Hand) -> None:
+    clock = MemberClock(hand)
+    with clock.busy(1):
+        hand.at += 2
+        with clock.busy(1), clock.busy(7):
+            hand.at += 3
+            assert clock.total() == 2 + 2 * 3
+        hand.at += 1
+    hand.at += 10
+    assert clock.total() == 6 + 3
+
+
+def test_work_of_a_member_that_fails_ends(hand: Hand) -> None:
+    clock = MemberClock(hand)
+    with pytest.raises(ValueError, match="bad"), clock.busy(0):
+        hand.at += 2
+        raise ValueError("bad")
+    hand.at += 5
+    assert clock.total() == 2
 
 
 def test_a_reading_holds_what_came_since_the_last_one(hand: Hand) -> None:
