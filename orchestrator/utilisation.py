@@ -1,0 +1,100 @@
+"""How busy each role is: over the last minute, for a person, and over whole steps, for what is concluded from it.
+
+Cumulative readings go in, about one a second; a share is a difference of two of them, so a reading costs the same
+whatever happened in between. A minute that begins or ends in mid-step weighs the phases of a step wrongly, and a step
+may be longer than a minute: conclusions rest on a whole number of steps, a minute of them where there are as many.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+WINDOW_SECONDS = 60.0
+LEAST_SECONDS = 10.0  # of whole steps: when a step ended is known to about a second
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Totals at time `at` (seconds of any clock), by role: member-seconds at work and member-seconds there. `step` is
+    the last one done; `waited` are seconds in which the learner had no batch."""
+
+    at: float
+    step: int
+    work: Mapping[str, float]
+    presence: Mapping[str, float]
+    waited: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of a role's member-seconds: at work, and waiting for some. The learner's need not add up to 1."""
+
+    members: float  # mean
+    busy: float
+    waiting: float
+
+
+@dataclass(frozen=True)
+class Use:
+    """What happened between two readings."""
+
+    seconds: float
+    steps: int
+    shares: Mapping[str, Share]
+
+
+@dataclass
+class Window:
+    """`learner` names the role whose waiting is measured by itself; the others wait when they have no work."""
+
+    learner: str = "learner"
+    _recent: deque[Reading] = field(default_factory=deque)
+    _ends: deque[Reading] = field(default_factory=deque)  # the first reading after each end of a step
+
+    def add(self, reading: Reading) -> None:
+        """Take a reading in. Steps that go back, as after a rebuilt learner, begin the whole steps anew."""
+        last = self._recent[-1] if self._recent else None
+        if last and reading.step < last.step:
+            self.restart()
+        elif last and reading.step > last.step:
+            self._ends.append(reading)
+            _forget(self._ends, reading.at)
+        self._recent.append(reading)
+        _forget(self._recent, reading.at)
+
+    def restart(self) -> None:
+        """Conclude nothing from steps so far: the members have changed."""
+        self._ends.clear()
+
+    def last_minute(self) -> Use | None:
+        """None before two readings."""
+        return self._between(self._recent)
+
+    def whole_steps(self) -> Use | None:
+        """None before two ends of steps that lie far enough apart."""
+        use = self._between(self._ends)
+        return use if use and use.seconds >= LEAST_SECONDS else None
+
+    def _between(self, readings: deque[Reading]) -> Use | None:
+        if len(readings) < 2 or readings[-1].at <= readings[0].at:
+            return None
+        first, last = readings[0], readings[-1]
+        seconds = last.at - first.at
+        shares: dict[str, Share] = {}
+        for role, there in last.presence.items():
+            there -= first.presence.get(role, 0.0)
+            if there <= 0.0:
+                continue
+            # presence is counted when read, work when it changes: they differ by what came or went within a second
+            busy = min(1.0, (last.work[role] - first.work.get(role, 0.0)) / there)
+            waited = (last.waited - first.waited) / seconds if role == self.learner else 1.0 - busy
+            shares[role] = Share(there / seconds, busy, min(1.0, waited))
+        return Use(seconds, last.step - first.step, shares)
+
+
+def _forget(readings: deque[Reading], now: float) -> None:
+    """Drop readings that are not needed to cover the window; at least two stay."""
+    while len(readings) > 2 and readings[1].at <= now - WINDOW_SECONDS:
+        readings.popleft()
