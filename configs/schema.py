@@ -248,6 +248,19 @@ class Deadlines(Node):
 _DEADLINE_OF = {"projection": "load"}
 
 
+class Bounds(Node):
+    """Members that autoscaling may give a role."""
+
+    min: Positive
+    max: Positive
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Bounds:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; swap them")
+        return self
+
+
 class Evaluate(Node):
     """Evaluation on the held-out prompts before the first step, after the last, and every `every` steps (0: never)."""
 
@@ -285,7 +298,8 @@ class Recipe(Node):
     `mask_tokens`: they carry no loss; `drop`: the prompt is sampled again, which drops long responses first. null: wait
     where the objective reads whole responses, else mask_tokens.
 
-    `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it.
+    `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it. `autoscale`
+    has an entry for each role (rollout, scorer.NAME, reward, ...) that may change its size by itself.
     """
 
     run: Run
@@ -307,6 +321,7 @@ class Recipe(Node):
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()
     deadlines: Deadlines = Deadlines()
+    autoscale: dict[str, Bounds] = Field(default_factory=dict)
     cluster: Cluster = Cluster()
     max_staleness: NonNegative = 0
     on_stale: Literal["wait", "mask_tokens", "drop"] | None = None
@@ -338,6 +353,18 @@ class Recipe(Node):
     def age_policy(self) -> str:
         """`on_stale`, or what the objective makes of its absence."""
         return self.on_stale or ("wait" if self.objective.reads_whole_responses else "mask_tokens")
+
+    @property
+    def elastic_roles(self) -> dict[str, int]:
+        """Roles whose members may come and go in a live run, and how many each starts with. Rollouts are there where
+        the student samples: its own prefixes, or the evaluation's."""
+        sizes: dict[str, int] = {}
+        if "student" in self.objective.sources or self.data.heldout is not None:
+            sizes["rollout"] = self.rollout.members
+        if self.sampled_teacher:
+            sizes["teacher_rollout"] = self.teacher_rollout.members
+        sizes |= {f"scorer.{model}": self.scorer_of(model).members for model in self.scored_models}
+        return sizes | {"reward": self.reward.members}
 
     @property
     def biases(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class Demand:
 
 def needs_rollout(recipe: Recipe) -> bool:
     """The student samples: its prefixes, or the evaluation's."""
-    return "student" in recipe.objective.sources or recipe.data.heldout is not None
+    return "rollout" in recipe.elastic_roles
 
 
 def demands(recipe: Recipe) -> list[Demand]:

@@ -63,9 +63,7 @@ class Observer(Protocol):
 
 def role_sizes(recipe: Recipe) -> dict[str, int]:
     """Members a recipe asks for, by role."""
-    sizes = {"rollout": recipe.rollout.members, "teacher_rollout": recipe.teacher_rollout.members}
-    sizes |= {"dataset": 1, "reward": recipe.reward.members, "learner": 1}
-    return sizes | {f"scorer.{m}": recipe.scorer_of(m).members for m in recipe.scored_models}
+    return recipe.elastic_roles | {"dataset": 1, "learner": 1}
 
 
 @dataclass

@@ -268,6 +268,19 @@ def _streams(recipe: Recipe) -> Finding:
     return None
 
 
+def _autoscales(recipe: Recipe) -> Finding:
+    members = recipe.elastic_roles
+    for role, bounds in recipe.autoscale.items():
+        if role not in members:
+            return f"autoscale.{role}: no elastic role of this recipe; allowed: {[*members]}"
+        if not bounds.min <= members[role] <= bounds.max:
+            return (
+                f"autoscale.{role}: {role}.members: {members[role]} is outside [{bounds.min}, {bounds.max}]; start "
+                "with a number inside"
+            )
+    return None
+
+
 def _contexts(recipe: Recipe) -> Finding:
     response = recipe.sampling.max_response_tokens
     if response >= recipe.rollout.max_context_tokens:
@@ -331,5 +344,6 @@ MEANINGLESS: tuple[Rule, ...] = (
     _references,
     _split_engines,
     _streams,
+    _autoscales,
     _contexts,
 )

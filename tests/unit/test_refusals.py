@@ -470,6 +470,24 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
             "rollout.keep_key_values: under on_update: abort no running response has any left; use on_update: keep",
         ),
     ],
+    "_autoscales": [
+        (
+            {"autoscale": {"learner": {"min": 1, "max": 2}}},
+            "autoscale.learner: no elastic role of this recipe; allowed: ['rollout', 'scorer.teacher', 'reward']",
+        ),
+        (
+            {"autoscale": {"scorer": {"min": 1, "max": 2}}},
+            "autoscale.scorer: no elastic role of this recipe; allowed: ['rollout', 'scorer.teacher', 'reward']",
+        ),
+        (
+            {"rollout.members": 5, "autoscale": {"rollout": {"min": 1, "max": 4}}},
+            "autoscale.rollout: rollout.members: 5 is outside [1, 4]; start with a number inside",
+        ),
+        (
+            {"autoscale": {"scorer.teacher": {"min": 2, "max": 4}}},
+            "autoscale.scorer.teacher: scorer.teacher.members: 1 is outside [2, 4]; start with a number inside",
+        ),
+    ],
     "_contexts": [
         (
             {"sampling.max_response_tokens": 512},
@@ -503,6 +521,14 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
 )
 def test_a_combination_without_a_meaning_is_refused(changes: Changes, message: str) -> None:
     assert refusal(changes).startswith(message)
+
+
+def test_bounds_of_autoscaling_are_in_order_and_of_at_least_one_member() -> None:
+    swapped = refusal({"autoscale": {"reward": {"min": 3, "max": 2}}})
+    assert swapped.startswith("autoscale.reward: min 3 is above max 2; swap them")
+    assert refusal({"autoscale": {"reward": {"min": 0, "max": 2}}}).startswith("autoscale.reward.min: 0 is wrong")
+    bounds = loaded({"rollout.members": 4, "autoscale": {"rollout": {"min": 1, "max": 4}}}).autoscale["rollout"]
+    assert (bounds.min, bounds.max) == (1, 4)
 
 
 def test_every_rule_is_tested() -> None:
