@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,26 +120,25 @@ def stop(run: RunName) -> None:
 
 @app.command()
 def status(run: RunName) -> None:
-    """Show each role of RUN: members, versions, load, restarts."""
+    """Show each member of RUN, how busy its roles are, what holds it up and what one more member would bring."""
+    from orchestrator import status as views
+
     with _control(run) as control:
-        state = _get(control.status.remote())
-    console.print(f"step {state['step']} of {state['steps']}, policy version {state['version']}, {state['phase']}")
-    table = Table("member", "serving", "version", "load", "role restarts")
-    for member in state["members"]:
-        table.add_row(*(str(member[key]) for key in ("name", "serving", "version", "load", "restarts")))
-    console.print(table)
+        state = _state_of(run, control)
+    console.print(views.headline(state))
+    console.print(views.members_table(state))
+    console.print(views.roles_table(state))
+    console.print(views.bottleneck_line(state), soft_wrap=True)
 
 
 @app.command()
 def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE=N...")]) -> None:
     """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2."""
-    wanted = dict(_parse_size(size) for size in sizes)
+    wanted = _parse_sizes(sizes)
     with _control(run) as control:
-        roles = {m["role"] for m in _get(control.status.remote())["members"]} - {"learner", "dataset"}
-        if unknown := wanted.keys() - roles:
-            raise RecipeError(f"{sorted(unknown)}: no such elastic role in {run}; it has {sorted(roles)}")
+        _refuse_fixed_roles(wanted, _state_of(run, control)["roles"])
         _get(control.send.remote("scale", wanted))
-    console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}")
+    console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}", soft_wrap=True)
 
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
@@ -348,11 +347,33 @@ def _check_reachable_cluster(recipe: Recipe, inputs: Any) -> None:
         preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
 
 
-def _parse_size(text: str) -> tuple[str, int]:
-    role, _, number = text.partition("=")
-    if not number.isdigit() or int(number) < 1:
-        raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
-    return role, int(number)
+def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for text in texts:
+        role, _, number = text.partition("=")
+        if not number.isdigit() or int(number) < 1:
+            raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
+        if role in sizes:
+            raise RecipeError(f"{text!r}: {role} is there twice; say one size")
+        sizes[role] = int(number)
+    return sizes
+
+
+def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, Any]]) -> None:
+    elastic = {role["role"]: role["elastic"] for role in roles}
+    allowed = [role for role in elastic if elastic[role]]
+    for role in wanted:
+        if role not in elastic:
+            raise RecipeError(f"{role}: no such role in this run; allowed: {allowed}")
+        if not elastic[role]:
+            raise RecipeError(f"{role}: does not change its size in a live run; allowed: {allowed}")
+
+
+def _state_of(run: str, control: Any) -> dict[str, Any]:
+    """What the run said last. Raises RecipeError before it has said anything."""
+    if state := _get(control.status.remote()):
+        return state
+    raise RecipeError(f"{run}: has not said how it is yet; ask again in a second")
 
 
 def _layout_table(rows: Sequence[Sequence[Any]]) -> Table:

@@ -10,14 +10,16 @@ from typing import Any
 from actors.control import Control, control_name
 from configs.load import RecipeError
 from orchestrator.display import Display
+from orchestrator.elastic import Elastic
 from orchestrator.run import Run
+from orchestrator.status import status_of
 
 REPORT_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
 async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
-    """While this is entered, `logratio stop | status | scale` reach the run.
+    """While this is entered, `logratio stop | status | scale` reach the run, and its roles may scale by themselves.
 
     Raises RecipeError when the cluster already runs one of this name.
     """
@@ -29,53 +31,41 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
         await control.status.remote()
     except ValueError:
         raise RecipeError(f"run.name: {run.recipe.run.name!r} is alive on this cluster; choose another") from None
-    tasks = [asyncio.create_task(_obey(run, control, display)), asyncio.create_task(_report(run, control, display))]
+    elastic = Elastic(run, display.notice)
+    tasks = [
+        asyncio.create_task(obey(run, elastic, control)),
+        asyncio.create_task(_report(run, elastic, control, display)),
+    ]
+    for task in tasks:
+        task.add_done_callback(lambda done: _say_fault(done, display))
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await elastic.close()
         ray.kill(control)
 
 
-async def _obey(run: Run, control: Any, display: Display) -> None:
+async def obey(run: Run, elastic: Elastic, control: Any) -> None:
+    """Do what commands ask, in order. None waits for what an earlier one began."""
     while True:
         command, arguments = await control.next_command.remote()
         if command == "stop":
             run.stop()
         elif command == "scale":
-            pools = run.pools.all()
-            sized = (pools[role].resize(size) for role, size in arguments.items())
-            for failure in await asyncio.gather(*sized, return_exceptions=True):
-                if isinstance(failure, BaseException):  # the run goes on with the members it has
-                    display.notice(f"scale: {failure}")
+            elastic.scale(arguments)
 
 
-async def _report(run: Run, control: Any, display: Display) -> None:
+async def _report(run: Run, elastic: Elastic, control: Any, display: Display) -> None:
     while True:
-        await control.report.remote(status_of(run, display.current_phase))
+        elastic.tick()
+        await control.report.remote(status_of(run, elastic, display.current_phase))
         await asyncio.sleep(REPORT_SECONDS)
 
 
-def status_of(run: Run, phase: str) -> dict[str, Any]:
-    """What `logratio status` shows."""
-    members = [
-        {
-            "role": role,
-            "name": f"{role}-{member.number}",
-            "serving": member.serving,
-            "version": member.version if member.version >= 0 else None,
-            "load": member.load,
-            "restarts": pool.restarts,
-        }
-        for role, pool in run.pools.all().items()
-        for member in pool.members
-    ]
-    return {
-        "step": run.progress.step,
-        "steps": run.recipe.run.steps,
-        "version": run.progress.version,
-        "phase": phase,
-        "members": members,
-    }
+def _say_fault(task: asyncio.Task[None], display: Display) -> None:
+    """The run goes on without commands or status, and a person should know."""
+    if not task.cancelled() and (error := task.exception()):
+        display.notice(f"commands and status no longer reach this run: {error or type(error).__name__}")

@@ -29,7 +29,9 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     assert "rollout-0" in _said("status", directory)
     assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
     _wait_for(lambda: "rollout-1" in _said("status", directory), run)
-    assert "no such elastic role" in _said("scale", directory, "learner=2", code=2)
+    assert "learner: does not change its size" in _said("scale", directory, "learner=2", code=2)
+    assert "teacher: no such role" in _said("scale", directory, "teacher=2", code=2)
+    assert "the bottleneck" in _said("status", directory)
     assert "is alive" in _said("resume", directory, code=2)
 
     assert "stopping" in _said("stop", directory)
