@@ -64,6 +64,13 @@ class Room(NamedTuple):
     idle: bool
 
 
+def room_for(slots: int, load: int) -> Room:
+    """Room of a member that decodes `slots` responses at a time and has `load`. It is offered in eighths: a call for
+    each place that becomes free would cost more than the place is worth."""
+    free = slots - load
+    return Room(free if free >= min(slots // 8, load) else 0, idle=not load)
+
+
 def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
     """Who writes prompt group `index`: a draw by `fractions` (they sum to 1) that depends on nothing else."""
     digest = hashlib.blake2b(f"{run_seed}/source/{index}".encode(), digest_size=8).digest()

@@ -85,14 +85,14 @@ class Flow:
         if cap is not None:
             sampling = sampling.model_copy(update={"max_response_tokens": cap})
         arguments = (requests, sampling, self._recipe.stream, self._end_token_ids)
-        stream = pool.stream(member, "generate", *arguments, load=len(requests))
         payload: Any = None
-        with self._meter.clock("rollout").busy():
-            async for ref in stream:
+        with self._meter.clock("rollout").busy(), pool.holding(member, len(requests)) as places:
+            async for ref in pool.stream(member, "generate", *arguments):
                 if payload is None:
                     payload = ref
                     continue
                 header: BlockHeader = await pool.transport.value(ref)
+                places.free(sum(s.last for s in header.samples))
                 self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
                 self._meter.payload(header.payload_bytes)
                 yield Block(payload, header.samples, source, member.number)
@@ -102,9 +102,8 @@ class Flow:
         """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
         those that cannot be trained). Raises ValueLost."""
         models = self._recipe.scored_models
-        scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
-        judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
-        rewards, rejected = rewarded
+        scoring = (self._score(block, prompts, model) for model in models)
+        (rewards, rejected), *judged = await asyncio.gather(self._reward(block, prompts), *scoring)
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}

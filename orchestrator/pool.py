@@ -8,7 +8,8 @@ nothing here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,19 @@ class PoolMember:
     @property
     def head(self) -> Any:
         return self.actors[0]
+
+
+@dataclass
+class Places:
+    """What a lease holds of a member's load."""
+
+    member: PoolMember
+    left: int
+
+    def free(self, places: int) -> None:
+        """Some of it is done, though the rest goes on."""
+        self.member.load -= places
+        self.left -= places
 
 
 Admit = Callable[[PoolMember], Awaitable[None]]
@@ -135,9 +149,19 @@ class Pool:
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 
-    async def stream(self, member: PoolMember, method: str, *args: Any, load: int = 1) -> AsyncIterator[Any]:
+    @contextmanager
+    def holding(self, member: PoolMember, places: int) -> Iterator[Places]:
+        """Count `places` as a member's load while this is entered, less those that are freed before."""
+        held = Places(member, places)
+        member.load += places
+        try:
+            yield held
+        finally:
+            held.free(held.left)
+            self.on_change()
+
+    async def stream(self, member: PoolMember, method: str, *args: Any) -> AsyncIterator[Any]:
         """References to what a generator method of one member yields. Raises MemberDied; the member is replaced."""
-        member.load += load
         try:
             with self.clock.busy(member.number):
                 refs = aiter(self.transport.stream(member.head, method, *args))
@@ -147,9 +171,6 @@ class Pool:
         except MemberDied as death:
             self.replace(member, death)
             raise
-        finally:
-            member.load -= load
-            self.on_change()
 
     async def call_member(self, member: PoolMember, method: str, *args: Any) -> Any:
         """Call a method of one member's head and open the result. Raises MemberDied; the member is replaced."""

@@ -21,7 +21,7 @@ from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.buffer import Batch, Buffer, Scored
 from orchestrator.credit import groups_without_signal
-from orchestrator.dispatch import Dispatch, Room, source_of
+from orchestrator.dispatch import Dispatch, Room, room_for, source_of
 from orchestrator.flow import Flow, Pools
 from orchestrator.intake import Intake
 from orchestrator.learning import LearnerGroup, PayloadsLost
@@ -184,7 +184,7 @@ class Stage:
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {
             source: {
-                m.number: Room(slots.get(source, self.recipe.samples_per_step) - m.load, idle=not m.load)
+                m.number: room_for(slots.get(source, self.recipe.samples_per_step), m.load)
                 for m in pool.serving()
                 if m.version == self.progress.version
             }
