@@ -49,5 +49,32 @@ def logit_width(directory: Path) -> int:
     return int(config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"])
 
 
+def parameters(directory: Path) -> int:
+    """Numbers in all tensors; a head tied to the embeddings counts once."""
+    return sum(prod(shape) for shape, _ in tensor_shapes(directory).values())
+
+
+def hidden_width(directory: Path) -> int:
+    """Width of the last hidden states, which is that of the embeddings: [vocabulary, width]."""
+    rows = logit_width(directory)
+    shapes = [shape for shape, _ in tensor_shapes(directory).values()]
+    return next(shape[1] for shape in shapes if len(shape) == 2 and shape[0] == rows)
+
+
+def key_values_per_token(directory: Path) -> int | None:
+    """Numbers that a token leaves in the key-value cache: 2 x layers x key-value heads x head width. None where the
+    configuration does not say, or where not every layer keeps the keys and values of all tokens."""
+    config = _read_json(directory / "config.json")
+    config = config.get("text_config", config)
+    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
+    if windowed or config.get("kv_lora_rank") or set(config.get("layer_types") or ()) - {"full_attention"}:
+        return None
+    if not {"num_hidden_layers", "num_attention_heads", "hidden_size"} <= config.keys():
+        return None
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    return 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}

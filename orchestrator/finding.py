@@ -1,0 +1,56 @@
+"""What a comparison of a run with its machines comes to: one line, with the numbers of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.load import RecipeError
+
+MIB, GIB = 2**20, 2**30
+Grade = Literal["fits", "tight", "short"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The recipe's key, what is asked, what there is, and the remedy where that is not enough. What is `short` is
+    refused; what is `tight` goes on, and waits for room or is slower than it could be. `fill`: asked / there is."""
+
+    grade: Grade
+    key: str
+    asked: str
+    there: str
+    remedy: str = ""
+    fill: float = 0.0
+
+    @property
+    def line(self) -> str:
+        said = f"{self.key}: {self.asked}; {self.there}"
+        return said if self.grade == "fits" else f"{said}; {self.remedy}"
+
+
+def compared(key: str, asked: str, need: int, there: str, room: int, remedy: str) -> Finding:
+    """A finding of two amounts: short where `need` exceeds `room`."""
+    return Finding("short" if need > room else "fits", key, asked, there, remedy, need / max(1, room))
+
+
+def notable(findings: Iterable[Finding]) -> list[Finding]:
+    """Of one comparison made on many nodes: all that is short, or else the fullest."""
+    found = sorted(findings, key=lambda finding: -finding.fill)
+    return [finding for finding in found if finding.grade == "short"] or found[:1]
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises RecipeError with a line for everything that is short."""
+    if short := [finding.line for finding in findings if finding.grade == "short"]:
+        raise RecipeError("\n".join(short))
+
+
+def size(amount: float) -> str:
+    """Bytes for a reader."""
+    return f"{amount / GIB:.1f} GiB" if amount >= 10 * GIB else f"{amount / MIB:.1f} MiB"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
