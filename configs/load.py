@@ -17,7 +17,7 @@ BUNDLED = "bundled:"
 
 
 class RecipeError(Exception):
-    """Bad input, said in one line: the path, the value and the remedy. Commands turn it into exit code 2."""
+    """Bad input, a line a finding: the path, the value and the remedy. Commands turn it into exit code 2."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs import rules
 from configs.node import STUDENT, Momentum, Node, NonNegative, Positive
@@ -93,6 +93,13 @@ class Resources(Node):
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = 2
     labels: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("gpus")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("above 1 it must be whole; Ray gives a share of one GPU, or whole ones")
+        return gpus
 
 
 class Rollout(Node):

@@ -25,6 +25,7 @@ from configs.schema import Recipe
 
 if TYPE_CHECKING:
     from orchestrator.display import Display
+    from orchestrator.finding import Finding
     from orchestrator.preflight import Inputs
     from orchestrator.run import Run
 
@@ -80,6 +81,8 @@ def check(
     for bias in resolved.biases:
         console.print(f"biased on request: {bias}", markup=False)
     if cluster:
+        for line in preflight.describe_files(resolved, inputs):
+            console.print(f"fits: {line}", markup=False, soft_wrap=True)
         _check_reachable_cluster(resolved, inputs)
         console.print("the cluster can hold it")
 
@@ -161,12 +164,13 @@ def _imported(path: str) -> Any:
 
 
 def main() -> None:
-    """Entry point: bad input becomes one line and exit code 2."""
+    """Entry point: bad input becomes one line, or one a finding, and exit code 2."""
     warnings.filterwarnings("ignore")
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
-        _say_error(str(error))
+        for line in str(error).splitlines():
+            _say_error(line)
         sys.exit(2)
     except Exception as error:
         if not type(error).__module__.startswith(("click", "typer")):
@@ -208,11 +212,11 @@ def _run_on_cluster(recipe: Recipe, directory: Path, display: Display) -> Outcom
 
     inputs = preflight.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
-        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+        _warn_or_refuse(_compared(recipe, inputs, directory), display)
     display.phase("starting Ray")
     with cluster.connected(recipe, directory):
         if cluster.joins_cluster(recipe):
-            preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+            _warn_or_refuse(_compared(recipe, inputs, directory), display)
         return asyncio.run(_drive(recipe, directory, inputs, display))
 
 
@@ -337,14 +341,35 @@ def _get(ref: Any) -> Any:
     return ray.get(ref, timeout=30)
 
 
-def _check_reachable_cluster(recipe: Recipe, inputs: Any) -> None:
-    from orchestrator import cluster, preflight
+def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
+    """Print what fits and what is tight. Raises RecipeError with a line for everything that is short."""
+    from orchestrator import cluster
+    from orchestrator.finding import refuse
 
-    if not cluster.joins_cluster(recipe):
-        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
-        return
-    with cluster.driver(recipe):
-        preflight.check_capacity(recipe, inputs, cluster.capacity(recipe))
+    joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
+    with joined:
+        findings = _compared(recipe, inputs, run_directory(recipe))
+    for finding in findings:
+        if finding.grade != "short":
+            console.print(f"{finding.grade}: {finding.line}", markup=False, soft_wrap=True)
+    refuse(findings)
+
+
+def _warn_or_refuse(findings: Sequence[Finding], display: Display) -> None:
+    """Before a run starts: say what is tight. Raises RecipeError with a line for everything that is short."""
+    from orchestrator.finding import refuse
+
+    refuse(findings)
+    for finding in findings:
+        if finding.grade == "tight":
+            display.notice(f"warning: {finding.line}")
+
+
+def _compared(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Finding]:
+    """The run against the machines that it would use; a cluster that it joins is joined already."""
+    from orchestrator import capacity, cluster
+
+    return capacity.compare(recipe, inputs, capacity.read_sizes(recipe), cluster.survey(recipe, directory))
 
 
 def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:

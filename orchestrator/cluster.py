@@ -18,7 +18,8 @@ from actors.control import NAMESPACE, control_name
 from actors.rollout import shared_folder
 from configs.load import RecipeError
 from configs.schema import Recipe
-from orchestrator.preflight import MIB, Capacity, free_disk, local_capacity
+from orchestrator.finding import MIB
+from orchestrator.survey import Survey, survey_cluster, survey_here
 
 CONTROL_FILE = "control.json"
 _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -90,18 +91,12 @@ def attached(directory: Path) -> Iterator[Any]:
         _ray().shutdown()
 
 
-def capacity(recipe: Recipe) -> Capacity:
-    """What the cluster that the run would use offers; the one on this machine where none is joined."""
-    if not _address(recipe):
-        return local_capacity(recipe)
-    total = _ray().cluster_resources()
-    return Capacity(
-        cpus=total.get("CPU", 0.0),
-        gpus=total.get("GPU", 0.0),
-        object_store=int(total.get("object_store_memory", 0)),
-        shared_memory=None,
-        disk=free_disk(Path(recipe.run.root)),
-    )
+def survey(recipe: Recipe, directory: Path) -> Survey:
+    """What the run would have: the cluster that this process has joined, or the one that would start here."""
+    if _address(recipe):
+        return survey_cluster(directory)
+    store = recipe.cluster.object_store_mib
+    return survey_here(directory, store * MIB if store else None)
 
 
 def joins_cluster(recipe: Recipe) -> bool:

@@ -1,4 +1,5 @@
-"""Before any actor starts: are the files there and do they fit together, and can the cluster hold the run?
+"""Before any actor starts: are the files of a recipe there, and do they fit together? (capacity.py: can the machines
+hold the run?)
 
 Everything found here is a RecipeError: one line with the value, the number that is missing and the remedy.
 """
@@ -6,24 +7,19 @@ Everything found here is a RecipeError: one line with the value, the number that
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.model_files import context_length, end_token_ids, logit_width, tensor_shapes, weight_bytes
+from actors.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
 from configs.schema import Recipe
 from orchestrator.flow import teacher_of
-from orchestrator.layout import Demand, demands, needs_rollout
+from orchestrator.layout import demands
 from orchestrator.prompts import Prompt, read_rows, tokenize
-
-MIB = 2**20
-STATE_BYTES = 12  # a parameter in a checkpoint: float32 master weight and two Adam moments
 
 
 @dataclass(frozen=True)
@@ -40,18 +36,6 @@ class Inputs:
     parameters: int
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster offers: cpus, gpus, and bytes of object store, of shared memory (None where it is
-    other machines') and of disk under run.root."""
-
-    cpus: float
-    gpus: float
-    object_store: int
-    shared_memory: int | None
-    disk: int
-
-
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
     if recipe.objective.loss:
@@ -66,7 +50,6 @@ def read_inputs(recipe: Recipe) -> Inputs:
     _fit_contexts(recipe, folders, [*train, *heldout])
     if recipe.reward.model is not None:
         _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
-    shapes = tensor_shapes(folders[STUDENT])
     return Inputs(
         train=train,
         heldout=heldout,
@@ -74,54 +57,8 @@ def read_inputs(recipe: Recipe) -> Inputs:
         vocabulary=vocabulary,
         end_token_ids=end,
         version_bytes=weight_bytes(folders[STUDENT], recipe.rollout.dtype),
-        parameters=sum(_size(shape) for shape, _ in shapes.values()),
+        parameters=parameters(folders[STUDENT]),
     )
-
-
-def check_capacity(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
-    """Compare what the run takes with what there is. Raises RecipeError with the shortfall in numbers."""
-    wanted = demands(recipe)
-    for name, need, have in (
-        ("CPU", sum(d.cpus for d in wanted), capacity.cpus),
-        ("GPU", sum(d.gpus for d in wanted), capacity.gpus),
-    ):
-        if need > have + 1e-6:
-            parts = ", ".join(_takes(d, name) for d in wanted if (d.cpus if name == "CPU" else d.gpus))
-            raise RecipeError(
-                f"the layout takes {need:g} {name} ({parts}), the cluster has {have:g}: {need - have:g} short; "
-                f"lower members or resources.{name.lower()}s, or add nodes"
-            )
-    if needs_rollout(recipe) and recipe.rollout.engine == "vllm":
-        _check_shared_memory(recipe, inputs, capacity)
-    length, averages = recipe.objective.length, len(recipe.moving("ema"))
-    anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
-    checkpoints = recipe.checkpoint.keep + 1 + anchored
-    need = inputs.parameters * (STATE_BYTES + 4 + 4 * averages) * checkpoints
-    if recipe.learner.engine == "deepspeed" and need > capacity.disk:
-        raise RecipeError(
-            f"{checkpoints} checkpoints of this student take {need // MIB} MiB, {recipe.run.root} has "
-            f"{capacity.disk // MIB} MiB free; free space, or set run.root to a larger disk"
-        )
-
-
-def local_capacity(recipe: Recipe) -> Capacity:
-    """What a Ray cluster started on this machine would offer; the store's share is Ray's default of 30%."""
-    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 2**62
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    store = recipe.cluster.object_store_mib * MIB if recipe.cluster.object_store_mib else int(0.3 * memory)
-    return Capacity(
-        cpus=os.cpu_count() or 1,
-        gpus=_local_gpus(),
-        object_store=min(store, shared),
-        shared_memory=shared,
-        disk=free_disk(Path(recipe.run.root)),
-    )
-
-
-def free_disk(folder: Path) -> int:
-    """Free bytes where `folder` is or will be."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(existing).free
 
 
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
@@ -129,6 +66,27 @@ def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, s
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
     engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {recipe.path_of(m)}" for m in recipe.scored_models}
     return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
+
+
+def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
+    """Lines of `logratio check --cluster`: what models and prompts agree on, in numbers."""
+    names = (STUDENT, *recipe.served_models)
+    folders = {name: model_directory(recipe.path_of(name)) for name in names}
+    prompts = [*inputs.train, *inputs.heldout]
+    widths = ", ".join(f"{name} {logit_width(folder)}" for name, folder in folders.items())
+    found = [
+        f"models: {', '.join(names)} share {len(inputs.tokenizer.get_vocab())} tokens and the end tokens "
+        f"{list(inputs.end_token_ids)}",
+        f"models: logits have {widths} columns; the first {inputs.vocabulary} are common",
+    ]
+    for name, role, limit in _context_limits(recipe):
+        longest = max(len(prompt.ids[name]) for prompt in prompts)
+        found.append(
+            f"{role}.max_context_tokens: {limit}; the longest prompt of {longest} and a response of "
+            f"{recipe.sampling.max_response_tokens} take {longest + recipe.sampling.max_response_tokens}, "
+            f"models.{name} has {context_length(folders[name]) or 'unlimited'} positions"
+        )
+    return found
 
 
 def _learner_name(recipe: Recipe) -> str:
@@ -229,15 +187,16 @@ def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> 
 
 def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> None:
     response = recipe.sampling.max_response_tokens
-    limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
-    limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]
-    if recipe.sampled_teacher:
-        limits.append((recipe.sampled_teacher, "teacher_rollout", recipe.teacher_rollout.max_context_tokens))
-    for name, role, limit in limits:
+    for name, role, limit in _context_limits(recipe):
         own = context_length(folders[name])
         if own is not None and limit > own:
             raise RecipeError(
                 f"{role}.max_context_tokens: {limit} exceeds the {own} positions of models.{name}; lower it"
+            )
+        if role == f"scorer.{name}" and recipe.scorer_of(name).engine == "vllm" and limit == own:
+            raise RecipeError(
+                f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, models.{name} has {own} positions; "
+                f"lower it to {limit - 1}"
             )
         longest = max(prompts, key=lambda p: len(p.ids[name]))
         tokens = len(longest.ids[name])
@@ -248,38 +207,10 @@ def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence
             )
 
 
-def _check_shared_memory(recipe: Recipe, inputs: Inputs, capacity: Capacity) -> None:
-    version = inputs.version_bytes
-    alive = 2 * (1 + len(recipe.moving("ema")))  # of the student and of each average
-    if alive * version > capacity.object_store:
-        raise RecipeError(
-            f"a weight version takes {version / MIB:.1f} MiB and {alive} live at a time, the object store has "
-            f"{capacity.object_store / MIB:.1f} MiB; raise cluster.object_store_mib to {alive * version // MIB + 64}"
-        )
-    files = version * recipe.rollout.members
-    if capacity.shared_memory is not None and alive * version + files > capacity.shared_memory:
-        raise RecipeError(
-            f"{alive} weight versions and {recipe.rollout.members} member files take "
-            f"{(alive * version + files) / MIB:.1f} MiB of shared memory, {capacity.shared_memory / MIB:.1f} MiB are "
-            "free; enlarge /dev/shm or lower rollout.members"
-        )
-
-
-def _takes(demand: Demand, name: str) -> str:
-    each = demand.resources.cpus if name == "CPU" else demand.resources.gpus
-    return f"{demand.role} {demand.members * demand.actors} x {each:g}"
-
-
-def _local_gpus() -> int:
-    """GPUs that Ray would offer: those CUDA_VISIBLE_DEVICES leaves, or all."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
+def _context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:
+    """Model, role that serves it, and the longest context that the role takes, tokens."""
+    limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
+    limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]
+    if recipe.sampled_teacher:
+        limits.append((recipe.sampled_teacher, "teacher_rollout", recipe.teacher_rollout.max_context_tokens))
+    return limits

@@ -114,6 +114,12 @@ def test_context_beyond_the_model(recipe: dict[str, Any], refused: Any) -> None:
     assert f"exceeds the {tiny.CONTEXT} positions" in refused(recipe, "rollout.max_context_tokens=100000")
 
 
+def test_a_vllm_scorer_needs_a_position_more_than_its_context(recipe: dict[str, Any], refused: Any) -> None:
+    whole = {"max_context_tokens": tiny.CONTEXT, "engine": "vllm"}
+    error = refused(merged(recipe, {"scorer": {"teacher": whole}, "objective": {"support": "sampled"}}))
+    assert f"scorer.teacher.max_context_tokens: vLLM decodes one token behind {tiny.CONTEXT}" in error
+
+
 def test_more_actors_than_the_cluster_holds(recipe: dict[str, Any], refused: Any) -> None:
     error = refused(merged(recipe, {"rollout": {"members": 500, "resources": {"cpus": 1.0}}}))
     assert "takes 500.3 CPU" in error and "rollout 500 x 1" in error and "short" in error

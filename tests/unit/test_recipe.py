@@ -59,6 +59,7 @@ def test_what_is_missing_is_named(key: str) -> None:
         ("run.name", "a/b", "run.name: 'a/b' is wrong: string should match pattern"),
         ("run.name", "..", "run.name: '..' is wrong"),
         ("run.name", 7, "run.name: 7 is wrong: input should be a valid string"),
+        ("rollout.resources.gpus", 1.5, "rollout.resources.gpus: 1.5 is wrong: above 1 it must be whole"),
         ("run.seed", -1, "run.seed: -1 is wrong: input should be greater than or equal to 0"),
         ("run.steps", 0, "run.steps: 0 is wrong: input should be greater than 0"),
         ("run.steps", 1.5, "run.steps: 1.5 is wrong: input should be a valid integer"),
