@@ -14,7 +14,7 @@ from configs.schema import Learner, Recipe, Rollout, Scorer
 from orchestrator.finding import GIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
-SAMPLE_BYTES = 136  # of a response beside its tokens: ids, seed, spans, offsets
+SAMPLE_BYTES = 144  # of a response beside its tokens: ids, seed, spans, offsets
 SCORE_BYTES = 64  # the most that the wire's contract allows
 
 
@@ -46,13 +46,13 @@ class Planned:
 
 def sample_bytes(prompt_tokens: int, response_tokens: int, topk: int = 0) -> int:
     """One row of a samples payload: 4 a prompt token; id, log-prob and version of a response token are 4 each, and each
-    of the student's own top k 4; 136 a response."""
+    of the student's own top k 4; 144 a row."""
     return 4 * prompt_tokens + (12 + 4 * topk) * response_tokens + SAMPLE_BYTES
 
 
 def score_bytes(support: str, response_tokens: int, topk: int = 0, hidden: int = 0, dtype: str = "float32") -> int:
     """One row of a scores payload. A token costs 4 on sampled support, 6k + 8 on topk, 4 + width x bytes of `dtype` on
-    full; 64 a response."""
+    full; 64 a row."""
     token = {"sampled": 4, "topk": 6 * topk + 8, "full": 4 + hidden * WIDTH[dtype]}[support]
     return token * response_tokens + SCORE_BYTES
 
@@ -99,24 +99,30 @@ def planned(
     """What a run keeps in object stores.
 
     Weights: the current version and the next, of the student and of each average. Responses in flight:
-    samples_per_step x (max_staleness + 1), and those of an evaluation. Heads: vocabulary x width x bytes of the
-    scorer's dtype, two of a model that moves. `version` is in bytes, `prompt_tokens` the longest prompt's, `heldout`
-    the number of held-out prompts.
+    samples_per_step x (max_staleness + 1), in the rows of all their segments, since a block is kept whole; and those of
+    an evaluation, which come whole. Heads: vocabulary x width x bytes of the scorer's dtype, two of a model that
+    moves. `version` is in bytes, `prompt_tokens` the longest prompt's, `heldout` the number of held-out prompts.
     """
     objective, length = recipe.objective, recipe.sampling.max_response_tokens
-    responses = recipe.samples_per_step * (recipe.max_staleness + 1) + heldout * recipe.evaluate.samples_per_prompt
+    trained = recipe.samples_per_step * (recipe.max_staleness + 1)
+    evaluated = heldout * recipe.evaluate.samples_per_prompt
     moving = {*recipe.moving("live"), *recipe.moving("ema")}
     topk = objective.topk * (2 if objective.topk_of == "union" else 1)
-    scores, projections = {}, {}
+
+    def row_bytes(end: int) -> int:
+        return sample_bytes(prompt_tokens, end, _student_topk(recipe))
+
+    ends, scores, projections = _row_ends(recipe), {}, {}
     for model, support in objective.support_of.items():
         hidden, dtype = sizes[model].hidden, recipe.scorer_of(model).dtype
-        scores[model] = responses * score_bytes(support, length, topk, hidden, dtype)
+        whole = score_bytes(support, length, topk, hidden, dtype)
+        scores[model] = trained * (whole + SCORE_BYTES * (len(ends) - 1)) + evaluated * whole
         if support == "full":
             projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
     return Planned(
         version=version,
         versions=2 * version * (1 + len(recipe.moving("ema"))),
-        samples=responses * sample_bytes(prompt_tokens, length, _student_topk(recipe)),
+        samples=trained * sum(row_bytes(end) for end in ends) + evaluated * row_bytes(length),
         scores=scores,
         projections=projections,
     )
@@ -147,6 +153,13 @@ def _optimizer_bytes(learner: Learner) -> int:
     """A parameter's float32 master copy and moments."""
     master = 0 if learner.zero_stage == 0 and learner.dtype == "float32" else 4
     return master + (8 if learner.optimizer.name == "adamw" else 0)
+
+
+def _row_ends(recipe: Recipe) -> list[int]:
+    """Response tokens in each row of samples that a response at its cap leaves: with segments, a row for each holds the
+    response so far."""
+    cap, every = recipe.sampling.max_response_tokens, recipe.stream_tokens
+    return [*range(every, cap, every), cap] if every else [cap]
 
 
 def _student_topk(recipe: Recipe) -> int:

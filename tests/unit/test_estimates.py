@@ -86,12 +86,12 @@ def test_bytes_a_token_by_support() -> None:
     assert estimates.score_bytes("sampled", 100) == 100 * 4 + 64
     assert estimates.score_bytes("topk", 100, topk=32) == 100 * (6 * 32 + 8) + 64
     assert estimates.score_bytes("full", 100, hidden=576, dtype="bfloat16") == 100 * (4 + 1152) + 64
-    assert estimates.sample_bytes(50, 100) == 50 * 4 + 100 * 12 + 136
-    assert estimates.sample_bytes(50, 100, topk=8) == 50 * 4 + 100 * (12 + 32) + 136
+    assert estimates.sample_bytes(50, 100) == 50 * 4 + 100 * 12 + 144
+    assert estimates.sample_bytes(50, 100, topk=8) == 50 * 4 + 100 * (12 + 32) + 144
 
 
 def test_payloads_in_flight_grow_with_staleness_and_with_the_held_out_prompts() -> None:
-    sample, score = 10 * 4 + 16 * 12 + 136, 16 * 4 + 64
+    sample, score = 10 * 4 + 16 * 12 + 144, 16 * 4 + 64
     assert planned(recipe()).samples == 4 * sample
     assert planned(recipe(max_staleness=2)).samples == 3 * 4 * sample
     both = planned(recipe(max_staleness=2, evaluate__samples_per_prompt=2), heldout=5)
@@ -103,6 +103,13 @@ def test_two_versions_of_the_student_and_of_each_average_live_at_a_time() -> Non
     assert planned(recipe()).versions == 2 * 4000
     follower = {"models__teacher": {"weights": "ema", "system": "x"}, "scorer__teacher__engine": "torch"}
     assert planned(recipe(**follower)).versions == 4 * 4000
+
+
+def test_segments_leave_a_row_of_the_response_so_far_each() -> None:
+    segmented = planned(recipe(stream_tokens=6), heldout=5)  # rows of 6, 12 and 16 tokens, but for an evaluation's
+    assert segmented.samples == 4 * (3 * (10 * 4 + 144) + (6 + 12 + 16) * 12) + 5 * (10 * 4 + 144 + 16 * 12)
+    assert segmented.scores == {"teacher": 4 * (16 * 4 + 3 * 64) + 5 * (16 * 4 + 64)}
+    assert planned(recipe(stream_tokens=16)).payloads == planned(recipe()).payloads
 
 
 def test_heads_travel_on_full_support_two_of_a_model_that_moves() -> None:
@@ -117,7 +124,7 @@ def test_heads_travel_on_full_support_two_of_a_model_that_moves() -> None:
 def test_a_union_of_supports_is_twice_as_wide_and_samples_carry_the_students() -> None:
     union = planned(recipe(objective__support="topk", objective__topk=8, objective__topk_of="union"))
     assert union.scores["teacher"] == 4 * (16 * (6 * 16 + 8) + 64)
-    assert union.samples == 4 * (10 * 4 + 16 * (12 + 32) + 136)
+    assert union.samples == 4 * (10 * 4 + 16 * (12 + 32) + 144)
 
 
 @pytest.mark.parametrize(  # measured: what a rank of one wrote of a model of 90,944 parameters, bytes a parameter
@@ -147,7 +154,7 @@ def test_zero_shards_a_ranks_memory() -> None:
 
 
 def test_records_are_counted_by_step_and_evaluation() -> None:
-    row = 10 * 4 + 16 * 12 + 136 + 8 * 16 + 32
+    row = 10 * 4 + 16 * 12 + 144 + 8 * 16 + 32
     every_third = recipe(run__steps=10, record__every=3, evaluate__every=4, evaluate__samples_per_prompt=2)
     assert estimates.recorded_bytes(every_third, 10, heldout=5) == row * (3 * 4 + (2 + 2) * 5 * 2)
 
