@@ -18,7 +18,7 @@ def resolve_dtypes(recipe: Recipe, cpu_has_bf16: bool) -> Recipe:
     tree = recipe.model_dump()
     names = dict.fromkeys((*tree["scorer"], *recipe.scored_models))
     tree["scorer"] = {name: recipe.scorer_of(name).model_dump() for name in names}
-    for role in (tree["rollout"], tree["learner"], *tree["scorer"].values()):
+    for role in (tree["rollout"], tree["teacher_rollout"], tree["learner"], *tree["scorer"].values()):
         role["dtype"] = resolve(role["dtype"], role["resources"]["gpus"])
     return Recipe.model_validate(tree)
 

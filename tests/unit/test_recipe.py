@@ -356,7 +356,8 @@ def test_auto_is_bfloat16_only_where_the_hardware_computes_it() -> None:
     plain = recipe()
     for has_bf16, dtype in ((True, "bfloat16"), (False, "float32")):
         resolved = resolve_dtypes(plain, has_bf16)
-        assert {resolved.rollout.dtype, resolved.learner.dtype, resolved.scorer_of("teacher").dtype} == {dtype}
+        roles = (resolved.rollout, resolved.teacher_rollout, resolved.learner, resolved.scorer_of("teacher"))
+        assert {role.dtype for role in roles} == {dtype}
 
 
 def test_auto_on_a_gpu_is_bfloat16_role_by_role() -> None:
