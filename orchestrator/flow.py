@@ -102,8 +102,9 @@ class Flow:
         """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
         those that cannot be trained). Raises ValueLost."""
         models = self._recipe.scored_models
-        scoring = (self._score(block, prompts, model) for model in models)
-        (rewards, rejected), *judged = await asyncio.gather(self._reward(block, prompts), *scoring)
+        scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
+        judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
+        rewards, rejected = rewarded
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}

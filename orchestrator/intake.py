@@ -61,6 +61,7 @@ class Intake:
                     pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
                     async for block in self.flow.sample(pool, member, pairs, lease.source, cap):
                         blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
+                        self.moved()
             except MemberDied:
                 died = True
             except ValueLost:

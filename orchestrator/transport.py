@@ -172,9 +172,14 @@ def _translated(error: Exception) -> Exception:
 
 @dataclass(frozen=True, eq=False)
 class _Box:
-    """A reference of the in-process transport."""
+    """A reference of the in-process transport; to one of several results, where `part` says which."""
 
     future: asyncio.Future[Any]
+    part: int | None = None
+
+    async def opened(self) -> Any:
+        value = await self.future
+        return value if self.part is None else value[self.part]
 
 
 class LocalTransport:
@@ -188,12 +193,7 @@ class LocalTransport:
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
         whole = asyncio.ensure_future(self._run(actor, method, args))
-        if returns == 1:
-            return [_Box(whole)]
-        parts = [asyncio.ensure_future(_part(whole, i)) for i in range(returns)]
-        for part in parts:  # a failure is read through one part; the others' must not be reported as unread
-            part.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return [_Box(part) for part in parts]
+        return [_Box(whole)] if returns == 1 else [_Box(whole, part) for part in range(returns)]
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
         values = getattr(actor, method)(*[await self._open(a) for a in args])
@@ -208,7 +208,7 @@ class LocalTransport:
         self._check(actor)
 
     async def value(self, ref: Any) -> Any:
-        return await ref.future
+        return await ref.opened()
 
     async def kill(self, actors: Sequence[Any]) -> None:
         self._dead.update({id(actor): actor for actor in actors})
@@ -222,15 +222,11 @@ class LocalTransport:
         return result
 
     async def _open(self, argument: Any) -> Any:
-        return await argument.future if isinstance(argument, _Box) else argument
+        return await argument.opened() if isinstance(argument, _Box) else argument
 
     def _check(self, actor: Any) -> None:
         if id(actor) in self._dead:
             raise MemberDied(f"{type(actor).__name__} was killed")
-
-
-async def _part(whole: asyncio.Future[Any], index: int) -> Any:
-    return (await whole)[index]
 
 
 def _boxed(value: Any) -> _Box:
