@@ -11,6 +11,7 @@ import torch
 
 from actors.jobs import LearnerSpec
 from actors.records import Request, Sample, unpack_samples
+from orchestrator.carriers import ObjectStore
 from orchestrator.learning import LearnerGroup
 from orchestrator.preflight import read_inputs
 from tests.engines.shared import Engines
@@ -71,7 +72,7 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
         learner = LearnerGroup(recipe, engines.learners[2])
         spec = LearnerSpec(recipe.learner, recipe.objective, str(engines.models["student"]), 264, 1, 0, "float32")
         await learner.start(spec)
-        version = await learner.publish(2)  # the first weights again, under a new number
+        version = await ObjectStore().publish(learner, 2, None)  # the first weights again, under a new number
 
         async def collect() -> list[Any]:
             arguments = (requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
@@ -79,7 +80,7 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
 
         sampling = asyncio.create_task(collect())
         await asyncio.sleep(0.15)
-        await pool.call_member(member, "load", version.number, version.headers, *version.refs)
+        await pool.call_member(member, "load", version.number, *version.parts)
         return [s for payload in (await sampling)[0::2] for s in unpack_samples(payload)]
 
     samples = engines.runner.run(sample_and_load())

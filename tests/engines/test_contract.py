@@ -15,6 +15,7 @@ from actors.jobs import LearnerSpec
 from actors.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
 from configs.schema import Recipe, Stream
 from objectives.schedule import dials_at
+from orchestrator.carriers import ObjectStore
 from orchestrator.flow import Pools
 from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool
@@ -241,13 +242,13 @@ def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any)
         pool = bench.pools.scorers["teacher"]
         ref, _ = await pool.call("score", payload, ScoreRequest("sampled"), returns=2)
         batch = [Scored(h, payload, {"teacher": (ref,)}) for h in header.samples]
-        versions = [await _bits(bench, await group.publish(0))]
+        versions = [await _bits(bench, await group.publish())]
         await group.save(tmp_path)
         metrics = await group.step(batch, 1, 0, dials_at(bench.recipe.objective, 1), None)
         assert {"loss", "lr", "grad_norm", "logprob_gap_mean"} <= metrics.keys()
-        versions.append(await _bits(bench, await group.publish(1)))
+        versions.append(await _bits(bench, await group.publish()))
         await group.restore(tmp_path)
-        versions.append(await _bits(bench, await group.publish(2)))
+        versions.append(await _bits(bench, await group.publish()))
         return tuple(versions)
 
     start, stepped, restored = bench.runner.run(work())
@@ -262,19 +263,20 @@ def test_verbs_answer(bench: Bench, verb: str) -> None:
 
 async def _publish(bench: Bench, number: int) -> Any:
     group = await bench.started()
-    return await group.publish(number)
+    return await ObjectStore().publish(group, number, None)
 
 
 async def _load(bench: Bench, version: Any, corrupt: bool = False) -> None:
     pool = bench.pools.rollout
     assert pool is not None
-    buckets = [np.array(await pool.transport.value(ref)) for ref in version.refs]
+    headers, *refs = version.parts
+    buckets = [np.array(await pool.transport.value(ref)) for ref in refs]
     if corrupt:
         buckets[0][-1] ^= 1
     for member in pool.members:
-        await pool.call_member(member, "load", version.number, version.headers, *buckets)
+        await pool.call_member(member, "load", version.number, headers, *buckets)
 
 
-async def _bits(bench: Bench, version: Any) -> list[bytes]:
+async def _bits(bench: Bench, published: tuple[list[Any], list[Any]]) -> list[bytes]:
     transport = bench.pools.learner.transport
-    return [np.asarray(await transport.value(ref)).tobytes() for ref in version.refs]
+    return [np.asarray(await transport.value(ref)).tobytes() for ref in published[1]]
