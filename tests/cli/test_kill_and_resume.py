@@ -1,4 +1,4 @@
-"""`kill -9` of the driver in mid-run on real engines, then `logratio resume`: nothing survives, nothing is lost."""
+"""`kill -9` of the driver in mid-run on real engines, twice, and `logratio resume`: nothing survives, nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 
 from configs.load import dump_recipe
 from tests.engines.shared import Engines
+from tests.processes import alive, descendants
 
-STEPS, KILL_AFTER = 6, 3
+STEPS, KILLS = 6, (3, 5)  # lines of metrics.jsonl after which the driver is killed
 
 
 @pytest.mark.timeout(600)
@@ -33,14 +34,17 @@ def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path)
     recipe = engines.recipe(**changes | {"run": {"steps": STEPS, "name": "killed", "root": str(tmp_path)}})
     file, directory = tmp_path / "recipe.yaml", tmp_path / "killed"
     file.write_text(dump_recipe(recipe))
-    driver = _logratio("run", str(file))
-    _wait_for(lambda: len(_lines(directory)) >= KILL_AFTER, driver)
-    session = _descendants(driver.pid)
-    assert len(session) > 5, "the run's processes should be visible"
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    _wait_for(lambda: not _alive(session))
-    recorded = len(_lines(directory))
+    command, recorded = ("run", str(file)), 0
+    for lines in KILLS:
+        driver = _logratio(*command)
+        _wait_for(lambda: len(_lines(directory)) >= lines, driver)  # noqa: B023 - awaited at once
+        session = descendants(driver.pid)
+        assert len(session) > 5, "the run's processes should be visible"
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        _wait_for(lambda: not alive(session))  # noqa: B023
+        recorded = len(_lines(directory))
+        command = ("resume", str(directory))
 
     resumed = _logratio("resume", str(directory))
     output, _ = resumed.communicate(timeout=300)
@@ -81,31 +85,3 @@ def _wait_for(condition: Any, process: subprocess.Popen[str] | None = None, seco
         if process is not None and process.poll() is not None:
             raise AssertionError(f"ended early with {process.returncode}: {process.stdout.read()}")  # type: ignore[union-attr]
         time.sleep(0.2)
-
-
-def _descendants(pid: int) -> set[int]:
-    """Every process under `pid`, from /proc."""
-    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        grown, found = bool(more), found | more
-    return found - {pid}
-
-
-def _parent(process: Path) -> int:
-    try:
-        return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    except OSError:
-        return 0
-
-
-def _alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists() and _state(pid) != "Z"}
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return "Z"

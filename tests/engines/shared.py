@@ -28,6 +28,7 @@ class Watcher:
     """Observer that keeps what it saw."""
 
     lines: list[Mapping[str, Any]] = field(default_factory=list)
+    pools: Mapping[str, Pool] = field(default_factory=dict)
 
     def phase(self, text: str) -> None: ...
 
@@ -161,8 +162,8 @@ class Engines:
         }
         return resolve_dtypes(parse_recipe(merged(tree, changes)), cpu_has_bf16=False)
 
-    def run(self, recipe: Recipe) -> Finished:
-        """Execute a recipe on the shared pools."""
+    def run(self, recipe: Recipe, watcher: Watcher | None = None) -> Finished:
+        """Execute a recipe on the shared pools, which the watcher may see."""
         sources = recipe.objective.sources
         pools = Pools(
             rollout=self.pools.rollout,
@@ -173,7 +174,9 @@ class Engines:
             learner=self.learners[recipe.learner.ranks],
         )
         directory = Path(recipe.run.root) / recipe.run.name
-        run = Run(recipe, directory, read_inputs(recipe), pools, Watcher())
+        watcher = watcher or Watcher()
+        watcher.pools = pools.all()
+        run = Run(recipe, directory, read_inputs(recipe), pools, watcher)
         return Finished(self.runner.run(run.execute()), directory, recipe)
 
     def _scorer(self, recipe: Recipe, name: str) -> Pool:

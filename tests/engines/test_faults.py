@@ -1,0 +1,94 @@
+"""One real process of each role is killed in mid-run on real engines: the run finishes and nothing is lost or left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.pool import Pool
+from tests.engines.shared import Engines, Watcher
+from tests.processes import alive, descendants
+
+STEPS = 6
+KILLED = {1: "rollout", 2: "scorer.teacher", 3: "reward", 4: "learner"}  # after which step, which role
+
+
+@dataclass
+class Killer(Watcher):
+    """Kills a member's process after a step: of the learner a rank that is not its head."""
+
+    dead: set[int] = field(default_factory=set)
+    done: list[str] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        super().step(line)
+        role = KILLED.get(line["step"])
+        if role and role not in self.done:
+            self.done.append(role)
+            self.tasks.append(asyncio.get_running_loop().create_task(self.kill(role)))
+
+    async def kill(self, role: str) -> None:
+        pool = self.pools[role]
+        pid = await pool.transport.value(pool.transport.call(pool.members[0].actors[-1], "ping")[0])
+        self.dead |= {pid, *descendants(pid)}
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) -> None:
+    recipe = engines.recipe(
+        run={"steps": STEPS},
+        reward={"rules": [{"kind": "length"}]},
+        checkpoint={"every": 2},
+        max_staleness=1,
+    )
+    killer = Killer()
+    done = engines.run(recipe, killer)
+    assert done.code == 0 and killer.done == list(KILLED.values())
+    rows = [row for step in range(1, STEPS + 1) for row in done.samples(f"step_{step:06d}")]
+    expected = [f"{group:08d}.{sample:03d}" for group in range(STEPS * 4) for sample in range(2)]
+    assert sorted(row["uid"] for row in rows) == expected, "each sample once over the surviving lineage"
+    assert [line["step"] for line in done.lines] == list(range(1, STEPS + 1))
+    versions = [line["policy_version"] for line in done.lines]
+    assert versions == sorted(set(versions)) and max(line["staleness_max"] for line in done.lines) <= 1
+    assert (
+        done.summary["learner_rebuilds"] == 1
+        and {"rollout", "scorer.teacher", "reward"} <= done.summary["restarts"].keys()
+    )
+    engines.runner.run(_until_whole(killer.pools))
+    assert not alive(killer.dead), "what a killed process had started ended with it"
+    assert not list(Path("/dev/shm").glob(f"logratio-*-{recipe.run.name}-*/v*"))
+    assert _objects_left() == 0
+
+
+async def _until_whole(pools: Mapping[str, Pool]) -> None:
+    """Replacements are up: other tests use these pools."""
+    async with asyncio.timeout(180):
+        while not (len(pools["rollout"].serving()) == len(pools["scorer.teacher"].serving()) == 2):
+            await asyncio.sleep(0.2)
+        while not pools["reward"].serving():
+            await asyncio.sleep(0.2)
+
+
+def _objects_left() -> int:
+    """Objects in the store once everything that nobody refers to has gone."""
+    from ray._private.internal_api import memory_summary
+
+    deadline, left = time.monotonic() + 20, -1
+    while left and time.monotonic() < deadline:
+        gc.collect()
+        found = re.search(r"Plasma memory usage .*?, (\d+) objects", memory_summary(stats_only=True))
+        left = int(found[1]) if found else -1
+        time.sleep(0.5)
+    return left
