@@ -1,4 +1,4 @@
-"""`kill -9` of the driver in mid-run on real engines, twice, and `logratio resume`: nothing survives, nothing is lost."""
+"""`kill -9` of the driver in mid-run on real engines, twice, and `logratio resume`: nothing survives or is lost."""
 
 from __future__ import annotations
 
