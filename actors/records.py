@@ -190,6 +190,7 @@ class ScoreRequest:
     topk: int = 0
     topk_of: str = "teacher"  # teacher | student | union
     prompts: dict[str, list[int]] = field(default_factory=dict)
+    reusable: bool = False  # the same responses will be asked about again
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,12 @@ class Score:
     version: int = 0
     start: int = 0
     log_ratio: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = (self.logprobs, self.support_ids, self.support_logprobs, self.tail_logprob)
+        return sum(a.nbytes for a in arrays if a is not None) + len(self.hidden or b"")
 
 
 class BadWeights(Exception):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from actors.member import Member
 from actors.packing import take_by_budget
 from actors.records import Sample, Score, ScoreHeader, ScoreRequest, log_ratio_of, pack_scores, unpack_samples
+from actors.score_cache import ScoreCache, key_of
 from configs.schema import Scorer as ScorerConfig
 
 
@@ -76,6 +77,7 @@ class Scorer(Member):
         self._vocabulary = vocabulary
         self._version = 0
         self._engine: Engine | None = None
+        self._cache = ScoreCache(config.score_cache_mib * 2**20)
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -95,7 +97,7 @@ class Scorer(Member):
         samples = {s.uid: s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts}
         items = [_item(s, request.prompts.get(s.uid, s.prompt_ids)) for s in samples.values()]
         rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
-        scores = await asyncio.gather(*(self._enqueue(item, request) for item in items if item.uid not in rejected))
+        scores = await asyncio.gather(*(self._scored(item, request) for item in items if item.uid not in rejected))
         rejected |= {
             s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()
         }
@@ -128,6 +130,7 @@ class Scorer(Member):
         async with self._turn:
             await self._engine.replace(tensors)
             self._version = version
+            self._cache.clear()
         return version
 
     async def drain(self) -> None:
@@ -149,6 +152,18 @@ class Scorer(Member):
         if item.tokens > self._config.max_context_tokens:
             return f"{item.tokens} tokens exceed scorer max_context_tokens {self._config.max_context_tokens}"
         return ""
+
+    async def _scored(self, item: Item, request: ScoreRequest) -> Score:
+        """The scores of an item: kept ones, where it is one that comes again."""
+        if not (request.reusable and item.whole):
+            return await self._enqueue(item, request)
+        key = key_of(_kind(request), item.prompt_ids, item.response_ids, item.support_ids)
+        kept = self._cache.get(key, item.uid)
+        if kept is not None and kept.version == self._version:
+            return kept
+        score = await self._enqueue(item, request)
+        self._cache.put(key, score)
+        return score
 
     async def _enqueue(self, item: Item, request: ScoreRequest) -> Score:
         future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()

@@ -128,6 +128,7 @@ class Scorer(Node):
     """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
 
     `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
+    `score_cache_mib` bounds the scores kept of teachers' and datasets' own responses, which come again.
     `max_queued_tokens`: while more wait for each member, nothing new is sampled. `hedge_seconds`: a request that takes
     longer is asked of a second member too, and the first answer counts; null never does.
     """
@@ -138,6 +139,7 @@ class Scorer(Node):
     dtype: Dtype = "auto"
     tokens_per_batch: Positive = 1024
     cache_tokens: NonNegative = 16384
+    score_cache_mib: NonNegative = 64
     max_queued_tokens: Positive = 1_000_000
     hedge_seconds: Seconds | None = None
     max_context_tokens: Positive = 1024

@@ -172,6 +172,7 @@ class Flow:
                 topk=objective.topk if support == "topk" else 0,
                 topk_of=objective.topk_of if block.source == "student" else "teacher",
                 prompts={s.uid: prompts[s.uid].ids[model] for s in samples},
+                reusable=block.source != "student",
             )
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             with self._meter.clock("score").busy():
