@@ -1,0 +1,126 @@
+"""The scorer as a service: stragglers are hedged, a full queue holds back sampling, segments stay with one replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.member import Member
+from configs.schema import Deadlines, Resources
+from orchestrator.pool import CallFailed, Pool
+from orchestrator.run import DONE, Run
+from orchestrator.transport import GangSpec, LocalTransport
+from tests.unit.simulation import Simulation, assert_each_once, recipe
+
+
+class Worker(Member):
+    """Answers with its own number, after as long as it is told to take."""
+
+    def __init__(self, number: int, delays: dict[int, float]) -> None:
+        self._number = number
+        self._delays = delays
+        self.asked = 0
+
+    async def start(self) -> None: ...
+
+    async def work(self) -> int:
+        self.asked += 1
+        await asyncio.sleep(self._delays.get(self._number, 0.0))
+        return self._number
+
+
+def pool(delays: dict[int, float], **more: Any) -> Pool:
+    return Pool(
+        "worker",
+        LocalTransport(),
+        lambda number: GangSpec("worker", Worker, ((number, delays),), Resources()),
+        **more,
+    )
+
+
+def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
+    async def story() -> None:
+        workers = pool({0: 5.0}, hedge=0.01)
+        await workers.start(2)
+        assert await workers.call("work") == [1]
+        assert [m.head.asked for m in workers.members] == [1, 1] and workers.restarts == 0
+        await asyncio.sleep(0.01)
+        assert workers.load() == 0, "what nobody waits for any longer counts for nothing"
+
+    asyncio.run(story())
+
+
+def test_what_answers_in_time_is_asked_once() -> None:
+    async def story() -> None:
+        workers = pool({}, hedge=1.0)
+        await workers.start(2)
+        assert await workers.call("work") == [0]
+        assert [m.head.asked for m in workers.members] == [1, 0]
+
+    asyncio.run(story())
+
+
+def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.1, 1: 5.0}, hedge=0.01)
+        await workers.start(2)
+        call = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.05)
+        await workers.transport.kill(workers.members[1].actors)
+        assert await call == [0]
+
+    asyncio.run(story())
+
+
+def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
+    async def story() -> None:
+        workers = pool({0: 60.0}, deadlines=Deadlines(learn=0.02))
+        await workers.start(1)
+        assert await workers.call("work") == [1], "the replacement answers"
+        assert workers.restarts == 1
+
+    asyncio.run(story())
+
+
+def test_calls_near_each_other_go_to_one_member() -> None:
+    async def story() -> None:
+        workers = pool({})
+        await workers.start(3)
+        found = {near: {(await workers.call("work", near=near))[0] for _ in range(4)} for near in range(6)}
+        assert found == {near: {near % 3} for near in range(6)}
+
+    asyncio.run(story())
+
+
+def test_a_call_whose_members_all_die_says_how_many() -> None:
+    async def story() -> None:
+        workers = pool({0: 60.0, 1: 60.0}, deadlines=Deadlines(learn=0.01))
+        await workers.start(1)
+        with pytest.raises(CallFailed, match="worker: work failed on 2 members"):
+            await workers.call("work", attempts=2)
+
+    asyncio.run(story())
+
+
+def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_path: Path) -> None:
+    rooms: list[tuple[int, bool]] = []
+
+    def look(run: Run, line: Mapping[str, Any]) -> None:
+        if run.stage is None or rooms:
+            return
+        (first, second), rollouts = run.pools.scorers["teacher"].members, run.pools.rollout
+        assert rollouts is not None
+        held = first.load, second.load
+        for load in (80, 81):  # of two members that may each hold 40
+            first.load, second.load = load, 0
+            rooms.append((load, bool(run.stage._room())))
+        first.load, second.load = held
+
+    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
+    assert Simulation(recipe(tmp_path, scorer={"teacher": queue}), look).go() == DONE
+    assert rooms == [(80, True), (81, False)]
+    assert_each_once(tmp_path)
