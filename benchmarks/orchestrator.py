@@ -222,7 +222,8 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
     }
 
 
-def main() -> None:
+def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's words, with what they leave out."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks orchestrator")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--samples", type=int, default=160_000)
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--token-seconds", type=float)
     parser.add_argument("--score-seconds", type=float, default=0.01)
     parser.add_argument("--learner-rate", type=float, help="samples a second that the learner could take")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     defaults = (
         {"rollouts": 16, "scorers": 2, "concurrent": 256, "coalesce_ms": 100.0, "token_seconds": 0.012}
         if arguments.ray
@@ -247,6 +248,11 @@ def main() -> None:
             setattr(arguments, name, value)
     if arguments.learner_rate is None:
         arguments.learner_rate = capacity(arguments) / 1.2  # rollouts exceed what the learner takes by a fifth
+    return arguments
+
+
+def main() -> None:
+    arguments = arguments_of()
     print(json.dumps(vars(arguments) | over(arguments), indent=1))
 
 

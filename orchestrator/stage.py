@@ -130,6 +130,7 @@ class Stage:
             if self.recipe.max_staleness == 0:
                 await pulled
             await self.after_step(self._line(batch, dials, metrics, cap))
+            del batch  # its payloads need not outlive it until the next is there
             self._moved.set()
 
     async def next_batch(self) -> Batch:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.jobs import Share
 from actors.member import Member
 from actors.metrics import STEP_METRICS
-from actors.records import BadWeights
+from actors.records import BadWeights, BlockHeader, ScoreHeader
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
@@ -72,6 +74,21 @@ def test_counts_agree_with_the_recorded_samples(uninterrupted: Path) -> None:
     total = sum(len(row["response_ids"]) for row in rows)
     for name in ("tokens_generated", "tokens_scored"):  # between two steps, whichever step they are for
         assert sum(line[name] for line in metrics(uninterrupted)) == total
+
+
+def test_the_orchestrator_opens_no_payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[type] = []
+    value = LocalTransport.value
+
+    async def spied(self: LocalTransport, ref: Any) -> Any:
+        found = await value(self, ref)
+        opened.append(type(found))
+        return found
+
+    monkeypatch.setattr(LocalTransport, "value", spied)
+    assert Simulation(recipe(tmp_path)).go() == DONE
+    assert BlockHeader in opened and ScoreHeader in opened
+    assert pa.RecordBatch not in opened and np.ndarray not in opened
 
 
 def test_every_prompt_of_the_order_is_trained_exactly_once_and_in_order(uninterrupted: Path) -> None:
