@@ -2,7 +2,8 @@
 
 A carrier answers two questions and decides nothing else: what the learner does when a version is published, and what
 happens between it and one member when that member pulls. Both sides of a pull are awaited together, so a carrier whose
-ends must meet (NCCL, CUDA IPC) fits as well as one that passes references. Every call has the deadline `load`.
+ends must meet (NCCL, CUDA IPC) fits as well as one that passes references. A call has the deadline of the member that
+is called: the learner's `learn`, or `load`.
 """
 
 from __future__ import annotations
