@@ -163,7 +163,7 @@ class Run:
                 "resume with as many"
             )
         checkpoint.rewind(self.directory, saved)
-        self.progress = Progress(beta=initial_beta(self.recipe.objective))
+        self.progress, self.skipped = Progress(beta=initial_beta(self.recipe.objective)), {}
         if saved:
             self.progress.step = saved.state["step"]
             self.progress.beta = saved.state["beta"]
