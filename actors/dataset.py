@@ -5,16 +5,17 @@ Tokens come from the data, so their behaviour log-prob is unknown (NaN) and thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from actors.member import Member
 from actors.records import Request, Sample, pack_samples
+from actors.writer import Writer
 from configs.schema import Sampling, Stream
 
 
-class Dataset(Member):
+class Dataset(Writer):
     def __init__(self) -> None:
+        super().__init__()
         self._version = 0
 
     def start(self) -> None:
@@ -24,9 +25,9 @@ class Dataset(Member):
         self._version = version
         return version
 
-    def generate(
+    async def generate(
         self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> Iterator[Any]:
+    ) -> AsyncIterator[Any]:
         """Yield payload, header, ... of the requests' own responses, cut at the response cap."""
         size = stream.coalesce_samples
         for start in range(0, len(requests), size):

@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from actors.member import Member
 from actors.outbox import Outbox
 from actors.records import Request, Sample, pack_samples
 from actors.response import Response
+from actors.writer import Writer
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Rollout as RolloutConfig
 from configs.schema import Sampling, Stream
 
 
-class Rollout(Member):
+class Rollout(Writer):
     """`shared` is the folder in shared memory where weight versions pass through; this member sweeps its own files."""
 
     def __init__(self, config: RolloutConfig, model: str, shared: str) -> None:
+        super().__init__()
         self._config = config
         self._model = Path(model)
         self._shared = Path(shared)

@@ -36,14 +36,16 @@ from actors.records import (
     unpack_samples,
 )
 from actors.windows import samples_of
+from actors.writer import Writer
 from configs.schema import Rule, Sampling, Simulated, Stream
 
 WEIGHTS = 8  # floats in the simulated model
 REFERENCE_KL = 0.01  # nats a token
 
 
-class SimulatedRollout(Member):
+class SimulatedRollout(Writer):
     def __init__(self, speed: Simulated, on_update: str = "keep") -> None:
+        super().__init__()
         self._seconds = speed.rollout_seconds_per_token
         self._on_update = on_update
         self._version = 0

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from actors.records import BlockHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
 from configs.objective import Route
-from configs.schema import Recipe
+from configs.schema import Recipe, Sampling
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import DEATHS, Ticket
 from orchestrator.pool import CallFailed, Pool, PoolMember
@@ -71,32 +71,64 @@ class Flow:
         self._segment_tokens = segment_tokens
 
     async def sample(
+        self, pool: Pool, member: PoolMember, tickets: Sequence[tuple[Ticket, Prompt]], cap: int | None = None
+    ) -> AsyncIterator[Block]:
+        """Blocks of the student's responses to these tickets, of up to `cap` tokens, as they finish. Raises MemberDied
+        after the blocks that were yielded."""
+        requests, sampling = self._asked(tickets, "student", cap)
+        pool.take(member, len(requests))
+        try:
+            stream = pool.stream(member, "generate", requests, sampling, self._recipe.stream, self._end_token_ids)
+            with self._meter.clock("rollout").busy():
+                async for block in self._opened(pool, member, stream, "student"):
+                    yield block
+        finally:
+            pool.free(member, len(requests))
+
+    async def submit(
         self,
         pool: Pool,
         member: PoolMember,
+        channel: str,
         tickets: Sequence[tuple[Ticket, Prompt]],
-        source: str = "student",
-        cap: int | None = None,
+        source: str,
+        cap: int,
+    ) -> None:
+        """Let a member begin to write; what comes of it is in the channel's blocks. Raises MemberDied."""
+        requests, sampling = self._asked(tickets, source, cap)
+        await pool.call_member(member, "submit", channel, requests, sampling, self._end_token_ids)
+
+    async def blocks(
+        self, pool: Pool, member: PoolMember, channel: str, source: str, since: Callable[[], float | None]
     ) -> AsyncIterator[Block]:
-        """Blocks of one lease as they finish, responses of up to `cap` tokens. Raises MemberDied after the blocks that
-        were yielded."""
-        requests = [self._request(ticket, prompt, source) for ticket, prompt in tickets]
+        """Blocks of all that is submitted to a member's channel, for as long as it lives; `since` as in Pool.stream.
+        Raises MemberDied after the blocks that were yielded."""
+        stream = pool.stream(member, "blocks", channel, self._recipe.stream, since=since)
+        async for block in self._opened(pool, member, stream, source):
+            yield block
+
+    async def _opened(
+        self, pool: Pool, member: PoolMember, stream: AsyncIterator[Any], source: str
+    ) -> AsyncIterator[Block]:
+        """References to payload, header, payload, header, ... as blocks: headers are opened, payloads are not."""
+        payload: Any = None
+        async for ref in stream:
+            if payload is None:
+                payload = ref
+                continue
+            header: BlockHeader = await pool.transport.value(ref)
+            self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
+            self._meter.payload(header.payload_bytes)
+            yield Block(payload, header.samples, source, member.number)
+            payload = None
+
+    def _asked(
+        self, tickets: Sequence[tuple[Ticket, Prompt]], source: str, cap: int | None
+    ) -> tuple[list[Request], Sampling]:
         sampling = self._recipe.sampling
         if cap is not None:
             sampling = sampling.model_copy(update={"max_response_tokens": cap})
-        arguments = (requests, sampling, self._recipe.stream, self._end_token_ids)
-        payload: Any = None
-        with self._meter.clock("rollout").busy(), pool.holding(member, len(requests)) as places:
-            async for ref in pool.stream(member, "generate", *arguments):
-                if payload is None:
-                    payload = ref
-                    continue
-                header: BlockHeader = await pool.transport.value(ref)
-                places.free(sum(s.last for s in header.samples))
-                self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
-                self._meter.payload(header.payload_bytes)
-                yield Block(payload, header.samples, source, member.number)
-                payload = None
+        return [self._request(ticket, prompt, source) for ticket, prompt in tickets], sampling
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[list[Scored], dict[str, str]]:
         """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of

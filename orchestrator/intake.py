@@ -7,16 +7,18 @@ what cannot be trained is skipped, by name and with its reason.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
+import time
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from actors.records import SampleHeader
 from configs.schema import EarlyStop
 from orchestrator.buffer import Batch, Buffer, Scored
 from orchestrator.dispatch import DEATHS, Dispatch, Lease, Ticket
 from orchestrator.flow import Block, Flow
-from orchestrator.pool import Pool
+from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.segments import Segments
 from orchestrator.telemetry import Meter
@@ -25,12 +27,22 @@ from orchestrator.transport import MemberDied, ValueLost
 
 @dataclass
 class _Wanted:
-    """What a lease still wants: tickets `running` until their last segment is yielded. Of a response that is `gone`,
-    lost or rejected, no segment is; one that is `cut` will end soon."""
+    """What is wanted of one member: tickets `running` until their last segment is yielded, each with its prompt and its
+    lease. Of a response that is `gone`, lost or rejected, no segment is wanted; one that is `cut` will end soon."""
 
-    running: dict[str, Ticket]
+    member: PoolMember
+    channel: str
+    running: dict[str, Ticket] = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
+    places: int = 0  # of the member's load
+    heard: float = 0.0  # when it was last asked for something, or yielded
+
+    def since(self) -> float | None:
+        """From when on it owes something."""
+        return self.heard if self.places else None
 
 
 @dataclass
@@ -48,29 +60,80 @@ class Intake:
     moved: Callable[[], None]
     skipped: dict[str, str]
     segments: Segments = field(default_factory=Segments)
+    _attended: dict[tuple[str, int], _Wanted] = field(default_factory=dict)
 
-    async def follow(self, lease: Lease, cap: int) -> None:
-        """Judge the blocks of one lease as they come; lease again what its member took with it."""
-        prompts = {ticket.uid: self.prompts[ticket.index] for ticket in lease.tickets}
-        wanted = _Wanted({ticket.uid: ticket for ticket in lease.tickets})
-        pool, died = self.writers[lease.source], False
-        member = next((m for m in pool.members if m.number == lease.member), None)
-        async with asyncio.TaskGroup() as blocks:
-            try:
-                if member is not None:  # else it left or died between the grant and this turn
-                    pairs = [(ticket, prompts[ticket.uid]) for ticket in lease.tickets]
-                    async for block in self.flow.sample(pool, member, pairs, lease.source, cap):
-                        blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
-                        self.moved()
-            except MemberDied:
-                died = True
-            except ValueLost:
-                pass  # of a header; its samples are still open
-            for uid in wanted.running:
-                self.segments.forget(uid)
-            for index in self.dispatch.settle(lease, wanted.running.values(), died):
-                self._quarantine(index, f"{DEATHS} members of {pool.role} died of it")
+    def new_members(self) -> list[tuple[str, PoolMember]]:
+        """Serving members, with their source, that nobody attends to yet."""
+        return [
+            (source, member)
+            for source, pool in self.writers.items()
+            for member in pool.serving()
+            if (source, member.number) not in self._attended
+        ]
+
+    def attend(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
+        """From now on the member may be leased to; the coroutine takes in what it yields, as long as it lives."""
+        wanted = _Wanted(member, channel=f"{id(self)}-{member.number}")
+        self._attended[source, member.number] = wanted
+        return self._attend(source, wanted)
+
+    async def lease(self, lease: Lease, cap: int) -> None:
+        """Ask a member for responses of up to `cap` tokens."""
+        wanted = self._attended.get((lease.source, lease.member))
+        if wanted is None:  # it left or died between the grant and this turn
+            self.dispatch.settle(lease, lease.tickets)
             self.moved()
+            return
+        if not wanted.places:
+            self.meter.clock("rollout").begin()
+        pairs = [(ticket, self.prompts[ticket.index]) for ticket in lease.tickets]
+        for ticket, prompt in pairs:
+            wanted.running[ticket.uid], wanted.prompts[ticket.uid] = ticket, prompt
+            wanted.leases[ticket.uid] = lease
+            wanted.gone.discard(ticket.uid)
+            wanted.cut.discard(ticket.uid)
+        wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
+        pool = self.writers[lease.source]
+        pool.take(wanted.member, len(pairs))
+        with suppress(MemberDied):  # its stream tells
+            await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, cap)
+
+    async def _attend(self, source: str, wanted: _Wanted) -> None:
+        pool, died = self.writers[source], False
+        try:
+            async with asyncio.TaskGroup() as blocks:
+                with suppress(ValueLost):  # of a header; what it told of is still open
+                    try:
+                        stream = self.flow.blocks(pool, wanted.member, wanted.channel, source, wanted.since)
+                        async for block in stream:
+                            wanted.heard = time.monotonic()
+                            self._free(source, wanted, sum(s.last for s in block.samples))
+                            prompts = {s.uid: wanted.prompts[s.uid] for s in block.samples}
+                            blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
+                            self.moved()
+                    except MemberDied:
+                        died = True
+                self._let_go(source, wanted, died)
+        finally:
+            self._free(source, wanted, wanted.places)
+
+    def _free(self, source: str, wanted: _Wanted, places: int) -> None:
+        wanted.places -= places
+        self.writers[source].free(wanted.member, places)
+        if places and not wanted.places:
+            self.meter.clock("rollout").end()
+
+    def _let_go(self, source: str, wanted: _Wanted, died: bool) -> None:
+        """A member yields no more: what it still owed is leased again."""
+        del self._attended[source, wanted.member.number]
+        for uid in wanted.running:
+            self.segments.forget(uid)
+        for lease in set(wanted.leases.values()):
+            self.dispatch.settle(lease, ())
+        reason = f"{DEATHS} members of {self.writers[source].role} died of it"
+        for index in self.dispatch.lose(wanted.running.values(), died):
+            self._quarantine(index, reason)
+        self.moved()
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt], wanted: _Wanted) -> None:
         """Score, reward and admit a block. What went down with a node is sampled again; a response that is rejected, or
@@ -113,7 +176,7 @@ class Intake:
         self._lose(aborted, wanted)
         for sample in samples:
             if sample.last:
-                wanted.running.pop(sample.uid, None)
+                self._ended(sample.uid, wanted)
         return replace(block, samples=tuple(s for s in samples if s not in aborted))
 
     def _lose(self, samples: Iterable[SampleHeader], wanted: _Wanted) -> None:
@@ -124,9 +187,16 @@ class Intake:
         self.dispatch.lose(Ticket.of(s.uid, s.attempt) for s in lost)
 
     def _give_up(self, uid: str, wanted: _Wanted) -> None:
-        wanted.running.pop(uid, None)
+        self._ended(uid, wanted)
         wanted.gone.add(uid)
         self.segments.forget(uid)
+
+    def _ended(self, uid: str, wanted: _Wanted) -> None:
+        """A response is in, or will not be; with the last of its lease the lease is over."""
+        wanted.running.pop(uid, None)
+        lease = wanted.leases.pop(uid, None)
+        if lease is not None and lease not in wanted.leases.values():
+            self.dispatch.settle(lease, ())
 
     async def _cut(self, block: Block, uids: Set[str]) -> None:
         """End responses that are still being sampled; their last segment says so."""

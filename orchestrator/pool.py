@@ -8,8 +8,8 @@ nothing here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,19 +49,6 @@ class PoolMember:
     @property
     def head(self) -> Any:
         return self.actors[0]
-
-
-@dataclass
-class Places:
-    """What a lease holds of a member's load."""
-
-    member: PoolMember
-    left: int
-
-    def free(self, places: int) -> None:
-        """Some of it is done, though the rest goes on."""
-        self.member.load -= places
-        self.left -= places
 
 
 Admit = Callable[[PoolMember], Awaitable[None]]
@@ -149,28 +136,55 @@ class Pool:
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 
-    @contextmanager
-    def holding(self, member: PoolMember, places: int) -> Iterator[Places]:
-        """Count `places` as a member's load while this is entered, less those that are freed before."""
-        held = Places(member, places)
+    def take(self, member: PoolMember, places: int) -> None:
+        """Count work as a member's load."""
+        if places and not member.load:
+            self.clock.begin(member.number)
         member.load += places
-        try:
-            yield held
-        finally:
-            held.free(held.left)
-            self.on_change()
 
-    async def stream(self, member: PoolMember, method: str, *args: Any) -> AsyncIterator[Any]:
-        """References to what a generator method of one member yields. Raises MemberDied; the member is replaced."""
+    def free(self, member: PoolMember, places: int) -> None:
+        """Some of a member's work is done, or lost."""
+        member.load -= places
+        if places and not member.load:
+            self.clock.end(member.number)
+
+    async def stream(
+        self, member: PoolMember, method: str, *args: Any, since: Callable[[], float | None] | None = None
+    ) -> AsyncIterator[Any]:
+        """References to what a generator method of one member yields. Raises MemberDied; the member is replaced.
+
+        The deadline of each counts from when it is asked for, or from what `since` says; where that says None, nothing
+        is owed and there is none.
+        """
+        refs = aiter(self.transport.stream(member.head, method, *args))
+        waiting: asyncio.Future[Any] | None = None
         try:
-            with self.clock.busy(member.number):
-                refs = aiter(self.transport.stream(member.head, method, *args))
-                while (ref := await self.in_time(method, anext(refs, None))) is not None:
-                    self._barren = 0
-                    yield ref
+            while True:
+                waiting = asyncio.ensure_future(anext(refs, None))  # type: ignore[arg-type]
+                if (ref := await self._in_due_time(method, waiting, since)) is None:
+                    return
+                self._barren = 0
+                yield ref
         except MemberDied as death:
             self.replace(member, death)
             raise
+        finally:
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            await refs.aclose()  # type: ignore[attr-defined]
+
+    async def _in_due_time(
+        self, method: str, waiting: asyncio.Future[Any], since: Callable[[], float | None] | None
+    ) -> Any:
+        seconds, asked = self.deadlines.of(method), time.monotonic()
+        while not waiting.done():
+            began = since() if since else asked
+            left = seconds if began is None else began + seconds - time.monotonic()
+            if left <= 0:
+                raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)")
+            await asyncio.wait([waiting], timeout=left)
+        return waiting.result()
 
     async def call_member(self, member: PoolMember, method: str, *args: Any) -> Any:
         """Call a method of one member's head and open the result. Raises MemberDied; the member is replaced."""
@@ -182,18 +196,17 @@ class Pool:
             raise
 
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
-        member.load += load
+        self.take(member, load)
         try:
-            with self.clock.busy(member.number):
-                refs = self.transport.call(member.head, method, *args, returns=returns)
-                value = await self.in_time(method, self.transport.value(refs[-1]))
+            refs = self.transport.call(member.head, method, *args, returns=returns)
+            value = await self.in_time(method, self.transport.value(refs[-1]))
             self._barren = 0
             return [*refs[:-1], value]
         except MemberDied as death:
             self.replace(member, death)
             raise
         finally:
-            member.load -= load
+            self.free(member, load)
             self.on_change()
 
     async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:

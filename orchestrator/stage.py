@@ -108,10 +108,12 @@ class Stage:
                 for pool in self.writers.values():
                     pool.check()
                 self._moved.clear()
+                for source, member in self.intake.new_members():
+                    leases.create_task(self.intake.attend(source, member))
                 for lease in self.dispatch.grant(self.progress.step, self._room(), self._judged_at):
                     for index in {ticket.index for ticket in lease.tickets}:
                         self.buffer.open(index, self.progress.version)
-                    leases.create_task(self.intake.follow(lease, self._cap))
+                    leases.create_task(self.intake.lease(lease, self._cap))
                 await self._moved.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:

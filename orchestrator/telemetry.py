@@ -19,15 +19,22 @@ class BusyClock:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        if not self._active:
-            self._since = self._now()
-        self._active += 1
+        self.begin()
         try:
             yield
         finally:
-            self._active -= 1
-            if not self._active:
-                self._total += self._now() - self._since
+            self.end()
+
+    def begin(self) -> None:
+        """An activity starts; `end` is to follow."""
+        if not self._active:
+            self._since = self._now()
+        self._active += 1
+
+    def end(self) -> None:
+        self._active -= 1
+        if not self._active:
+            self._total += self._now() - self._since
 
     @property
     def active(self) -> bool:
@@ -49,11 +56,18 @@ class MemberClock:
 
     @contextmanager
     def busy(self, member: int) -> Iterator[None]:
-        self._change(member, 1)
+        self.begin(member)
         try:
             yield
         finally:
-            self._change(member, -1)
+            self.end(member)
+
+    def begin(self, member: int) -> None:
+        """A call of a member starts; `end` is to follow."""
+        self._change(member, 1)
+
+    def end(self, member: int) -> None:
+        self._change(member, -1)
 
     def total(self) -> float:
         """Member-seconds so far, work under way included."""

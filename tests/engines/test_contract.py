@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,37 @@ def test_what_cannot_be_scored_is_rejected_by_uid(bench: Bench) -> None:
     assert good.uid in ScoreTable(table)
 
 
+def segmented(requests: Sequence[Request]) -> list[Request]:
+    return [replace(request, segment_tokens=4) for request in requests]
+
+
+def test_what_is_submitted_leaves_through_one_stream_whatever_call_asked_for_it(bench: Bench) -> None:
+    (whole, *_), _ = bench.sample(bench.requests(6), Stream(coalesce_ms=5000.0))
+    pool, sampling, ends = bench.pools.rollout, bench.recipe.sampling, bench.inputs.end_token_ids
+    assert pool is not None
+    member = pool.members[0]
+
+    async def work() -> list[Any]:
+        values: list[Any] = []
+        stream = pool.stream(member, "blocks", "a channel", Stream(coalesce_ms=3000.0, coalesce_samples=6))
+        reading = asyncio.ensure_future(anext(stream))
+        for requests in (bench.requests(6)[:2], bench.requests(6)[2:]):
+            await pool.call_member(member, "submit", "a channel", requests, sampling, ends)
+        values.append(await pool.transport.value(await reading))
+        values.append(await pool.transport.value(await anext(stream)))
+        await stream.aclose()
+        await pool.call_member(member, "drain")
+        return values
+
+    payload, header = bench.runner.run(work())
+    assert [s.uid for s in header.samples] == [s.uid for s in unpack_samples(payload)]
+    found = {s.uid: s.response_ids for s in unpack_samples(payload)}
+    assert found == {s.uid: s.response_ids for s in unpack_samples(whole)}
+
+
 def test_segments_add_up_to_the_whole_response_and_so_do_their_scores(bench: Bench) -> None:
     (whole, *_), _ = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
-    payloads, headers = bench.sample(bench.requests(4), Stream(tokens=4))
+    payloads, headers = bench.sample(segmented(bench.requests(4)))
     responses = {s.uid: s for s in unpack_samples(whole)}
     expected = _logprobs(bench, whole)
     ends: dict[str, int] = dict.fromkeys(responses, 0)
@@ -202,7 +231,8 @@ def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:
 
     async def work() -> list[Any]:
         values: list[Any] = []
-        async for ref in pool.stream(pool.members[0], "generate", requests, sampling, Stream(tokens=4), ends):
+        arguments = (segmented(requests), sampling, Stream(), ends)
+        async for ref in pool.stream(pool.members[0], "generate", *arguments):
             values.append(await pool.transport.value(ref))
             if len(values) == 2:
                 await pool.call_member(pool.members[0], "cut", [*cut, "nobody"])

@@ -187,9 +187,8 @@ def test_a_dataset_hands_on_whole_responses_and_cuts_none() -> None:
     request = Request("a", "a", 0, 1, [1], response_ids=[5, 6, 7], segment_tokens=2)
     member = Dataset()
     member.cut(["a"])
-    payload, header = member.generate([request], SAMPLING, Stream(), END)
-    assert [(h.start, h.end, h.finish) for h in header.samples] == [(0, 3, "data")]
-    assert unpack_samples(payload)[0].start == 0
+    ((row,),) = generated(member, Stream(), requests=[request])
+    assert (row.start, len(row.response_ids), row.finish) == (0, 3, "data")
 
 
 @pytest.mark.parametrize("support", ["sampled", "topk", "full"])
