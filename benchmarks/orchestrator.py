@@ -49,20 +49,29 @@ class SleepingRollout(Member):
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._version = 0
+        self._running: list[tuple[float, str, Request, int]] = []  # by when they end
+        self._arrived = asyncio.Event()
 
     async def start(self) -> None: ...
 
-    async def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
-        began, window = time.monotonic(), stream.coalesce_ms / 1000
-        ends = [(tokens_of(request) * self._seconds, i) for i, request in enumerate(requests)]
-        heapq.heapify(ends)
-        while ends:
-            await asyncio.sleep(max(0.0, ends[0][0] + window - (time.monotonic() - began)))
-            block = []
-            while ends and len(block) < stream.coalesce_samples and ends[0][0] <= time.monotonic() - began:
-                block.append(self._header(requests[heapq.heappop(ends)[1]]))
+    async def submit(
+        self, channel: str, requests: Sequence[Request], sampling: Sampling, end_token_ids: Sequence[int]
+    ) -> None:
+        now = time.monotonic()
+        for request in requests:
+            tokens = tokens_of(request)
+            heapq.heappush(self._running, (now + tokens * self._seconds, request.uid, request, tokens))
+        self._arrived.set()
+
+    async def blocks(self, channel: str, stream: Stream) -> AsyncIterator[Any]:
+        while True:
+            while not self._running:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await asyncio.sleep(max(0.0, self._running[0][0] + stream.coalesce_ms / 1000 - time.monotonic()))
+            block, now = [], time.monotonic()
+            while self._running and len(block) < stream.coalesce_samples and self._running[0][0] <= now:
+                block.append(self._header(*heapq.heappop(self._running)[2:]))
             if block:
                 yield NOTHING
                 yield BlockHeader(tuple(block), len(NOTHING))
@@ -71,8 +80,7 @@ class SleepingRollout(Member):
         self._version = version
         return version
 
-    def _header(self, request: Request) -> SampleHeader:
-        tokens = tokens_of(request)
+    def _header(self, request: Request, tokens: int) -> SampleHeader:
         return SampleHeader(
             request.uid, request.group, request.attempt, 50, tokens, tokens, "stop", ((self._version, tokens),)
         )
@@ -241,7 +249,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     defaults = (
         {"rollouts": 16, "scorers": 2, "concurrent": 256, "coalesce_ms": 100.0, "token_seconds": 0.012}
         if arguments.ray
-        else {"rollouts": 512, "scorers": 64, "concurrent": 64, "coalesce_ms": 100.0, "token_seconds": 0.03}
+        else {"rollouts": 512, "scorers": 64, "concurrent": 64, "coalesce_ms": 500.0, "token_seconds": 0.03}
     )
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
