@@ -103,14 +103,18 @@ class Run:
         Returns the exit code (0 or 3) and leaves metrics, checkpoint, model, summary and report in the directory.
         Raises what failed.
         """
-        while True:
-            try:
-                return await self._attempt()
-            except (LearnerDied, ExceptionGroup) as error:
-                death = _learner_death(error)
-                if death is None:
-                    raise
-                await self._bury(death)
+        try:
+            while True:
+                try:
+                    return await self._attempt()
+                except (LearnerDied, ExceptionGroup) as error:
+                    death = _learner_death(error)
+                    if death is None:
+                        raise
+                    await self._bury(death)
+        finally:  # pools outlive the run, and would keep its last weights
+            for _, versions in self._versions():
+                versions.current = None
 
     async def _attempt(self) -> int:
         saved = self._rewind()
@@ -188,8 +192,7 @@ class Run:
         pools = self.pools.all()
         for pool in pools.values():
             pool.notice = self.observer.notice
-        writers = [(pool, self.versions) for pool in self.pools.writers().values()]
-        for pool, versions in (*writers, *self.teachers.moving()):
+        for pool, versions in self._versions():
             pool.admit = self._admit_to(pool, versions)
             for member in pool.members:
                 member.version = -1  # of another run, if any: its numbers say nothing here
@@ -243,6 +246,10 @@ class Run:
             notice=self.observer.notice,
             skipped=self.skipped,
         )
+
+    def _versions(self) -> list[tuple[Pool, Versions]]:
+        """Pools whose members pull weights, and which."""
+        return [*((pool, self.versions) for pool in self.pools.writers().values()), *self.teachers.moving()]
 
     def _admit_to(self, pool: Pool, versions: Versions) -> Any:
         async def admit(member: PoolMember) -> None:
