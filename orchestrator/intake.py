@@ -108,7 +108,7 @@ class Intake:
                         async for block in stream:
                             wanted.heard = time.monotonic()
                             self._free(source, wanted, sum(s.last for s in block.samples))
-                            prompts = {s.uid: wanted.prompts[s.uid] for s in block.samples}
+                            prompts = {s.uid: wanted.prompts[s.uid] for s in block.samples if s.uid in wanted.running}
                             blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
                             self.moved()
                     except MemberDied:
@@ -194,6 +194,7 @@ class Intake:
     def _ended(self, uid: str, wanted: _Wanted) -> None:
         """A response is in, or will not be; with the last of its lease the lease is over."""
         wanted.running.pop(uid, None)
+        wanted.prompts.pop(uid, None)
         lease = wanted.leases.pop(uid, None)
         if lease is not None and lease not in wanted.leases.values():
             self.dispatch.settle(lease, ())

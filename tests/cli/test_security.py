@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.test_kill_and_resume import _descendants
+from tests.processes import descendants
 
 
 def test_no_http_beyond_loopback(ray_cluster: None) -> None:
@@ -33,7 +33,7 @@ def test_a_driver_without_the_token_is_refused(ray_cluster: None) -> None:
 
 def _listening() -> list[tuple[str, int]]:
     """(hex address, port) of the TCP sockets that this process's descendants listen on."""
-    inodes = {inode for pid in _descendants(os.getpid()) for inode in _sockets(pid)}
+    inodes = {inode for pid in descendants(os.getpid()) for inode in _sockets(pid)}
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
