@@ -97,7 +97,9 @@ class Buffer:
         self._place(uid, None)
 
     def missing(self, index: int) -> list[str]:
-        """Uids of a leased group that are not in."""
+        """Uids of a group that are not in; none of one that is trained."""
+        if index not in self._groups:
+            return []
         there = self._groups[index].samples
         uids = [f"{index:08d}.{sample:03d}" for sample in range(self.samples_per_group)]
         return [uid for uid in uids if uid not in there]

@@ -86,12 +86,11 @@ def highest_version(run: Path) -> int | None:
 def rewind(run: Path, saved: Saved | None) -> None:
     """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost."""
     metrics = run / METRICS
-    text = metrics.read_bytes() if metrics.exists() else b""
     length = saved.metrics_bytes if saved else 0
-    if text[length:]:
+    if tail := metrics.read_bytes()[length:] if metrics.exists() else b"":
         with (run / f"{METRICS}.lost").open("ab") as lost:
-            lost.write(text[length:])
-        metrics.write_bytes(text[:length])
+            lost.write(tail)
+        os.truncate(metrics, length)  # what stays is never written anew: it must survive a kill right here
     step = saved.state["step"] if saved else 0
     for file in sorted((run / "samples").glob("step_*.arrow")):
         if int(file.name.split(".")[0].removeprefix("step_")) > step:

@@ -30,7 +30,7 @@ class PayloadsLost(Exception):
     """Payloads of a batch went down with a node before the learner had them. No rank has begun."""
 
     def __init__(self, uids: frozenset[str]) -> None:
-        super().__init__(f"the payloads of {len(uids)} samples are lost, e.g. of {min(uids)}")
+        super().__init__(f"the payloads of {len(uids)} samples are lost: {', '.join(sorted(uids)[:3])}")
         self.uids = uids
 
 

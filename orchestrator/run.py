@@ -168,6 +168,7 @@ class Run:
             )
         checkpoint.rewind(self.directory, saved)
         self.progress, self.skipped = Progress(beta=initial_beta(self.recipe.objective)), {}
+        self._ended_early = False
         if saved:
             self.progress.step = saved.state["step"]
             self.progress.beta = saved.state["beta"]

@@ -20,7 +20,7 @@ from tests.processes import alive, descendants
 STEPS, KILLS = 6, (3, 5)  # lines of metrics.jsonl after which the driver is killed
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "run": {"steps": STEPS},

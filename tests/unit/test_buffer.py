@@ -77,6 +77,14 @@ def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None
     assert buffer.last_dropped == (GROUPS[0], "too long")
 
 
+def test_nothing_is_missing_of_a_group_that_is_trained() -> None:
+    buffer = leased(1, 1)
+    assert buffer.missing(0) == [GROUPS[0]]
+    buffer.admit(scored(GROUPS[0]))
+    buffer.take(0)
+    assert buffer.missing(0) == []
+
+
 def test_a_wholly_dropped_batch_is_empty_and_not_awaited_for_ever() -> None:
     buffer = leased(1, 1)
     buffer.drop(GROUPS[0], "bad")
