@@ -2,22 +2,21 @@
 
 Capacity follows from the staleness bound, never from a sleep: with B groups a step, s steps done and a bound of n
 versions, (s + 1 + n) * B groups may be trained, running or buffered. Which source writes a group follows from its
-index. A group whose member dies again and again is quarantined; everything else is leased until it is sampled.
+index. A group that kills its members is quarantined (suspects.py); everything else is leased until it is sampled.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
 from orchestrator.ledger import Ledger
-
-DEATHS = 3  # members a prompt group may lose before it is quarantined
+from orchestrator.suspects import Suspects
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,9 +85,8 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 class Dispatch:
     """`ledger` says what is trained already; `source(index)` says who writes a group.
 
-    A group that lost a member is leased again like any other. One that lost all but the last of `DEATHS` is a suspect:
-    it is leased alone, to an idle member that is given nothing else meanwhile, and if that dies too it is quarantined:
-    leased no more. So a prompt that kills its actor is found, and its neighbours are not.
+    A group that lost a member is leased again like any other, a suspect alone: to an idle member that is given nothing
+    else meanwhile. What is found guilty is leased no more.
     """
 
     groups_per_step: int
@@ -97,11 +95,10 @@ class Dispatch:
     steps: int
     ledger: Ledger = field(default_factory=Ledger)
     source: Callable[[int], str] = lambda index: "student"
-    quarantined: set[int] = field(default_factory=set)
+    suspects: Suspects = field(default_factory=Suspects)
     _next: int = field(init=False)
     _opened: int = field(init=False)  # groups trained or leased
     _open: dict[str, list[list[Ticket]]] = field(init=False, default_factory=lambda: defaultdict(list))  # in order
-    _deaths: Counter[int] = field(init=False, default_factory=Counter)
     _reserved: dict[tuple[str, int], int] = field(init=False, default_factory=dict)  # (source, member) -> suspect
 
     def __post_init__(self) -> None:
@@ -127,19 +124,16 @@ class Dispatch:
             self._next, self._opened = self._next + 1, self._opened + 1
         return [lease for source, members in room.items() for lease in self._grant(source, members)]
 
-    def settle(self, lease: Lease, lost: Iterable[Ticket], died: bool = False) -> set[int]:
+    def settle(self, lease: Lease, lost: Iterable[Ticket] = (), died: bool = False) -> set[int]:
         """A lease is over. Its `lost` tickets yielded nothing: they are leased again under the next attempt. Where its
-        member `died`, they are suspects. Returns the groups that are quarantined by it."""
+        member `died`, they are what it ran. Returns the groups that are guilty of it."""
         self._reserved.pop((lease.source, lease.member), None)
         return self.lose(lost, died)
 
     def lose(self, tickets: Iterable[Ticket], died: bool = False) -> set[int]:
         """Lease tickets again under the next attempt; see `settle`."""
-        lost = sorted(ticket for ticket in tickets if ticket.index not in self.quarantined)
-        if died:
-            self._deaths.update({ticket.index for ticket in lost})
-        guilty = {ticket.index for ticket in lost if self._deaths[ticket.index] >= DEATHS}
-        self.quarantined |= guilty
+        lost = sorted(ticket for ticket in tickets if not self.suspects.guilty(ticket.index))
+        guilty = self.suspects.died({ticket.index for ticket in lost}) if died else set()
         for ticket in lost:
             if ticket.index not in guilty:
                 again = Ticket(ticket.index, ticket.sample, ticket.attempt + 1)
@@ -148,9 +142,6 @@ class Dispatch:
             for groups in self._open.values():
                 groups[:] = [group for group in groups if group[0].index not in guilty]
         return guilty
-
-    def _suspect(self, index: int) -> bool:
-        return self._deaths[index] >= DEATHS - 1
 
     def _unopened(self, steps_done: int, until: int | None = None) -> int:
         horizon = min(steps_done + 1 + self.max_staleness, self.steps if until is None else min(until, self.steps))
@@ -168,7 +159,7 @@ class Dispatch:
             if not heap:
                 break
             taken += 1
-            if self._suspect(tickets[0].index):  # waits for an idle member
+            if self.suspects.suspected(tickets[0].index):  # waits for an idle member
                 held.append(tickets)
                 continue
             slots, member = heap[0]
@@ -183,7 +174,7 @@ class Dispatch:
     def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
         """Each suspect group, all its open tickets, alone on an idle member; and the members that are left."""
         leases: list[Lease] = []
-        suspects = sorted({group[0].index for group in self._open[source] if self._suspect(group[0].index)})
+        suspects = sorted({group[0].index for group in self._open[source] if self.suspects.suspected(group[0].index)})
         under_test = set(self._reserved.values())
         untested, idle = (i for i in suspects if i not in under_test), (m for m in free if free[m].idle)
         for index, member in zip(untested, idle, strict=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,37 @@ from objectives.schedule import Dials
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
 from orchestrator.flow import Block, Flow, Pools
+from orchestrator.intake import quarantined
 from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.pool import PoolMember
 from orchestrator.prompts import Prompt
+from orchestrator.suspects import Suspects
 from orchestrator.transport import MemberDied, ValueLost
 
 HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
 
 
 class Evaluation:
-    """The same prompts and the same seeds every time, so that before and after differ by the weights alone."""
+    """The same prompts and the same seeds every time, so that before and after differ by the weights alone. A prompt
+    that kills its rollouts is left out, and `skip` told of it."""
 
     def __init__(
-        self, recipe: Recipe, pools: Pools, flow: Flow, learner: LearnerGroup, prompts: Sequence[Prompt]
+        self,
+        recipe: Recipe,
+        pools: Pools,
+        flow: Flow,
+        learner: LearnerGroup,
+        prompts: Sequence[Prompt],
+        suspects: Suspects,
+        skip: Callable[[str, str], None],
     ) -> None:
         self._recipe = recipe
         self._pools = pools
         self._flow = flow
         self._learner = learner
         self._prompts = prompts
+        self._suspects = suspects
+        self._skip = skip
 
     async def run(
         self, version: int, dials: Dials, record: Path | None, cap: int | None = None
@@ -77,38 +89,57 @@ class Evaluation:
         """Every ticket, spread over the members; what a dying member took with it is sampled again."""
         pool = self._pools.rollout
         assert pool is not None
-        left, done = list(tickets), []
+        left, done = [ticket for ticket in tickets if not self._suspects.guilty(ticket.index)], []
         while left:
             pool.check()
             members = pool.serving()
             if not members:
                 await asyncio.sleep(0.1)  # a replacement is on its way
                 continue
-            shares = [left[i :: len(members)] for i in range(len(members))]
-            results = await asyncio.gather(*(self._lease(m, s, cap) for m, s in zip(members, shares, strict=True) if s))
+            shares = self._shares(left, len(members))
+            asked = {ticket for share in shares for ticket in share}
+            leases = (self._lease(m, share, cap) for m, share in zip(members, shares, strict=False) if share)
+            results = await asyncio.gather(*leases)
             done += [scored for scoreds, _ in results for scored in scoreds]
-            left = [ticket for _, lost in results for ticket in lost]
+            left = [t for t in left if t not in asked] + [ticket for _, lost in results for ticket in lost]
         return done
+
+    def _shares(self, tickets: Sequence[Ticket], members: int) -> list[list[Ticket]]:
+        """What each member is asked for. Suspects come when all others are in, and are then alone on theirs."""
+        if plain := [ticket for ticket in tickets if not self._suspects.suspected(ticket.index)]:
+            return [plain[i::members] for i in range(members)]
+        suspects = sorted({ticket.index for ticket in tickets})[:members]
+        return [[ticket for ticket in tickets if ticket.index == index] for index in suspects]
 
     async def _lease(
         self, member: PoolMember, tickets: Sequence[Ticket], cap: int | None
     ) -> tuple[list[Scored], list[Ticket]]:
+        """What a member brings in, and what is to be asked for again."""
         pool = self._pools.rollout
         assert pool is not None
         pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
         prompts = {ticket.uid: prompt for ticket, prompt in pairs}
-        open_tickets = {ticket.uid: ticket for ticket in tickets}
+        owed = {ticket.uid: ticket for ticket in tickets}
+        running = dict(owed)
         done: list[Scored] = []
 
         async def judge(block: Block) -> None:
-            with suppress(ValueLost):  # its tickets stay open
+            with suppress(ValueLost):  # its tickets are still owed
                 good, _ = await self._flow.judge(block, prompts)
                 done.extend(good)
                 for sample in block.samples:
-                    del open_tickets[sample.uid]
+                    del owed[sample.uid]
 
         async with asyncio.TaskGroup() as judging:
-            with suppress(MemberDied, ValueLost):
-                async for block in self._flow.sample(pool, member, pairs, cap=cap):
-                    judging.create_task(judge(block))
-        return done, list(open_tickets.values())
+            with suppress(ValueLost):
+                try:
+                    async for block in self._flow.sample(pool, member, pairs, cap=cap):
+                        for sample in block.samples:
+                            del running[sample.uid]
+                        judging.create_task(judge(block))
+                except MemberDied:
+                    guilty = self._suspects.died({ticket.index for ticket in running.values()})
+                    for uid in [uid for uid, ticket in running.items() if ticket.index in guilty]:
+                        self._skip(uid, quarantined(pool.role))
+                        del owed[uid]
+        return done, list(owed.values())

@@ -12,15 +12,17 @@ from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from actors.records import SampleHeader
 from configs.schema import EarlyStop
 from orchestrator.buffer import Batch, Buffer, Scored
-from orchestrator.dispatch import DEATHS, Dispatch, Lease, Ticket
+from orchestrator.dispatch import Dispatch, Lease, Ticket
 from orchestrator.flow import Block, Flow
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.segments import Segments
+from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied, ValueLost
 
@@ -28,14 +30,16 @@ from orchestrator.transport import MemberDied, ValueLost
 @dataclass
 class _Wanted:
     """What is wanted of one member: tickets `running` until their last segment is yielded, each with its prompt and its
-    lease. Of a response that is `gone`, lost or rejected, no segment is wanted; one that is `cut` will end soon."""
+    lease. One that is `cut` will end soon. Of one that is `gone`, lost or rejected, no segment is wanted; it is leased
+    again when it has ended, so that no member ever writes two attempts at once, unless it is `rejected`."""
 
     member: PoolMember
-    channel: str
+    channel: str = field(default_factory=lambda: uuid4().hex)
     running: dict[str, Ticket] = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
+    gone: set[Ticket] = field(default_factory=set)
+    rejected: set[Ticket] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
     places: int = 0  # of the member's load
     heard: float = 0.0  # when it was last asked for something, or yielded
@@ -73,24 +77,26 @@ class Intake:
 
     def attend(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
         """From now on the member may be leased to; the coroutine takes in what it yields, as long as it lives."""
-        wanted = _Wanted(member, channel=f"{id(self)}-{member.number}")
-        self._attended[source, member.number] = wanted
+        wanted = self._attended[source, member.number] = _Wanted(member)
         return self._attend(source, wanted)
 
     async def lease(self, lease: Lease, cap: int) -> None:
-        """Ask a member for responses of up to `cap` tokens."""
+        """Ask a member for responses of up to `cap` tokens; of a prompt that was found guilty before a resume, none."""
+        guilty = {ticket.index for ticket in lease.tickets if self.dispatch.suspects.guilty(ticket.index)}
+        for index in guilty:
+            self._quarantine(lease.source, index)
         wanted = self._attended.get((lease.source, lease.member))
-        if wanted is None:  # it left or died between the grant and this turn
-            self.dispatch.settle(lease, lease.tickets)
+        tickets = [ticket for ticket in lease.tickets if ticket.index not in guilty]
+        if wanted is None or not tickets:  # it left or died between the grant and this turn
+            self.dispatch.settle(lease, tickets)
             self.moved()
             return
         if not wanted.places:
             self.meter.clock("rollout").begin()
-        pairs = [(ticket, self.prompts[ticket.index]) for ticket in lease.tickets]
+        pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
         for ticket, prompt in pairs:
             wanted.running[ticket.uid], wanted.prompts[ticket.uid] = ticket, prompt
             wanted.leases[ticket.uid] = lease
-            wanted.gone.discard(ticket.uid)
             wanted.cut.discard(ticket.uid)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
         pool = self.writers[lease.source]
@@ -126,13 +132,14 @@ class Intake:
     def _let_go(self, source: str, wanted: _Wanted, died: bool) -> None:
         """A member yields no more: what it still owed is leased again."""
         del self._attended[source, wanted.member.number]
-        for uid in wanted.running:
-            self.segments.forget(uid)
+        owed = [ticket for ticket in wanted.running.values() if ticket not in wanted.rejected]
+        wanted.gone.update(owed)
+        for ticket in owed:
+            self.segments.forget(ticket.uid)
         for lease in set(wanted.leases.values()):
-            self.dispatch.settle(lease, ())
-        reason = f"{DEATHS} members of {self.writers[source].role} died of it"
-        for index in self.dispatch.lose(wanted.running.values(), died):
-            self._quarantine(index, reason)
+            self.dispatch.settle(lease)
+        for index in self.dispatch.lose(owed, died):
+            self._quarantine(source, index)
         self.moved()
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt], wanted: _Wanted) -> None:
@@ -142,17 +149,18 @@ class Intake:
             good, rejected = await self.flow.judge(block, prompts)
         except ValueLost:
             self._lose(block.samples, wanted)
+            await self._cut(block, wanted.running.keys())
         else:
             for part in good:
-                if part.header.uid not in wanted.gone and (whole := self.segments.join(part)):
+                if _ticket(part.header) not in wanted.gone and (whole := self.segments.join(part)):
                     self.buffer.admit(whole)
-            for uid, reason in rejected.items():
-                self._give_up(uid, wanted)
-                self.skip(uid, reason)
+            for sample in block.samples:
+                if sample.uid in rejected:
+                    self._reject(sample, rejected[sample.uid], wanted)
             adrift = {p.header.uid for p in good if self.segments.adrift(p.header, self.early_stop)} - wanted.cut
             self.meter.count("samples_cut", len(adrift))
             wanted.cut |= adrift
-            await self._cut(block, adrift | rejected.keys())
+            await self._cut(block, wanted.running.keys() & (adrift | rejected.keys()))
         self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
@@ -165,39 +173,40 @@ class Intake:
     def take_back(self, batch: Batch, lost: Container[str]) -> None:
         """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
         self.buffer.give_back(batch, lost)
-        headers = (s.header for s in batch.samples if s.header.uid in lost)
-        self.dispatch.lose(Ticket.of(h.uid, h.attempt) for h in headers)
+        self.dispatch.lose(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
         self.moved()
 
     def _select(self, block: Block, wanted: _Wanted) -> Block:
-        """What is wanted of a block. Responses that end with it run no longer."""
-        samples = [s for s in block.samples if s.uid in wanted.running]
-        aborted = [s for s in samples if s.finish == "abort"]  # by a weight update, where the recipe says so
-        self._lose(aborted, wanted)
-        for sample in samples:
+        """What is wanted of a block. Responses that end with it run no longer; lost ones are leased again."""
+        asked = [(s, wanted.running[s.uid]) for s in block.samples if s.uid in wanted.running]
+        for sample, _ in asked:
             if sample.last:
                 self._ended(sample.uid, wanted)
-        return replace(block, samples=tuple(s for s in samples if s not in aborted))
+        lost = (t for s, t in asked if s.last and t in wanted.gone and t not in wanted.rejected)
+        self.dispatch.lose(lost)
+        self._lose([s for s, _ in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
+        return replace(block, samples=tuple(s for s, ticket in asked if ticket not in wanted.gone))
 
     def _lose(self, samples: Iterable[SampleHeader], wanted: _Wanted) -> None:
         """What was yielded and is lost is sampled again, under its next attempt."""
-        lost = [s for s in samples if s.uid not in wanted.gone]
+        lost = [s for s in samples if _ticket(s) not in wanted.gone]
         for sample in lost:
-            self._give_up(sample.uid, wanted)
-        self.dispatch.lose(Ticket.of(s.uid, s.attempt) for s in lost)
+            wanted.gone.add(_ticket(sample))
+            self.segments.forget(sample.uid)
+        self.dispatch.lose(_ticket(s) for s in lost if s.uid not in wanted.running)
 
-    def _give_up(self, uid: str, wanted: _Wanted) -> None:
-        self._ended(uid, wanted)
-        wanted.gone.add(uid)
-        self.segments.forget(uid)
+    def _reject(self, sample: SampleHeader, reason: str, wanted: _Wanted) -> None:
+        wanted.gone.add(_ticket(sample))
+        wanted.rejected.add(_ticket(sample))
+        self.segments.forget(sample.uid)
+        self.skip(sample.uid, reason)
 
     def _ended(self, uid: str, wanted: _Wanted) -> None:
         """A response is in, or will not be; with the last of its lease the lease is over."""
-        wanted.running.pop(uid, None)
-        wanted.prompts.pop(uid, None)
-        lease = wanted.leases.pop(uid, None)
-        if lease is not None and lease not in wanted.leases.values():
-            self.dispatch.settle(lease, ())
+        del wanted.running[uid], wanted.prompts[uid]
+        lease = wanted.leases.pop(uid)
+        if lease not in wanted.leases.values():
+            self.dispatch.settle(lease)
 
     async def _cut(self, block: Block, uids: Set[str]) -> None:
         """End responses that are still being sampled; their last segment says so."""
@@ -210,12 +219,21 @@ class Intake:
 
     def lease_again(self, aged: Sequence[Scored]) -> None:
         """Samples that grew too old for the staleness bound are sampled anew."""
-        self.dispatch.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
+        self.dispatch.lose(_ticket(s.header) for s in aged)
         self.meter.count("samples_aged", len(aged))
         self.meter.count("tokens_aged", sum(s.header.response_tokens for s in aged))
         if aged:
             self.moved()
 
-    def _quarantine(self, index: int, reason: str) -> None:
+    def _quarantine(self, source: str, index: int) -> None:
         for uid in self.buffer.missing(index):
-            self.skip(uid, f"quarantined: {reason}")
+            self.skip(uid, quarantined(self.writers[source].role))
+
+
+def _ticket(header: SampleHeader) -> Ticket:
+    return Ticket.of(header.uid, header.attempt)
+
+
+def quarantined(role: str) -> str:
+    """The reason of a sample whose prompt kills the members that are asked for it."""
+    return f"quarantined: {DEATHS} members of {role} died of it"

@@ -142,24 +142,26 @@ class LearnerGroup:
         try:
             await self._together("fetch", lambda rank: shares[rank].payloads)
         except ValueLost:
-            lost = await self._lost({id(ref): ref for share in shares for ref in share.payloads})
-            uids = (s.header.uid for s in batch if lost & {id(ref) for ref in _payloads(s)})
+            lost = await self._lost(shares)
+            uids = {s.header.uid for s in batch if lost & {id(ref) for ref in _payloads(s)}}
             raise PayloadsLost(frozenset(uids)) from None
 
-    async def _lost(self, refs: Mapping[int, Any]) -> set[int]:
-        """Which of these references lead nowhere."""
+    async def _lost(self, shares: Sequence[_RankShare]) -> set[int]:
+        """Which payloads, by id, lead nowhere, each asked of a rank that needs it. All, where each can be had by
+        itself: a batch that never comes whole is as good as lost."""
+        needed = {id(ref): (rank, ref) for rank, share in enumerate(shares) for ref in share.payloads}
 
-        async def gone(ref: Any) -> bool:
+        async def gone(rank: int, ref: Any) -> bool:
             try:
-                await self._value("fetch", self._call(0, "fetch", ref))
+                await self._value("fetch", self._call(rank, "fetch", ref))
             except ValueLost:
                 return True
             except MemberDied as death:
                 raise self._failed("fetch", death) from death
             return False
 
-        found = await asyncio.gather(*(gone(ref) for ref in refs.values()))
-        return {key for key, is_gone in zip(refs, found, strict=True) if is_gone}
+        found = await asyncio.gather(*(gone(*place) for place in needed.values()))
+        return {key for key, is_gone in zip(needed, found, strict=True) if is_gone} or set(needed)
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
         calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self._member.actors))]

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Deadlines
+from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
 from orchestrator.transport import GangSpec, MemberDied, Transport
 
-ATTEMPTS = 3  # members a call is tried on before its failure is its caller's
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
 
@@ -117,22 +118,24 @@ class Pool:
         *args: Any,
         load: int = 1,
         returns: int = 1,
-        attempts: int = ATTEMPTS,
         near: int | None = None,
+        suspect: bool | None = None,
     ) -> list[Any]:
         """Call an idempotent method on the least-loaded member, and on another if that one dies. Calls with the same
         number `near` go to the same member as long as members stay the same.
 
         Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
-        when `attempts` members died under it.
+        when as many members as make DEATHS died under it. Where a caller asks what it is that kills members, the first
+        death is one already (`suspect` False); under a suspect (True) only members count that lived when it was asked.
         """
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, DEATHS + 1):
             try:
-                if self.hedge is None:
-                    return await self._answer(await self._route(near), method, args, load, returns)
-                return await self._first_answer(await self._route(near), method, args, load, returns)
+                member = await self._living(near) if suspect else await self._route(near)
+                if self.hedge is None or suspect:
+                    return await self._answer(member, method, args, load, returns)
+                return await self._first_answer(member, method, args, load, returns)
             except MemberDied as death:
-                if attempt == attempts:
+                if attempt == DEATHS or suspect is False:
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 
@@ -255,6 +258,14 @@ class Pool:
         if near is not None:
             return serving[near % len(serving)]
         return min(serving, key=lambda m: (m.load, m.number))
+
+    async def _living(self, near: int | None) -> PoolMember:
+        """A member that has just answered; one that does not is replaced."""
+        while True:
+            member = await self._route(near)
+            with suppress(MemberDied):
+                await self.call_member(member, "ping")
+                return member
 
     def _new(self, restarts: int = 0) -> PoolMember:
         """A member that is to join. It counts at once, so that a resize meanwhile asks for no other in its place."""

@@ -25,7 +25,8 @@ from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
 from orchestrator import checkpoint
 from orchestrator.carriers import Carrier, ObjectStore
-from orchestrator.evaluate import Evaluation
+from orchestrator.dispatch import Ticket
+from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
 from orchestrator.flow import Flow, Pools
 from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.ledger import Ledger
@@ -33,6 +34,7 @@ from orchestrator.pool import Pool, PoolMember
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
+from orchestrator.suspects import Suspects
 from orchestrator.teachers import Teachers
 from orchestrator.telemetry import Meter
 from orchestrator.versions import Versions
@@ -87,12 +89,21 @@ class Run:
         self.versions = Versions(self.learner, self.carrier, claim=claim)
         self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions, self.carrier)
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, ends)
-        self.evaluation = Evaluation(self.recipe, self.pools, aside, self.learner, self.inputs.heldout)
-        self.progress = Progress(beta=initial_beta(self.recipe.objective))
+        self.suspects = Suspects()  # what kills members kills them in every lineage: it outlives a rebuilt learner
+        self.progress = self._beginning()
+        self.evaluation = Evaluation(
+            self.recipe,
+            self.pools,
+            aside,
+            self.learner,
+            self.inputs.heldout,
+            self.suspects,
+            self._skip,
+        )
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
         self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
-        self.skipped: dict[str, str] = {}  # uid -> why it was not trained
+        self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
         self._deaths: list[int] = []  # steps that the learner died after
         self._began = time.monotonic()
         self._startup: float | None = None
@@ -125,7 +136,7 @@ class Run:
         self.observer.phase("training")
         self.meter.take()
         self.stage = self._stage()
-        self.stage.stopping = self._stop_requested
+        self.stage.stopping = self._stop_requested or self._ended_early
         await self.stage.run()
         stopped = self.progress.step < self.recipe.run.steps and not self._ended_early
         await self._save()
@@ -167,21 +178,28 @@ class Run:
                 "resume with as many"
             )
         checkpoint.rewind(self.directory, saved)
-        self.progress, self.skipped = Progress(beta=initial_beta(self.recipe.objective)), {}
-        self._ended_early = False
+        self.progress, self._anchor, self._ended_early = self._beginning(), None, False
         if saved:
             self.progress.step = saved.state["step"]
             self.progress.beta = saved.state["beta"]
             self.progress.ladder = Ladder(**saved.state["ladder"])
             self.progress.ledger = Ledger.from_state(saved.state["ledger"])
-            self.skipped = dict(saved.state["skipped"])
-            self._anchor = saved.state["anchor"]
-            if saved.state["ended"]:
-                self._end_early()
+            self.suspects.recall(saved.state["suspects"])
+            self._anchor, self._ended_early = saved.state["anchor"], saved.state["ended"]
             self.evaluations["before"] = saved.state["evaluation"]["before"]
+        self.skipped = self._still_skipped(saved.state["skipped"] if saved else {})
         highest = checkpoint.highest_version(self.directory)
         self.progress.version = 0 if highest is None else highest + 1  # a number names one set of weights, for ever
         return saved
+
+    def _beginning(self) -> Progress:
+        return Progress(beta=initial_beta(self.recipe.objective), suspects=self.suspects)
+
+    def _still_skipped(self, then: Mapping[str, str]) -> dict[str, str]:
+        """Of what was skipped up to a checkpoint: groups that are behind it, and held-out ones. Others come again."""
+        known = {Ticket.of(uid, 0): reason for uid, reason in {**self.skipped, **then}.items()}
+        ledger = self.progress.ledger
+        return {t.uid: why for t, why in known.items() if t.index >= HELDOUT_INDEX or t.index in ledger}
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
         for warning in self.recipe.warnings:
@@ -254,7 +272,12 @@ class Run:
 
     def _admit_to(self, pool: Pool, versions: Versions) -> Any:
         async def admit(member: PoolMember) -> None:
-            await versions.pull(pool, member)
+            try:
+                await versions.pull(pool, member)
+            except LearnerDied as death:  # the version is lost, and nobody is there to publish it again
+                if self.stage is None:
+                    raise
+                self.stage.bereave(death)
 
         return admit
 
@@ -303,7 +326,12 @@ class Run:
     def _end_early(self) -> None:
         """Done, though fewer steps were made than the recipe allows."""
         self._ended_early = True
-        self.stop()
+        if self.stage is not None:
+            self.stage.stopping = True
+
+    def _skip(self, uid: str, reason: str) -> None:
+        self.skipped[uid] = reason
+        self.observer.notice(f"skipped {uid}: {reason}")
 
     async def _roll_back(self) -> None:
         """Take the weights that the longest good cap passed with; they are published as a new version."""
@@ -340,6 +368,7 @@ class Run:
             "anchor": self._anchor,
             "ended": self._ended_early,
             "skipped": self.skipped,
+            "suspects": self.suspects.to_state(),
         }
         keep = self.recipe.checkpoint.keep
         try:

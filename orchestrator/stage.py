@@ -24,10 +24,11 @@ from orchestrator.credit import groups_without_signal
 from orchestrator.dispatch import Dispatch, Room, room_for, source_of
 from orchestrator.flow import Flow, Pools
 from orchestrator.intake import Intake
-from orchestrator.learning import LearnerGroup, PayloadsLost
+from orchestrator.learning import LearnerDied, LearnerGroup, PayloadsLost
 from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import PromptStream
+from orchestrator.suspects import Suspects
 from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied
 from orchestrator.versions import Versions
@@ -38,13 +39,15 @@ SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 @dataclass
 class Progress:
     """What a resume needs to go on: updates made, the version of the weights they led to, the prompt groups they have
-    trained, the reference's coefficient where it adapts, and where the length curriculum stands."""
+    trained, the reference's coefficient where it adapts, where the length curriculum stands, and which groups are
+    suspected of killing members."""
 
     step: int = 0
     version: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     beta: float = 0.0
     ladder: Ladder = field(default_factory=Ladder)
+    suspects: Suspects = field(default_factory=Suspects)
 
 
 @dataclass
@@ -73,11 +76,13 @@ class Stage:
             self.recipe.run.steps,
             self.progress.ledger,
             self._source,
+            self.progress.suspects,
         )
         self.buffer = Buffer(
             batch.prompts_per_step, batch.samples_per_prompt, self.recipe.max_staleness, self.recipe.age_policy
         )
         self.stopping = False
+        self._bereaved: LearnerDied | None = None
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
         self.intake = Intake(
             self.flow,
@@ -135,10 +140,17 @@ class Stage:
             del batch  # its payloads need not outlive it until the next is there
             self._moved.set()
 
+    def bereave(self, death: LearnerDied) -> None:
+        """Say that the learner is dead, to whoever waits for a batch meanwhile."""
+        self._bereaved = death
+        self._moved.set()
+
     async def next_batch(self) -> Batch:
-        """The next batch that the staleness bound allows, or asks to wait for."""
+        """The next batch that the staleness bound allows, or asks to wait for. Raises LearnerDied."""
         while True:
             self._moved.clear()
+            if self._bereaved:
+                raise self._bereaved
             self.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
             if batch is None:

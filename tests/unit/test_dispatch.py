@@ -7,8 +7,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.dispatch import DEATHS, Dispatch, Lease, Room, Ticket, source_of
+from orchestrator.dispatch import Dispatch, Lease, Room, Ticket, source_of
 from orchestrator.ledger import Ledger
+from orchestrator.suspects import DEATHS, SUSPECTED
 
 SHAPES = st.builds(
     dict,
@@ -186,21 +187,37 @@ def die(dispatch: Dispatch, lease: Lease) -> set[int]:
     return dispatch.settle(lease, lease.tickets, died=True)
 
 
-def test_a_poisoned_group_is_quarantined_after_three_deaths_and_its_neighbours_are_not() -> None:
-    dispatch = Dispatch(2, 2, 0, 1)
-    for _ in range(DEATHS - 1):
+def suspect(dispatch: Dispatch) -> None:
+    """Let members die under the first groups until these are suspects."""
+    for _ in range(SUSPECTED):
         (lease,) = dispatch.grant(0, room(student={0: 9}))
         assert die(dispatch, lease) == set() and {t.index for t in lease.tickets} == {0, 1}
-    suspects = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
-    assert [{t.index for t in lease.tickets} for lease in suspects] == [{0}, {1}], "each alone"
-    assert die(dispatch, suspects[0]) == {0}
-    assert dispatch.settle(suspects[1], ()) == set()
-    assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.quarantined == {0}
+
+
+def test_a_poisoned_group_is_quarantined_after_three_deaths_alone_and_its_neighbours_are_not() -> None:
+    dispatch = Dispatch(2, 2, 0, 1)
+    suspect(dispatch)
+    for death in range(1, DEATHS + 1):
+        leases = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
+        assert [{t.index for t in lease.tickets} for lease in leases] == ([{0}, {1}] if death == 1 else [{0}]), "alone"
+        assert die(dispatch, leases[0]) == ({0} if death == DEATHS else set())
+        for innocent in leases[1:]:
+            dispatch.settle(innocent)
+    assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.suspects.guilty(0)
+
+
+def test_deaths_in_company_make_suspects_and_never_a_verdict() -> None:
+    dispatch = Dispatch(2, 2, 0, 1)
+    suspect(dispatch)
+    leases = dispatch.grant(0, room(student={0: 9, 1: 9}))
+    for _ in range(2 * DEATHS):
+        assert dispatch.lose([t for lease in leases for t in lease.tickets], died=True) == set()
+        leases = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
 
 
 def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
     dispatch = Dispatch(2, 1, 1, 2)
-    for _ in range(DEATHS - 1):
+    for _ in range(SUSPECTED):
         (lease,) = dispatch.grant(0, {"student": {0: Room(1, idle=True)}})
         die(dispatch, lease)
     (suspect,) = dispatch.grant(0, {"student": {3: Room(9, idle=True)}})
@@ -212,7 +229,7 @@ def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
 
 def test_a_suspect_waits_for_an_idle_member_and_holds_up_nobody() -> None:
     dispatch = Dispatch(2, 1, 0, 1)
-    for _ in range(DEATHS - 1):
+    for _ in range(SUSPECTED):
         (lease,) = dispatch.grant(0, room(student={0: 1}))
         die(dispatch, lease)
     (lease,) = dispatch.grant(0, {"student": {0: Room(9, idle=False)}})
