@@ -240,7 +240,8 @@ class Stream(Node):
 
 class Deadlines(Node):
     """Seconds after which a member that has not answered counts as hung, and is replaced. `generate`: between two
-    blocks of one lease; `learn`: an update, an evaluation, a save."""
+    blocks, while it owes some; `load`: also to take in what it is asked for; `learn`: an update, an evaluation, a
+    save."""
 
     start: Seconds = 900.0
     generate: Seconds = 1800.0
@@ -254,7 +255,7 @@ class Deadlines(Node):
         return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
 
 
-_DEADLINE_OF = {"projection": "load"}
+_DEADLINE_OF = {"blocks": "generate", "projection": "load"} | dict.fromkeys(("submit", "cut", "ping"), "load")
 
 
 class Bounds(Node):

@@ -46,12 +46,7 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
     logs = {METRICS: _bytes(run / METRICS)}
     manifest = {"step": state["step"], "files": files, "logs": logs}
     _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
-    folder = partial.with_suffix("")
-    if _read_manifest(folder) is not None:  # this step is whole already: never without a checkpoint, even for a moment
-        shutil.rmtree(partial)
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    folder = _name(partial)
     given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off
     for old in given_up:
         shutil.rmtree(old)
@@ -62,6 +57,9 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
 
 def latest(run: Path) -> Saved | None:
     """The newest checkpoint that is whole; what is half-written or changed is passed over."""
+    for partial in (run / "checkpoints").glob("step_*.partial"):
+        if _read_manifest(partial) is not None:  # a kill came between its manifest and its name
+            _name(partial)
     for folder in _folders(run):
         manifest = _read_manifest(folder)
         if manifest is not None:
@@ -95,6 +93,14 @@ def rewind(run: Path, saved: Saved | None) -> None:
     for file in sorted((run / "samples").glob("step_*.arrow")):
         if int(file.name.split(".")[0].removeprefix("step_")) > step:
             file.rename(file.with_name(f"{file.name}.lost"))
+
+
+def _name(partial: Path) -> Path:
+    """Give a whole folder its name, in place of an earlier save of its step: one of the two is always there."""
+    folder = partial.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
 
 
 def _folders(run: Path) -> list[Path]:

@@ -119,6 +119,10 @@ class Evaluation:
         assert pool is not None
         pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
         prompts = {ticket.uid: prompt for ticket, prompt in pairs}
+        try:
+            await pool.call_member(member, "ping")
+        except MemberDied:  # before it was asked: no prompt is to blame
+            return [], list(tickets)
         owed = {ticket.uid: ticket for ticket in tickets}
         running = dict(owed)
         done: list[Scored] = []

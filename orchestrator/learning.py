@@ -37,16 +37,19 @@ class PayloadsLost(Exception):
 class LearnerGroup:
     """Plans a batch from headers alone and hands every rank references to its own part.
 
-    Who holds `turn` may count on the weights: they move, and are published, only under it.
+    Who holds `turn` may count on the weights: they move, and are published, only under it. `death` is what a call has
+    found, of whomever.
     """
 
     def __init__(self, recipe: Recipe, pool: Pool) -> None:
         self._recipe = recipe
         self._pool = pool
         self.turn = asyncio.Lock()
+        self.death: LearnerDied | None = None
 
     async def start(self, spec: LearnerSpec) -> None:
         """Let the ranks meet and build their engine."""
+        self.death = None
         (meeting, *_) = await self._together("address", lambda rank: ())
         await self._together("start", lambda rank: (spec, meeting))
 
@@ -197,7 +200,8 @@ class LearnerGroup:
         return self._pool.members[0]
 
     def _failed(self, method: str, death: Exception) -> LearnerDied:
-        return LearnerDied(f"learner died in {method}: {death}{quote_log(self._member.log)}")
+        self.death = LearnerDied(f"learner died in {method}: {death}{quote_log(self._member.log)}")
+        return self.death
 
 
 def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:

@@ -27,6 +27,10 @@ class RoleFailed(Exception):
     """A role cannot do its work: said with the last lines of the log of the member that died."""
 
 
+class DiedStarting(RoleFailed):
+    """A member died before it served."""
+
+
 class CallFailed(RoleFailed):
     """Every member that a call was tried on died under it."""
 
@@ -290,12 +294,11 @@ class Pool:
         except BaseException as error:
             if member in self.members:
                 self.members.remove(member)
-            if member.actors:
-                await self.transport.kill(member.actors)
+            await self.transport.kill(member.actors)
             if member.leaving:  # called off: nobody waits for it any more
                 return
             if isinstance(error, MemberDied):
-                raise RoleFailed(f"{name} died while starting: {error}{quote_log(member.log)}") from error
+                raise DiedStarting(f"{name} died while starting: {error}{quote_log(member.log)}") from error
             raise
         member.serving, member.joining = True, None
         self._failure = None
@@ -313,16 +316,20 @@ class Pool:
         if member.leaving:
             self._spawn_task(self.transport.kill(member.actors))
             return
-        self.restarts += 1
-        self._barren += 1
         why = f" ({death})" if death else ""
         self.notice(f"{self.role}-{member.number} is gone and is being replaced{why}{quote_log(member.log)}")
+        self._succeed(member, why)
+
+    def _succeed(self, dead: PoolMember, why: str) -> None:
+        """Count a death, and bring up another member unless all die."""
+        self.restarts += 1
+        self._barren += 1
         if self._barren >= BARREN:
             self._failure = RoleFailed(f"{self.role}: {BARREN} members died one after the other without an answer{why}")
-            self._spawn_task(self.transport.kill(member.actors))
+            self._spawn_task(self.transport.kill(dead.actors))
             self._wake()
             return
-        self._spawn_task(self._rejoin(member, self._new(member.restarts + 1)))
+        self._spawn_task(self._rejoin(dead, self._new(dead.restarts + 1)))
 
     async def discard(self) -> None:
         """End all members without asking them, and bring up none."""
@@ -335,6 +342,9 @@ class Pool:
         await self.transport.kill(dead.actors)
         try:
             await self._join(successor)
+        except DiedStarting as death:
+            self.notice(str(death))
+            self._succeed(successor, f" ({death})")
         except Exception as error:
             self._failure = error
             self.notice(f"{self.role}: no replacement could be started: {error}")
@@ -353,8 +363,7 @@ class Pool:
             await asyncio.wait_for(asyncio.gather(*(self.transport.value(s) for s in stops)), 15.0)
         except Exception as error:  # it ends below in any case
             self.notice(f"{self.role}-{member.number} did not stop by itself: {error or type(error).__name__}")
-        if member.actors:
-            await self.transport.kill(member.actors)
+        await self.transport.kill(member.actors)
 
     def _spawn_task(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
 from orchestrator.flow import Flow, Pools
 from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.ledger import Ledger
-from orchestrator.pool import Pool, PoolMember
+from orchestrator.pool import DiedStarting, Pool, PoolMember
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
@@ -231,7 +232,12 @@ class Run:
 
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
         if not self.pools.learner.members:
-            await self.pools.learner.start(1)
+            try:
+                await self.pools.learner.start(1)
+            except DiedStarting as death:
+                if self._deaths:  # one that was up before may come up again
+                    raise LearnerDied(str(death)) from death
+                raise
         await self.learner.start(
             LearnerSpec(
                 config=self.recipe.learner,
@@ -272,12 +278,8 @@ class Run:
 
     def _admit_to(self, pool: Pool, versions: Versions) -> Any:
         async def admit(member: PoolMember) -> None:
-            try:
+            with suppress(LearnerDied):  # it is built anew, and then everybody pulls
                 await versions.pull(pool, member)
-            except LearnerDied as death:  # the version is lost, and nobody is there to publish it again
-                if self.stage is None:
-                    raise
-                self.stage.bereave(death)
 
         return admit
 

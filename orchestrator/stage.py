@@ -24,7 +24,7 @@ from orchestrator.credit import groups_without_signal
 from orchestrator.dispatch import Dispatch, Room, room_for, source_of
 from orchestrator.flow import Flow, Pools
 from orchestrator.intake import Intake
-from orchestrator.learning import LearnerDied, LearnerGroup, PayloadsLost
+from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import PromptStream
@@ -82,7 +82,6 @@ class Stage:
             batch.prompts_per_step, batch.samples_per_prompt, self.recipe.max_staleness, self.recipe.age_policy
         )
         self.stopping = False
-        self._bereaved: LearnerDied | None = None
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
         self.intake = Intake(
             self.flow,
@@ -140,17 +139,12 @@ class Stage:
             del batch  # its payloads need not outlive it until the next is there
             self._moved.set()
 
-    def bereave(self, death: LearnerDied) -> None:
-        """Say that the learner is dead, to whoever waits for a batch meanwhile."""
-        self._bereaved = death
-        self._moved.set()
-
     async def next_batch(self) -> Batch:
         """The next batch that the staleness bound allows, or asks to wait for. Raises LearnerDied."""
         while True:
             self._moved.clear()
-            if self._bereaved:
-                raise self._bereaved
+            if self.learner.death:
+                raise self.learner.death
             self.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
             if batch is None:

@@ -53,7 +53,7 @@ class Transport(Protocol):
         ...
 
     async def kill(self, actors: Sequence[Any]) -> None:
-        """End the actors of a member and give back their place."""
+        """End the actors of a member, if it has any, and give back their place."""
         ...
 
 
@@ -143,7 +143,7 @@ class RayTransport:
 
         for actor in actors:
             ray.kill(actor)
-        if group := self._groups.pop(actors[0], None):
+        if actors and (group := self._groups.pop(actors[0], None)):
             remove_placement_group(group)
 
 

@@ -137,12 +137,29 @@ def test_the_newest_stay_and_the_others_go(tmp_path: Path) -> None:
     assert steps_kept(tmp_path) == {"step_10", "step_11"}
 
 
-def test_a_whole_step_saved_again_stays_and_a_damaged_one_is_replaced(tmp_path: Path) -> None:
+def test_a_step_saved_again_takes_the_place_of_its_earlier_save(tmp_path: Path) -> None:
     (save(tmp_path, 3) / "old").write_text("x")
-    assert (save(tmp_path, 3, keep=1) / "old").exists()
-    lose_the_manifest(tmp_path / "checkpoints" / "step_3")
     assert not (save(tmp_path, 3, keep=1) / "old").exists()
     assert steps_kept(tmp_path) == {"step_3"}
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["saved before", "new"])
+def test_a_kill_between_manifest_and_name_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """Where the step had been saved before, that folder is gone by then."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if earlier:
+        save(tmp_path, 3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", killed)
+        save(tmp_path, 3)
+    assert steps_kept(tmp_path) == {"step_3.partial"}
+    saved = latest(tmp_path)
+    assert saved is not None and saved.state["step"] == 3 and steps_kept(tmp_path) == {"step_3"}
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_sealed(tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Scaling a live run on simulated members: by a command, by autoscaling, twice at once, and with no place to go.
-
-Runs are in a time of their own that passes only while everybody waits: a second of theirs is a second whatever the
-machine does meanwhile.
-"""
+"""Scaling a live run on simulated members: by a command, by autoscaling, twice at once, and with no place to go."""
 
 from __future__ import annotations
 
@@ -28,34 +24,11 @@ from orchestrator.run import DONE, Run
 from orchestrator.status import status_of
 from orchestrator.telemetry import MemberClock, Meter
 from orchestrator.transport import GangSpec, LocalTransport
+from tests.unit.own_time import OwnTime
 from tests.unit.simulation import EACH, Simulation, metrics, recipe, trained
 
 PROMPTS = 6  # groups a step
 GROUP_SECONDS = 4.0  # a rollout writes one group at a time, and nobody else takes any time
-
-
-class OwnTime(asyncio.SelectorEventLoop):
-    """Whoever sleeps wakes at once, at the time that he meant; what a thread would do is done here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed = 0.0
-        selector: Any = self._selector  # type: ignore[attr-defined]
-        select = selector.select
-
-        def skip(timeout: float | None = None) -> Any:
-            self._passed += timeout or 0.0
-            return select(timeout and 0.0)
-
-        selector.select = skip
-
-    def time(self) -> float:
-        return self._passed
-
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
-        done = self.create_future()
-        done.set_result(func(*args))
-        return done
 
 
 @pytest.fixture

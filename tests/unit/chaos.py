@@ -1,0 +1,197 @@
+"""Members that die, hang and vanish with their nodes, drawn from a seed, in a time of its own.
+
+`Nodes` is the in-process transport with what a real cluster adds: calls take a while, members live on nodes, and a node
+takes along the payloads that its members have yielded. `Chaos` strikes again and again while a run goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from configs.schema import Recipe
+from orchestrator.evaluate import HELDOUT_INDEX
+from orchestrator.pool import PoolMember
+from orchestrator.run import REBUILDS, Run
+from orchestrator.suspects import DEATHS
+from orchestrator.transport import GangSpec, LocalTransport, ValueLost, _Box
+from tests.unit.own_time import OwnTime
+from tests.unit.simulation import Simulation
+
+SECONDS = {"step": 0.5, "publish": 0.2, "save": 0.3, "restore": 0.3, "load": 0.1, "start": 1.0}  # at most
+
+
+@dataclass(frozen=True, eq=False)
+class _Held(_Box):
+    """A value in the store of the node that its actor lived on."""
+
+    home: Any = None
+
+
+class Nodes(LocalTransport):
+    def __init__(self, rng: random.Random, count: int = 3) -> None:
+        super().__init__()
+        self._rng = rng
+        self.count = count
+        self._node: dict[int, int] = {}  # by id of the actor
+        self._lost: set[int] = set()
+        self._hung: set[int] = set()
+        self.spawned: dict[int, Any] = {}  # all actors there ever were, so that no id is used twice
+
+    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+        await self._pass("start")
+        actors = await super().spawn(spec, log)
+        for actor in actors:
+            self._node[id(actor)] = self._rng.randrange(self.count)
+            self.spawned[id(actor)] = actor
+        return actors
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        return [_Held(b.future, b.part, actor) for b in super().call(actor, method, *args, returns=returns)]
+
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+        await self._pass(method)
+        async for box in super().stream(actor, method, *args):
+            if id(actor) in self._hung:
+                await asyncio.Event().wait()
+            yield _Held(box.future, box.part, actor)
+
+    async def value(self, ref: Any) -> Any:
+        return self._found(ref, await super().value(ref))
+
+    def hang(self, actors: Sequence[Any]) -> None:
+        """They answer nothing any more, and live."""
+        self._hung |= {id(actor) for actor in actors}
+
+    async def lose(self, actors: Sequence[Any]) -> None:
+        """Members are gone, and with them the payloads that they have yielded."""
+        self._lost |= {id(actor) for actor in actors}
+        await self.kill(actors)
+
+    def on(self, node: int) -> list[Any]:
+        """The actors that live on a node."""
+        return [actor for key, actor in self.spawned.items() if self._node[key] == node and key not in self._dead]
+
+    def living(self) -> set[int]:
+        return self.spawned.keys() - self._dead.keys()
+
+    async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
+        await self._pass(method)
+        if id(actor) in self._hung:
+            await asyncio.Event().wait()
+        result = await super()._run(actor, method, args)
+        await self._pass(method)
+        self._check(actor)
+        return result
+
+    async def _open(self, argument: Any) -> Any:
+        return self._found(argument, await super()._open(argument))
+
+    def _found(self, ref: Any, value: Any) -> Any:
+        """Small values live with the orchestrator, payloads on their node."""
+        payload = isinstance(value, pa.RecordBatch | np.ndarray)
+        if payload and isinstance(ref, _Held) and id(ref.home) in self._lost:
+            raise ValueLost("went down with its node")
+        return value
+
+    async def _pass(self, method: str) -> None:
+        await asyncio.sleep(self._rng.uniform(0.0, SECONDS.get(method, 0.02)))
+
+
+@dataclass
+class Chaos:
+    """Strikes `strikes` times, every `seconds` on average: members of `roles` are killed, hang now and then, and vanish
+    with a node where `nodes` is set. Another node takes its place, for members that are spawned from then on."""
+
+    rng: random.Random
+    transport: Nodes
+    roles: Sequence[str]
+    strikes: int
+    seconds: float
+    nodes: bool = False
+    done: list[str] = field(default_factory=list)
+    _learner_deaths: list[int] = field(default_factory=list)  # after which step
+
+    async def reign(self, run: Run) -> None:
+        while run.versions.current is None:  # a member that dies when the run starts ends it, in words
+            await asyncio.sleep(0.1)
+        while len(self.done) < self.strikes:
+            await asyncio.sleep(self.rng.expovariate(1 / self.seconds))
+            if self.nodes and len(self.done) % 6 == 5:
+                await self._vanish(run)
+            else:
+                await self._strike(run)
+
+    async def _strike(self, run: Run) -> None:
+        role = self.rng.choice(self.roles)
+        pool = run.pools.all()[role]
+        members = [m for m in pool.members if m.actors and self._alive(m)]
+        if not members or not self._may_kill(role, run):
+            return
+        victim = [self.rng.choice(self.rng.choice(members).actors)]
+        if role == "learner":
+            self._learner_deaths.append(run.progress.step)
+        if self.rng.random() < 0.15:
+            self.transport.hang(victim)
+            self.done.append(f"hang {role}")
+        else:
+            await self.transport.kill(victim)
+            self.done.append(f"kill {role}")
+
+    async def _vanish(self, run: Run) -> None:
+        if all(self._may_kill(role, run) for role in run.pools.all()):
+            self._learner_deaths.append(run.progress.step)
+            await self.transport.lose(self.transport.on(self.rng.randrange(self.transport.count)))
+            self.done.append("node")
+
+    def _may_kill(self, role: str, run: Run) -> bool:
+        """A learner as often as a run must survive without a step between; a rollout while no death of it could be the
+        one that makes a group guilty."""
+        if role == "learner":
+            return self._learner_deaths.count(run.progress.step) < REBUILDS - 1
+        nearly = [index for index, deaths in run.suspects.alone.items() if deaths >= DEATHS - 1]
+        evaluating = run.stage is None
+        return role != "rollout" or not any(
+            evaluating if index >= HELDOUT_INDEX else index not in run.progress.ledger for index in nearly
+        )
+
+    def _alive(self, member: PoolMember) -> bool:
+        return all(id(actor) in self.transport.living() for actor in member.actors)
+
+
+def run_in_chaos(
+    settings: Recipe, seed: int, roles: Sequence[str], strikes: int, seconds: float, nodes: bool = False
+) -> tuple[int, Simulation, Chaos]:
+    """One simulated run under Chaos: its exit code and what became of it."""
+    rng = random.Random(seed)
+    transport = Nodes(rng)
+    simulation = Simulation(settings, transport=transport)
+    chaos = Chaos(rng, transport, roles, strikes, seconds, nodes)
+
+    async def both() -> int:
+        reigning = asyncio.create_task(chaos.reign(simulation.run))
+        code = await simulation.run.execute()
+        reigning.cancel()
+        await asyncio.wait([reigning])
+        assert reigning.cancelled() or reigning.exception() is None, reigning.exception()
+        while any(not m.serving or m.load for pool in simulation.pools.all().values() for m in pool.members):
+            await asyncio.sleep(1.0)
+        return code
+
+    return in_own_time(both()), simulation, chaos
+
+
+def in_own_time(story: Coroutine[Any, Any, int]) -> int:
+    """What a story comes to in a time of its own, of which it has a day."""
+    loop = OwnTime()
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=lambda: loop) as runner:
+        patch.setattr(time, "monotonic", loop.time)
+        return runner.run(asyncio.wait_for(story, 86_400))

@@ -1,0 +1,69 @@
+"""Runs under chaos: at least twenty kills, hangs and lost nodes each, and nothing is lost, doubled or left behind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.run import DONE, role_sizes
+from tests.unit.chaos import Chaos, run_in_chaos
+from tests.unit.simulation import Simulation, assert_each_once, metrics, recipe, trained
+
+STEPS, STRIKES = 60, 20
+ROLES = ("rollout", "scorer.teacher", "reward", "learner")
+SPEED = {"rollout_seconds_per_token": 0.2, "score_seconds_per_token": 0.01}
+DEADLINES = {"start": 60.0, "generate": 30.0, "score": 30.0, "reward": 30.0, "load": 30.0, "learn": 60.0}
+
+
+def settings(root: Path, **changes: Any) -> Any:
+    base: dict[str, Any] = {
+        "run": {"steps": STEPS},
+        "rollout": {"members": 3, "max_concurrent": 4},
+        "scorer": {"teacher": {"engine": "simulated", "members": 3}},
+        "learner": {"ranks": 2},
+        "simulated": SPEED,
+        "deadlines": DEADLINES,
+        "stream": {"coalesce_samples": 2},
+    }
+    return recipe(root, **base | changes)
+
+
+def assert_nothing_lost(root: Path, simulation: Simulation, chaos: Chaos, bound: int) -> None:
+    assert len(chaos.done) >= STRIKES, f"the run ended after {chaos.done}"
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["skipped"] == {}, "nobody is blamed for what struck from outside"
+    assert_each_once(root, STEPS)
+    lines = metrics(root)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    versions = [line["policy_version"] for line in lines]
+    assert versions == sorted(set(versions)) and max(line["staleness_max"] for line in lines) <= bound
+    for row in trained(root):
+        ages = [lines[int(row["step"].removeprefix("step_")) - 1]["policy_version"] - 1 - v for v in row["versions"]]
+        carries = Counter(t for start, end in row["loss_spans"] for t in range(start, end))
+        assert set(carries) == {t for t, age in enumerate(ages) if age <= bound} and set(carries.values()) <= {1}
+    run = simulation.run
+    assert run.stage is not None and not len(run.stage.intake.segments)
+    sizes = {role: role_sizes(run.recipe)[role] for role in simulation.pools.all()}
+    assert {role: len(pool.members) for role, pool in simulation.pools.all().items()} == sizes
+    ours = {id(actor) for pool in simulation.pools.all().values() for m in pool.members for actor in m.actors}
+    assert chaos.transport.living() <= ours, "no member is left behind"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_twenty_kills_of_one_role(tmp_path: Path, role: str) -> None:
+    code, simulation, chaos = run_in_chaos(settings(tmp_path), 1, [role], STRIKES, 4.0)
+    assert code == DONE
+    assert_nothing_lost(tmp_path, simulation, chaos, 0)
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+@pytest.mark.parametrize("segments", [0, 3])
+def test_chaos_over_all_roles_with_lost_nodes(tmp_path: Path, bound: int, segments: int) -> None:
+    changed = settings(tmp_path, max_staleness=bound, stream_tokens=segments)
+    code, simulation, chaos = run_in_chaos(changed, 1, ROLES, STRIKES, 4.0, nodes=True)
+    assert code == DONE and "node" in chaos.done
+    assert_nothing_lost(tmp_path, simulation, chaos, bound)
