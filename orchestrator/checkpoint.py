@@ -70,9 +70,7 @@ def latest(run: Path) -> Saved | None:
 
 def claim_version(run: Path, number: int) -> None:
     """Say that `number` is about to be published: it names one set of weights, whatever becomes of this process."""
-    partial = run / f"{HIGHEST}.partial"
-    _write_synced(partial, str(number))
-    os.replace(partial, run / HIGHEST)
+    write_whole(run / HIGHEST, str(number))
 
 
 def highest_version(run: Path) -> int | None:
@@ -82,7 +80,7 @@ def highest_version(run: Path) -> int | None:
 
 
 def rewind(run: Path, saved: Saved | None) -> None:
-    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost."""
+    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost. Half a checkpoint is removed."""
     metrics = run / METRICS
     length = saved.metrics_bytes if saved else 0
     if tail := metrics.read_bytes()[length:] if metrics.exists() else b"":
@@ -93,6 +91,15 @@ def rewind(run: Path, saved: Saved | None) -> None:
     for file in sorted((run / "samples").glob("step_*.arrow")):
         if int(file.name.split(".")[0].removeprefix("step_")) > step:
             file.rename(file.with_name(f"{file.name}.lost"))
+    for partial in (run / "checkpoints").glob("step_*.partial"):
+        shutil.rmtree(partial)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file such that a kill leaves the old text or the new one, and nothing between."""
+    partial = file.with_name(f"{file.name}.partial")
+    _write_synced(partial, text)
+    os.replace(partial, file)
 
 
 def _name(partial: Path) -> Path:

@@ -171,7 +171,7 @@ class Run:
     def _rewind(self) -> checkpoint.Saved | None:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
-        (self.directory / "recipe.yaml").write_text(dump_recipe(self.recipe))
+        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(self.recipe))
         saved = checkpoint.latest(self.directory)
         if saved and saved.state["ranks"] != self.recipe.learner.ranks:
             raise RecipeError(
@@ -400,7 +400,7 @@ class Run:
             "restarts": {role: pool.restarts for role, pool in self.pools.all().items() if pool.restarts},
             "learner_rebuilds": len(self._deaths),
         }
-        (self.directory / "summary.json").write_text(json.dumps(summary, indent=1))
+        checkpoint.write_whole(self.directory / "summary.json", json.dumps(summary, indent=1))
 
 
 def _learner_death(error: Exception) -> LearnerDied | None:

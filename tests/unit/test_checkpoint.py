@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from orchestrator.checkpoint import (
     partial_folder,
     rewind,
     seal,
+    write_whole,
 )
 
 
@@ -217,3 +219,31 @@ def test_samples_of_lost_steps_are_set_aside_and_those_of_evaluations_are_not(tm
         "step_000003.rank1.arrow.lost",
         "eval_before.rank0.arrow",
     }
+
+
+def test_a_step_that_was_whole_already_still_lets_the_old_ones_go(tmp_path: Path) -> None:
+    """As after a kill between the two."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    save(tmp_path, 3, keep=1)
+    assert steps_kept(tmp_path) == {"step_3"}
+
+
+def test_half_a_checkpoint_goes_with_the_next_resume(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    partial_folder(tmp_path, 2)
+    rewind(tmp_path, latest(tmp_path))
+    assert steps_kept(tmp_path) == {"step_1"}
+
+
+def test_a_file_that_is_written_whole_is_the_old_one_until_it_is_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    write_whole(file, "old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    write_whole(file, "new")
+    assert file.read_text() == "new"
