@@ -5,8 +5,9 @@
     python -m benchmarks orchestrator --samples N     how many samples to train (1,000,000 for the memory to be seen)
 
 Lengths are long-tailed. Members yield blocks whose rows hold one token, so that what is measured is the orchestrator
-and not the making of tokens; headers say the drawn length. Reports samples/s, CPU of the driver's process per sample
-(in process: that of the sleeping members too), its memory, and how long the learner waited.
+and not the making of tokens; headers say the drawn length. Reports samples/s, CPU of the driver's process per sample,
+its memory, and how long the learner waited: over the steps in which the pipeline is neither filling nor emptying.
+Members in this process run once more without an orchestrator: what they take by themselves is not the orchestrator's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
+import itertools
 import json
 import math
 import os
@@ -39,6 +41,7 @@ from orchestrator.run import Run
 from orchestrator.transport import GangSpec, LocalTransport, Transport
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
+EXCESS = 1.2  # what the rollouts could sample, to what the learner takes
 NOTHING = b"\0" * 64
 PLACE = Resources(cpus=0.01, threads=1)
 
@@ -138,10 +141,11 @@ def tokens_of(request: Request) -> int:
 
 
 class Watcher:
-    """Counts steps and looks at this process's memory after each."""
+    """Looks at this process's CPU seconds and memory after each step."""
 
     def __init__(self) -> None:
         self.lines: list[Mapping[str, Any]] = []
+        self.cpu: list[float] = []
         self.memory: list[int] = []
 
     def phase(self, text: str) -> None: ...
@@ -150,7 +154,8 @@ class Watcher:
         print(text)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        self.lines.append({name: line[name] for name in ("seconds_step", "seconds_wait", "bytes_inlined")})
+        self.lines.append({name: line[name] for name in ("seconds_step", "seconds_wait")})
+        self.cpu.append(time.process_time())
         self.memory.append(resident_bytes())
 
     def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
@@ -210,52 +215,104 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
         inputs = Inputs(prompts, [], None, 1000, (1,), 0, 0)
         pools = pools_of(settings, transport, arguments)
         run = Run(settings, Path(root) / "scale", inputs, pools, watcher)
-        began, busy = time.monotonic(), time.process_time()
         code = await run.execute()
-        seconds, busy = time.monotonic() - began, time.process_time() - busy
         await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
     assert code == runs.DONE
+    samples = settings.run.steps * settings.samples_per_step
+    return {"samples": samples, "rollout_capacity": capacity(arguments)} | summary(watcher, settings)
+
+
+def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
+    """Of the steps between the first filling of the pipeline and its last emptying; of short runs, the middle half."""
     steps = len(watcher.lines)
-    settled = watcher.lines[steps // 4 : -steps // 4]  # neither the first filling of the pipeline nor its last emptying
-    quarter = len(watcher.memory) // 4
+    edge = min(settings.max_staleness + 1, steps // 4)
+    settled = watcher.lines[edge : steps - edge]
+    samples, seconds = len(settled) * settings.samples_per_step, sum(line["seconds_step"] for line in settled)
+    busy = watcher.cpu[steps - edge - 1] - watcher.cpu[edge - 1]
     return {
-        "samples": settings.run.steps * settings.samples_per_step,
-        "samples_per_second": len(settled) * settings.samples_per_step / sum(x["seconds_step"] for x in settled),
-        "rollout_capacity": capacity(arguments),
-        "driver_cpu_ms_per_sample": 1000 * busy / (settings.run.steps * settings.samples_per_step),
+        "samples_settled": samples,
+        "samples_per_second": samples / seconds,
+        "driver_cpu_ms_per_sample": 1000 * busy / samples,
         "driver_cpu_share": busy / seconds,
-        "learner_idle_share": sum(x["seconds_wait"] for x in settled) / sum(x["seconds_step"] for x in settled),
-        "memory_mib_after_quarter": watcher.memory[quarter] / 2**20,
+        "learner_idle_share": sum(line["seconds_wait"] for line in settled) / seconds,
+        "memory_mib_after_quarter": watcher.memory[steps // 4] / 2**20,
         "memory_mib_at_end": watcher.memory[-1] / 2**20,
     }
+
+
+async def members_alone(arguments: argparse.Namespace) -> float:
+    """CPU milliseconds a sample of the sleeping members and the event loop, at the rate that the learner takes."""
+    scorers, reward = [SleepingScorer(arguments.score_seconds) for _ in range(arguments.scorers)], CountingReward()
+    requests = [Request(f"{i:08d}.000", f"{i:08d}", 0, i, [i] * 50) for i in range(200_000)]
+    coming, stream = itertools.cycle(requests), Stream(coalesce_ms=arguments.coalesce_ms)
+    sampling = Sampling(max_response_tokens=LONGEST)
+    done = 0
+
+    async def serve(number: int) -> None:
+        nonlocal done
+        rollout, scorer = SleepingRollout(arguments.token_seconds), scorers[number % len(scorers)]
+        await rollout.submit("", list(itertools.islice(coming, int(arguments.concurrent / EXCESS))), sampling, ())
+        async for block in rollout.blocks("", stream):
+            if isinstance(block, BlockHeader):
+                uids = [sample.uid for sample in block.samples]
+                reward.reward(NOTHING, (), {uid: {} for uid in uids})
+                await scorer.score(NOTHING, ScoreRequest("sampled", prompts={uid: [] for uid in uids}))
+                await rollout.submit("", list(itertools.islice(coming, len(uids))), sampling, ())
+                done += len(uids)
+
+    serving = [asyncio.create_task(serve(number)) for number in range(arguments.rollouts)]
+    await asyncio.sleep(5 * MEDIAN_TOKENS * arguments.token_seconds)
+    before, busy = done, time.process_time()
+    await asyncio.sleep(5 * MEDIAN_TOKENS * arguments.token_seconds)
+    busy = time.process_time() - busy
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
+    return 1000 * busy / (done - before)
 
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's words, with what they leave out."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks orchestrator")
     parser.add_argument("--ray", action="store_true")
-    parser.add_argument("--samples", type=int, default=160_000)
+    parser.add_argument("--samples", type=int)
     parser.add_argument("--rollouts", type=int)
     parser.add_argument("--scorers", type=int)
     parser.add_argument("--concurrent", type=int)
-    parser.add_argument("--batch", type=int, default=2048, help="samples a step")
+    parser.add_argument("--batch", type=int, help="samples a step")
     parser.add_argument("--group", type=int, default=4, help="samples a prompt")
-    parser.add_argument("--staleness", type=int, default=24)
+    parser.add_argument("--staleness", type=int, default=8)
     parser.add_argument("--coalesce-ms", type=float)
     parser.add_argument("--token-seconds", type=float)
     parser.add_argument("--score-seconds", type=float, default=0.01)
     parser.add_argument("--learner-rate", type=float, help="samples a second that the learner could take")
     arguments = parser.parse_args(words)
     defaults = (
-        {"rollouts": 16, "scorers": 2, "concurrent": 256, "coalesce_ms": 100.0, "token_seconds": 0.012}
+        {
+            "samples": 100_000,
+            "rollouts": 16,
+            "scorers": 2,
+            "concurrent": 256,
+            "batch": 1024,
+            "coalesce_ms": 100.0,
+            "token_seconds": 0.012,
+        }
         if arguments.ray
-        else {"rollouts": 512, "scorers": 64, "concurrent": 64, "coalesce_ms": 500.0, "token_seconds": 0.03}
+        else {
+            "samples": 400_000,
+            "rollouts": 512,
+            "scorers": 64,
+            "concurrent": 64,
+            "batch": 8192,
+            "coalesce_ms": 500.0,
+            "token_seconds": 0.03,
+        }
     )
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.learner_rate is None:
-        arguments.learner_rate = capacity(arguments) / 1.2  # rollouts exceed what the learner takes by a fifth
+        arguments.learner_rate = capacity(arguments) / EXCESS
     return arguments
 
 
@@ -266,7 +323,8 @@ def main() -> None:
 
 def over(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.ray:
-        return asyncio.run(measure(arguments, LocalTransport()))
+        alone = asyncio.run(members_alone(arguments))
+        return {"members_cpu_ms_per_sample": alone} | asyncio.run(measure(arguments, LocalTransport()))
     from orchestrator import cluster
 
     cluster.loopback_only()

@@ -13,7 +13,7 @@ A group that was sampled again for its age more than twice is waited for.
 
 from __future__ import annotations
 
-from bisect import insort
+import math
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +79,7 @@ class Buffer:
     on_stale: str = "wait"
     last_dropped: tuple[str, str] | None = None
     _groups: dict[int, Group] = field(default_factory=dict)  # leased, and in no batch yet
-    _whole: list[int] = field(default_factory=list)  # those with all their samples, sorted
+    _whole: dict[int, float] = field(default_factory=dict)  # those with all their samples, by what they expire below
     _leased: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # all of them by version
 
     def open(self, index: int, version: int) -> None:
@@ -107,25 +107,22 @@ class Buffer:
     def expire(self, version: int) -> list[Scored]:
         """What whole groups hold that is too old for a step from `version`, taken out of them to be leased again."""
         oldest, expired = version - self.max_staleness, []
-        for index in list(self._whole):
-            drawn = [s for s in self._groups[index].samples.values() if s and s.source == "student"]
-            if self.on_stale == "drop":
-                old = drawn if any(s.header.version_min < oldest for s in drawn) else []
-            else:
-                old = [s for s in drawn if s.header.versions and s.header.versions[-1][0] < oldest]
-            if old:
-                group = self._pop(index)
-                out = {s.header.uid for s in old}
-                kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
-                self._put(index, Group(version, kept, group.drops + 1))
-                expired += old
+        for index in sorted(index for index, needs in self._whole.items() if needs < oldest):
+            group = self._pop(index)
+            drawn = [s for s in group.samples.values() if s and s.source == "student"]
+            old = drawn if self.on_stale == "drop" else [s for s in drawn if _youngest(s) < oldest]
+            out = {s.header.uid for s in old}
+            kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
+            self._put(index, Group(version, kept, group.drops + 1))
+            expired += old
         return expired
 
     def take(self, version: int) -> Batch | None:
         """The batch of a step that starts from the weights of `version`; None while it must be waited for."""
-        chosen = sorted(sorted(self._whole, key=lambda i: self._groups[i].version)[: self.groups_per_step])
-        if len(chosen) < self.groups_per_step:
+        if len(self._whole) < self.groups_per_step:
             return None
+        by_age = sorted(self._whole, key=lambda index: (self._groups[index].version, index))
+        chosen = sorted(by_age[: self.groups_per_step])
         if len(self._whole) < len(self._groups) and not self._leaves_time(chosen, version):
             return None
         groups = {index: self._pop(index) for index in chosen}
@@ -162,15 +159,14 @@ class Buffer:
     def _put(self, index: int, group: Group) -> None:
         self._groups[index] = group
         self._leased[group.version].add(index)
-        if len(group.samples) == self.samples_per_group:
-            insort(self._whole, index)
+        self._note(index, group)
 
     def _pop(self, index: int) -> Group:
         group = self._groups.pop(index)
         self._leased[group.version].discard(index)
         if not self._leased[group.version]:
             del self._leased[group.version]
-        self._whole.remove(index)
+        self._whole.pop(index, None)
         return group
 
     def _place(self, uid: str, scored: Scored | None) -> None:
@@ -179,8 +175,23 @@ class Buffer:
         if group is None or uid in group.samples:
             return
         group.samples[uid] = scored
+        self._note(index, group)
+
+    def _note(self, index: int, group: Group) -> None:
+        """A group that has all its samples is whole, until some are too old: `expire` need not look at them again."""
         if len(group.samples) == self.samples_per_group:
-            insort(self._whole, index)
+            age = _oldest if self.on_stale == "drop" else _youngest
+            drawn = (s for s in group.samples.values() if s and s.source == "student")
+            self._whole[index] = min(map(age, drawn), default=math.inf)
+
+
+def _oldest(scored: Scored) -> float:
+    return scored.header.version_min
+
+
+def _youngest(scored: Scored) -> float:
+    """The version of a sample's youngest loss token; without any it does not age."""
+    return scored.header.versions[-1][0] if scored.header.versions else math.inf
 
 
 def _without(scored: Scored, oldest: int) -> Scored:

@@ -109,6 +109,10 @@ class Dispatch:
         waiting = sum(tickets[0].attempt == 0 for groups in self._open.values() for tickets in groups)
         return waiting + self._unopened(steps_done)
 
+    def wants_room(self, steps_done: int, until: int | None = None) -> bool:
+        """Whether anything is to be leased, if a member has room for it; `until` as in `grant`."""
+        return any(self._open.values()) or self._unopened(steps_done, until) > 0
+
     def grant(self, steps_done: int, room: Mapping[str, Mapping[int, Room]], until: int | None = None) -> list[Lease]:
         """Leases for members with room (source -> member -> its room), lost tickets first. No group of a step beyond
         `until` is leased yet.
@@ -174,6 +178,8 @@ class Dispatch:
     def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
         """Each suspect group, all its open tickets, alone on an idle member; and the members that are left."""
         leases: list[Lease] = []
+        if not self.suspects.deaths:
+            return leases, free
         suspects = sorted({group[0].index for group in self._open[source] if self.suspects.suspected(group[0].index)})
         under_test = set(self._reserved.values())
         untested, idle = (i for i in suspects if i not in under_test), (m for m in free if free[m].idle)

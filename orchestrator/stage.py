@@ -21,7 +21,7 @@ from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.buffer import Batch, Buffer, Scored
 from orchestrator.credit import groups_without_signal
-from orchestrator.dispatch import Dispatch, Room, room_for, source_of
+from orchestrator.dispatch import Dispatch, Lease, Room, room_for, source_of
 from orchestrator.flow import Flow, Pools
 from orchestrator.intake import Intake
 from orchestrator.learning import LearnerGroup, PayloadsLost
@@ -114,7 +114,7 @@ class Stage:
                 self._moved.clear()
                 for source, member in self.intake.new_members():
                     leases.create_task(self.intake.attend(source, member))
-                for lease in self.dispatch.grant(self.progress.step, self._room(), self._judged_at):
+                for lease in self._leases():
                     for index in {ticket.index for ticket in lease.tickets}:
                         self.buffer.open(index, self.progress.version)
                     leases.create_task(self.intake.lease(lease, self._cap))
@@ -184,6 +184,11 @@ class Stage:
         with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(pool, member)
         self._moved.set()
+
+    def _leases(self) -> list[Lease]:
+        """What is to be leased now. Most of what moves makes room for nothing, and members are not looked at then."""
+        step, until = self.progress.step, self._judged_at
+        return self.dispatch.grant(step, self._room(), until) if self.dispatch.wants_room(step, until) else []
 
     def _room(self) -> dict[str, dict[int, Room]]:
         """Room on members that serve the current version: nobody samples with an older one, and nothing is sampled that
