@@ -33,6 +33,7 @@ from actors.records import BlockHeader, BucketHeader, Request, SampleHeader, Sco
 from configs.load import parse_recipe
 from configs.schema import Recipe, Resources, Rule, Sampling, Stream
 from orchestrator import run as runs
+from orchestrator.driver import collect_seldom
 from orchestrator.flow import Pools
 from orchestrator.pool import Pool
 from orchestrator.preflight import Inputs
@@ -322,6 +323,7 @@ def main() -> None:
 
 
 def over(arguments: argparse.Namespace) -> dict[str, Any]:
+    collect_seldom()
     if not arguments.ray:
         alone = asyncio.run(members_alone(arguments))
         return {"members_cpu_ms_per_sample": alone} | asyncio.run(measure(arguments, LocalTransport()))

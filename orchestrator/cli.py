@@ -221,11 +221,12 @@ def _run_on_cluster(recipe: Recipe, directory: Path, display: Display) -> Outcom
 
 
 async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Display) -> Outcome:
-    from orchestrator.driver import serve_commands
+    from orchestrator.driver import collect_seldom, serve_commands
     from orchestrator.layout import build_pools
     from orchestrator.run import FAILED, Run
     from orchestrator.transport import RayTransport
 
+    collect_seldom()
     pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
     training = Run(recipe, directory, inputs, pools, display)
     display.working = training.working

@@ -19,8 +19,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.suspects import Suspects
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One response to sample: sample `sample` of prompt group `index`, for the `attempt`-th time."""
 
     index: int
@@ -47,9 +46,10 @@ class Ticket:
         return int.from_bytes(digest, "big") >> 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """Tickets granted to one member of a source: student, teacher or dataset."""
+    """Tickets granted to one member of a source: student, teacher or dataset. A ticket is granted once, so no two are
+    equal."""
 
     source: str
     member: int

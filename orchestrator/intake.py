@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class _Wanted:
     running: dict[str, Ticket] = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
+    left: Counter[Lease] = field(default_factory=Counter)  # how many of a lease are running
     gone: set[Ticket] = field(default_factory=set)
     rejected: set[Ticket] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
@@ -97,6 +99,7 @@ class Intake:
         for ticket, prompt in pairs:
             wanted.running[ticket.uid], wanted.prompts[ticket.uid] = ticket, prompt
             wanted.leases[ticket.uid] = lease
+            wanted.left[lease] += 1
             wanted.cut.discard(ticket.uid)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
         pool = self.writers[lease.source]
@@ -136,7 +139,7 @@ class Intake:
         wanted.gone.update(owed)
         for ticket in owed:
             self.segments.forget(ticket.uid)
-        for lease in set(wanted.leases.values()):
+        for lease in wanted.left:
             self.dispatch.settle(lease)
         for index in self.dispatch.lose(owed, died):
             self._quarantine(source, index)
@@ -205,7 +208,9 @@ class Intake:
         """A response is in, or will not be; with the last of its lease the lease is over."""
         del wanted.running[uid], wanted.prompts[uid]
         lease = wanted.leases.pop(uid)
-        if lease not in wanted.leases.values():
+        wanted.left[lease] -= 1
+        if not wanted.left[lease]:
+            del wanted.left[lease]
             self.dispatch.settle(lease)
 
     async def _cut(self, block: Block, uids: Set[str]) -> None:
