@@ -155,7 +155,7 @@ class Watcher:
         print(text)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        self.lines.append({name: line[name] for name in ("seconds_step", "seconds_wait")})
+        self.lines.append({name: line[name] for name in ("seconds_step", "seconds_wait", "samples_aged")})
         self.cpu.append(time.process_time())
         self.memory.append(resident_bytes())
 
@@ -235,6 +235,7 @@ def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
         "samples_per_second": samples / seconds,
         "driver_cpu_ms_per_sample": 1000 * busy / samples,
         "driver_cpu_share": busy / seconds,
+        "resampled_share": sum(line["samples_aged"] for line in settled) / samples,
         "learner_idle_share": sum(line["seconds_wait"] for line in settled) / seconds,
         "memory_mib_after_quarter": watcher.memory[steps // 4] / 2**20,
         "memory_mib_at_end": watcher.memory[-1] / 2**20,
@@ -282,7 +283,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concurrent", type=int)
     parser.add_argument("--batch", type=int, help="samples a step")
     parser.add_argument("--group", type=int, default=4, help="samples a prompt")
-    parser.add_argument("--staleness", type=int, default=8)
+    parser.add_argument("--staleness", type=int, default=16)
     parser.add_argument("--coalesce-ms", type=float)
     parser.add_argument("--token-seconds", type=float)
     parser.add_argument("--score-seconds", type=float, default=0.01)
@@ -300,7 +301,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
         }
         if arguments.ray
         else {
-            "samples": 400_000,
+            "samples": 600_000,
             "rollouts": 512,
             "scorers": 64,
             "concurrent": 64,
