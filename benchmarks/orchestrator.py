@@ -291,13 +291,13 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     defaults = (
         {
-            "samples": 100_000,
+            "samples": 120_000,
             "rollouts": 16,
             "scorers": 2,
             "concurrent": 256,
-            "batch": 1024,
-            "coalesce_ms": 100.0,
-            "token_seconds": 0.012,
+            "batch": 2048,
+            "coalesce_ms": 150.0,
+            "token_seconds": 0.009,
         }
         if arguments.ray
         else {
