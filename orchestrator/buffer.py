@@ -51,17 +51,12 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one step trains: samples in uid order, of these groups. Tokens that the student drew with a version below
-    `oldest` carry no loss, and the samples' headers do not count them."""
+    `oldest` carry no loss, and the samples' headers do not count them; `masked` are those headers, as they came."""
 
     samples: tuple[Scored, ...]
     groups: Mapping[int, Group]
     oldest: int = 0
-
-    @property
-    def masked(self) -> list[SampleHeader]:
-        """Headers, as they came, of samples some of whose tokens are too old."""
-        came = [s for group in self.groups.values() for s in group.samples.values() if s]
-        return [s.header for s in came if _without(s, self.oldest) is not s]
+    masked: tuple[SampleHeader, ...] = ()
 
     @property
     def tokens_masked(self) -> int:
@@ -128,7 +123,9 @@ class Buffer:
         groups = {index: self._pop(index) for index in chosen}
         entries = [scored for group in groups.values() for _, scored in sorted(group.samples.items()) if scored]
         oldest = max(0, version - self.max_staleness)
-        return Batch(tuple(_without(s, oldest) for s in entries), groups, oldest)
+        young = tuple(_without(scored, oldest) for scored in entries)
+        masked = tuple(came.header for came, left in zip(entries, young, strict=True) if left is not came)
+        return Batch(young, groups, oldest, masked)
 
     def give_back(self, batch: Batch, lost: Container[str]) -> None:
         """A batch could not be trained, since the payloads of the `lost` uids are gone: keep the rest of it."""

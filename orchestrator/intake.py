@@ -97,10 +97,10 @@ class Intake:
             self.meter.clock("rollout").begin()
         pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
         for ticket, prompt in pairs:
-            wanted.running[ticket.uid], wanted.prompts[ticket.uid] = ticket, prompt
-            wanted.leases[ticket.uid] = lease
-            wanted.left[lease] += 1
-            wanted.cut.discard(ticket.uid)
+            uid = ticket.uid
+            wanted.running[uid], wanted.prompts[uid], wanted.leases[uid] = ticket, prompt, lease
+            wanted.cut.discard(uid)
+        wanted.left[lease] += len(pairs)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
         pool = self.writers[lease.source]
         pool.take(wanted.member, len(pairs))

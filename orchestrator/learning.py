@@ -64,22 +64,21 @@ class LearnerGroup:
 
         Raises PayloadsLost before the step has begun, and LearnerDied.
         """
-        layout = plan_batch(self._recipe, batch)
-        plain = self._shares(batch, layout, step, version, dials, None, {}, oldest)
-        await self._fetch(batch, plain)
+        shares = self._shares(batch, step, version, dials, record, oldest)
+        await self._fetch(batch, shares)
         reference = self._recipe.objective.reference
         sums: dict[str, float] = {}
         if reference and reference.placement == "reward_sum":  # a group's baseline needs every rank's responses
-            for part in await self._together("reference_sums", lambda rank: (plain[rank].share,)):
+            for part in await self._together("reference_sums", lambda rank: (shares[rank].share,)):
                 sums |= part
-        shares = self._shares(batch, layout, step, version, dials, record, self._credit(batch, dials, sums), oldest)
-        return (await self._together("step", lambda rank: (shares[rank].share,)))[0]
+        advantages = self._credit(batch, dials, sums)
+        return (await self._together("step", lambda rank: (_credited(shares[rank].share, advantages),)))[0]
 
     async def evaluate(
         self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
     ) -> dict[str, Any]:
         """The same readings without an update. Raises PayloadsLost, LearnerDied."""
-        shares = self._shares(batch, plan_batch(self._recipe, batch), 0, version, dials, record, {}, 0)
+        shares = self._shares(batch, 0, version, dials, record, 0)
         await self._fetch(batch, shares)
         return (await self._together("evaluate", lambda rank: (shares[rank].share,)))[0]
 
@@ -114,17 +113,9 @@ class LearnerGroup:
         return credit.advantages(self._recipe, shaped, {s.header.uid: s.header.group for s in batch})
 
     def _shares(
-        self,
-        batch: Sequence[Scored],
-        layout: Plan,
-        step: int,
-        version: int,
-        dials: Dials,
-        record: Path | None,
-        advantages: Mapping[str, float],
-        oldest: int,
+        self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None, oldest: int
     ) -> list[_RankShare]:
-        recipe, outcome = self._recipe, self._recipe.objective.outcome
+        recipe, outcome, layout = self._recipe, self._recipe.objective.outcome, plan_batch(self._recipe, batch)
         cut = {s.header.uid for s in batch if outcome.truncated == "mask" and s.header.finish == "length"}
         whole = Share(
             step=step,
@@ -138,7 +129,7 @@ class LearnerGroup:
             oldest=oldest,
             record=str(record) if record else None,
         )
-        return [_of_rank(whole, batch, uids, advantages, cut) for uids in layout.ranks]
+        return [_of_rank(whole, batch, uids, cut) for uids in layout.ranks]
 
     async def _fetch(self, batch: Sequence[Scored], shares: Sequence[_RankShare]) -> None:
         """Bring every rank its payloads."""
@@ -230,7 +221,6 @@ def _of_rank(
     whole: Share,
     batch: Sequence[Scored],
     micro_batches: tuple[tuple[str, ...], ...],
-    advantages: Mapping[str, float],
     cut: set[str],
 ) -> _RankShare:
     mine = {uid for uids in micro_batches for uid in uids}
@@ -242,12 +232,17 @@ def _of_rank(
         micro_batches=micro_batches,
         sample_blocks=len(samples),
         scored_by=tuple(model for model, _ in scores),
-        advantages={uid: value for uid, value in advantages.items() if uid in mine},
         rewards={s.header.uid: s.reward for s in entries if s.reward is not None},
         foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
         masked=frozenset(cut & mine),
     )
     return _RankShare(share, (*samples, *scores.values()))
+
+
+def _credited(share: Share, advantages: Mapping[str, float]) -> Share:
+    """A rank's share with the advantages of its own samples."""
+    mine = {uid for uids in share.micro_batches for uid in uids}
+    return replace(share, advantages={uid: value for uid, value in advantages.items() if uid in mine})
 
 
 def _payloads(scored: Scored) -> list[Any]:
