@@ -110,7 +110,8 @@ class _Call:
     def __init__(self, decoding: Decoding, seconds: float) -> None:
         self.decoding = decoding
         self._seconds = seconds
-        self._since = time.monotonic()  # when the last tick passed
+        self._now = asyncio.get_running_loop().time
+        self._since = self._now()  # when the last tick passed
         self._changed = asyncio.Event()
 
     async def until_due(self) -> bool:
@@ -120,13 +121,13 @@ class _Call:
             async with asyncio.timeout((self.decoding.due - len(self.decoding.versions)) * self._seconds):
                 await self._changed.wait()
         except TimeoutError:
-            self._since = time.monotonic()
+            self._since = self._now()
             return True
         return False
 
     def pass_time(self, version: int) -> None:
         """Let the ticks since the last one pass, at most up to the next block."""
-        ticks = int((time.monotonic() - self._since) / self._seconds) if self._seconds and self.decoding.open else 0
+        ticks = int((self._now() - self._since) / self._seconds) if self._seconds and self.decoding.open else 0
         if ticks:
             self._since += ticks * self._seconds
             self.decoding.pass_until(min(len(self.decoding.versions) + ticks, self.decoding.due), version)

@@ -1,5 +1,4 @@
-"""A time of its own for simulated runs: it passes only while everybody waits, so that a second of theirs is a second
-whatever the machine does meanwhile."""
+"""A time of a run's own, which passes only while everybody waits: a second is a second whatever the machine does."""
 
 from __future__ import annotations
 
