@@ -6,6 +6,7 @@ reported loss, whose sign would flip along.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -31,6 +32,7 @@ REWARDED = (
 )
 CROSS_ENTROPY = ("sft", "sequence_distillation")
 DISTILLED = [name for name in RECIPES if name not in (*REWARDED, *CROSS_ENTROPY, "opd_then_rl", "self_live")]
+COMPACT = ("opd_sampled", "opd_topk", "opd_union", "opd_student_topk", "opd_async", "kl_rl")  # none of full support
 CLIPPED = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo", "rlhf")
 
 TINY = {"teacher": "teacher", "poet": "poet", "origin": "student", "reference": "student"}
@@ -109,6 +111,38 @@ def test_every_line_has_every_metric_and_knows_its_kl(ran: Ran, name: str) -> No
         if objective.teachers:
             assert line["log_ratio_p1"] <= line["log_ratio_p50"] <= line["log_ratio_p99"]
             assert line["kl_by_position"]
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_scores_cost_their_tokens_and_at_most_64_bytes_a_response(ran: Ran, name: str) -> None:
+    done = ran[name]
+    objective, models, lines = done.recipe.objective, done.recipe.scored_models, done.lines
+    k = objective.topk * (2 if objective.topk_of == "union" else 1)
+    of_support = {"sampled": 4, "topk": 6 * k + 8}
+    a_token = sum(of_support[objective.support_of[model]] for model in models) / len(models)
+    sent = sum((line["score_bytes_per_token"] or 0.0) * line["tokens_scored"] for line in lines)
+    asked = len(lines) * done.recipe.samples_per_step
+    responses = len(models) * (asked + sum(line["samples_aged"] + line["samples_dropped"] for line in lines))
+    assert 0 < sent - a_token * sum(line["tokens_scored"] for line in lines) <= 64 * responses
+
+
+def test_the_driver_deserialises_no_payload(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it gets from Ray, and however: headers and plain values."""
+    from ray._private.serialization import SerializationContext  # after the cluster's start has set what Ray reads
+
+    opened: Counter[str] = Counter()
+    deserialize = SerializationContext.deserialize_objects
+
+    def counted(self: SerializationContext, *arguments: Any) -> list[Any]:
+        values = deserialize(self, *arguments)
+        opened.update(type(value).__name__ for value in values)
+        return values
+
+    monkeypatch.setattr(SerializationContext, "deserialize_objects", counted)
+    done = engines.run(engines.recipe(**_tiny(engines, "opd_topk") | {"run": {"steps": 2}}))
+    assert done.code == 0
+    assert opened["BlockHeader"] > 0 and opened["ScoreHeader"] > 0 and opened["BucketHeader"] > 0
+    assert opened["RecordBatch"] == opened["ndarray"] == opened["bytes"] == 0, opened
 
 
 def test_async_recipe_reaches_its_staleness_bound(ran: Ran) -> None:
