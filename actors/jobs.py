@@ -42,10 +42,9 @@ class Share:
     scores for each name in `scored_by`.
 
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`
-    and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term. `windows` are
-    half-open token ranges of a response, by uid, that carry loss in this step, where not all of its `loss_spans` do;
-    tokens that the student drew with a version below `oldest` carry none. `record` is a file to write the trained
-    samples to, or None.
+    and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term. Tokens
+    that the student drew with a version below `oldest` carry no loss. `record` is a file to write the trained samples
+    to, or None.
     """
 
     step: int
@@ -61,6 +60,5 @@ class Share:
     rewards: Mapping[str, float] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     masked: frozenset[str] = frozenset()
-    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     oldest: int = 0
     record: str | None = None

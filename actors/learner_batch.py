@@ -15,8 +15,8 @@ from torch import Tensor
 from actors import causal_lm
 from actors.jobs import Share
 from actors.records import Sample, ScoreTable, trained_batch, unpack_samples
+from actors.segments import JoinedScores, samples_of
 from actors.student import Hidden, Targets
-from actors.windows import JoinedScores, samples_of
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
 from objectives.tokens import Scores, Tokens
@@ -302,8 +302,7 @@ def _hidden(scores: JoinedScores) -> list[tuple[int, Tensor, Tensor]]:
         assert table.hidden_dtype is not None
         count = len(table.values(scores.uid, "logprobs"))
         states = causal_lm.from_bytes(table.hidden(scores.uid), table.hidden_dtype).reshape(count, -1)
-        places = torch.arange(start, max(start, min(start + count, scores.tokens)))
-        found.append((table.version(scores.uid), places, states[: len(places)]))
+        found.append((table.version(scores.uid), torch.arange(start, start + count), states))
     bare = torch.from_numpy(np.flatnonzero(~scores.covered))
     version, _, states = found[0]
     return [*found, (version, bare, states.new_zeros(len(bare), states.shape[1]))] if len(bare) else found

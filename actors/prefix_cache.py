@@ -1,12 +1,12 @@
 """Which responses' key-values a scorer keeps between their segments. Pure: it knows token ids and nothing of tensors.
 
-Bounded by tokens; the least recently kept go first. A cache is taken out to be used and kept again when it has grown,
-so a forward that fails leaves nothing half-grown behind.
+Bounded by tokens; the least recently kept go first, and so what is left of a response that was given up. A cache is
+taken out to be used and kept again when it has grown, so a forward that fails leaves nothing half-grown behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 Cache = TypeVar("Cache")
@@ -37,10 +37,6 @@ class PrefixCache(Generic[Cache]):
         self._kept[uid] = list(ids), cache
         while self.tokens > self._most:
             del self._kept[next(iter(self._kept))]
-
-    def forget(self, uids: Iterable[str]) -> None:
-        for uid in uids:
-            self._kept.pop(uid, None)
 
     def clear(self) -> None:
         """Let go of everything: other weights make other key-values."""

@@ -61,8 +61,6 @@ class Engine(Protocol):
 
     async def replace(self, tensors: dict[str, Any]) -> None: ...
 
-    def forget(self, uids: Sequence[str]) -> None: ...
-
     def projection(self) -> dict[str, Any]: ...
 
     def stop(self) -> None: ...
@@ -107,12 +105,6 @@ class Scorer(Member):
             if s.uid not in rejected
         ]
         return pack_scores(good, rejected, self._engine.hidden_dtype)
-
-    async def forget(self, uids: Sequence[str]) -> None:
-        """Let go of what is kept of responses of which no segment will follow."""
-        assert self._engine is not None
-        async with self._turn:
-            self._engine.forget(uids)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""

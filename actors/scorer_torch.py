@@ -47,9 +47,6 @@ class TorchEngine:
     def projection(self) -> dict[str, Any]:
         return causal_lm.projection_of(self._model, self._vocabulary)
 
-    def forget(self, uids: Sequence[str]) -> None:
-        self._prefixes.forget(uids)
-
     def stop(self) -> None:
         del self._model
         self._prefixes.clear()

@@ -59,9 +59,6 @@ class VllmEngine:
     def projection(self) -> dict[str, Any]:
         raise NotImplementedError("a vllm scorer has no hidden states; use engine: torch")
 
-    def forget(self, uids: Sequence[str]) -> None:
-        """Nothing is kept."""
-
     def stop(self) -> None:
         self._engine.shutdown()
 

@@ -1,4 +1,4 @@
-"""What a learner trains on of responses that came in segments: the rows and tokens of a step, and their scores joined.
+"""What a learner trains on of responses that came in segments: the rows of a step, and their scores joined.
 
 A row holds the response so far, so the one with the most tokens holds all of them. Scores stand in a table a segment;
 what no table covers must carry no loss.
@@ -16,35 +16,24 @@ from actors.records import Sample, ScoreTable, Span
 
 
 def samples_of(share: Share, rows: Iterable[Sample]) -> dict[str, Sample]:
-    """The share's responses by uid, each from its longest row and cut to the tokens of this step."""
+    """The share's responses by uid, each from its longest row; tokens that are too old carry no loss."""
     mine = {uid for uids in share.micro_batches for uid in uids}
     longest: dict[str, Sample] = {}
     for row in rows:
         held = longest.get(row.uid)
         if row.uid in mine and (held is None or len(row.response_ids) > len(held.response_ids)):
             longest[row.uid] = row
-    ages = {uid: 0 if uid in share.foreign else share.oldest for uid in longest}
-    return {uid: in_window(row, share.windows.get(uid), ages[uid]) for uid, row in longest.items()}
+    whole = {uid: replace(row, start=0) for uid, row in longest.items()}
+    return {uid: row if uid in share.foreign else _young(row, share.oldest) for uid, row in whole.items()}
 
 
-def in_window(sample: Sample, window: Span | None, oldest: int) -> Sample:
-    """The response up to the window's end; loss is left on the window's tokens of version `oldest` or later."""
-    start, end = window or (0, len(sample.response_ids))
-    carries = np.zeros(end, dtype=bool)
-    for a, b in sample.loss_spans:
-        carries[max(a, start) : b] = True
-    carries &= np.asarray(sample.versions[:end]) >= oldest
-    k = len(sample.support_ids) // max(1, len(sample.response_ids))
-    return replace(
-        sample,
-        response_ids=sample.response_ids[:end],
-        rollout_logprobs=sample.rollout_logprobs[:end],
-        versions=sample.versions[:end],
-        support_ids=sample.support_ids[: k * end],
-        turns=[(a, min(b, end)) for a, b in sample.turns if a < end],
-        loss_spans=_spans(carries),
-        start=start,
-    )
+def _young(sample: Sample, oldest: int) -> Sample:
+    """The response with loss left on tokens of version `oldest` or later."""
+    carries = np.zeros(len(sample.response_ids), dtype=bool)
+    for start, end in sample.loss_spans:
+        carries[start:end] = True
+    carries &= np.asarray(sample.versions) >= oldest
+    return replace(sample, loss_spans=_spans(carries))
 
 
 def _spans(carries: np.ndarray) -> list[Span]:
@@ -55,7 +44,7 @@ def _spans(carries: np.ndarray) -> list[Span]:
 
 @dataclass(frozen=True)
 class JoinedScores:
-    """Scores of a response's first `tokens` tokens under one model, by the token that each table's row starts at."""
+    """Scores of a response's `tokens` tokens under one model, by the token that each table's row starts at."""
 
     model: str
     uid: str
@@ -93,6 +82,5 @@ class JoinedScores:
         k = len(first) // len(self.tables[start].values(self.uid, "logprobs"))
         joined = np.full(self.tokens * k, unknown, first.dtype)
         for start, part in parts:
-            room = joined[start * k : start * k + len(part)]
-            room[:] = part[: len(room)]
+            joined[start * k : start * k + len(part)] = part
         return joined

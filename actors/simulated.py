@@ -35,7 +35,7 @@ from actors.records import (
     trained_batch,
     unpack_samples,
 )
-from actors.windows import samples_of
+from actors.segments import samples_of
 from actors.writer import Writer
 from configs.schema import Rule, Sampling, Simulated, Stream
 
@@ -155,9 +155,6 @@ class SimulatedScorer(Member):
         good = [s for s in samples if s.uid not in rejected]
         await asyncio.sleep(sum(len(s.response_ids) - s.start for s in good) * self._speed.score_seconds_per_token)
         return pack_scores([_score(s, request, self._version) for s in good], rejected, "float32")
-
-    async def forget(self, uids: Sequence[str]) -> None:
-        """Nothing is kept."""
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}

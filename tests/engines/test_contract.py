@@ -215,8 +215,6 @@ def test_segments_add_up_to_the_whole_response_and_so_do_their_scores(bench: Ben
     for uid, response in responses.items():
         assert ends[uid] == len(response.response_ids)
         np.testing.assert_allclose(np.concatenate(found[uid]), expected[uid], atol=1e-4)
-    pool = bench.pools.scorers["teacher"]
-    bench.runner.run(pool.call_member(pool.members[0], "forget", list(responses)))
 
 
 def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:

@@ -186,14 +186,12 @@ def test_a_cache_that_does_not_fit_is_not_used(models: dict[str, Path], lost: st
     with_scorer(models["teacher"], work)
 
 
-def test_what_is_kept_goes_when_it_is_forgotten_and_with_the_weights(models: dict[str, Path]) -> None:
+def test_what_is_kept_goes_with_the_weights(models: dict[str, Path]) -> None:
     async def work(scoring: Scoring) -> None:
         before = (await scoring.score(response("a")))[0].values("a", "logprobs")
         for uid in "ab":
             await scoring.score(segments(uid)[0])
-        both = scoring.kept
-        await scoring.scorer.forget(["a", "nobody"])
-        assert 0 < scoring.kept < both
+        assert scoring.kept > 0
         await scoring.scorer.load(1, *published(models["poet"]))
         assert scoring.kept == 0
         first, second, *_ = segments("a")

@@ -118,7 +118,6 @@ def segmented(
     config: Objective,
     rows: list[Sample],
     tables: list[Score],
-    window: tuple[int, int],
     oldest: int = 0,
     uids: tuple[str, ...] = ("s",),
 ) -> Batch:
@@ -132,7 +131,6 @@ def segmented(
         dials=Dials(),
         sample_blocks=len(rows),
         scored_by=("teacher",) * len(tables),
-        windows=dict.fromkeys(uids, window),
         oldest=oldest,
     )
     payloads = [pack_samples([r])[0] for r in rows] + [pack_scores([s], {}, "float32")[0] for s in tables]
@@ -144,60 +142,57 @@ SEGMENTS = [scores(0, 2), scores(2, 4), scores(4, 6)]
 
 
 @pytest.mark.parametrize("rows", [[row(2), row(4, 2), row(6, 4)], [row(6, 4), row(2)], [row(6)]], ids=len)
-def test_the_longest_row_is_trained_on_up_to_the_windows_end(rows: list[Sample]) -> None:
-    held = segmented(DENSE, rows, SEGMENTS, (2, 4))
+def test_the_longest_row_is_trained_on(rows: list[Sample]) -> None:
+    held = segmented(DENSE, rows, SEGMENTS)
     pack, targets = held.micro_batch(("s",))
-    assert pack.ids.tolist() == [[7, 8, 10, 11, 12, 13]], "nothing behind the window is computed"
-    assert targets.tokens.on.tolist() == [False, False, True, True]
-    assert targets.tokens.weights["distillation"].tolist() == pytest.approx([0.0, 0.0, 0.1, 0.1])
-    assert targets.tokens.scores["teacher"].logprob.tolist() == [0.0, -1.0, -2.0, -3.0]
-    sample = held.samples["s"]
-    assert (sample.loss_spans, sample.turns, sample.versions) == ([(2, 4)], [(0, 4)], [0, 0, 1, 1])
-    assert sample.support_ids == [10, 110, 11, 111, 12, 112, 13, 113]
+    assert pack.ids.tolist() == [[7, 8, 10, 11, 12, 13, 14, 15]]
+    assert targets.tokens.weights["distillation"].tolist() == pytest.approx([0.1] * 6)
+    assert targets.tokens.scores["teacher"].logprob.tolist() == [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
+    assert held.samples["s"] == row(6)
 
 
 def test_tokens_that_are_too_old_carry_no_loss() -> None:
-    assert segmented(DENSE, [row(6)], SEGMENTS, (1, 6), oldest=1).samples["s"].loss_spans == [(2, 6)]
-    assert segmented(DENSE, [row(6)], SEGMENTS, (0, 6), oldest=3).samples["s"].loss_spans == []
+    held = segmented(DENSE, [row(6)], SEGMENTS, oldest=1)
+    assert held.samples["s"].loss_spans == [(2, 6)]
+    assert held.micro_batch(("s",))[1].tokens.on.tolist() == [False] * 2 + [True] * 4
+    assert segmented(DENSE, [row(6)], SEGMENTS, oldest=3).samples["s"].loss_spans == []
     gaps = replace(row(6), loss_spans=[(0, 1), (3, 5)])
-    assert segmented(DENSE, [gaps], SEGMENTS, (0, 6), oldest=0).samples["s"].loss_spans == [(0, 1), (3, 5)]
-
-
-def test_a_window_that_ends_inside_a_segment_takes_its_part_of_the_scores() -> None:
-    tokens = segmented(DENSE, [row(6)], [scores(0, 6)], (1, 3)).micro_batch(("s",))[1].tokens
-    assert tokens.scores["teacher"].logprob.tolist() == [0.0, -1.0, -2.0]
+    assert segmented(DENSE, [gaps], SEGMENTS, oldest=0).samples["s"].loss_spans == [(0, 1), (3, 5)]
+    assert segmented(DENSE, [gaps], SEGMENTS, oldest=1).samples["s"].loss_spans == [(3, 5)]
 
 
 def test_what_no_table_covers_is_zero_and_carries_no_loss() -> None:
     topk = Objective(target="teacher", support="topk", topk=2)
-    tokens = segmented(topk, [row(6, 4)], SEGMENTS[1:2], (2, 4)).micro_batch(("s",))[1].tokens
+    partly = replace(row(6), loss_spans=[(2, 4)])
+    tokens = segmented(topk, [partly], SEGMENTS[1:2]).micro_batch(("s",))[1].tokens
     teacher = tokens.scores["teacher"]
     assert teacher.support_ids is not None and teacher.support_logprobs is not None and teacher.tail_logprob is not None
-    assert teacher.logprob.tolist() == teacher.tail_logprob.tolist() == [0.0, 0.0, -2.0, -3.0]
-    assert teacher.support_ids.tolist() == [[0, 0], [0, 0], [2, 102], [3, 103]]
-    assert teacher.support_logprobs.tolist() == [[0.0, 0.0], [0.0, 0.0], [-2.0, -2.0], [-3.0, -3.0]]
+    assert teacher.logprob.tolist() == teacher.tail_logprob.tolist() == [0.0, 0.0, -2.0, -3.0, 0.0, 0.0]
+    assert teacher.support_ids[1:4].tolist() == [[0, 0], [2, 102], [3, 103]]
+    assert teacher.support_logprobs[1:4].tolist() == [[0.0, 0.0], [-2.0, -2.0], [-3.0, -3.0]]
 
 
-@pytest.mark.parametrize("window", [(1, 4), (2, 5)])
-def test_loss_on_a_token_without_a_score_is_an_error(window: tuple[int, int]) -> None:
+@pytest.mark.parametrize("loss", [(1, 4), (2, 5)])
+def test_loss_on_a_token_without_a_score_is_an_error(loss: tuple[int, int]) -> None:
     with pytest.raises(RuntimeError, match=r"s: tokens . to . carry loss and teacher has not scored all of them"):
-        segmented(DENSE, [row(6)], SEGMENTS[1:2], window).micro_batch(("s",))
+        segmented(DENSE, [replace(row(6), loss_spans=[loss])], SEGMENTS[1:2]).micro_batch(("s",))
 
 
 def test_each_segments_hidden_states_go_through_the_head_of_its_version() -> None:
     full = Objective(target="teacher", support="full")
     tables = [scores(2, 4, version=3), scores(4, 6, version=5)]
-    targets = segmented(full, [row(6)], tables, (3, 5)).micro_batch(("s",))[1]
+    partly = replace(row(6), loss_spans=[(3, 5)])
+    targets = segmented(full, [partly], tables).micro_batch(("s",))[1]
     found = {h.head: (h.rows.tolist(), h.states[:, 0].tolist()) for h in targets.hidden["teacher"]}
     assert found == {
         ("teacher", 3): ([2, 3, 0, 1], [2.0, 3.0, 0.0, 0.0]),  # the last two have no score and no loss
-        ("teacher", 5): ([4], [4.0]),
+        ("teacher", 5): ([4, 5], [4.0, 5.0]),
     }
 
 
 def test_hidden_states_of_several_responses_lie_one_after_another() -> None:
     full = Objective(target="teacher", support="full")
     rows, tables = ([r, replace(r, uid="t")] for r in (row(3), scores(0, 3)))
-    targets = segmented(full, rows, tables, (0, 3), uids=("s", "t")).micro_batch(("s", "t"))[1]
+    targets = segmented(full, rows, tables, uids=("s", "t")).micro_batch(("s", "t"))[1]
     (piece,) = targets.hidden["teacher"]
     assert piece.rows.tolist() == [0, 1, 2, 3, 4, 5] and piece.states[:, 0].tolist() == [0.0, 1.0, 2.0] * 2

@@ -57,10 +57,19 @@ def test_a_response_counts_once() -> None:
     assert found.tokens == 9
 
 
-def test_what_is_forgotten_is_gone() -> None:
-    found = cache(most=20, a=4, b=4, c=4)
-    found.forget(["a", "nobody"])
-    assert found.tokens == 8 and kept_in(found) == {"b", "c"}
+def test_a_response_that_was_given_up_makes_room_for_those_that_go_on() -> None:
+    found = cache(most=16, c=4, a=4, b=4)
+    for tokens in (5, 6):
+        for uid in "ab":
+            assert found.take(uid, IDS)
+            found.keep(uid, IDS[:tokens], uid)
+    assert found.tokens == 16, "there is room for all"
+    found.take("a", IDS)
+    found.keep("a", IDS[:7], "a")
+    assert kept_in(found) == {"a", "b"}
+
+
+def test_with_the_weights_everything_goes() -> None:
     found = cache(a=4, b=4)
     found.clear()
     assert found.tokens == 0 and kept_in(found) == set()
