@@ -1,5 +1,5 @@
-"""A driver on a Ray cluster of several nodes on this machine, two of which vanish in mid-run: that with most of its members
-but the learner, then that of the learner. What is left has room for all.
+"""A driver on a Ray cluster of several nodes on this machine, two of which vanish in mid-run: that with most of its
+members but the learner, then that of the learner. What is left has room for all.
 
 `python -m tests.cli.node_loss ROOT` writes what happened to ROOT/result.json. A process of its own, since a process has
 one Ray cluster and the other tests share theirs.
@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class NodeLoss:
         places: dict[str, list[str]] = {}
         for role, pool in run.pools.all().items():
             for actor in (actor for member in pool.serving() for actor in member.actors):
-                places.setdefault(await _node_of(actor), []).append(role)
+                with suppress(ray.exceptions.RayActorError):  # it went with the first node, and nobody has noticed yet
+                    places.setdefault(await _node_of(actor), []).append(role)
         fitting = {node: roles for node, roles in places.items() if ("learner" in roles) == (which == "learner")}
         node = max(fitting, key=lambda node: len(fitting[node]))
         self.lost[which] = fitting[node]

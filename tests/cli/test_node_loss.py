@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.cli.node_loss import STEPS
 from tests.processes import alive, descendants
 from tests.unit.simulation import expected_order, metrics, trained
