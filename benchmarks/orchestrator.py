@@ -220,7 +220,9 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
         await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
     assert code == runs.DONE
     samples = settings.run.steps * settings.samples_per_step
-    return {"samples": samples, "rollout_capacity": capacity(arguments)} | summary(watcher, settings)
+    found = summary(watcher, settings)
+    stepping = found["samples_per_second"] / arguments.learner_rate  # the rest is between its steps, or waiting for one
+    return {"samples": samples, "rollout_capacity": capacity(arguments), **found, "learner_stepping_share": stepping}
 
 
 def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:

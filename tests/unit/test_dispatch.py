@@ -45,11 +45,13 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
             free, capacity = data.draw(FREE), dispatch.capacity(done)
+            wants = dispatch.wants_room(done)
             leases = dispatch.grant(done, room(student=free))
             tickets = [t for lease in leases for t in lease.tickets]
             granted.update(tickets)
             open_tickets += tickets
             new_groups = {t.index for t in tickets if t.attempt == 0}
+            assert bool(leases) == (wants and any(slots > 0 for slots in free.values()))
             assert len(new_groups) == capacity - dispatch.capacity(done) <= capacity
             assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
             assert all(free[x.member] > 0 for x in leases)
