@@ -1,9 +1,10 @@
 """How a weight version travels from the learner to a member.
 
 A carrier answers two questions and decides nothing else: what the learner does when a version is published, and what
-happens between it and one member when that member pulls. Both sides of a pull are awaited together, so a carrier whose
-ends must meet (NCCL, CUDA IPC) fits as well as one that passes references. A call has the deadline of the member that
-is called: the learner's `learn`, or `load`.
+happens between it and one member when that member pulls. Both ends of a pull are one carrier's to await, so one whose
+ends must meet (NCCL, CUDA IPC) fits as well as one that passes references: it opens a channel for each pair of learner
+and member with its first pull (`learner.member` is another after a rebuild), and closes the learner's end when the
+member dies. Every call has a deadline: `learn` at the learner, `load` at the member.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ class Version:
 
 class Carrier(Protocol):
     async def publish(self, learner: LearnerGroup, number: int, model: str | None) -> Version:
-        """Make the student's weights (or those of one of its averages) ready to be pulled. Raises LearnerDied."""
+        """Make the student's weights (or those of one of its averages) ready to be pulled. Called in the learner's
+        turn. Raises LearnerDied."""
         ...
 
     async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
-        """Load a version into one member; returns the version it then serves. Raises MemberDied, ValueLost."""
+        """Load a version into one member; returns the version it then serves. A carrier that reads the learner's live
+        weights takes the learner's turn for it. Raises MemberDied, LearnerDied, and ValueLost where the version is
+        no longer to be had: it is published again, or a newer one is pulled."""
         ...
 
 

@@ -18,7 +18,7 @@ from configs.schema import Recipe
 from objectives.schedule import Dials
 from orchestrator import credit
 from orchestrator.buffer import Scored
-from orchestrator.pool import Pool, RoleFailed, quote_log
+from orchestrator.pool import Pool, PoolMember, RoleFailed, quote_log
 from orchestrator.transport import MemberDied, ValueLost
 
 
@@ -85,10 +85,10 @@ class LearnerGroup:
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
         yields: buckets stay references, headers are opened."""
-        gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in self._member.actors[1:]]
+        gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in self.member.actors[1:]]
         yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
         try:
-            with self._pool.clock.busy(self._member.number):
+            with self._pool.clock.busy(self.member.number):
                 refs, *_ = await asyncio.gather(yielding, *gathering)
             return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
         except (MemberDied, ValueLost) as death:
@@ -96,6 +96,10 @@ class LearnerGroup:
         finally:
             for task in (yielding, *gathering):
                 task.cancel()
+
+    async def take_part(self, method: str, *arguments: Any) -> list[Any]:
+        """A carrier's call of all ranks together, e.g. the learner's end of a transfer. Raises LearnerDied."""
+        return await self._together(method, lambda rank: arguments)
 
     async def save(self, directory: Path) -> None:
         await self._together("save", lambda rank: (str(directory),))
@@ -158,10 +162,10 @@ class LearnerGroup:
         return {key for key, is_gone in zip(needed, found, strict=True) if is_gone} or set(needed)
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
-        calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self._member.actors))]
+        calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self.member.actors))]
         values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
         try:
-            with self._pool.clock.busy(self._member.number):
+            with self._pool.clock.busy(self.member.number):
                 return list(await asyncio.gather(*values))
         except MemberDied as death:
             raise self._failed(method, death) from death
@@ -170,7 +174,7 @@ class LearnerGroup:
                 value.cancel()
 
     async def _collect(self, model: str | None) -> list[Any]:
-        stream = aiter(self._pool.transport.stream(self._member.head, "publish", model))
+        stream = aiter(self._pool.transport.stream(self.member.head, "publish", model))
         refs: list[Any] = []
         while (ref := await self._pool.in_time("publish", anext(stream, None))) is not None:
             refs.append(ref)
@@ -181,17 +185,20 @@ class LearnerGroup:
             pass
 
     def _call(self, rank: int, method: str, *arguments: Any) -> Any:
-        return self._pool.transport.call(self._member.actors[rank], method, *arguments)[0]
+        return self._pool.transport.call(self.member.actors[rank], method, *arguments)[0]
 
     async def _value(self, method: str, ref: Any) -> Any:
         return await self._pool.in_time(method, self._pool.transport.value(ref))
 
     @property
-    def _member(self) -> Any:
+    def member(self) -> PoolMember:
+        """The ranks there are now; others after a rebuild. Raises LearnerDied in between."""
+        if not self._pool.members:
+            raise LearnerDied("the learner is gone, and is being built anew")
         return self._pool.members[0]
 
     def _failed(self, method: str, death: Exception) -> LearnerDied:
-        self.death = LearnerDied(f"learner died in {method}: {death}{quote_log(self._member.log)}")
+        self.death = LearnerDied(f"learner died in {method}: {death}{quote_log(self.member.log)}")
         return self.death
 
 

@@ -193,10 +193,12 @@ class Pool:
             await asyncio.wait([waiting], timeout=left)
         return waiting.result()
 
-    async def call_member(self, member: PoolMember, method: str, *args: Any) -> Any:
-        """Call a method of one member's head and open the result. Raises MemberDied; the member is replaced."""
+    async def call_member(self, member: PoolMember, method: str, *args: Any, deadline: str | None = None) -> Any:
+        """Call a method of one member's head and open the result, within the method's own deadline or the one named.
+        Raises MemberDied; the member is replaced."""
         try:
-            return await self.in_time(method, self.transport.value(self.transport.call(member.head, method, *args)[0]))
+            answer = self.transport.value(self.transport.call(member.head, method, *args)[0])
+            return await self.in_time(deadline or method, answer)
         except MemberDied as death:
             if member.serving:  # a joiner's death is its pool's to tell
                 self.replace(member, death)

@@ -221,8 +221,7 @@ class Run:
             tasks.create_task(self._bring_up_learner(saved))
             for starting in cold:
                 tasks.create_task(starting)
-        self.observer.phase("publishing the first weights")
-        await self.versions.publish(self.progress.version)
+        self.observer.phase("loading the first weights")
         await self._pull_everywhere()
         await self.teachers.start()
         length = self.recipe.objective.length
@@ -231,29 +230,37 @@ class Run:
             await self._save()
 
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
-        if not self.pools.learner.members:
-            try:
-                await self.pools.learner.start(1)
-            except DiedStarting as death:
-                if self._deaths:  # one that was up before may come up again
-                    raise LearnerDied(str(death)) from death
-                raise
-        await self.learner.start(
-            LearnerSpec(
-                config=self.recipe.learner,
-                objective=self.recipe.objective,
-                model=str(model_directory(self.recipe.path_of(STUDENT))),
-                vocabulary=self.inputs.vocabulary,
-                steps=self.recipe.run.steps,
-                seed=self.recipe.run.seed,
-                publish_dtype=self.recipe.rollout.dtype,
-                updates=self.recipe.batch.updates,
-                temperature=self.recipe.sampling.temperature if self.recipe.objective.reward_only else 1.0,
-                averages={m: self.recipe.models[m].decay for m in self.recipe.moving("ema")},
-            )
+        """Build the learner and publish its first weights, in its turn: who still pulls from a dead one is done before
+        there is another."""
+        async with self.learner.turn:
+            if not self.pools.learner.members:
+                await self._start_learner()
+            await self.learner.start(self._learner_spec())
+            if saved:
+                await self.learner.restore(saved.folder)
+            await self.versions.publish(self.progress.version)
+
+    async def _start_learner(self) -> None:
+        try:
+            await self.pools.learner.start(1)
+        except DiedStarting as death:
+            if self._deaths:  # one that was up before may come up again
+                raise LearnerDied(str(death)) from death
+            raise
+
+    def _learner_spec(self) -> LearnerSpec:
+        return LearnerSpec(
+            config=self.recipe.learner,
+            objective=self.recipe.objective,
+            model=str(model_directory(self.recipe.path_of(STUDENT))),
+            vocabulary=self.inputs.vocabulary,
+            steps=self.recipe.run.steps,
+            seed=self.recipe.run.seed,
+            publish_dtype=self.recipe.rollout.dtype,
+            updates=self.recipe.batch.updates,
+            temperature=self.recipe.sampling.temperature if self.recipe.objective.reward_only else 1.0,
+            averages={m: self.recipe.models[m].decay for m in self.recipe.moving("ema")},
         )
-        if saved:
-            await self.learner.restore(saved.folder)
 
     def _stage(self) -> Stage:
         return Stage(

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from orchestrator.carriers import Carrier, Version
-from orchestrator.learning import LearnerGroup
+from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.transport import MemberDied, ValueLost
 
@@ -56,7 +56,7 @@ class Versions:
     async def _pull(self, version: Version, pool: Pool, member: PoolMember) -> None:
         try:
             member.version = await self._carrier.pull(version, self._learner, pool, member)
-        except MemberDied:
+        except (MemberDied, LearnerDied):
             raise
         except ValueLost:
             await self._renew(version)

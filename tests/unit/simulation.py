@@ -14,11 +14,13 @@ import pyarrow as pa
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
+from orchestrator.carriers import Carrier, ObjectStore
 from orchestrator.layout import build_pools
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.run import Run
 from orchestrator.transport import LocalTransport
+from tests.unit.own_time import OwnTime
 
 STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
 VOCABULARY = 1000
@@ -58,13 +60,14 @@ class Simulation:
     train: Sequence[Prompt] = field(default_factory=lambda: TRAIN)
     heldout: Sequence[Prompt] = field(default_factory=lambda: HELDOUT)
     transport: LocalTransport = field(default_factory=LocalTransport)
+    carrier: Carrier = field(default_factory=ObjectStore)
 
     def __post_init__(self) -> None:
         self.notices: list[str] = []
         self.inputs = Inputs(self.train, self.heldout, None, self.vocabulary, (1,), 0, 0)
         self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None)
         self.directory = Path(self.recipe.run.root) / self.recipe.run.name
-        self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self)
+        self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self, self.carrier)
 
     def phase(self, text: str) -> None: ...
 
@@ -76,11 +79,16 @@ class Simulation:
     def step(self, line: Mapping[str, Any]) -> None:
         self.on_step(self.run, line)
 
-    def go(self, seconds: float = 20.0) -> int:
+    def go(self, seconds: float = 20.0, loop: asyncio.AbstractEventLoop | None = None) -> int:
         async def within() -> int:
             return await asyncio.wait_for(self.run.execute(), seconds)
 
-        return asyncio.run(within())
+        with asyncio.Runner(loop_factory=(lambda: loop) if loop else None) as runner:
+            return runner.run(within())
+
+    def go_in_own_time(self, hours: float = 24.0) -> int:
+        """Whoever hangs is found at once, however long its deadline."""
+        return self.go(hours * 3600, OwnTime())
 
 
 def metrics(root: Path) -> list[dict[str, Any]]:
