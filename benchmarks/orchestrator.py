@@ -19,12 +19,12 @@ import itertools
 import json
 import math
 import os
-import random
 import resource
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from actors.jobs import LearnerSpec, Share
@@ -33,6 +33,7 @@ from actors.records import BlockHeader, BucketHeader, Request, SampleHeader, Sco
 from configs.load import parse_recipe
 from configs.schema import Recipe, Resources, Rule, Sampling, Stream
 from orchestrator import run as runs
+from orchestrator.dispatch import Ticket
 from orchestrator.driver import collect_seldom
 from orchestrator.flow import Pools
 from orchestrator.pool import Pool
@@ -43,6 +44,7 @@ from orchestrator.transport import GangSpec, LocalTransport, Transport
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
 EXCESS = 1.2  # what the rollouts could sample, to what the learner takes
+NORMAL = NormalDist()
 NOTHING = b"\0" * 64
 PLACE = Resources(cpus=0.01, threads=1)
 
@@ -138,7 +140,9 @@ class SleepingLearner(Member):
 
 
 def tokens_of(request: Request) -> int:
-    return min(LONGEST, max(1, int(random.Random(request.seed).lognormvariate(math.log(MEDIAN_TOKENS), SPREAD))))
+    """A response's length: the quantile of the log-normal that its seed stands for."""
+    uniform = (request.seed % 2**32 + 0.5) / 2**32
+    return min(LONGEST, max(1, int(MEDIAN_TOKENS * math.exp(SPREAD * NORMAL.inv_cdf(uniform)))))
 
 
 class Watcher:
@@ -247,7 +251,8 @@ def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
 async def members_alone(arguments: argparse.Namespace) -> float:
     """CPU milliseconds a sample of the sleeping members and the event loop, at the rate that the learner takes."""
     scorers, reward = [SleepingScorer(arguments.score_seconds) for _ in range(arguments.scorers)], CountingReward()
-    requests = [Request(f"{i:08d}.000", f"{i:08d}", 0, i, [i] * 50) for i in range(200_000)]
+    tickets = [Ticket(index, 0) for index in range(200_000)]
+    requests = [Request(ticket.uid, ticket.group, 0, ticket.seed(0), [0] * 50) for ticket in tickets]
     coming, stream = itertools.cycle(requests), Stream(coalesce_ms=arguments.coalesce_ms)
     sampling = Sampling(max_response_tokens=LONGEST)
     done = 0

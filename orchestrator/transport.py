@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class LocalTransport:
 
     def __init__(self) -> None:
         self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
-        self._watched: dict[int, list[asyncio.Future[None]]] = {}  # who waits for an actor's next value
+        self._waited: dict[int, set[asyncio.Future[Any]]] = defaultdict(set)  # by actor: what its death cancels
 
     async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
         return [spec.cls(*arguments) for arguments in spec.arguments]
@@ -197,7 +198,7 @@ class LocalTransport:
         return [_Box(whole)] if returns == 1 else [_Box(whole, part) for part in range(returns)]
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
-        values = getattr(actor, method)(*[await self._open(a) for a in args])
+        values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
         if inspect.isasyncgen(values):
             async for value in self._while_alive(actor, values):
                 yield _boxed(value)
@@ -213,41 +214,38 @@ class LocalTransport:
     async def kill(self, actors: Sequence[Any]) -> None:
         self._dead.update({id(actor): actor for actor in actors})
         for actor in actors:
-            for death in self._watched.pop(id(actor), ()):
-                if not death.done():
-                    death.set_result(None)
+            for waiting in self._waited.pop(id(actor), ()):
+                waiting.cancel()
 
     async def _while_alive(self, actor: Any, values: AsyncGenerator[Any, Any]) -> AsyncIterator[Any]:
         """What a generator yields until its actor is killed, even if that is while it waits."""
-        death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watched.setdefault(id(actor), []).append(death)
-        waiting: asyncio.Future[Any] | None = None
+        waited = self._waited[id(actor)]
         try:
             while True:
                 self._check(actor)
                 waiting = asyncio.ensure_future(anext(values, self))  # type: ignore[arg-type]
-                await asyncio.wait([waiting, death], return_when=asyncio.FIRST_COMPLETED)
+                waited.add(waiting)
+                try:
+                    value = await waiting
+                except asyncio.CancelledError:
+                    self._check(actor)
+                    raise
+                finally:
+                    waited.discard(waiting)
                 self._check(actor)
-                if (value := waiting.result()) is self:
+                if value is self:
                     return
                 yield value
         finally:
-            death.cancel()
-            if waiting is not None and not waiting.done():
-                waiting.cancel()
-                await asyncio.wait([waiting])
             await values.aclose()
 
     async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
         self._check(actor)
-        result = getattr(actor, method)(*[await self._open(a) for a in args])
+        result = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
         if inspect.isawaitable(result):
             result = await result
         self._check(actor)
         return result
-
-    async def _open(self, argument: Any) -> Any:
-        return await argument.opened() if isinstance(argument, _Box) else argument
 
     def _check(self, actor: Any) -> None:
         if id(actor) in self._dead:
