@@ -33,7 +33,7 @@ BROKEN = "\ufffd"  # how a part of a UTF-8 character decodes
 
 EXITS = {0: "done", 1: "failed", 2: "refused", 3: "stopped, resumable"}
 CLIP, NEUTRAL = 3.0, 0.05  # nats: |log-ratio| at which the colour is full, below which there is none
-HELD_OUT_ROWS, STEPS_SHOWN, SAMPLES_PER_STEP, TOKENS_SHOWN = 16, 3, 4, 800
+HELD_OUT_ROWS, STEPS_SHOWN, SAMPLES_PER_STEP, TOKENS_SHOWN, SKIPPED_ROWS = 16, 3, 4, 800, 100
 
 SPECIAL = re.compile(r"<[|｜][^<>|｜]{1,40}[|｜]>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>")
 USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -52,6 +52,14 @@ class Answer(NamedTuple):
     prompt: str
     before: str | None
     after: str | None
+
+
+class Skipped(NamedTuple):
+    """Samples of one prompt that were not trained, or not evaluated, for one reason. `prompt` is None where unknown."""
+
+    uids: list[str]
+    reason: str
+    prompt: str | None
 
 
 class Token(NamedTuple):
@@ -96,6 +104,7 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
     metrics, summary = _metrics(run_directory / "metrics.jsonl"), _json(run_directory / "summary.json")
     recipe, code = _text(run_directory / "recipe.yaml"), summary.get("exit")
     evaluation = {when: (summary.get("evaluation") or {}).get(when) or {} for when in ("before", "after")}
+    skipped = skipped_prompts(summary)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["nats"] = lambda value, form="%.2f": "–" if value is None else form % value
     page = environment.get_template("report.html.j2").render(
@@ -106,6 +115,10 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         length=_length(summary.get("steps") or len(metrics), summary),
         tiles=_tiles(metrics, evaluation),
         charts=_charts(metrics, evaluation),
+        skipped=skipped[:SKIPPED_ROWS],
+        skipped_more=len(skipped[SKIPPED_ROWS:]),
+        restarts=summary.get("restarts") or {},
+        rebuilds=summary.get("learner_rebuilds") or 0,
         answers=held_out_answers(run_directory, decode)[:HELD_OUT_ROWS],
         steps=_sample_steps(run_directory, decode),
         recipe=recipe,
@@ -132,6 +145,14 @@ def held_out_answers(run_directory: Path, decode: Decode) -> list[Answer]:
         for uid in sorted(before.keys() | after.keys())
         for pair in [(before.get(uid), after.get(uid))]
     ]
+
+
+def skipped_prompts(summary: Row) -> list[Skipped]:
+    """What a run skipped, in order of uid, a prompt and a reason at a time."""
+    prompts, found = summary.get("skipped_prompts") or {}, {}
+    for uid, reason in sorted((summary.get("skipped") or {}).items()):
+        found.setdefault((uid.split(".")[0], reason), []).append(uid)
+    return [Skipped(uids, reason, prompts.get(group)) for (group, reason), uids in found.items()]
 
 
 def _question(prompt: str) -> str:

@@ -269,7 +269,7 @@ class Run:
             flow=self.flow,
             learner=self.learner,
             versions=self.versions,
-            prompts=PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle),
+            prompts=self._prompts(),
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
@@ -278,6 +278,9 @@ class Run:
             notice=self.observer.notice,
             skipped=self.skipped,
         )
+
+    def _prompts(self) -> PromptStream:
+        return PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
 
     def _versions(self) -> list[tuple[Pool, Versions]]:
         """Pools whose members pull weights, and which."""
@@ -404,10 +407,18 @@ class Run:
             "evaluation": self.evaluations,
             "biased": list(self.recipe.biases),
             "skipped": self.skipped,
+            "skipped_prompts": self._skipped_prompts(),
             "restarts": {role: pool.restarts for role, pool in self.pools.all().items() if pool.restarts},
             "learner_rebuilds": len(self._deaths),
         }
         checkpoint.write_whole(self.directory / "summary.json", json.dumps(summary, indent=1))
+
+    def _skipped_prompts(self) -> dict[str, str]:
+        """Text of the prompts that skipped samples belong to, by group."""
+        train, heldout = self._prompts(), self.inputs.heldout
+        indices = sorted({Ticket.of(uid, 0).index for uid in self.skipped})
+        prompts = [train[i] if i < HELDOUT_INDEX else heldout[i - HELDOUT_INDEX] for i in indices]
+        return {Ticket(i, 0).group: prompt.row["prompt"] for i, prompt in zip(indices, prompts, strict=True)}
 
 
 def _learner_death(error: Exception) -> LearnerDied | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import Answer, Token, held_out_answers, token_spans, write_report
+from orchestrator.report import SKIPPED_ROWS, Answer, Token, held_out_answers, token_spans, write_report
 from tests import synthetic
 
 
@@ -49,6 +49,39 @@ def test_a_biased_run_is_marked(tmp_path: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary | {"biased": ["k1_in_loss", "tempered_sampling"]}))
     marks = re.findall(r'<span class="pill bad">(biased on request: \w+)</span>', page_of(run))
     assert marks == ["biased on request: k1_in_loss", "biased on request: tempered_sampling"]
+
+
+def test_skipped_samples_are_named_with_their_reason_and_prompt_and_restarts_with_their_role(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run", steps=1)
+    assert "What was skipped and restarted" not in page_of(run)
+    died, empty = "quarantined: 3 members of rollout died of it", "empty response"
+    summary = json.loads((run / "summary.json").read_text()) | {
+        "skipped": {"00000007.001": empty, "00000002.001": died, "00000002.000": died, "00000002.002": empty},
+        "skipped_prompts": {"00000002": f"Say {synthetic.HOSTILE}"},
+        "restarts": {"rollout": 3, "scorer.teacher": 1},
+        "learner_rebuilds": 2,
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    rows = re.findall(
+        r"<tr><td>(0000.*?)</td>.*?reason\"><div>(.*?)</div>.*?prompt\"><div>(.*?)</div>", page, re.DOTALL
+    )
+    said = "Say &lt;script&gt;"
+    assert [(uids, reason, text[: len(said)]) for uids, reason, text in rows] == [
+        ("00000002.000, 00000002.001", died, said),
+        ("00000002.002", empty, said),
+        ("00000007.001", empty, "–"),
+    ]
+    assert "Members replaced: rollout 3, scorer.teacher 1." in page
+    assert "The learner was built anew 2 times" in page
+
+
+def test_of_many_skipped_prompts_the_first_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    skipped = {f"{group:08d}.000": "empty response" for group in range(SKIPPED_ROWS + 3)}
+    (tmp_path / "summary.json").write_text(json.dumps({"skipped": skipped}))
+    page = page_of(tmp_path)
+    shown = page.split("<h2>What was skipped and restarted</h2>")[1].split("</section>")[0]
+    assert shown.count("empty response") == SKIPPED_ROWS and "… and 3 more in summary.json" in shown
 
 
 def test_nothing_is_loaded_from_outside(tmp_path: Path) -> None:

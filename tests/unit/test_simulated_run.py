@@ -23,11 +23,13 @@ from actors.records import BadWeights, BlockHeader, ScoreHeader
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
+from orchestrator.prompts import PromptStream
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost
 from tests.unit.simulation import (
     HELDOUT,
     STEPS,
+    TRAIN,
     Simulation,
     assert_each_once,
     crash_at,
@@ -291,8 +293,21 @@ def test_rejected_samples_are_dropped_and_counted_and_training_goes_on(tmp_path:
     dropped = sum(line["samples_dropped"] for line in lines)
     assert 0 < dropped < len(expected_order()) and dropped == len(expected_order()) - len(rows)
     assert all(50 not in row["response_ids"] for row in rows)
+    summary, order = json.loads((tmp_path / "sim" / "summary.json").read_text()), PromptStream(TRAIN, 5, True)
+    groups = {uid.split(".")[0] for uid in summary["skipped"] if not uid.startswith("9")}  # 9...: held out
+    of_training = {group: text for group, text in summary["skipped_prompts"].items() if not group.startswith("9")}
+    assert of_training == {group: order[int(group)].row["prompt"] for group in groups} and groups
     assert [row for row in expected_order() if row in order_of(rows)] == order_of(rows)
     assert len(lines) == STEPS and all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_skipped_held_out_prompt_is_named_by_its_text(tmp_path: Path) -> None:
+    simulation = Simulation(recipe(tmp_path))
+    simulation.directory.mkdir(parents=True)
+    simulation.run.skipped["90000001.000"] = "quarantined"
+    simulation.run.summarise(1)
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["skipped_prompts"] == {"90000001": HELDOUT[1].row["prompt"]}
 
 
 def test_a_batch_of_which_every_sample_is_rejected_ends_the_run_with_the_reason(tmp_path: Path) -> None:
