@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
@@ -23,7 +22,7 @@ from orchestrator.pool import PoolMember
 from orchestrator.run import REBUILDS, Run
 from orchestrator.suspects import DEATHS
 from orchestrator.transport import GangSpec, LocalTransport, ValueLost, _Box
-from tests.unit.own_time import OwnTime
+from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation
 
 SECONDS = {"step": 0.5, "publish": 0.2, "save": 0.3, "restore": 0.3, "load": 0.1, "start": 1.0}  # at most
@@ -31,9 +30,19 @@ SECONDS = {"step": 0.5, "publish": 0.2, "save": 0.3, "restore": 0.3, "load": 0.1
 
 @dataclass(frozen=True, eq=False)
 class _Held(_Box):
-    """A value in the store of the node that its actor lived on."""
+    """A value as Ray keeps it: a payload in the store of its node, where `misses` counts who comes too late; small
+    values with the orchestrator."""
 
     home: Any = None
+    lost: set[int] = field(default_factory=set)  # homes by id
+    misses: list[Any] = field(default_factory=list)
+
+    async def opened(self) -> Any:
+        value = await super().opened()
+        if id(self.home) in self.lost and isinstance(value, pa.RecordBatch | np.ndarray):
+            self.misses.append(self.home)
+            raise ValueLost("went down with its node")
+        return value
 
 
 class Nodes(LocalTransport):
@@ -44,6 +53,7 @@ class Nodes(LocalTransport):
         self._node: dict[int, int] = {}  # by id of the actor
         self._lost: set[int] = set()
         self._hung: set[int] = set()
+        self.misses: list[Any] = []  # values that were wanted and lost
         self.spawned: dict[int, Any] = {}  # all actors there ever were, so that no id is used twice
 
     async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
@@ -55,17 +65,14 @@ class Nodes(LocalTransport):
         return actors
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
-        return [_Held(b.future, b.part, actor) for b in super().call(actor, method, *args, returns=returns)]
+        return [self._held(box, actor) for box in super().call(actor, method, *args, returns=returns)]
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
         await self._pass(method)
         async for box in super().stream(actor, method, *args):
             if id(actor) in self._hung:
                 await asyncio.Event().wait()
-            yield _Held(box.future, box.part, actor)
-
-    async def value(self, ref: Any) -> Any:
-        return self._found(ref, await super().value(ref))
+            yield self._held(box, actor)
 
     def hang(self, actors: Sequence[Any]) -> None:
         """They answer nothing any more, and live."""
@@ -76,9 +83,9 @@ class Nodes(LocalTransport):
         self._lost |= {id(actor) for actor in actors}
         await self.kill(actors)
 
-    def on(self, node: int) -> list[Any]:
-        """The actors that live on a node."""
-        return [actor for key, actor in self.spawned.items() if self._node[key] == node and key not in self._dead]
+    def beside(self, actor: Any) -> list[Any]:
+        """All that ever lived on its node, itself included."""
+        return [other for key, other in self.spawned.items() if self._node[key] == self._node[id(actor)]]
 
     def living(self) -> set[int]:
         return self.spawned.keys() - self._dead.keys()
@@ -92,15 +99,8 @@ class Nodes(LocalTransport):
         self._check(actor)
         return result
 
-    async def _open(self, argument: Any) -> Any:
-        return self._found(argument, await super()._open(argument))
-
-    def _found(self, ref: Any, value: Any) -> Any:
-        """Small values live with the orchestrator, payloads on their node."""
-        payload = isinstance(value, pa.RecordBatch | np.ndarray)
-        if payload and isinstance(ref, _Held) and id(ref.home) in self._lost:
-            raise ValueLost("went down with its node")
-        return value
+    def _held(self, box: Any, actor: Any) -> _Held:
+        return _Held(box.future, box.part, actor, self._lost, self.misses)
 
     async def _pass(self, method: str) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, SECONDS.get(method, 0.02)))
@@ -149,8 +149,14 @@ class Chaos:
     async def _vanish(self, run: Run) -> None:
         if all(self._may_kill(role, run) for role in run.pools.all()):
             self._learner_deaths.append(run.progress.step)
-            await self.transport.lose(self.transport.on(self.rng.randrange(self.transport.count)))
+            await self.transport.lose(self.transport.beside(self._wanted(run)))
             self.done.append("node")
+
+    def _wanted(self, run: Run) -> Any:
+        """The actor that has yielded most of what waits for the learner; any where nothing does."""
+        groups = run.stage.buffer._groups.values() if run.stage else ()
+        homes = Counter(scored.samples.home for group in groups for scored in group.samples.values() if scored)
+        return max(homes, key=homes.__getitem__) if homes else self.rng.choice([*self.transport.spawned.values()])
 
     def _may_kill(self, role: str, run: Run) -> bool:
         """A learner as often as a run must survive without a step between; a rollout while no death of it could be the
@@ -187,11 +193,3 @@ def run_in_chaos(
         return code
 
     return in_own_time(both()), simulation, chaos
-
-
-def in_own_time(story: Coroutine[Any, Any, int]) -> int:
-    """What a story comes to in a time of its own, of which it has a day."""
-    loop = OwnTime()
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=lambda: loop) as runner:
-        patch.setattr(time, "monotonic", loop.time)
-        return runner.run(asyncio.wait_for(story, 86_400))

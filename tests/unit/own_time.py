@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+Result = TypeVar("Result")
 
 
 class OwnTime(asyncio.SelectorEventLoop):
@@ -28,3 +34,10 @@ class OwnTime(asyncio.SelectorEventLoop):
         done = self.create_future()
         done.set_result(func(*args))
         return done
+
+
+def in_own_time(story: Coroutine[Any, Any, Result], hours: float = 24.0) -> Result:
+    """What a story comes to, in a time of its own: who hangs is found at once, however long its deadline."""
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=OwnTime) as runner:
+        patch.setattr(time, "monotonic", runner.get_loop().time)
+        return runner.run(asyncio.wait_for(story, hours * 3600))

@@ -20,7 +20,7 @@ from orchestrator.preflight import Inputs
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.run import Run
 from orchestrator.transport import LocalTransport
-from tests.unit.own_time import OwnTime
+from tests.unit.own_time import in_own_time
 
 STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
 VOCABULARY = 1000
@@ -79,16 +79,14 @@ class Simulation:
     def step(self, line: Mapping[str, Any]) -> None:
         self.on_step(self.run, line)
 
-    def go(self, seconds: float = 20.0, loop: asyncio.AbstractEventLoop | None = None) -> int:
+    def go(self, seconds: float = 20.0) -> int:
         async def within() -> int:
             return await asyncio.wait_for(self.run.execute(), seconds)
 
-        with asyncio.Runner(loop_factory=(lambda: loop) if loop else None) as runner:
-            return runner.run(within())
+        return asyncio.run(within())
 
-    def go_in_own_time(self, hours: float = 24.0) -> int:
-        """Whoever hangs is found at once, however long its deadline."""
-        return self.go(hours * 3600, OwnTime())
+    def go_in_own_time(self) -> int:
+        return in_own_time(self.run.execute())
 
 
 def metrics(root: Path) -> list[dict[str, Any]]:

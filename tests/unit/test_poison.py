@@ -17,7 +17,7 @@ from orchestrator.pool import Pool
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.suspects import DEATHS, SUSPECTED, Suspects
 from orchestrator.transport import LocalTransport, MemberDied, ValueLost
-from tests.unit.chaos import Nodes, in_own_time
+from tests.unit.chaos import Nodes
 from tests.unit.simulation import (
     EACH,
     GROUPS,
@@ -208,7 +208,7 @@ def test_a_version_that_is_lost_with_its_learner_is_met_by_a_joiner_alone(tmp_pa
 
     transport = Nodes(random.Random(3))
     simulation = Simulation(recipe(tmp_path, rollout={"members": 1}), strike, transport=transport)
-    assert in_own_time(simulation.run.execute()) == DONE and struck
+    assert simulation.go_in_own_time() == DONE and struck
     assert summary(simulation)["learner_rebuilds"] == 1
     assert_each_once(tmp_path)
     assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 1
