@@ -1,8 +1,8 @@
 """A driver on a Ray cluster of several nodes on this machine, two of which vanish in mid-run: that with most of its
 members but the learner, then that of the learner. What is left has room for all.
 
-`python -m tests.cli.node_loss ROOT` writes what happened to ROOT/result.json. A process of its own, since a process has
-one Ray cluster and the other tests share theirs.
+`python -m tests.cli.node_loss ROOT STEPS` writes what happened to ROOT/result.json. A process of its own, since a process
+has one Ray cluster and the other tests share theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestrator.run import Run
 from orchestrator.transport import RayTransport
 from tests.unit.simulation import TRAIN, Simulation, recipe
 
-STEPS, WORKERS = 8, 3
+WORKERS = 3
 AFTER = {3: "others", 5: "learner"}  # which node goes after a step
 NODE = {"num_cpus": 8, "object_store_memory": 100 * 2**20}
 HEAD = NODE | {"num_cpus": 0, "include_dashboard": False}
@@ -63,10 +63,10 @@ async def _node_of(actor: Any) -> str:
     return await actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
 
 
-async def _run(root: Path, nodes: Cluster) -> dict[str, Any]:
+async def _run(root: Path, steps: int, nodes: Cluster) -> dict[str, Any]:
     settings = recipe(
         root,
-        run={"steps": STEPS},
+        run={"steps": steps},
         rollout=ONE_CPU,
         scorer={"teacher": ONE_CPU | {"members": 2}},
         reward=ONE_CPU | {"members": 1},
@@ -83,17 +83,17 @@ async def _run(root: Path, nodes: Cluster) -> dict[str, Any]:
     return {"code": code, "lost": loss.lost, "notices": simulation.notices}
 
 
-def main(root: Path) -> None:
+def main(root: Path, steps: int) -> None:
     nodes = Cluster(initialize_head=True, head_node_args=HEAD)
     for _ in range(WORKERS):
         nodes.add_node(**NODE)
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     try:
-        (root / "result.json").write_text(json.dumps(asyncio.run(_run(root, nodes))))
+        (root / "result.json").write_text(json.dumps(asyncio.run(_run(root, steps, nodes))))
     finally:
         ray.shutdown()
         nodes.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

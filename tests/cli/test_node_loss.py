@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.node_loss import STEPS
 from tests.processes import alive, descendants
 from tests.unit.simulation import expected_order, metrics, trained
+
+STEPS = 8
 
 
 def test_nodes_that_vanish_take_no_sample_with_them(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_nodes_that_vanish_take_no_sample_with_them(tmp_path: Path) -> None:
     }
     environment.pop("RAY_ADDRESS", None)
     with (tmp_path / "output").open("w") as output:
-        command = [sys.executable, "-m", "tests.cli.node_loss", str(tmp_path)]
+        command = [sys.executable, "-m", "tests.cli.node_loss", str(tmp_path), str(STEPS)]
         driver = subprocess.Popen(
             command,
             env=environment,
