@@ -1,8 +1,8 @@
 """A driver on a Ray cluster of several nodes on this machine, two of which vanish in mid-run: that with most of its
 members but the learner, then that of the learner. What is left has room for all.
 
-`python -m tests.cli.node_loss ROOT STEPS` writes what happened to ROOT/result.json. A process of its own, since a process
-has one Ray cluster and the other tests share theirs.
+`python -m tests.cli.node_loss ROOT STEPS` writes what happened to ROOT/result.json. A process of its own, since a
+process has one Ray cluster and the other tests share theirs.
 """
 
 from __future__ import annotations
