@@ -7,7 +7,7 @@ token of padding is computed and no sequence sees another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class Projection:
     bias: Tensor | None
     scale: float
     soft_cap: float | None
+
+    def to(self, device: torch.device) -> Projection:
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def logprobs(self, hidden: Tensor) -> Tensor:
         """[N, width] -> [N, V] float32 log-softmax, nats, temperature 1."""

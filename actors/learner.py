@@ -34,6 +34,7 @@ class Learner(Member):
         self._engine: Any = None
         self._student: Student | None = None
         self._device = torch.device("cpu")
+        self._place = self._device  # where its states are: the host while it sleeps
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
 
@@ -65,7 +66,7 @@ class Learner(Member):
             config=deepspeed_config(spec.config, self._ranks),
             dist_init_required=False,
         )
-        self._device = self._engine.device
+        self._device = self._place = self._engine.device
         self._averages = {name: self._copy() for name in spec.averages}
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class Learner(Member):
         heads = self._built.heads
         for head in [h for h in heads if h[0] == model and h[1] < oldest]:
             del heads[head]
-        heads[model, version] = causal_lm.projection_from(projection, self._device)
+        heads[model, version] = causal_lm.projection_from(projection, self._place)
 
     def fetch(self, *payloads: pa.RecordBatch) -> None:
         """Hold the payloads of the next step or evaluation. When every rank has answered, none is missing."""
@@ -141,6 +142,16 @@ class Learner(Member):
             self._built.model.save_pretrained(directory, state_dict=state)
             AutoTokenizer.from_pretrained(self._specified.model, local_files_only=True).save_pretrained(directory)
 
+    def sleep(self) -> None:
+        """Weights, gradients, optimizer states and heads to the host. Gradients do not outlive it."""
+        self._engine.offload_states(pin_memory=self._device.type != "cpu")
+        self._move_heads(torch.device("cpu"))
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+
+    def wake(self) -> None:
+        self._engine.reload_states()
+        self._move_heads(self._device)
+
     def stop(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -156,6 +167,10 @@ class Learner(Member):
         if self._spec is None:
             raise RuntimeError("the learner is not built; start() comes first")
         return self._spec
+
+    def _move_heads(self, place: torch.device) -> None:
+        heads, self._place = self._built.heads, place
+        heads.update({head: projection.to(place) for head, projection in heads.items()})
 
     def _batch(self, share: Share) -> Batch:
         return Batch(share, self._payloads, self._specified.objective, self._specified.config.packing)

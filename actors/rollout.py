@@ -128,7 +128,8 @@ class Rollout(Writer):
             raise RuntimeError(f"the prefix cache was not reset for version {version}")
 
     async def sleep(self) -> None:
-        await self._engine.sleep(level=1)
+        """Weights to the host, key-values gone. On a CPU vLLM moves nothing, and only stops scheduling."""
+        await self._engine.sleep(level=1, mode="wait")
 
     async def wake(self) -> None:
         await self._engine.wake_up()

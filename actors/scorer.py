@@ -63,6 +63,10 @@ class Engine(Protocol):
 
     def projection(self) -> dict[str, Any]: ...
 
+    async def sleep(self) -> None: ...
+
+    async def wake(self) -> None: ...
+
     def stop(self) -> None: ...
 
 
@@ -124,6 +128,17 @@ class Scorer(Member):
             self._version = version
             self._cache.clear()
         return version
+
+    async def sleep(self) -> None:
+        """Asleep it keeps its turn to itself: what is asked of it waits until `wake`."""
+        assert self._engine is not None
+        await self._turn.acquire()
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        assert self._engine is not None
+        await self._engine.wake()
+        self._turn.release()
 
     async def drain(self) -> None:
         await self._idle.wait()

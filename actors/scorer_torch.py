@@ -47,6 +47,17 @@ class TorchEngine:
     def projection(self) -> dict[str, Any]:
         return causal_lm.projection_of(self._model, self._vocabulary)
 
+    async def sleep(self) -> None:
+        await asyncio.to_thread(self._move, torch.device("cpu"))
+        self._prefixes.clear()
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+
+    async def wake(self) -> None:
+        await asyncio.to_thread(self._move, self._device)
+
+    def _move(self, device: torch.device) -> None:
+        self._model.to(device)
+
     def stop(self) -> None:
         del self._model
         self._prefixes.clear()

@@ -39,6 +39,7 @@ class VllmEngine:
             max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
             gpu_memory_utilization=config.gpu_memory_fraction,
             enforce_eager=True,
+            enable_sleep_mode=config.resources.gpus > 0,
             max_logprobs=VLLM_MAX_TOPK,
             distributed_executor_backend="uni",
             trust_remote_code=False,
@@ -58,6 +59,12 @@ class VllmEngine:
 
     def projection(self) -> dict[str, Any]:
         raise NotImplementedError("a vllm scorer has no hidden states; use engine: torch")
+
+    async def sleep(self) -> None:
+        await self._engine.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        await self._engine.wake_up()
 
     def stop(self) -> None:
         self._engine.shutdown()

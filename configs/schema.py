@@ -308,6 +308,9 @@ class Recipe(Node):
     `mask_tokens`: they carry no loss; `drop`: the prompt is sampled again, which drops long responses first. null: wait
     where the objective reads whole responses, else mask_tokens.
 
+    `colocate`: learner and engines share GPUs and take turns on them: engines sleep while the learner works, and the
+    learner while they do.
+
     `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it. `autoscale`
     has an entry for each role (rollout, scorer.NAME, reward, ...) that may change its size by itself.
     """
@@ -333,6 +336,7 @@ class Recipe(Node):
     deadlines: Deadlines = Deadlines()
     autoscale: dict[str, Bounds] = Field(default_factory=dict)
     cluster: Cluster = Cluster()
+    colocate: bool = False
     max_staleness: NonNegative = 0
     on_stale: Literal["wait", "mask_tokens", "drop"] | None = None
 
@@ -375,6 +379,14 @@ class Recipe(Node):
             sizes["teacher_rollout"] = self.teacher_rollout.members
         sizes |= {f"scorer.{model}": self.scorer_of(model).members for model in self.scored_models}
         return sizes | {"reward": self.reward.members}
+
+    @property
+    def resources_of_roles(self) -> dict[str, Resources]:
+        """What one actor of each role takes that has any, the dataset's apart."""
+        found = {"rollout": self.rollout.resources, "teacher_rollout": self.teacher_rollout.resources}
+        found |= {f"scorer.{model}": self.scorer_of(model).resources for model in self.scored_models}
+        found["reward"] = self.reward.resources
+        return {role: found[role] for role in self.elastic_roles} | {"learner": self.learner.resources}
 
     @property
     def biases(self) -> tuple[str, ...]:

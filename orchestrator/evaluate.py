@@ -80,7 +80,8 @@ class Evaluation:
             if not whole:
                 return [], {}
             try:
-                return whole, await self._learner.evaluate(whole, version, dials, record)
+                async with self._learner.turns.learner():
+                    return whole, await self._learner.evaluate(whole, version, dials, record)
             except PayloadsLost as loss:
                 tickets = [ticket for ticket in tickets if ticket.uid in scored]  # what was rejected stays so
                 scored = {uid: s for uid, s in scored.items() if uid not in loss.uids}

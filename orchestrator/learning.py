@@ -20,6 +20,7 @@ from orchestrator import credit
 from orchestrator.buffer import Scored
 from orchestrator.pool import Pool, PoolMember, RoleFailed, quote_log
 from orchestrator.transport import MemberDied, ValueLost
+from orchestrator.turns import Apart, Colocated, Turns
 
 
 class LearnerDied(RoleFailed):
@@ -35,16 +36,18 @@ class PayloadsLost(Exception):
 
 
 class LearnerGroup:
-    """Plans a batch from headers alone and hands every rank references to its own part.
+    """Plans a batch from headers alone and hands every rank references to its own part. `engines` are the pools that
+    share its GPUs.
 
-    Who holds `turn` may count on the weights: they move, and are published, only under it. `death` is what a call has
-    found, of whomever.
+    Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `death` is what
+    a call has found, of whomever.
     """
 
-    def __init__(self, recipe: Recipe, pool: Pool) -> None:
+    def __init__(self, recipe: Recipe, pool: Pool, engines: Sequence[Pool] = ()) -> None:
         self._recipe = recipe
         self._pool = pool
-        self.turn = asyncio.Lock()
+        self._asleep: PoolMember | None = None
+        self.turns: Turns = Colocated(self, engines) if engines else Apart()
         self.death: LearnerDied | None = None
 
     async def start(self, spec: LearnerSpec) -> None:
@@ -96,6 +99,17 @@ class LearnerGroup:
         finally:
             for task in (yielding, *gathering):
                 task.cancel()
+
+    async def sleep(self) -> None:
+        """Give the memory of the GPUs back. Raises LearnerDied."""
+        await self._together("sleep", lambda rank: ())
+        self._asleep = self.member
+
+    async def wake(self) -> None:
+        """Undo `sleep`; nothing for ranks that do not sleep, or that are still to be started. Raises LearnerDied."""
+        if self._asleep in self._pool.members:
+            await self._together("wake", lambda rank: ())
+        self._asleep = None
 
     async def take_part(self, method: str, *arguments: Any) -> list[Any]:
         """A carrier's call of all ranks together, e.g. the learner's end of a transfer. Raises LearnerDied."""

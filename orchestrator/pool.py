@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class PoolMember:
     serving: bool = False
     version: int = -1
     load: int = 0
+    started: bool = False  # its engine is up
     leaving: bool = False
     joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
     log: Path | None = None
@@ -72,6 +73,7 @@ class Pool:
     hedge: float | None = None  # seconds after which a call is made a second time, on another member
     clock: MemberClock = field(default_factory=MemberClock)
     admit: Admit | None = None
+    starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # held while a member starts
     on_change: Callable[[], None] = lambda: None
     notice: Callable[[str], None] = lambda text: None
     restarts: int = 0
@@ -307,7 +309,9 @@ class Pool:
         self._wake()
 
     async def _start(self, member: PoolMember) -> None:
-        await self.in_time("start", self.transport.value(self.transport.call(member.head, "start")[0]))
+        async with self.starting():
+            await self.in_time("start", self.transport.value(self.transport.call(member.head, "start")[0]))
+            member.started = True
 
     def replace(self, member: PoolMember, death: Exception | None = None) -> None:
         """Take a member out, end it, and bring up another in the background."""

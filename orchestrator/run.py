@@ -85,7 +85,7 @@ class Run:
     def __post_init__(self) -> None:
         ends = self.inputs.end_token_ids
         self.flow = Flow(self.recipe, self.pools, self.meter, ends, self.recipe.stream_tokens)
-        self.learner = LearnerGroup(self.recipe, self.pools.learner)
+        self.learner = LearnerGroup(self.recipe, self.pools.learner, self._sharing())
         claim = partial(checkpoint.claim_version, self.directory)
         self.versions = Versions(self.learner, self.carrier, claim=claim)
         self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions, self.carrier)
@@ -144,7 +144,8 @@ class Run:
         if not stopped:
             self.evaluations["after"] = await self._evaluate("after")
             self.observer.phase("exporting the model")
-            await self.learner.export(self.directory / "model")
+            async with self.learner.turns.learner():
+                await self.learner.export(self.directory / "model")
         code = STOPPED if stopped else DONE
         self.summarise(code)
         return code
@@ -211,16 +212,21 @@ class Run:
         sizes = role_sizes(self.recipe)
         pools = self.pools.all()
         for pool in pools.values():
-            pool.notice = self.observer.notice
+            pool.notice, pool.starting = self.observer.notice, self.learner.turns.engine
         for pool, versions in self._versions():
             pool.admit = self._admit_to(pool, versions)
             for member in pool.members:
                 member.version = -1  # of another run, if any: its numbers say nothing here
-        cold = [pool.start(sizes[role]) for role, pool in pools.items() if role != "learner" and not pool.members]
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._bring_up_learner(saved))
-            for starting in cold:
-                tasks.create_task(starting)
+        cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
+        if self.recipe.colocate:  # one after the other: an engine takes its part of the memory that it finds free
+            await self._bring_up_learner(saved)
+            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
+                await pool.start(sizes[role])
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._bring_up_learner(saved))
+                for role, pool in cold.items():
+                    tasks.create_task(pool.start(sizes[role]))
         self.observer.phase("loading the first weights")
         await self._pull_everywhere()
         await self.teachers.start()
@@ -232,13 +238,18 @@ class Run:
     async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
         """Build the learner and publish its first weights, in its turn: who still pulls from a dead one is done before
         there is another."""
-        async with self.learner.turn:
+        async with self.learner.turns.learner():
             if not self.pools.learner.members:
                 await self._start_learner()
             await self.learner.start(self._learner_spec())
             if saved:
                 await self.learner.restore(saved.folder)
-            await self.versions.publish(self.progress.version)
+            await self._publish(self.progress.version)
+
+    async def _publish(self, number: int) -> None:
+        """Make the student's weights, and their averages, a version. In the learner's turn."""
+        await self.versions.publish(number)
+        await self.teachers.publish(number)
 
     async def _start_learner(self) -> None:
         try:
@@ -273,6 +284,7 @@ class Run:
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
+            publish=self._publish,
             after_publish=self.teachers.follow,
             after_step=self._after_step,
             notice=self.observer.notice,
@@ -281,6 +293,11 @@ class Run:
 
     def _prompts(self) -> PromptStream:
         return PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
+
+    def _sharing(self) -> list[Pool]:
+        """Pools of engines on the learner's GPUs, in the order of the flow."""
+        pools = self.pools.all().values() if self.recipe.colocate else ()
+        return [pool for pool in pools if pool is not self.pools.learner]
 
     def _versions(self) -> list[tuple[Pool, Versions]]:
         """Pools whose members pull weights, and which."""
@@ -348,10 +365,11 @@ class Run:
     async def _roll_back(self) -> None:
         """Take the weights that the longest good cap passed with; they are published as a new version."""
         anchor = self.directory / "checkpoints" / f"step_{self._anchor}"
-        await self.learner.restore(anchor)
         self.progress.beta = json.loads((anchor / checkpoint.STATE).read_text())["beta"]
         self.progress.version += 1
-        await self.versions.publish(self.progress.version)
+        async with self.learner.turns.learner():
+            await self.learner.restore(anchor)
+            await self._publish(self.progress.version)
         await self._pull_everywhere()
         await self.teachers.follow()
 
@@ -384,7 +402,8 @@ class Run:
         }
         keep = self.recipe.checkpoint.keep
         try:
-            await self.learner.save(folder)
+            async with self.learner.turns.learner():
+                await self.learner.save(folder)
             await asyncio.to_thread(checkpoint.seal, self.directory, folder, state, keep, self._anchor)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its room back; the last whole one stays

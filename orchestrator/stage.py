@@ -61,6 +61,7 @@ class Stage:
     progress: Progress
     meter: Meter
     samples: Path
+    publish: Callable[[int], Awaitable[None]]
     after_publish: Callable[[], Awaitable[None]]
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
     notice: Callable[[str], None]
@@ -125,19 +126,24 @@ class Stage:
         while self.progress.step < self.recipe.run.steps and not self.stopping:
             with self.meter.clock("wait").busy():
                 batch = await self.next_batch()
-            dials, cap = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta), self._cap
-            try:
-                metrics = await self.advance(batch, dials)
-            except PayloadsLost as loss:  # no rank has begun
-                self.intake.take_back(batch, loss.uids)
-                continue
-            self._adapt(batch, metrics)
-            pulled = tasks.create_task(self.pull())
-            if self.recipe.max_staleness == 0:
-                await pulled
-            await self.after_step(self._line(batch, dials, metrics, cap))
+            with self.learner.turns.unleased():
+                await self.learn_from(batch, tasks)
             del batch  # its payloads need not outlive it until the next is there
             self._moved.set()
+
+    async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
+        """One step and what follows from it; a batch that went down with a node is waited for again."""
+        dials, cap = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta), self._cap
+        try:
+            metrics = await self.advance(batch, dials)
+        except PayloadsLost as loss:  # no rank has begun
+            self.intake.take_back(batch, loss.uids)
+            return
+        self._adapt(batch, metrics)
+        pulled = tasks.create_task(self.pull())
+        if self.recipe.max_staleness == 0:
+            await pulled
+        await self.after_step(self._line(batch, dials, metrics, cap))
 
     async def next_batch(self) -> Batch:
         """The next batch that the staleness bound allows, or asks to wait for. Raises LearnerDied."""
@@ -160,13 +166,13 @@ class Stage:
         Raises PayloadsLost, and then nothing has moved."""
         progress, step = self.progress, self.progress.step + 1
         record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
-        async with self.learner.turn:
+        async with self.learner.turns.learner():
             with self.meter.clock("learn").busy():
                 metrics = await self.learner.step(
                     batch.samples, step, progress.version, dials, record, oldest=batch.oldest
                 )
             with self.meter.clock("publish").busy():
-                await self.versions.publish(progress.version + 1)
+                await self.publish(progress.version + 1)
         progress.step, progress.version = step, progress.version + 1
         progress.ledger = progress.ledger.trained(batch.groups)
         with self.meter.clock("publish").busy():
@@ -191,9 +197,9 @@ class Stage:
         return self.dispatch.grant(step, self._room(), until) if self.dispatch.wants_room(step, until) else []
 
     def _room(self) -> dict[str, dict[int, Room]]:
-        """Room on members that serve the current version: nobody samples with an older one, and nothing is sampled that
-        the scorers could not take."""
-        if self.flow.congested():
+        """Room on members that serve the current version: nobody samples with an older one, out of turn, or what the
+        scorers could not take."""
+        if not self.learner.turns.leasing or self.flow.congested():
             return {}
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {

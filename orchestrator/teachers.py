@@ -39,14 +39,17 @@ class Teachers:
                 await self._load_head(model, 0)
         await self.follow()
 
+    async def publish(self, number: int) -> None:
+        """Make the averages of the learner's weights current too, in its turn."""
+        for versions in self._moving.values():
+            if versions is not self._student:
+                await versions.publish(number)
+
     async def follow(self) -> None:
         """Bring the models that follow the student to its new version, or to its new average."""
         assert self._student.current is not None
         number = self._student.current.number
         for model, versions in self._moving.items():
-            if versions is not self._student:
-                async with self._learner.turn:
-                    await versions.publish(number)
             await versions.pull_all(self._pools.scorers[model])
             await self._load_head(model, number)
 

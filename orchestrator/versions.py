@@ -41,9 +41,11 @@ class Versions:
 
         Raises MemberDied. A member whose load raised is as good as dead: its engine may hold half a version.
         """
-        async with member.turn:  # two pulls of one version load it once
-            while self.current is not None and member.version != self.current.number:
-                await self._pull(self.current, pool, member)
+        while (version := self.current) is not None and member.version != version.number:
+            try:
+                await self._pull(version, pool, member)
+            except ValueLost:
+                await self._renew(version)
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
@@ -54,12 +56,15 @@ class Versions:
                 raise failure
 
     async def _pull(self, version: Version, pool: Pool, member: PoolMember) -> None:
+        async with self._learner.turns.engine(), member.turn:  # two pulls of one version load it once
+            if member.version != version.number:
+                member.version = await self._load(version, pool, member)
+
+    async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
         try:
-            member.version = await self._carrier.pull(version, self._learner, pool, member)
-        except (MemberDied, LearnerDied):
+            return await self._carrier.pull(version, self._learner, pool, member)
+        except (MemberDied, LearnerDied, ValueLost):
             raise
-        except ValueLost:
-            await self._renew(version)
         except Exception as error:
             if member.serving:
                 pool.replace(member, error)
@@ -67,6 +72,6 @@ class Versions:
 
     async def _renew(self, lost: Version) -> None:
         """A version went down with a node: publish it again under its number, from weights that have not moved."""
-        async with self._learner.turn:
+        async with self._learner.turns.learner():
             if self.current is lost:
                 await self.publish(lost.number)

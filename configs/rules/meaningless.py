@@ -260,6 +260,37 @@ def _split_engines(recipe: Recipe) -> Finding:
     return None
 
 
+def _colocations(recipe: Recipe) -> Finding:
+    """Turns need phases that alternate, shares of GPUs, and a learner whose states move."""
+    if not recipe.colocate:
+        return None
+    if recipe.max_staleness:
+        return (
+            f"colocate: learner and rollouts take turns, so nothing can run ahead; set max_staleness: 0, found "
+            f"{recipe.max_staleness}, or give the learner GPUs of its own"
+        )
+    for role, resources in recipe.resources_of_roles.items():
+        if resources.gpus >= 1:
+            return (
+                f"{role}.resources.gpus: {resources.gpus:g} leaves no room for others on its GPU; under colocate give "
+                "each role a share below 1"
+            )
+    learner = recipe.learner
+    if learner.ranks > 1 and 0 < learner.resources.gpus <= 0.5:
+        return (
+            f"learner.resources.gpus: two ranks of {learner.resources.gpus:g} may come to lie on one GPU, which NCCL "
+            "refuses; under colocate give a rank more than half"
+        )
+    if learner.engine == "deepspeed" and learner.zero_stage == 0:
+        return "learner.zero_stage: DeepSpeed moves no states under 0; under colocate use 1, or 2 or 3"
+    if learner.engine == "deepspeed" and learner.zero_stage == 3 and learner.offload_optimizer == "none":
+        return (
+            "learner.offload_optimizer: under zero_stage: 3 DeepSpeed moves no optimizer but its own; under colocate "
+            "set it to cpu, or use zero_stage: 2"
+        )
+    return None
+
+
 def _streams(recipe: Recipe) -> Finding:
     if recipe.early_stop and not recipe.stream_tokens:
         return "early_stop: judges a response by the segments scored so far; set stream_tokens, or remove it"
@@ -343,6 +374,7 @@ MEANINGLESS: tuple[Rule, ...] = (
     _outcomes,
     _references,
     _split_engines,
+    _colocations,
     _streams,
     _autoscales,
     _contexts,

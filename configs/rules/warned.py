@@ -56,10 +56,17 @@ def _divided_beta(recipe: Recipe) -> Finding:
     return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
 
 
+def _turns_without_a_gpu(recipe: Recipe) -> Finding:
+    if not recipe.colocate or any(resources.gpus for resources in recipe.resources_of_roles.values()):
+        return None
+    return "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it"
+
+
 WARNED: tuple[Rule, ...] = (
     _forward_on_the_students_support,
     _reverse_on_a_renormalised_support,
     _dropped_tail,
     _clipped_forward,
     _divided_beta,
+    _turns_without_a_gpu,
 )

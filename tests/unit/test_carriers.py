@@ -128,7 +128,7 @@ class Rendezvous:
 
     async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
         model, update = version.parts
-        async with learner.turn:
+        async with learner.turns.learner():
             if self._live[model] != (learner.member, version.number):
                 raise ValueLost(f"the weights of version {version.number} have moved on")
             pair = (learner.member, member)

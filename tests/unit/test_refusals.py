@@ -155,6 +155,12 @@ def test_what_has_no_meaning_is_refused_whatever_is_allowed() -> None:
 # --- meaningless: always refused ---
 
 SIGN = {"weight": 1.0, "combine": "sign"}
+COLOCATED = {
+    "colocate": True,
+    "learner.zero_stage": 2,
+    "learner.resources": {"gpus": 0.6},
+    "rollout.resources": {"gpus": 0.4},
+}
 MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
     "_unknown_models": [
         ({"models.student": REMOVED}, "models: no model named 'student'; add models.student.path"),
@@ -460,6 +466,29 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
             "teacher_rollout.tensor_parallel: 4 needs teacher_rollout.resources.gpus: 4, found 1",
         ),
     ],
+    "_colocations": [
+        (
+            COLOCATED | {"max_staleness": 1},
+            "colocate: learner and rollouts take turns, so nothing can run ahead; set max_staleness: 0, found 1",
+        ),
+        (
+            COLOCATED | {"rollout.resources": {"gpus": 2}, "rollout.tensor_parallel": 2},
+            "rollout.resources.gpus: 2 leaves no room for others on its GPU; under colocate give each role a share",
+        ),
+        (
+            COLOCATED | {"scorer.teacher": {"resources": {"gpus": 1}}},
+            "scorer.teacher.resources.gpus: 1 leaves no room for others on its GPU",
+        ),
+        (
+            COLOCATED | {"learner.ranks": 2, "learner.resources": {"gpus": 0.5}},
+            "learner.resources.gpus: two ranks of 0.5 may come to lie on one GPU, which NCCL refuses",
+        ),
+        (COLOCATED | {"learner.zero_stage": 0}, "learner.zero_stage: DeepSpeed moves no states under 0"),
+        (
+            COLOCATED | {"learner.zero_stage": 3},
+            "learner.offload_optimizer: under zero_stage: 3 DeepSpeed moves no optimizer but its own",
+        ),
+    ],
     "_streams": [
         (
             {"early_stop": {"log_ratio": -2.0, "after_tokens": 32}},
@@ -560,6 +589,10 @@ WARNED: dict[str, tuple[Changes, str]] = {
         | with_objective(reference=REFERENCE, outcome={"weight": 1.0, "baseline": "mean", "scale": "std"}),
         "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact",
     ),
+    "_turns_without_a_gpu": (
+        {"colocate": True, "learner.zero_stage": 1},
+        "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it",
+    ),
 }
 
 
@@ -622,6 +655,8 @@ def test_every_warning_is_tested() -> None:
             outcome={"weight": 1.0, "baseline": "mean", "scale": "std"}, reference=REFERENCE | {"placement": "loss_k2"}
         ),
         {"rollout.tensor_parallel": 2, "rollout.resources": {"gpus": 2}},
+        COLOCATED | {"learner.ranks": 2, "learner.resources": {"gpus": 0.51}},
+        COLOCATED | {"learner.zero_stage": 3, "learner.offload_optimizer": "cpu"},
         {"sampling.max_response_tokens": 511},
         with_objective(length=LADDER | {"caps": [8, 16]}),
         with_objective(length=LADDER | {"gate": GATE | {"eval_length": 16}}) | {"data.heldout": "/h"},
