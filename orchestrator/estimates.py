@@ -72,9 +72,15 @@ def export_bytes(parameters: int, dtype: str) -> int:
 def rank_bytes(parameters: int, learner: Learner) -> int:
     """Host memory of a learner rank on a CPU, at least: weights and gradients in the learner's dtype, master copy and
     moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights."""
-    stage, ranks, width = learner.zero_stage, learner.ranks, WIDTH[learner.dtype]
-    parts = (width / (ranks if stage == 3 else 1), width / (ranks if stage >= 2 else 1))
-    return int(parameters * (sum(parts) + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
+    gradients = parameters * WIDTH[learner.dtype] / (learner.ranks if learner.zero_stage >= 2 else 1)
+    return int(state_bytes(parameters, learner) + gradients)
+
+
+def state_bytes(parameters: int, learner: Learner) -> int:
+    """What a rank keeps between steps, and takes to the host in its sleep: the above but for the gradients."""
+    stage, ranks = learner.zero_stage, learner.ranks
+    weights = WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
+    return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
 
 
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
@@ -130,14 +136,17 @@ def planned(
 
 def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
     """Host memory of one actor of a role, at least: an engine's weights, and the key-value cache that vLLM sets aside;
-    a learner rank's `rank_bytes`. 0 for a role on GPUs, and for what is not known."""
+    a learner rank's `rank_bytes`. Of a role on GPUs what it takes to the host in its sleep, where it sleeps. 0 for what
+    is not known."""
     if role == "learner":
-        on_cpu = recipe.learner.engine == "deepspeed" and not recipe.learner.resources.gpus
-        return rank_bytes(sizes[STUDENT].parameters, recipe.learner) if on_cpu else 0
+        learner, parameters = recipe.learner, sizes[STUDENT].parameters
+        if learner.engine == "simulated" or (learner.resources.gpus and not recipe.colocate):
+            return 0
+        return (state_bytes if learner.resources.gpus else rank_bytes)(parameters, learner)
     model, engine = engines(recipe).get(role, (STUDENT, None))
-    if engine is None or engine.engine == "simulated" or engine.resources.gpus:
+    if engine is None or engine.engine == "simulated" or (engine.resources.gpus and not recipe.colocate):
         return 0
-    cache = engine.kv_cache_gib * GIB if engine.engine == "vllm" else 0
+    cache = engine.kv_cache_gib * GIB if engine.engine == "vllm" and not engine.resources.gpus else 0
     return sizes[model].parameters * WIDTH[engine.dtype] + cache
 
 

@@ -283,6 +283,67 @@ def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any)
     assert stepped != start and restored == start
 
 
+def test_engines_that_slept_answer_as_before_and_work_that_comes_meanwhile_waits(bench: Bench) -> None:
+    (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
+    scores = _logprobs(bench, payload)
+    pools = [pool for pool in (bench.pools.rollout, bench.pools.scorers["teacher"]) if pool is not None]
+    scorer = pools[-1]
+
+    async def all_members(verb: str) -> None:
+        await asyncio.gather(*(pool.call_member(member, verb) for pool in pools for member in pool.members))
+
+    async def work() -> bool:
+        for verb in ("drain", "sleep"):
+            await all_members(verb)
+        asked = asyncio.ensure_future(scorer.call("score", payload, ScoreRequest("sampled"), returns=2))
+        _, pending = await asyncio.wait([asked], timeout=0.2)
+        await all_members("wake")
+        await asked
+        return bool(pending)
+
+    waited = bench.runner.run(work())
+    assert waited or bench.recipe.rollout.engine == "simulated", "a simulated scorer does not mind"
+    (again, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
+    assert {s.uid: s.response_ids for s in unpack_samples(again)} == {
+        s.uid: s.response_ids for s in unpack_samples(payload)
+    }
+    for uid, logprobs in _logprobs(bench, again).items():
+        np.testing.assert_allclose(logprobs, scores[uid], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [{"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3, "offload_optimizer": "cpu"}],
+    ids=lambda learner: f"zero{learner['zero_stage']}",
+)
+def test_a_learner_that_sleeps_between_steps_learns_the_same(bench: Bench, learner: dict[str, Any]) -> None:
+    """Its weights, its optimizer's states and what it publishes outlive its sleep."""
+    (payload, *_), (header, *_) = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
+    config = bench.recipe.learner
+    optimizer = config.optimizer.model_copy(update={"name": "adamw", "lr": 1e-3})
+    config = config.model_copy(update=learner | {"optimizer": optimizer})
+    spec = replace(bench.learner_spec(), config=config)
+
+    async def learned(sleeps: bool) -> list[bytes]:
+        from orchestrator.buffer import Scored
+
+        group = LearnerGroup(bench.recipe, bench.pools.learner)
+        await group.start(spec)
+        ref, _ = await bench.pools.scorers["teacher"].call("score", payload, ScoreRequest("sampled"), returns=2)
+        batch = [Scored(h, payload, {"teacher": (ref,)}) for h in header.samples]
+        for step in (1, 2, 3):
+            if sleeps:
+                await group.sleep()
+                await group.wake()
+            await group.step(batch, step, step - 1, dials_at(bench.recipe.objective, step), None)
+        if sleeps:
+            await group.sleep()
+            await group.wake()
+        return await _bits(bench, await group.publish())
+
+    assert bench.runner.run(learned(True)) == bench.runner.run(learned(False))
+
+
 @pytest.mark.parametrize("verb", ["ping", "drain"])
 def test_verbs_answer(bench: Bench, verb: str) -> None:
     for pool in bench.pools.all().values():

@@ -24,6 +24,8 @@ ONE_RANK: dict[str, Any] = {"learner": {"ranks": 1, "zero_stage": 0}}
 BIG_BATCHES = {"batch": {"tokens_per_microbatch": 512}}
 UNPACKED = {"learner": {"packing": False}}
 ADAMW = {"learner": {"optimizer": {"name": "adamw", "lr": 1e-3, "eps": 1e-4}}}
+ON_HOST = {"learner": {"offload_optimizer": "cpu"}}
+TURNS = {"colocate": True}
 SGD = {"learner": {"optimizer": {"name": "sgd", "lr": RATE}}}
 
 
@@ -39,6 +41,8 @@ SGD = {"learner": {"optimizer": {"name": "sgd", "lr": RATE}}}
         pytest.param([FULL, TWO_RANKS, ADAMW], id="full-zero2-adamw"),
         pytest.param([SAMPLED, ZERO3, ADAMW], id="sampled-zero3-adamw"),
         pytest.param([DATASET, TWO_RANKS, SGD], id="sft-zero2-sgd"),
+        pytest.param([FULL, TWO_RANKS, ADAMW, TURNS], id="full-zero2-adamw-in-turns"),
+        pytest.param([FULL, ZERO3, ON_HOST, ADAMW, TURNS], id="full-zero3-adamw-on-host-in-turns"),
     ],
 )
 def test_loss_gradient_and_weights_equal_a_plain_reference(engines: Engines, changes: list[dict[str, Any]]) -> None:

@@ -43,6 +43,26 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
     return resolve_dtypes(loaded(changes), cpu_has_bf16=False)
 
 
+SHARES = {
+    "colocate": True,
+    "learner.ranks": 2,
+    "learner.zero_stage": 2,
+    "learner.resources": {"gpus": 0.51},
+    "rollout.members": 2,
+    "rollout.resources": {"gpus": 0.3},
+    "scorer.teacher": {"members": 2, "resources": {"gpus": 0.19}},
+}
+
+
+def test_colocated_roles_are_counted_by_their_shares() -> None:
+    """One of each on either GPU; a GPU of their own for each is not asked for."""
+    assert found("short", SHARES, machine(gpus=2)) == []
+    (line,) = found("short", SHARES, machine(gpus=1))
+    assert "the layout takes 2 GPU (rollout 2 x 0.3, scorer.teacher 2 x 0.19, learner 2 x 0.51)" in line
+    (line,) = found("short", SHARES | {"rollout.members": 3}, machine(gpus=2))
+    assert "the layout takes 2.3 GPU" in line
+
+
 def test_what_fits_is_said_with_its_numbers_and_refuses_nothing() -> None:
     findings = compared({"rollout.kv_cache_gib": 8, "rollout.max_concurrent": 16})
     assert {finding.grade for finding in findings} == {"fits"}, findings

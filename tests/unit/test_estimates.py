@@ -167,6 +167,14 @@ def test_memory_of_an_actor_by_role() -> None:
     assert taken == [4 * MIB + 2 * GIB, 8 * MIB, 0, 16 * MIB]
     on_gpus = recipe(rollout__resources={"gpus": 1}, learner__resources={"gpus": 1}, scorer__teacher__engine="vllm")
     assert [estimates.memory_bytes(on_gpus, sizes, role) for role in roles] == [0, 8 * MIB + GIB, 0, 0]
+    shared = recipe(
+        colocate=True,
+        rollout__resources={"gpus": 0.3},
+        learner__zero_stage=1,
+        learner__resources={"gpus": 0.6},
+    )
+    asleep = [estimates.memory_bytes(shared, sizes, role) for role in roles]
+    assert asleep == [2 * MIB, 8 * MIB, 0, 14 * MIB], "on GPUs in bfloat16: weights; weights, master copy, moments"
 
 
 def test_a_models_sizes_come_from_its_headers(tmp_path: Path) -> None:
