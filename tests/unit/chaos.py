@@ -121,8 +121,9 @@ class Chaos:
     _learner_deaths: list[int] = field(default_factory=list)  # after which step
 
     async def reign(self, run: Run) -> None:
-        while run.versions.current is None:  # a member that dies when the run starts ends it, in words
-            await asyncio.sleep(0.1)
+        pools = run.pools.all().values()
+        while not all(pool.members and len(pool.serving()) == len(pool.members) for pool in pools):
+            await asyncio.sleep(0.1)  # a member that dies when the run starts ends it, in words
         while len(self.done) < self.strikes:
             await asyncio.sleep(self.rng.expovariate(1 / self.seconds))
             if self.nodes and len(self.done) % 6 == 5:

@@ -68,3 +68,9 @@ def test_chaos_over_all_roles_with_lost_nodes(tmp_path: Path, bound: int, segmen
     assert code == DONE and "node" in chaos.done
     assert chaos.transport.misses or not bound, "with nodes went payloads that waited for the learner"
     assert_nothing_lost(tmp_path, simulation, chaos, bound)
+
+
+def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path) -> None:
+    code, simulation, chaos = run_in_chaos(settings(tmp_path, colocate=True), 1, ROLES, STRIKES, 4.0, nodes=True)
+    assert code == DONE
+    assert_nothing_lost(tmp_path, simulation, chaos, 0)
