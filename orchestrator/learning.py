@@ -7,7 +7,8 @@ is said before anybody waits for anybody. The death of one rank is the learner's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,8 @@ class LearnerGroup:
     """Plans a batch from headers alone and hands every rank references to its own part. `engines` are the pools that
     share its GPUs.
 
-    Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `death` is what
-    a call has found, of whomever.
+    Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `died` is set
+    when a call finds it dead, whoever made it, and `death` is what it found.
     """
 
     def __init__(self, recipe: Recipe, pool: Pool, engines: Sequence[Pool] = ()) -> None:
@@ -48,11 +49,10 @@ class LearnerGroup:
         self._pool = pool
         self._asleep: PoolMember | None = None
         self.turns: Turns = Colocated(self, engines) if engines else Apart()
-        self.death: LearnerDied | None = None
+        self.died, self.death = asyncio.Event(), LearnerDied("the learner lives")
 
     async def start(self, spec: LearnerSpec) -> None:
         """Let the ranks meet and build their engine."""
-        self.death = None
         (meeting, *_) = await self._together("address", lambda rank: ())
         await self._together("start", lambda rank: (spec, meeting))
 
@@ -88,17 +88,18 @@ class LearnerGroup:
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
         yields: buckets stay references, headers are opened."""
-        gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in self.member.actors[1:]]
-        yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
-        try:
-            with self._pool.clock.busy(self.member.number):
-                refs, *_ = await asyncio.gather(yielding, *gathering)
-            return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
-        except (MemberDied, ValueLost) as death:
-            raise self._failed("publish", death) from death
-        finally:
-            for task in (yielding, *gathering):
-                task.cancel()
+        with self._alive("publish") as member:
+            gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in member.actors[1:]]
+            yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
+            try:
+                with self._pool.clock.busy(member.number):
+                    refs, *_ = await asyncio.gather(yielding, *gathering)
+                return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
+            except ValueLost as loss:
+                raise MemberDied(str(loss)) from loss
+            finally:
+                for task in (yielding, *gathering):
+                    task.cancel()
 
     async def sleep(self) -> None:
         """Give the memory of the GPUs back. Raises LearnerDied."""
@@ -168,24 +169,22 @@ class LearnerGroup:
                 await self._value("fetch", self._call(rank, "fetch", ref))
             except ValueLost:
                 return True
-            except MemberDied as death:
-                raise self._failed("fetch", death) from death
             return False
 
-        found = await asyncio.gather(*(gone(*place) for place in needed.values()))
+        with self._alive("fetch"):
+            found = await asyncio.gather(*(gone(*place) for place in needed.values()))
         return {key for key, is_gone in zip(needed, found, strict=True) if is_gone} or set(needed)
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
-        calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(self.member.actors))]
-        values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
-        try:
-            with self._pool.clock.busy(self.member.number):
-                return list(await asyncio.gather(*values))
-        except MemberDied as death:
-            raise self._failed(method, death) from death
-        finally:
-            for value in values:
-                value.cancel()
+        with self._alive(method) as member:
+            calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(member.actors))]
+            values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
+            try:
+                with self._pool.clock.busy(member.number):
+                    return list(await asyncio.gather(*values))
+            finally:
+                for value in values:
+                    value.cancel()
 
     async def _collect(self, model: str | None) -> list[Any]:
         stream = aiter(self._pool.transport.stream(self.member.head, "publish", model))
@@ -211,9 +210,18 @@ class LearnerGroup:
             raise LearnerDied("the learner is gone, and is being built anew")
         return self._pool.members[0]
 
-    def _failed(self, method: str, death: Exception) -> LearnerDied:
-        self.death = LearnerDied(f"learner died in {method}: {death}{quote_log(self.member.log)}")
-        return self.death
+    @contextmanager
+    def _alive(self, method: str) -> Iterator[PoolMember]:
+        """The ranks that a call is made to: the death of one is the learner's, unless all were given up meanwhile."""
+        member = self.member
+        try:
+            yield member
+        except MemberDied as cause:
+            death = LearnerDied(f"learner died in {method}: {cause}{quote_log(member.log)}")
+            if member in self._pool.members:
+                self.death = death
+                self.died.set()
+            raise death from cause
 
 
 def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +118,7 @@ class Run:
         try:
             while True:
                 try:
-                    return await self._attempt()
+                    return await self._while_the_learner_lives(self._attempt())
                 except (LearnerDied, ExceptionGroup) as error:
                     death = _learner_death(error)
                     if death is None:
@@ -127,6 +127,20 @@ class Run:
         finally:  # pools outlive the run, and would keep its last weights
             for _, versions in self._versions():
                 versions.current = None
+
+    async def _while_the_learner_lives(self, attempt: Coroutine[Any, Any, int]) -> int:
+        """What an attempt comes to. A member's pull may be all that meets a dead learner, while everybody else waits
+        for that member: so whoever finds it dead ends the attempt."""
+        trying, dying = asyncio.ensure_future(attempt), asyncio.ensure_future(self.learner.died.wait())
+        try:
+            await asyncio.wait([trying, dying], return_when=asyncio.FIRST_COMPLETED)
+            if not trying.done():
+                raise self.learner.death
+            return trying.result()
+        finally:
+            for task in (trying, dying):
+                task.cancel()
+            await asyncio.wait([trying, dying])
 
     async def _attempt(self) -> int:
         saved = self._rewind()
@@ -158,6 +172,7 @@ class Run:
         self.stage, self.versions.current = None, None
         self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")
         await self.pools.learner.discard()
+        self.learner.died.clear()
 
     def working(self) -> tuple[str, ...]:
         """Roles busy right now."""

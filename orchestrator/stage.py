@@ -146,11 +146,9 @@ class Stage:
         await self.after_step(self._line(batch, dials, metrics, cap))
 
     async def next_batch(self) -> Batch:
-        """The next batch that the staleness bound allows, or asks to wait for. Raises LearnerDied."""
+        """The next batch that the staleness bound allows, or asks to wait for."""
         while True:
             self._moved.clear()
-            if self.learner.death:
-                raise self.learner.death
             self.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
             if batch is None:
