@@ -313,7 +313,7 @@ def test_engines_that_slept_answer_as_before_and_work_that_comes_meanwhile_waits
 
 @pytest.mark.parametrize(
     "learner",
-    [{"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3, "offload_optimizer": "cpu"}],
+    [{"zero_stage": 1}, {"zero_stage": 2, "dtype": "bfloat16"}, {"zero_stage": 3, "offload_optimizer": "cpu"}],
     ids=lambda learner: f"zero{learner['zero_stage']}",
 )
 def test_a_learner_that_sleeps_between_steps_learns_the_same(bench: Bench, learner: dict[str, Any]) -> None:
