@@ -46,7 +46,7 @@ class Transport(Protocol):
         ...
 
     def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
-        """References to what a generator method yields, as it yields."""
+        """References to what a generator method yields, as it yields: payload, header, payload, header, ..."""
         ...
 
     async def value(self, ref: Any) -> Any:
@@ -121,8 +121,11 @@ class RayTransport:
         generator = getattr(actor, method).options(num_returns="streaming").remote(*args)
         finished = False
         try:
-            async for ref in generator:
-                yield ref
+            while True:
+                await _second(generator)
+                for _ in range(2):
+                    yield await anext(generator)
+        except StopAsyncIteration:
             finished = True
         except Exception as error:
             finished = True
@@ -146,6 +149,13 @@ class RayTransport:
             ray.kill(actor)
         if actors and (group := self._groups.pop(actors[0], None)):
             remove_placement_group(group)
+
+
+async def _second(generator: Any) -> None:
+    """Wait for the second of the next two values, the header. Ray's generator waits by opening what comes next, so it
+    would fetch every payload; of one that is there already it gives the reference alone."""
+    with suppress(Exception):  # the end, or what was raised: the generator says it
+        await generator._get_next_ref_n(2)[1]
 
 
 def _translated(error: Exception) -> Exception:
