@@ -180,7 +180,7 @@ class Pool:
         finally:
             if waiting is not None and not waiting.done():
                 waiting.cancel()
-                await asyncio.wait([waiting])
+                await asyncio.gather(waiting, return_exceptions=True)
             await refs.aclose()  # type: ignore[attr-defined]
 
     async def _in_due_time(

@@ -140,7 +140,7 @@ class Run:
         finally:
             for task in (trying, dying):
                 task.cancel()
-            await asyncio.wait([trying, dying])
+            await asyncio.gather(trying, dying, return_exceptions=True)
 
     async def _attempt(self) -> int:
         saved = self._rewind()
