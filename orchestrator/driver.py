@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import gc
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ def collect_seldom() -> None:
     second, which takes 0.4 s."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # what is frozen when Python ends looks like a leak to libraries that watch for them
     gc.set_threshold(OBJECTS, 10, 10)
 
 
