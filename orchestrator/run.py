@@ -12,15 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.jobs import LearnerSpec
-from configs.load import RecipeError, dump_recipe, model_directory
-from configs.node import STUDENT
+from configs.load import RecipeError, dump_recipe
 from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
@@ -29,16 +26,14 @@ from orchestrator.carriers import Carrier, ObjectStore
 from orchestrator.dispatch import Ticket
 from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
 from orchestrator.flow import Flow, Pools
-from orchestrator.learning import LearnerDied, LearnerGroup
+from orchestrator.learning import LearnerDied
 from orchestrator.ledger import Ledger
-from orchestrator.pool import DiedStarting, Pool, PoolMember
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
+from orchestrator.roles import Roles
 from orchestrator.stage import Progress, Stage
 from orchestrator.suspects import Suspects
-from orchestrator.teachers import Teachers
 from orchestrator.telemetry import Meter
-from orchestrator.versions import Versions
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 REBUILDS = 3  # deaths of the learner with no step between them that end a run
@@ -64,11 +59,6 @@ class Observer(Protocol):
         ...
 
 
-def role_sizes(recipe: Recipe) -> dict[str, int]:
-    """Members a recipe asks for, by role."""
-    return recipe.elastic_roles | {"dataset": 1, "learner": 1}
-
-
 @dataclass
 class Run:
     recipe: Recipe
@@ -85,10 +75,10 @@ class Run:
     def __post_init__(self) -> None:
         ends = self.inputs.end_token_ids
         self.flow = Flow(self.recipe, self.pools, self.meter, ends, self.recipe.stream_tokens)
-        self.learner = LearnerGroup(self.recipe, self.pools.learner, self._sharing())
         claim = partial(checkpoint.claim_version, self.directory)
-        self.versions = Versions(self.learner, self.carrier, claim=claim)
-        self.teachers = Teachers(self.recipe, self.pools, self.learner, self.versions, self.carrier)
+        vocabulary, notice = self.inputs.vocabulary, self.observer.notice
+        self.roles = Roles(self.recipe, self.pools, vocabulary, self.carrier, claim, notice)
+        self.learner = self.roles.learner
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, ends)
         self.suspects = Suspects()  # what kills members kills them in every lineage: it outlives a rebuilt learner
         self.progress = self._beginning()
@@ -124,9 +114,8 @@ class Run:
                     if death is None:
                         raise
                     await self._bury(death)
-        finally:  # pools outlive the run, and would keep its last weights
-            for _, versions in self._versions():
-                versions.current = None
+        finally:
+            self.roles.release()
 
     async def _while_the_learner_lives(self, attempt: Coroutine[Any, Any, int]) -> int:
         """What an attempt comes to. A member's pull may be all that meets a dead learner, while everybody else waits
@@ -169,10 +158,9 @@ class Run:
         self._deaths.append(self.progress.step)
         if self._deaths[-REBUILDS:] == [self.progress.step] * REBUILDS:
             raise death
-        self.stage, self.versions.current = None, None
+        self.stage = None
         self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")
-        await self.pools.learner.discard()
-        self.learner.died.clear()
+        await self.roles.bury_learner()
 
     def working(self) -> tuple[str, ...]:
         """Roles busy right now."""
@@ -224,69 +212,13 @@ class Run:
         for bias in self.recipe.biases:
             self.observer.notice(f"biased on request: {bias}")
         self.observer.phase("starting the engines")
-        sizes = role_sizes(self.recipe)
-        pools = self.pools.all()
-        for pool in pools.values():
-            pool.notice, pool.starting = self.observer.notice, self.learner.turns.engine
-        for pool, versions in self._versions():
-            pool.admit = self._admit_to(pool, versions)
-            for member in pool.members:
-                member.version = -1  # of another run, if any: its numbers say nothing here
-        cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
-        if self.recipe.colocate:  # one after the other: an engine takes its part of the memory that it finds free
-            await self._bring_up_learner(saved)
-            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
-                await pool.start(sizes[role])
-        else:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._bring_up_learner(saved))
-                for role, pool in cold.items():
-                    tasks.create_task(pool.start(sizes[role]))
+        await self.roles.bring_up(self.progress.version, saved.folder if saved else None)
         self.observer.phase("loading the first weights")
-        await self._pull_everywhere()
-        await self.teachers.start()
+        await self.roles.load()
         length = self.recipe.objective.length
         if length and length.gate and length.gate.on_fail == "rollback" and self._anchor is None:
             self._anchor = self.progress.step
             await self._save()
-
-    async def _bring_up_learner(self, saved: checkpoint.Saved | None) -> None:
-        """Build the learner and publish its first weights, in its turn: who still pulls from a dead one is done before
-        there is another."""
-        async with self.learner.turns.learner():
-            if not self.pools.learner.members:
-                await self._start_learner()
-            await self.learner.start(self._learner_spec())
-            if saved:
-                await self.learner.restore(saved.folder)
-            await self._publish(self.progress.version)
-
-    async def _publish(self, number: int) -> None:
-        """Make the student's weights, and their averages, a version. In the learner's turn."""
-        await self.versions.publish(number)
-        await self.teachers.publish(number)
-
-    async def _start_learner(self) -> None:
-        try:
-            await self.pools.learner.start(1)
-        except DiedStarting as death:
-            if self._deaths:  # one that was up before may come up again
-                raise LearnerDied(str(death)) from death
-            raise
-
-    def _learner_spec(self) -> LearnerSpec:
-        return LearnerSpec(
-            config=self.recipe.learner,
-            objective=self.recipe.objective,
-            model=str(model_directory(self.recipe.path_of(STUDENT))),
-            vocabulary=self.inputs.vocabulary,
-            steps=self.recipe.run.steps,
-            seed=self.recipe.run.seed,
-            publish_dtype=self.recipe.rollout.dtype,
-            updates=self.recipe.batch.updates,
-            temperature=self.recipe.sampling.temperature if self.recipe.objective.reward_only else 1.0,
-            averages={m: self.recipe.models[m].decay for m in self.recipe.moving("ema")},
-        )
 
     def _stage(self) -> Stage:
         return Stage(
@@ -294,13 +226,13 @@ class Run:
             pools=self.pools,
             flow=self.flow,
             learner=self.learner,
-            versions=self.versions,
+            versions=self.roles.versions,
             prompts=self._prompts(),
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
-            publish=self._publish,
-            after_publish=self.teachers.follow,
+            publish=self.roles.publish,
+            after_publish=self.roles.teachers.follow,
             after_step=self._after_step,
             notice=self.observer.notice,
             skipped=self.skipped,
@@ -308,25 +240,6 @@ class Run:
 
     def _prompts(self) -> PromptStream:
         return PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
-
-    def _sharing(self) -> list[Pool]:
-        """Pools of engines on the learner's GPUs, in the order of the flow."""
-        pools = self.pools.all().values() if self.recipe.colocate else ()
-        return [pool for pool in pools if pool is not self.pools.learner]
-
-    def _versions(self) -> list[tuple[Pool, Versions]]:
-        """Pools whose members pull weights, and which."""
-        return [*((pool, self.versions) for pool in self.pools.writers().values()), *self.teachers.moving()]
-
-    def _admit_to(self, pool: Pool, versions: Versions) -> Any:
-        async def admit(member: PoolMember) -> None:
-            with suppress(LearnerDied):  # it is built anew, and then everybody pulls
-                await versions.pull(pool, member)
-
-        return admit
-
-    async def _pull_everywhere(self) -> None:
-        await asyncio.gather(*(self.versions.pull_all(pool) for pool in self.pools.writers().values()))
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         with (self.directory / checkpoint.METRICS).open("a") as metrics:
@@ -350,7 +263,7 @@ class Run:
             return
         measured: Mapping[str, Any] = {}
         if length.gate:
-            await self._pull_everywhere()
+            await self.roles.pull()
             dials = dials_at(self.recipe.objective, self.progress.step, self.progress.beta)
             cap = length.gate.eval_length
             measured = await self.evaluation.run(self.progress.version, dials, None, cap) or {}
@@ -384,15 +297,15 @@ class Run:
         self.progress.version += 1
         async with self.learner.turns.learner():
             await self.learner.restore(anchor)
-            await self._publish(self.progress.version)
-        await self._pull_everywhere()
-        await self.teachers.follow()
+            await self.roles.publish(self.progress.version)
+        await self.roles.pull()
+        await self.roles.teachers.follow()
 
     async def _evaluate(self, when: str) -> dict[str, Any] | None:
         if not self.inputs.heldout:
             return None
         self.observer.phase(f"evaluating on {len(self.inputs.heldout)} held-out prompts ({when})")
-        await self._pull_everywhere()
+        await self.roles.pull()
         record = self.directory / "samples" / f"eval_{when.replace(' ', '_')}"
         with self.evaluation_meter.clock("evaluation").busy():
             dials = dials_at(self.recipe.objective, max(1, self.progress.step), self.progress.beta)

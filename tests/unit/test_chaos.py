@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.run import DONE, role_sizes
+from orchestrator.roles import role_sizes
+from orchestrator.run import DONE
 from tests.unit.chaos import Chaos, run_in_chaos
 from tests.unit.simulation import Simulation, assert_each_once, metrics, recipe, trained
 

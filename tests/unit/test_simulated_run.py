@@ -243,8 +243,8 @@ def test_a_version_that_was_published_but_not_recorded_is_not_used_again(uninter
 
     def crash_before_line_five(run: Run, line: Mapping[str, Any]) -> None:
         async def crash(_: Mapping[str, Any]) -> None:
-            assert run.versions.current is not None
-            published.append(run.versions.current.number)
+            assert run.roles.versions.current is not None
+            published.append(run.roles.versions.current.number)
             raise RuntimeError("pulled the plug")
 
         if line["step"] == 4 and run.stage is not None:
