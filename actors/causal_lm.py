@@ -86,29 +86,30 @@ def _rows(
 
 
 def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
-    """A Hugging Face causal model from safetensors. No remote code, no pickles. Raises OSError if it is not there."""
+    """A Hugging Face causal model from safetensors. No remote code, no pickles. Raises OSError if it is not there, and
+    ValueError where weights are missing."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=DTYPES[dtype],
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    return _whole(AutoModelForCausalLM, directory, dtype=DTYPES[dtype], attn_implementation=attention)
 
 
 def load_classifier(directory: str) -> Any:
     """A Hugging Face sequence classifier with one output, for reading. Raises ValueError where it has more."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    ).eval()
+    model = _whole(AutoModelForSequenceClassification, Path(directory), dtype=torch.float32).eval()
     if model.config.num_labels != 1:
         raise ValueError(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _whole(kind: Any, directory: Path, **options: Any) -> Any:
+    """transformers draws weights that a directory lacks at random, with a warning at most."""
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    model, info = kind.from_pretrained(directory, output_loading_info=True, **safe, **options)
+    if info["missing_keys"]:
+        raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}; export the model again")
+    return model
 
 
 @torch.inference_mode()

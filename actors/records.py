@@ -224,6 +224,10 @@ class BadWeights(Exception):
     """A version that must not be loaded: a name, shape or hash differs from what was announced."""
 
 
+class SwapRefused(Exception):
+    """A directory cannot be served; the scorer serves on what it served before."""
+
+
 @dataclass(frozen=True, slots=True)
 class BucketHeader:
     """Tensors of one bucket in order; `sha256` is of the bucket's bytes."""

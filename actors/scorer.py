@@ -18,7 +18,16 @@ import pyarrow as pa
 
 from actors.member import Member
 from actors.packing import take_by_budget
-from actors.records import Sample, Score, ScoreHeader, ScoreRequest, log_ratio_of, pack_scores, unpack_samples
+from actors.records import (
+    Sample,
+    Score,
+    ScoreHeader,
+    ScoreRequest,
+    SwapRefused,
+    log_ratio_of,
+    pack_scores,
+    unpack_samples,
+)
 from actors.score_cache import ScoreCache, key_of
 from configs.schema import Scorer as ScorerConfig
 
@@ -71,13 +80,15 @@ class Engine(Protocol):
 
 
 class Scorer(Member):
-    """`vocabulary` is the models' common logit width: columns beyond it never enter a softmax."""
+    """`vocabulary` is the models' common logit width: columns beyond it never enter a softmax. `version` is that of the
+    weights in the directory `model`."""
 
-    def __init__(self, config: ScorerConfig, model: str, vocabulary: int) -> None:
+    def __init__(self, config: ScorerConfig, model: str, vocabulary: int, version: int = 0) -> None:
         self._config = config
         self._model = Path(model)
         self._vocabulary = vocabulary
-        self._version = 0
+        self._version = version
+        self._unmoved = True  # the weights are those of the directory
         self._engine: Engine | None = None
         self._cache = ScoreCache(config.score_cache_mib * 2**20)
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
@@ -125,8 +136,20 @@ class Scorer(Member):
         check_names(tensors, self._model)
         async with self._turn:
             await self._engine.replace(tensors)
-            self._version = version
+            self._version, self._unmoved = version, False
             self._cache.clear()
+        return version
+
+    async def swap(self, version: int, model: str) -> int:
+        """Score with the weights of another directory from the next batch on, which may be of another size. Raises
+        SwapRefused, and then scores as before."""
+        assert self._engine is not None
+        async with self._turn:
+            if not (self._unmoved and (version, Path(model)) == (self._version, self._model)):
+                self._engine.stop()  # first: there may be no room for two
+                self._engine = await self._build_or_go_back(Path(model))
+                self._model, self._version, self._unmoved = Path(model), version, True
+                self._cache.clear()
         return version
 
     async def sleep(self) -> None:
@@ -148,6 +171,13 @@ class Scorer(Member):
             self._server.cancel()
         if self._engine:
             self._engine.stop()
+
+    async def _build_or_go_back(self, model: Path) -> Engine:
+        try:
+            return await _build(self._config, model, self._vocabulary)
+        except Exception as error:
+            self._engine = await _build(self._config, self._model, self._vocabulary)
+            raise SwapRefused(f"{model} cannot be served: {error}") from error
 
     def _unfit(self, item: Item) -> str:
         if not item.new_ids:

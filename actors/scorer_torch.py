@@ -8,6 +8,7 @@ what predicts that one's first token.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class TorchEngine:
     def stop(self) -> None:
         del self._model
         self._prefixes.clear()
+        gc.collect()  # modules may refer to each other
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:

@@ -138,10 +138,10 @@ class _Call:
 
 
 class SimulatedScorer(Member):
-    def __init__(self, speed: Simulated, vocabulary: int) -> None:
+    def __init__(self, speed: Simulated, vocabulary: int, version: int = 0) -> None:
         self._speed = speed
         self._vocabulary = vocabulary
-        self._version = 0
+        self._version = version
 
     async def start(self) -> None:
         """Nothing to build."""
@@ -161,6 +161,10 @@ class SimulatedScorer(Member):
         return head | {"scale": 1.0, "soft_cap": None}, self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        self._version = version
+        return version
+
+    async def swap(self, version: int, model: str) -> int:
         self._version = version
         return version
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `load_recipe` reads it back to an equal tree."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_swaps(recipe: Recipe, step: int, paths: Mapping[str, str | None]) -> Recipe:
+    """The recipe with other directories for models from a step on; None takes back what was to come then. Raises
+    RecipeError."""
+    tree = recipe.model_dump(mode="json")
+    for model, path in paths.items():
+        if model not in tree["models"]:
+            raise RecipeError(f"{model}: no such model in this run; allowed: {list(recipe.scored_models)}")
+        swaps = recipe.models[model].swaps | {step: path}
+        tree["models"][model]["swaps"] = {first: there for first, there in swaps.items() if there is not None}
+    return parse_recipe(tree)
 
 
 def model_directory(path: str) -> Path:
@@ -103,21 +115,28 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     tree = dict(tree)
     if isinstance(tree.get("data"), dict):
         tree["data"] = {
-            k: _absolute(v, folder) if k in ("prompts", "heldout", "responses") else v for k, v in tree["data"].items()
+            k: absolute_path(v, folder) if k in ("prompts", "heldout", "responses") else v
+            for k, v in tree["data"].items()
         }
     if isinstance(tree.get("models"), dict):
         tree["models"] = {
-            name: {k: _absolute(v, folder) if k == "path" else v for k, v in model.items()}
-            if isinstance(model, dict)
-            else model
+            name: _anchor_model(model, folder) if isinstance(model, dict) else model
             for name, model in tree["models"].items()
         }
     if isinstance(tree.get("reward"), dict) and "model" in tree["reward"]:
-        tree["reward"] = tree["reward"] | {"model": _absolute(tree["reward"]["model"], folder)}
+        tree["reward"] = tree["reward"] | {"model": absolute_path(tree["reward"]["model"], folder)}
     return tree
 
 
-def _absolute(value: Any, folder: Path) -> Any:
+def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    model = {key: absolute_path(value, folder) if key == "path" else value for key, value in model.items()}
+    if isinstance(model.get("swaps"), dict):
+        model["swaps"] = {step: absolute_path(path, folder) for step, path in model["swaps"].items()}
+    return model
+
+
+def absolute_path(value: Any, folder: Path) -> Any:
+    """A path of a recipe, from the folder that it is relative to; what is no path is left as it is."""
     if not isinstance(value, str) or value.startswith(BUNDLED):
         return value
     return str((folder / Path(value).expanduser()).resolve())

@@ -36,10 +36,12 @@ class Model(Node):
     `system` and `prompt` make a privileged prompt: they replace the student's in front of the same response tokens.
     `prompt` is a format string over the fields of the prompt row, e.g. "{prompt}\\n\\nReference: {solution}".
     `weights`: `frozen` are the directory's; `live` follow the student version by version and `ema` average it with
-    `decay`: both start from the student's, so `path` is left out.
+    `decay`: both start from the student's, so `path` is left out. `swaps`: from a step on, the weights of another
+    directory, e.g. {121: /models/teacher-2}; `logratio swap` adds to them.
     """
 
     path: str | None = None
+    swaps: dict[Annotated[int, Field(ge=2)], str] = Field(default_factory=dict)
     system: str | None = None
     prompt: str = "{prompt}"
     weights: Literal["frozen", "ema", "live"] = "frozen"
@@ -240,8 +242,8 @@ class Stream(Node):
 
 class Deadlines(Node):
     """Seconds after which a member that has not answered counts as hung, and is replaced. `generate`: between two
-    blocks, while it owes some; `load`: also to take in what it is asked for; `learn`: an update, an evaluation, a
-    save."""
+    blocks, while it owes some; `start`: also to swap in other weights; `load`: also to take in what it is asked for;
+    `learn`: an update, an evaluation, a save."""
 
     start: Seconds = 900.0
     generate: Seconds = 1800.0
@@ -255,7 +257,9 @@ class Deadlines(Node):
         return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
 
 
-_DEADLINE_OF = {"blocks": "generate", "projection": "load"} | dict.fromkeys(("submit", "cut", "ping"), "load")
+_DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start"} | dict.fromkeys(
+    ("submit", "cut", "ping"), "load"
+)
 
 
 class Bounds(Node):
@@ -398,9 +402,14 @@ class Recipe(Node):
         """What is allowed and rarely meant, a line each."""
         return rules.warnings(self)
 
-    def path_of(self, model: str) -> str:
-        """A model's path; that of one that follows the student is the student's."""
-        return self.models[model].path or str(self.models[STUDENT].path)
+    def path_of(self, model: str, swap: int = 0) -> str:
+        """A model's path, or the one swapped in for step `swap`; that of one that follows the student is the
+        student's."""
+        return self.models[model].swaps.get(swap) or self.models[model].path or str(self.models[STUDENT].path)
+
+    def swap_at(self, model: str, step: int) -> int:
+        """The swap that gave a model the weights that it has at a step; 0 before the first."""
+        return max((first for first in self.models[model].swaps if first <= step), default=0)
 
     def moving(self, weights: str) -> tuple[str, ...]:
         """Scored models whose weights follow the student: `live` or `ema`."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 
 from actors.model_files import hidden_width, key_values_per_token, parameters
 from configs.load import model_directory
@@ -21,14 +22,18 @@ from orchestrator.finding import GIB, Finding, counted, size
 from orchestrator.layout import Demand, demands
 from orchestrator.node_capacity import compare_nodes
 from orchestrator.placement import Bundle, Node, Placed, place
-from orchestrator.preflight import Inputs
+from orchestrator.preflight import Inputs, places
 from orchestrator.survey import Survey
 
 
 def read_sizes(recipe: Recipe) -> dict[str, Size]:
-    """Sizes of the student and of every model that is served, from the headers of their files."""
-    folders = {name: model_directory(recipe.path_of(name)) for name in (STUDENT, *recipe.served_models)}
-    return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in folders.items()}
+    """Sizes of the student and of every model that is served, the largest where others are swapped in, from the headers
+    of their files."""
+    folders: dict[str, list[Path]] = {}
+    for model, swap in places(recipe):
+        folders.setdefault(model, []).append(model_directory(recipe.path_of(model, swap)))
+    largest = {name: max(found, key=parameters) for name, found in folders.items()}
+    return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
 
 
 def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Finding]:

@@ -9,6 +9,7 @@ member dies. Every call has a deadline: `learn` at the learner, `load` at the me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,3 +48,18 @@ class ObjectStore:
 
     async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
         return await pool.call_member(member, "load", version.number, *version.parts)
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Weights that lie in directories, which members read by themselves: those of a frozen model. `path` says which is
+    a version's. Pulling also raises SwapRefused: the member serves on what it did."""
+
+    path: Callable[[int], str]
+
+    async def publish(self, learner: LearnerGroup, number: int, model: str | None) -> Version:
+        return Version(number, (self.path(number),))
+
+    async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
+        async with pool.apart(member):  # loading may take longer than a request may wait
+            return await pool.call_member(member, "swap", version.number, *version.parts)

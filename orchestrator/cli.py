@@ -8,29 +8,25 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, load_recipe
+from configs.load import RecipeError, absolute_path, load_recipe, with_swaps
 from configs.schema import Recipe
+from orchestrator.outcome import Outcome, console, described, first_of, say_error
 
 if TYPE_CHECKING:
     from orchestrator.display import Display
     from orchestrator.finding import Finding
     from orchestrator.preflight import Inputs
-    from orchestrator.run import Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
@@ -131,6 +127,8 @@ def status(run: RunName) -> None:
     console.print(views.headline(state))
     console.print(views.members_table(state))
     console.print(views.roles_table(state))
+    for line in views.swap_lines(state):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(views.bottleneck_line(state), soft_wrap=True)
 
 
@@ -142,6 +140,25 @@ def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE
         _refuse_fixed_roles(wanted, _state_of(run, control)["roles"])
         _get(control.send.remote("scale", wanted))
     console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}", soft_wrap=True)
+
+
+@app.command()
+def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODEL=DIRECTORY...")]) -> None:
+    """Give the scorers of RUN's models other weights once the step under way is done, e.g. teacher=/models/teacher-2.
+
+    The run's recipe says so from then on, and a resume goes on with them.
+    """
+    from orchestrator import preflight
+
+    recipe, paths = load_recipe(_find(run) / "recipe.yaml"), _parse_paths(models)
+    with _control(run) as control:
+        step = _state_of(run, control)["step"]
+        preflight.check_swap(recipe, with_swaps(recipe, step + 2, paths))
+        _get(control.send.remote("swap", paths))
+    console.print(
+        f"{run}: after the step under way, {', '.join(f'{model} becomes {p}' for model, p in paths.items())}",
+        soft_wrap=True,
+    )
 
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
@@ -170,12 +187,12 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
         for line in str(error).splitlines():
-            _say_error(line)
+            say_error(line)
         sys.exit(2)
     except Exception as error:
         if not type(error).__module__.startswith(("click", "typer")):
             raise
-        _say_error(error.format_message() if hasattr(error, "format_message") else str(error))  # type: ignore[attr-defined]
+        say_error(error.format_message() if hasattr(error, "format_message") else str(error))  # type: ignore[attr-defined]
         sys.exit(2)
 
 
@@ -237,10 +254,9 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
         async with serve_commands(training, display):
             code = await training.execute()
     except Exception as failure:
-        error = _first(failure)
-        if isinstance(error, RecipeError):
+        if isinstance(error := first_of(failure), RecipeError):
             raise error from None
-        code, said = FAILED, _described(failure, error, directory)
+        code, said = FAILED, described(failure, directory)
         training.summarise(FAILED)
     finally:
         display.phase("stopping the roles")
@@ -248,44 +264,6 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
     display.phase("writing the report")
     report = await asyncio.to_thread(_write_report, directory, inputs.tokenizer)
     return Outcome(code, training, report, said)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended, said once the live display is gone."""
-
-    code: int
-    training: Run
-    report: Path
-    error: str | None
-
-    def say(self, directory: Path) -> None:
-        """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
-        from orchestrator.run import STOPPED
-
-        if self.error:
-            _say_error(self.error)
-        elif self.code == STOPPED:
-            step = self.training.progress.step
-            console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
-        else:
-            self._say_change(directory)
-        console.print(f"report: {self.report}", soft_wrap=True)
-
-    def _say_change(self, directory: Path) -> None:
-        from orchestrator.display import answers_table
-        from orchestrator.report import held_out_answers
-
-        tokenizer = self.training.inputs.tokenizer
-        if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids))):
-            console.print(answers_table(answers))
-        before, after = self.training.evaluations["before"], self.training.evaluations["after"]
-        if before and after and before["reverse_kl"]:
-            change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
-            console.print(
-                f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "
-                f"({change:+.0f}%)"
-            )
 
 
 def _write_report(directory: Path, tokenizer: Any) -> Path:
@@ -385,6 +363,18 @@ def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
+def _parse_paths(texts: Sequence[str]) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for text in texts:
+        model, equals, path = text.partition("=")
+        if not (model and equals and path):
+            raise RecipeError(f"{text!r}: write MODEL=DIRECTORY, e.g. teacher=/models/teacher-2")
+        if model in paths:
+            raise RecipeError(f"{text!r}: {model} is there twice; say one directory")
+        paths[model] = absolute_path(path, Path.cwd())
+    return paths
+
+
 def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, Any]]) -> None:
     elastic = {role["role"]: role["elastic"] for role in roles}
     allowed = [role for role in elastic if elastic[role]]
@@ -407,27 +397,6 @@ def _layout_table(rows: Sequence[Sequence[Any]]) -> Table:
     for row in rows:
         table.add_row(*(f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row))
     return table
-
-
-def _first(error: BaseException) -> BaseException:
-    """What really happened, out of the groups that task groups wrap it in."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _described(failure: BaseException, error: BaseException, directory: Path) -> str:
-    """One readable line; the whole traceback goes to the run's own log."""
-    log = directory / "logs" / "driver.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(failure)))
-    return (
-        f"the run failed: {error or type(error).__name__}\n  traceback: {log}; resume: logratio resume {directory.name}"
-    )
-
-
-def _say_error(text: str) -> None:
-    print(f"logratio: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
             run.stop()
         elif command == "scale":
             elastic.scale(arguments)
+        elif command == "swap":
+            try:
+                run.swap(arguments)
+            except RecipeError as error:  # the command has looked: the run has moved on since
+                run.observer.notice(f"swap: {error}")
 
 
 async def _report(run: Run, elastic: Elastic, control: Any, display: Display) -> None:

@@ -78,7 +78,7 @@ def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Pat
         scorers={
             model: pool(
                 f"scorer.{model}",
-                lambda _, model=model: _scorer(recipe, model, vocabulary),
+                lambda _, model=model: scorer_spec(recipe, model, vocabulary),
                 hedge=recipe.scorer_of(model).hedge_seconds,
             )
             for model in recipe.scored_models
@@ -136,11 +136,12 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
     )
 
 
-def _scorer(recipe: Recipe, model: str, vocabulary: int) -> GangSpec:
+def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> GangSpec:
+    """A scorer of a model, with its first weights or those of a swap."""
     config = recipe.scorer_of(model)
     if config.engine == "simulated":
-        return GangSpec("scorer", SimulatedScorer, ((recipe.simulated, vocabulary),), config.resources)
-    arguments = (config, _path(recipe, model), vocabulary)
+        return GangSpec("scorer", SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
+    arguments = (config, _path(recipe, model, swap), vocabulary, swap)
     return GangSpec(
         "scorer", Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
     )
@@ -165,5 +166,6 @@ def _learner(recipe: Recipe) -> GangSpec:
     return GangSpec("learner", Learner, arguments, config.resources, environment(config.resources))
 
 
-def _path(recipe: Recipe, model: str) -> str:
-    return str(model_directory(recipe.path_of(model)))
+def _path(recipe: Recipe, model: str, swap: int = 0) -> str:
+    """The directory that members read a model from, at first or after a swap."""
+    return str(model_directory(recipe.path_of(model, swap)))

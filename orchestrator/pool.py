@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class PoolMember:
     load: int = 0
     started: bool = False  # its engine is up
     leaving: bool = False
+    apart: bool = False  # serves, and is given nothing for a while
     joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
     log: Path | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
@@ -112,7 +113,22 @@ class Pool:
         await asyncio.gather(*(self._join(self._new()) for _ in range(size - len(staying))))
 
     def serving(self) -> list[PoolMember]:
-        return [member for member in self.members if member.serving]
+        return [member for member in self.members if member.serving and not member.apart]
+
+    @asynccontextmanager
+    async def apart(self, member: PoolMember) -> AsyncIterator[None]:
+        """A member that has finished what it had, and is given nothing new meanwhile. Raises MemberDied if it is gone
+        by then."""
+        member.apart = True
+        try:
+            while member.load:
+                await asyncio.sleep(0.05)
+            if member not in self.members:
+                raise MemberDied(f"{self.role}-{member.number} is gone")
+            yield
+        finally:
+            member.apart = False
+            self._wake()
 
     def load(self) -> int:
         """What all members have been given and have not answered yet."""
@@ -136,7 +152,7 @@ class Pool:
         """
         for attempt in range(1, DEATHS + 1):
             try:
-                member = await self._living(near) if suspect else await self._route(near)
+                member = await self._living(near) if suspect else await self.route(near)
                 if self.hedge is None or suspect:
                     return await self._answer(member, method, args, load, returns)
                 return await self._first_answer(member, method, args, load, returns)
@@ -257,7 +273,8 @@ class Pool:
         if self._failure and (not self.members or self._barren >= BARREN):
             raise self._failure
 
-    async def _route(self, near: int | None = None) -> PoolMember:
+    async def route(self, near: int | None = None) -> PoolMember:
+        """The least-loaded serving member, or the one for a number; waits for one. Raises RoleFailed if none comes."""
         while not (serving := self.serving()):
             self.check()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -270,7 +287,7 @@ class Pool:
     async def _living(self, near: int | None) -> PoolMember:
         """A member that has just answered; one that does not is replaced."""
         while True:
-            member = await self._route(near)
+            member = await self.route(near)
             with suppress(MemberDied):
                 await self.call_member(member, "ping")
                 return member

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
 from configs.load import RecipeError, model_directory
@@ -36,35 +36,78 @@ class Inputs:
     parameters: int
 
 
+class Place(NamedTuple):
+    """Where a recipe names a directory: a model's path, or that of a swap."""
+
+    model: str
+    swap: int = 0
+
+    def __str__(self) -> str:
+        return f"models.{self.model}.swaps.{self.swap}" if self.swap else f"models.{self.model}.path"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The directories that members read models from, and what they have in common."""
+
+    folders: Mapping[Place, Path]
+    tokenizers: Mapping[Place, Any]
+    vocabulary: int
+    end_token_ids: tuple[int, ...]
+
+
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
     if recipe.objective.loss:
         _own_loss(recipe.objective.loss)
-    names = (STUDENT, *recipe.served_models)
-    folders = {name: _model_folder(f"models.{name}.path", recipe.path_of(name)) for name in names}
-    tokenizers = {name: _tokenizer(f"models.{name}.path", folder) for name, folder in folders.items()}
-    end = _same_end_tokens(folders, tokenizers)
-    vocabulary = _common_vocabulary(recipe, folders, tokenizers)
+    models = read_models(recipe)
+    tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
+    student = models.folders[Place(STUDENT)]
     train = _prompts(recipe, recipe.data.prompts, tokenizers, "dataset" in recipe.objective.sources)
     heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
-    _fit_contexts(recipe, folders, [*train, *heldout])
+    _fit_prompts(recipe, [*train, *heldout])
     if recipe.reward.model is not None:
         _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
     return Inputs(
         train=train,
         heldout=heldout,
         tokenizer=tokenizers[STUDENT],
-        vocabulary=vocabulary,
-        end_token_ids=end,
-        version_bytes=weight_bytes(folders[STUDENT], recipe.rollout.dtype),
-        parameters=parameters(folders[STUDENT]),
+        vocabulary=models.vocabulary,
+        end_token_ids=models.end_token_ids,
+        version_bytes=weight_bytes(student, recipe.rollout.dtype),
+        parameters=parameters(student),
     )
+
+
+def read_models(recipe: Recipe) -> Models:
+    """The models that some member serves, and whether they go together. Raises RecipeError."""
+    folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
+    tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
+    end = _same_end_tokens(folders, tokenizers)
+    vocabulary = _common_vocabulary(recipe, folders, tokenizers)
+    _same_templates(tokenizers)
+    _fit_contexts(recipe, folders)
+    return Models(folders, tokenizers, vocabulary, end)
+
+
+def check_swap(recipe: Recipe, swapped: Recipe) -> None:
+    """Whether a live run may go on with other swaps. Raises RecipeError."""
+    common, after = read_models(recipe).vocabulary, read_models(swapped).vocabulary
+    if after < common:
+        raise RecipeError(
+            f"swap: its logits have {after} columns, the models of this run share {common}; use a model as wide"
+        )
+
+
+def places(recipe: Recipe) -> list[Place]:
+    """Where the recipe names models that some member serves."""
+    return [Place(name, swap) for name in (STUDENT, *recipe.served_models) for swap in (0, *recipe.models[name].swaps)]
 
 
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
     """Rows of `logratio check`: role, members, actors a member, cpus, gpus, what runs there."""
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
-    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {recipe.path_of(m)}" for m in recipe.scored_models}
+    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {_served(recipe, m)}" for m in recipe.scored_models}
     return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
 
 
@@ -87,6 +130,11 @@ def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
             f"models.{name} has {context_length(folders[name]) or 'unlimited'} positions"
         )
     return found
+
+
+def _served(recipe: Recipe, model: str) -> str:
+    swaps = sorted(recipe.models[model].swaps.items())
+    return "; ".join([recipe.path_of(model), *(f"from step {step} on {path}" for step, path in swaps)])
 
 
 def _learner_name(recipe: Recipe) -> str:
@@ -116,35 +164,48 @@ def _tokenizer(key: str, folder: Path) -> Any:
         raise RecipeError(f"{key}: {folder} has no tokenizer that loads ({reason})") from None
 
 
-def _same_end_tokens(folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> tuple[int, ...]:
-    ends = {name: set(end_token_ids(folder)) | {tokenizers[name].eos_token_id} for name, folder in folders.items()}
-    ends = {name: {i for i in ids if i is not None} for name, ids in ends.items()}
-    for name, ids in ends.items():
-        if ids != ends[STUDENT]:
+def _same_end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> tuple[int, ...]:
+    ends = {place: set(end_token_ids(folder)) | {tokenizers[place].eos_token_id} for place, folder in folders.items()}
+    ends = {place: {i for i in ids if i is not None} for place, ids in ends.items()}
+    student = ends[Place(STUDENT)]
+    for place, ids in ends.items():
+        if ids != student:
             raise RecipeError(
-                f"models.{name}: end tokens {sorted(ids)} differ from the student's {sorted(ends[STUDENT])}; a student "
+                f"{place}: end tokens {sorted(ids)} differ from the student's {sorted(student)}; a student "
                 "scored by a teacher that ends elsewhere learns never to end; use models of one family"
             )
-    return tuple(sorted(ends[STUDENT]))
+    return tuple(sorted(student))
 
 
-def _common_vocabulary(recipe: Recipe, folders: Mapping[str, Path], tokenizers: Mapping[str, Any]) -> int:
+def _same_templates(tokenizers: Mapping[Place, Any]) -> None:
+    """Prompts are made once, when a run starts: what is swapped in reads those of the model it takes the place of."""
+    for place, tokenizer in tokenizers.items():
+        first = Place(place.model)
+        if tokenizer.chat_template != tokenizers[first].chat_template:
+            raise RecipeError(
+                f"{place}: its chat template differs from that of {first}, which the prompts are made with; give it "
+                "the same template"
+            )
+
+
+def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> int:
     """Width that all models' logits are cut to before a softmax: models of one family differ in padding only."""
-    student = tokenizers[STUDENT].get_vocab()
-    for name, tokenizer in tokenizers.items():
+    student = tokenizers[Place(STUDENT)].get_vocab()
+    for place, tokenizer in tokenizers.items():
         if (other := tokenizer.get_vocab()) != student:
             differing = sum(student.get(token) != i for token, i in other.items()) or len(student) - len(other)
             raise RecipeError(
-                f"models.{name}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} "
+                f"{place}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} "
                 "tokens; log-probs of one tokenizer say nothing about another's; use models that share one"
             )
-    widths = {name: logit_width(folder) for name, folder in folders.items()}
+    widths = {place: logit_width(folder) for place, folder in folders.items()}
     common = min(widths.values())
-    for name in recipe.scored_models:
-        if recipe.scorer_of(name).engine == "vllm" and widths[name] > common:
+    for place, width in widths.items():
+        name = place.model
+        if name in recipe.scored_models and recipe.scorer_of(name).engine == "vllm" and width > common:
             raise RecipeError(
-                f"scorer.{name}.engine: 'vllm' normalises over all {widths[name]} columns, the common vocabulary has "
-                f"{common}; use engine: torch, which cuts before the softmax"
+                f"scorer.{name}.engine: 'vllm' normalises over all {width} columns of {place}, the common vocabulary "
+                f"has {common}; use engine: torch, which cuts before the softmax"
             )
     return common
 
@@ -185,19 +246,28 @@ def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> 
             )
 
 
-def _fit_contexts(recipe: Recipe, folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> None:
+def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
+    """The roles' contexts in the models' positions."""
+    for name, role, limit in _context_limits(recipe):
+        for place, folder in folders.items():
+            own = context_length(folder)
+            if place.model != name or own is None:
+                continue
+            if limit > own:
+                raise RecipeError(
+                    f"{role}.max_context_tokens: {limit} exceeds the {own} positions of {place}; lower it"
+                )
+            if role == f"scorer.{name}" and recipe.scorer_of(name).engine == "vllm" and limit == own:
+                raise RecipeError(
+                    f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, {place} has {own} positions; "
+                    f"lower it to {limit - 1}"
+                )
+
+
+def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Prompts and responses in the roles' contexts."""
     response = recipe.sampling.max_response_tokens
     for name, role, limit in _context_limits(recipe):
-        own = context_length(folders[name])
-        if own is not None and limit > own:
-            raise RecipeError(
-                f"{role}.max_context_tokens: {limit} exceeds the {own} positions of models.{name}; lower it"
-            )
-        if role == f"scorer.{name}" and recipe.scorer_of(name).engine == "vllm" and limit == own:
-            raise RecipeError(
-                f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, models.{name} has {own} positions; "
-                f"lower it to {limit - 1}"
-            )
         longest = max(prompts, key=lambda p: len(p.ids[name]))
         tokens = len(longest.ids[name])
         if tokens + response > limit:

@@ -112,6 +112,7 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         state="not finished" if code is None else EXITS.get(code, str(code)),
         good=code == 0,
         biased=summary.get("biased") or (),
+        swaps=summary.get("swaps") or (),
         length=_length(summary.get("steps") or len(metrics), summary),
         tiles=_tiles(metrics, evaluation),
         charts=_charts(metrics, evaluation),

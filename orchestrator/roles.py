@@ -44,15 +44,16 @@ class Roles:
         self._learner_was_up = False
         self.learner = LearnerGroup(recipe, pools.learner, self._sharing())
         self.versions = Versions(self.learner, carrier, claim=claim)
-        self.teachers = Teachers(recipe, pools, self.learner, self.versions, carrier)
+        self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier)
 
-    async def bring_up(self, version: int, saved: Path | None) -> None:
+    async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
         """Start what does not serve yet, the learner always; it begins from a checkpoint if there is one. Everybody who
-        is to have its weights can be brought to `version` then."""
+        is to have its weights can be brought to `version` then, and scored models to what they have at `step`."""
         sizes = role_sizes(self._recipe)
         pools = self._pools.all()
         for pool in pools.values():
             pool.notice, pool.starting = self._notice, self.learner.turns.engine
+        await self.teachers.aim(step)
         for pool, versions in self._followers():
             pool.admit = _admit_to(pool, versions)
             for member in pool.members:
@@ -68,10 +69,10 @@ class Roles:
                 for role, pool in cold.items():
                     tasks.create_task(pool.start(sizes[role]))
 
-    async def load(self) -> None:
-        """Bring everybody who serves to the weights that there are now."""
+    async def load(self, step: int) -> None:
+        """Bring everybody who serves to the weights that `step` is to have."""
         await self.pull()
-        await self.teachers.start()
+        await self.teachers.start(step)
 
     async def publish(self, number: int) -> None:
         """Make the student's weights, and their averages, a version. In the learner's turn."""
@@ -135,7 +136,7 @@ class Roles:
 
     def _followers(self) -> list[tuple[Pool, Versions]]:
         """Pools whose members pull weights, and which."""
-        return [*((pool, self.versions) for pool in self._pools.writers().values()), *self.teachers.moving()]
+        return [*((pool, self.versions) for pool in self._pools.writers().values()), *self.teachers.followers()]
 
 
 def _admit_to(pool: Pool, versions: Versions) -> Admit:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from configs.load import RecipeError, dump_recipe
+from configs.load import RecipeError, dump_recipe, with_swaps
 from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
@@ -33,6 +33,7 @@ from orchestrator.prompts import PromptStream
 from orchestrator.roles import Roles
 from orchestrator.stage import Progress, Stage
 from orchestrator.suspects import Suspects
+from orchestrator.teachers import SwapFailed
 from orchestrator.telemetry import Meter
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
@@ -95,6 +96,7 @@ class Run:
         self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
+        self._swaps_asked_for: set[tuple[str, int]] = set()  # model and first step, of those a command asked for
         self._deaths: list[int] = []  # steps that the learner died after
         self._began = time.monotonic()
         self._startup: float | None = None
@@ -172,6 +174,35 @@ class Run:
         if self.stage is not None:
             self.stage.stopping = True
 
+    def swap(self, paths: Mapping[str, str]) -> None:
+        """Give scored models other directories, by name, once the step under way is done. Raises RecipeError."""
+        step = self.progress.step + 2
+        self._use(with_swaps(self.recipe, step, paths))
+        self._swaps_asked_for |= {(model, step) for model in paths}
+
+    def swaps(self) -> list[dict[str, Any]]:
+        """What was swapped in so far: model, the step from which on, and its path."""
+        models, coming = self.recipe.models.items(), self.progress.step + 1
+        swaps = [{"model": name, "step": s, "path": p} for name, model in models for s, p in model.swaps.items()]
+        return sorted((s for s in swaps if s["step"] <= coming), key=lambda s: s["step"])
+
+    def _use(self, recipe: Recipe) -> None:
+        """Go on with a recipe that has other swaps, as will a resume."""
+        self.recipe = self.roles.teachers.recipe = recipe
+        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(recipe))
+
+    async def _follow(self) -> None:
+        """Bring scored models to what the coming step is to have. What a command asked for may come to nothing; what
+        the recipe says may not."""
+        try:
+            await self.roles.teachers.follow(self.progress.step + 1)
+        except SwapFailed as failure:
+            if (failure.model, failure.swap) not in self._swaps_asked_for:
+                raise
+            self.observer.notice(f"the swap came to nothing: {failure}")
+            self._use(with_swaps(self.recipe, failure.swap, {failure.model: None}))
+            await self._follow()
+
     def _rewind(self) -> checkpoint.Saved | None:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
@@ -212,9 +243,10 @@ class Run:
         for bias in self.recipe.biases:
             self.observer.notice(f"biased on request: {bias}")
         self.observer.phase("starting the engines")
-        await self.roles.bring_up(self.progress.version, saved.folder if saved else None)
+        step = self.progress.step + 1
+        await self.roles.bring_up(step, self.progress.version, saved.folder if saved else None)
         self.observer.phase("loading the first weights")
-        await self.roles.load()
+        await self.roles.load(step)
         length = self.recipe.objective.length
         if length and length.gate and length.gate.on_fail == "rollback" and self._anchor is None:
             self._anchor = self.progress.step
@@ -232,7 +264,7 @@ class Run:
             meter=self.meter,
             samples=self.directory / "samples",
             publish=self.roles.publish,
-            after_publish=self.roles.teachers.follow,
+            after_publish=self._follow,
             after_step=self._after_step,
             notice=self.observer.notice,
             skipped=self.skipped,
@@ -299,7 +331,7 @@ class Run:
             await self.learner.restore(anchor)
             await self.roles.publish(self.progress.version)
         await self.roles.pull()
-        await self.roles.teachers.follow()
+        await self._follow()
 
     async def _evaluate(self, when: str) -> dict[str, Any] | None:
         if not self.inputs.heldout:
@@ -353,6 +385,7 @@ class Run:
             "seconds_startup": self._startup,
             "evaluation": self.evaluations,
             "biased": list(self.recipe.biases),
+            "swaps": self.swaps(),
             "skipped": self.skipped,
             "skipped_prompts": self._skipped_prompts(),
             "restarts": {role: pool.restarts for role, pool in self.pools.all().items() if pool.restarts},

@@ -49,6 +49,7 @@ def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
             }
             for role, pool in pools.items()
         ],
+        "swaps": run.swaps(),
         "seconds": use.seconds if use else None,
         "samples_per_step": run.recipe.samples_per_step,
         "bottleneck": verdict
@@ -94,6 +95,10 @@ def bottleneck_line(status: Status) -> str:
         pace = f" ({_pace(found['samples_per_second'] * (1.0 + change), status)})" if change >= 0.005 else ""
         parts.append(f"one more {role}: {change:+.0%}{pace}")
     return "; ".join(parts)
+
+
+def swap_lines(status: Status) -> list[str]:
+    return [f"models.{swap['model']} from step {swap['step']} on: {swap['path']}" for swap in status["swaps"]]
 
 
 def _pace(samples_per_second: float, status: Status) -> str:

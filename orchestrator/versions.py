@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from actors.records import SwapRefused
 from orchestrator.carriers import Carrier, Version
 from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.pool import Pool, PoolMember
@@ -39,13 +40,18 @@ class Versions:
     async def pull(self, pool: Pool, member: PoolMember) -> None:
         """Bring one member to the current version, and again if a newer one came meanwhile.
 
-        Raises MemberDied. A member whose load raised is as good as dead: its engine may hold half a version.
+        Raises MemberDied, and SwapRefused where that is the carrier's. A member whose load raised anything else is as
+        good as dead: its engine may hold half a version.
         """
         while (version := self.current) is not None and member.version != version.number:
             try:
                 await self._pull(version, pool, member)
             except ValueLost:
                 await self._renew(version)
+
+    async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
+        """Bring one member to a version that is not the current one. Raises as `pull` does."""
+        await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member)
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
@@ -63,7 +69,7 @@ class Versions:
     async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
         try:
             return await self._carrier.pull(version, self._learner, pool, member)
-        except (MemberDied, LearnerDied, ValueLost):
+        except (MemberDied, LearnerDied, ValueLost, SwapRefused):
             raise
         except Exception as error:
             if member.serving:

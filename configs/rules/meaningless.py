@@ -188,6 +188,21 @@ def _self_distillation(recipe: Recipe) -> Finding:
     return None
 
 
+def _swaps(recipe: Recipe) -> Finding:
+    for name, model in recipe.models.items():
+        if not model.swaps:
+            continue
+        if name not in recipe.scored_models:
+            return f"models.{name}.swaps: no scorer serves it; allowed: {list(recipe.scored_models)}"
+        if model.weights != "frozen":
+            return f"models.{name}.swaps: its {model.weights} weights follow the student; remove them, or freeze it"
+        if name == recipe.sampled_teacher:
+            return f"models.{name}.swaps: it also writes responses, and its writers keep their weights; remove them"
+        if (last := max(model.swaps)) > recipe.run.steps:
+            return f"models.{name}.swaps: {last} is beyond the last step, {recipe.run.steps}; nothing would be scored"
+    return None
+
+
 def _supports_of_engines(recipe: Recipe) -> Finding:
     objective = recipe.objective
     for name, support in objective.support_of.items():
@@ -370,6 +385,7 @@ MEANINGLESS: tuple[Rule, ...] = (
     _estimators,
     _extrapolations,
     _self_distillation,
+    _swaps,
     _supports_of_engines,
     _outcomes,
     _references,

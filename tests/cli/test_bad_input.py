@@ -95,7 +95,7 @@ def test_malformed_line_with_its_number(recipe: dict[str, Any], refused: Any, tm
 
 def test_different_tokenizers(recipe: dict[str, Any], refused: Any, models: dict[str, Path]) -> None:
     error = refused(merged(recipe, {"models": {"teacher": {"path": str(models["foreign"])}}}))
-    assert "models.teacher: its tokenizer differs from the student's in 1 of 259 tokens" in error
+    assert "models.teacher.path: its tokenizer differs from the student's in 1 of 259 tokens" in error
 
 
 def test_prompt_longer_than_the_context(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:

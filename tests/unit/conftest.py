@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.batches import Batches
+
 
 @pytest.fixture(scope="module", autouse=True)
 def abandoned_calls_say_nothing() -> Iterator[None]:
@@ -17,3 +19,8 @@ def abandoned_calls_say_nothing() -> Iterator[None]:
         patch.setattr(asyncio.BaseEventLoop, "call_exception_handler", lambda loop, context: None)
         yield
         gc.collect()
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    return Batches(monkeypatch)

@@ -360,6 +360,25 @@ def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> N
     asyncio.run(story())
 
 
+def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        simulation = Simulation(recipe(tmp_path))
+        run, stopped = simulation.run, asyncio.Event()
+        run.stop = stopped.set  # type: ignore[method-assign]
+        run.progress.step = run.recipe.run.steps - 1
+        commands: asyncio.Queue[tuple[str, dict[str, str]]] = asyncio.Queue()
+        for command in (("swap", {"teacher": "/b"}), ("stop", {})):
+            commands.put_nowait(command)
+        control = SimpleNamespace(next_command=SimpleNamespace(remote=commands.get))
+        obeying = asyncio.create_task(obey(run, Elastic(run, lambda text: None), control))
+        async with asyncio.timeout(2):
+            await stopped.wait()
+        obeying.cancel()
+        assert [line for line in simulation.notices if line.startswith("swap: models.teacher.swaps: 7 is beyond")]
+
+    asyncio.run(story())
+
+
 def test_closing_calls_off_who_has_no_place_yet(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run

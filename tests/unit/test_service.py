@@ -13,7 +13,7 @@ from actors.member import Member
 from configs.schema import Deadlines, Resources
 from orchestrator.pool import CallFailed, Pool
 from orchestrator.run import DONE, Run
-from orchestrator.transport import GangSpec, LocalTransport
+from orchestrator.transport import GangSpec, LocalTransport, MemberDied
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 
 
@@ -50,6 +50,42 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
         assert [m.head.asked for m in workers.members] == [1, 1] and workers.restarts == 0
         await asyncio.sleep(0.01)
         assert workers.load() == 0, "what nobody waits for any longer counts for nothing"
+
+    asyncio.run(story())
+
+
+def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.2})
+        await workers.start(2)
+        had = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.01)
+        async with workers.apart(workers.members[0]):
+            assert had.done() and await workers.call("work") == await workers.call("work") == [1]
+            await workers.transport.kill(workers.members[1].actors)
+            waits = asyncio.create_task(workers.call("work"))
+            await asyncio.sleep(0.01)
+            replaced = workers.members[-1]
+            assert replaced.number == 2
+        assert await waits in ([0], [2])
+        assert workers.members[0] in workers.serving()
+
+    asyncio.run(story())
+
+
+def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.2})
+        await workers.start(2)
+        member = workers.members[0]
+        had = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.01)
+        dying = asyncio.create_task(workers.transport.kill(member.actors))
+        with pytest.raises(MemberDied, match="worker-0 is gone"):
+            async with workers.apart(member):
+                raise AssertionError("it is gone")
+        await dying
+        assert await had in ([1], [2])
 
     asyncio.run(story())
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actors.jobs import Share
-from actors.records import ScoreTable, unpack_samples
+from actors.records import unpack_samples
 from actors.simulated import REFERENCE_KL, SimulatedLearner, SimulatedScorer
 from configs.schema import Recipe
 from objectives.schedule import fractions_at
@@ -22,6 +22,7 @@ from orchestrator.dispatch import Ticket, source_of
 from orchestrator.flow import kept_seed
 from orchestrator.prompts import Prompt, PromptStream
 from orchestrator.run import DONE, STOPPED, Run
+from tests.unit.batches import Batches
 from tests.unit.simulation import (
     EACH,
     GROUPS,
@@ -56,40 +57,6 @@ OnStep = Callable[[Run, Mapping[str, Any]], None]
 
 def simulation(settings: Recipe, on_step: OnStep = lambda run, line: None) -> Simulation:
     return Simulation(settings, on_step, train=PROMPTS, heldout=HELDOUT)
-
-
-class Batches:
-    """What the learner was given, step by step: its share, the weights it began with, who scored each sample."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shares: dict[int, Share] = {}
-        self.weights: dict[int, list[float]] = {}
-        self.lengths: dict[int, dict[str, int]] = {}
-        self.scorers: dict[int, dict[str, dict[str, int]]] = {}  # step -> uid -> model -> version
-        step = SimulatedLearner.step
-
-        def spied(learner: SimulatedLearner, share: Share) -> dict[str, float | None]:
-            self._look(learner, share, learner._payloads)
-            return step(learner, share)
-
-        monkeypatch.setattr(SimulatedLearner, "step", spied)
-
-    def _look(self, learner: SimulatedLearner, share: Share, payloads: Sequence[Any]) -> None:
-        self.shares[share.step] = share
-        self.weights[share.step] = learner._weights.tolist()
-        samples = [s for block in payloads[: share.sample_blocks] for s in unpack_samples(block)]
-        self.lengths[share.step] = {s.uid: len(s.response_ids) for s in samples}
-        found: dict[str, dict[str, int]] = {}
-        for model, payload in zip(share.scored_by, payloads[share.sample_blocks :], strict=True):
-            table = ScoreTable(payload)
-            for uid in payload.column("uid").to_pylist():
-                found.setdefault(uid, {})[model] = table.version(uid)
-        self.scorers[share.step] = found
-
-
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    return Batches(monkeypatch)
 
 
 # --- who writes ---
