@@ -13,13 +13,25 @@ _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, 
 def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, safetensors dtype) of every tensor, from the file headers alone."""
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
-    for file in sorted(Path(directory).glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                tensors[name] = (tuple(entry["shape"]), entry["dtype"])
+    for file in _weight_files(directory):
+        entries, _ = _header(file)
+        tensors |= {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
     return tensors
+
+
+def incomplete(directory: Path) -> str | None:
+    """What the weights lack, as after a copy that broke off: engines may take such a directory without a word."""
+    for file in _weight_files(directory):
+        try:
+            _, size = _header(file)
+        except (ValueError, KeyError):
+            return f"{file.name} is no safetensors file"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} of its {size} bytes"
+    listed = _read_json(directory / "model.safetensors.index.json").get("weight_map", {})
+    if missing := sorted({file for file in listed.values() if not (directory / file).exists()}):
+        return f"{', '.join(missing[:3])} of {len(set(listed.values()))} files are missing"
+    return None
 
 
 def weight_bytes(directory: Path, dtype: str) -> int:
@@ -74,6 +86,19 @@ def key_values_per_token(directory: Path) -> int | None:
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
     return 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    return sorted(Path(directory).glob("*.safetensors"))
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Entries of a safetensors file by tensor, and the bytes that the whole file must have."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entries = json.loads(stream.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actors.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
+from actors.model_files import context_length, end_token_ids, incomplete, logit_width, parameters, weight_bytes
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
@@ -151,6 +151,8 @@ def _model_folder(key: str, path: str) -> Path:
         raise RecipeError(f"{key}: {folder} is no directory; {remedy}")
     if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
         raise RecipeError(f"{key}: {folder} needs config.json and *.safetensors; export it as safetensors")
+    if lack := incomplete(folder):
+        raise RecipeError(f"{key}: {folder} is not whole: {lack}; copy it again")
     return folder
 
 

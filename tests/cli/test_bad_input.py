@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import cli, cluster
+from configs.load import RecipeError, parse_recipe, with_swaps
+from orchestrator import cli, cluster, preflight
 from tests import tiny
 from tests.engines.shared import merged
 
@@ -75,6 +77,61 @@ def test_wrong_type(recipe: dict[str, Any], refused: Any) -> None:
 def test_missing_model_directory(recipe: dict[str, Any], refused: Any) -> None:
     error = refused(merged(recipe, {"models": {"teacher": {"path": "/no/such/model"}}}))
     assert "models.teacher.path: /no/such/model is no directory" in error
+
+
+def test_model_directory_whose_copy_broke_off(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models["teacher"], tmp_path / "copy")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    error = refused(merged(recipe, {"models": {"teacher": {"path": str(folder)}}}))
+    assert "models.teacher.path" in error and "is not whole: model.safetensors has" in error
+
+
+def test_a_swap_is_read_like_the_model_that_it_takes_the_place_of(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    def swapped(path: Path | str, **scorer: Any) -> dict[str, Any]:
+        changes = {"run": {"steps": 4}, "models": {"teacher": {"swaps": {3: str(path)}}}, "scorer": {"teacher": scorer}}
+        return merged(recipe, changes)
+
+    other = shutil.copytree(models["poet"], tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert "models.teacher.swaps.3: /no/such is no directory" in refused(swapped("/no/such"))
+    assert "models.teacher.swaps.3: its tokenizer differs" in refused(swapped(models["foreign"]))
+    assert "models.teacher.swaps.3: its chat template differs from that of models.teacher.path" in refused(
+        swapped(other)
+    )
+    sampled = {"objective": {"support": "sampled"}}
+    wide = refused(merged(swapped(models["wide"], engine="vllm"), sampled))
+    assert "'vllm' normalises over all 268 columns of models.teacher.swaps.3" in wide
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["teacher"], "'teacher': write MODEL=DIRECTORY"),
+        (["=/somewhere"], "'=/somewhere': write MODEL=DIRECTORY"),
+        (["teacher=/a", "teacher=/b"], "'teacher=/b': teacher is there twice"),
+        (["teacher=/a"], "is not running"),
+    ],
+)
+def test_a_swap_that_reaches_no_run(
+    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path, asked: list[str], said: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, error = _logratio(monkeypatch, capsys, "swap", str(tmp_path), *asked)
+    assert code == 2 and said in error and error.count("\n") == 1
+
+
+def test_a_model_of_fewer_columns_cannot_be_swapped_into_a_live_run(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Heads and scores are cut to what the models had in common when it began."""
+    live = parse_recipe(merged(recipe, {"run": {"steps": 4}}))
+    narrow = tiny.build_model(tmp_path / "narrow", padding=3)
+    preflight.check_swap(live, with_swaps(live, 3, {"teacher": str(tiny.build_model(tmp_path / "wide", padding=8))}))
+    with pytest.raises(RecipeError, match="its logits have 262 columns, the models of this run share 264"):
+        preflight.check_swap(live, with_swaps(live, 3, {"teacher": str(narrow)}))
 
 
 def test_missing_prompt_file(recipe: dict[str, Any], refused: Any) -> None:

@@ -32,13 +32,18 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     assert "learner: does not change its size" in _said("scale", directory, "learner=2", code=2)
     assert "teacher: no such role" in _said("scale", directory, "teacher=2", code=2)
     assert "the bottleneck" in _said("status", directory)
+
+    assert "is no directory" in _said("swap", directory, "teacher=/no/such", code=2)
+    assert "after the step under way, teacher becomes" in _said("swap", directory, f"teacher={models['poet']}")
+    _wait_for(lambda: f"on: {models['poet']}" in _said("status", directory).replace("\n", ""), run)
     assert "is alive" in _said("resume", directory, code=2)
 
     assert "stopping" in _said("stop", directory)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 3, output
     stopped_at = len(_lines(directory))
-    assert json.loads((directory / "summary.json").read_text())["exit"] == 3
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["exit"] == 3 and [swap["path"] for swap in summary["swaps"]] == [str(models["poet"])]
     assert "is not running" in _said("stop", directory, code=2)
 
     recipe = yaml.safe_load((directory / "recipe.yaml").read_text())

@@ -1,0 +1,49 @@
+"""A directory of weights that is not whole is noticed: engines may take it without a word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from actors import causal_lm, model_files
+
+
+@pytest.fixture
+def folder(models: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(models["teacher"], tmp_path / "copy"))
+
+
+def test_whole_models_lack_nothing(models: dict[str, Path], folder: Path) -> None:
+    assert [name for name, model in models.items() if model_files.incomplete(model)] == []
+    causal_lm.load_model(folder, "float32")
+
+
+def test_a_file_that_was_cut_short_is_said_in_bytes(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-10])
+    assert model_files.incomplete(folder) == f"model.safetensors has {size - 10} of its {size} bytes"
+    file.write_bytes(file.read_bytes()[:100])
+    assert model_files.incomplete(folder) == "model.safetensors is no safetensors file"
+    file.write_bytes(b"")
+    assert model_files.incomplete(folder) == "model.safetensors is no safetensors file"
+
+
+def test_files_that_the_index_lists_must_be_there(folder: Path) -> None:
+    listed = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert model_files.incomplete(folder) == "model-2.safetensors of 2 files are missing"
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks the weights \['model.layers.1.mlp.down_proj.weight'\]"):
+        causal_lm.load_model(folder, "float32")
