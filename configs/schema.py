@@ -41,11 +41,11 @@ class Model(Node):
     """
 
     path: str | None = None
-    swaps: dict[Annotated[int, Field(ge=2)], str] = Field(default_factory=dict)
     system: str | None = None
     prompt: str = "{prompt}"
     weights: Literal["frozen", "ema", "live"] = "frozen"
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    swaps: dict[Annotated[int, Field(ge=2)], str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_weights(self) -> Model:

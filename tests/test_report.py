@@ -42,6 +42,15 @@ def test_whole_run(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob(".report*")) == []
 
 
+def test_a_swapped_teacher_is_named(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run", steps=1)
+    assert "refers to two models" not in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    swaps = [{"model": "teacher", "step": 9, "path": "/models/<teacher-2>"}]
+    (run / "summary.json").write_text(json.dumps(summary | {"swaps": swaps}))
+    assert "From step 9 on models.teacher was /models/&lt;teacher-2&gt;:" in page_of(run)
+
+
 def test_a_biased_run_is_marked(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path / "run", steps=1)
     assert "biased on request" not in page_of(run)

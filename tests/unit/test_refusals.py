@@ -361,6 +361,18 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
             "objective.prefix: responses of a moving teacher cannot be kept; use a frozen teacher or prefix: student",
         ),
     ],
+    "_swaps": [
+        ({"models.student.swaps": {2: "/b"}}, "models.student.swaps: no scorer serves it; allowed: ['teacher']"),
+        (
+            {"models.teacher": {"weights": "ema", "swaps": {2: "/b"}}},
+            "models.teacher.swaps: its ema weights follow the student; remove them, or freeze it",
+        ),
+        (
+            {"models.teacher.swaps": {2: "/b"}} | with_objective(prefix="teacher", reverse_weight=0.0),
+            "models.teacher.swaps: it also writes responses, and its writers keep their weights; remove them",
+        ),
+        ({"models.teacher.swaps": {3: "/b"}}, "models.teacher.swaps: 3 is beyond the last step, 2"),
+    ],
     "_supports_of_engines": [
         (
             with_objective(support="full") | {"scorer.teacher": {"engine": "vllm"}},

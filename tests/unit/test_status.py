@@ -31,6 +31,7 @@ STATE: dict[str, Any] = {
         {"name": "scorer.teacher-0", "state": "serving", "version": None, "load": 0, "restarts": 0},
     ],
     "roles": ROLES,
+    "swaps": [{"model": "teacher", "step": 9, "path": "/models/teacher-2"}],
     "seconds": 60.1,
     "samples_per_step": 64,
     "bottleneck": {
@@ -91,7 +92,7 @@ def test_status_shows_members_roles_and_the_bottleneck(logratio: Callable[..., S
     assert cells(output, "scorer.teacher-0") == [["scorer.teacher-0", "serving", "-", "0", "0"]]
     assert cells(output, "rollout") == [["rollout", "2", "97%", "3%", "1"]]
     assert cells(output, "learner") == [["learner", "1", "70%", "24%", "0"]]
-    assert "busy, last 60 s" in output
+    assert "busy, last 60 s" in output and "models.teacher from step 9 on: /models/teacher-2\n" in output
     assert output.splitlines()[-1] == (
         "11.2 samples/s, 5.71 s a step; rollout is the bottleneck (busy 97%); "
         "one more rollout: +31% (14.7 samples/s, 4.36 s a step); one more scorer.teacher: +0%; one more reward: +0%"
