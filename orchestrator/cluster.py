@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from orchestrator.finding import MIB
 from orchestrator.survey import Survey, survey_cluster, survey_here
 
 CONTROL_FILE = "control.json"
+LOOPBACK = "127.0.0.1"
+KNOCK_SECONDS = 10.0
 _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -62,8 +65,9 @@ def driver(recipe: Recipe) -> Iterator[None]:
     if address := _address(recipe):
         _prepare_environment()
         try:
+            _knock(address)
             _ray().init(address=address, **_DRIVER)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RecipeError(f"cluster.address: {address} cannot be joined ({reason}); is it up?") from None
     else:
@@ -81,14 +85,27 @@ def attached(directory: Path) -> Iterator[Any]:
     if not control.exists():
         raise RecipeError(f"{directory} is not running; its control.json is gone (`logratio resume` goes on with it)")
     address = json.loads(control.read_text())["address"]
+    if address.startswith(LOOPBACK):
+        loopback_only()
     _prepare_environment()
     try:
+        _knock(address)
         _ray().init(address=address, **_DRIVER)
         yield _ray().get_actor(control_name(directory.name))
-    except (ConnectionError, ValueError) as error:
-        raise RecipeError(f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died "
+            f"(`logratio resume {directory.name}` goes on with it)"
+        ) from None
     finally:
         _ray().shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. Other forms are for Ray."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def survey(recipe: Recipe, directory: Path) -> Survey:
@@ -124,7 +141,7 @@ def start_local(cpus: int, object_store_mib: int | None) -> None:
         num_cpus=cpus,
         include_dashboard=False,
         object_store_memory=object_store_mib * MIB if object_store_mib else None,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address=LOOPBACK,
         **_DRIVER,
     )
 

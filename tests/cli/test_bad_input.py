@@ -125,6 +125,12 @@ def test_a_swap_that_reaches_no_run(
     assert code == 2 and said in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379"])
+def test_a_cluster_that_nobody_listens_at(recipe: dict[str, Any], refused: Any, address: str) -> None:
+    error = refused(merged(recipe, {"cluster": {"address": address}}))
+    assert f"cluster.address: {address} cannot be joined" in error and "is it up?" in error
+
+
 def test_a_model_of_fewer_columns_cannot_be_swapped_into_a_live_run(recipe: dict[str, Any], tmp_path: Path) -> None:
     """Heads and scores are cut to what the models had in common when it began."""
     live = parse_recipe(merged(recipe, {"run": {"steps": 4}}))
