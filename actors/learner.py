@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import causal_lm, weights
+from actors.address import own_address
 from actors.jobs import LearnerSpec, Share
 from actors.learner_batch import Batch, Readings
 from actors.member import Member
@@ -43,7 +44,7 @@ class Learner(Member):
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        return _own_address(), port
+        return own_address(), port
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         """Join the ranks and build the engine. Called again, it builds a new one in the same process group."""
@@ -264,13 +265,3 @@ class Learner(Member):
         for name, parameter in self._built.model.named_parameters():
             with GatheredParameters([parameter], enabled=self._specified.config.zero_stage == 3):
                 yield name, parameter.detach()
-
-
-def _own_address() -> str:
-    """The address that other nodes reach this one by; loopback on a machine without a route."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # no packet is sent: it only picks the interface
-        except OSError:
-            return "127.0.0.1"
-        return probe.getsockname()[0]

@@ -316,8 +316,13 @@ def _control(run: str) -> Iterator[Any]:
 
 def _get(ref: Any) -> Any:
     import ray
+    from ray.exceptions import RayError
 
-    return ray.get(ref, timeout=30)
+    try:
+        return ray.get(ref, timeout=30)
+    except RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"the run gave no answer ({reason}); it may have ended, else ask again") from None
 
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:

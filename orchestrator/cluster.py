@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.address import own_address
 from actors.control import NAMESPACE, control_name
 from actors.rollout import shared_folder
 from configs.load import RecipeError
@@ -63,9 +64,8 @@ def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
 def driver(recipe: Recipe) -> Iterator[None]:
     """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
     if address := _address(recipe):
-        _prepare_environment()
         try:
-            _knock(address)
+            _prepare_to_join(address)
             _ray().init(address=address, **_DRIVER)
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -85,27 +85,41 @@ def attached(directory: Path) -> Iterator[Any]:
     if not control.exists():
         raise RecipeError(f"{directory} is not running; its control.json is gone (`logratio resume` goes on with it)")
     address = json.loads(control.read_text())["address"]
-    if address.startswith(LOOPBACK):
-        loopback_only()
-    _prepare_environment()
     try:
-        _knock(address)
+        yield _control_at(address, directory)
+    finally:
+        _ray().shutdown()
+
+
+def _control_at(address: str, directory: Path) -> Any:
+    try:
+        _prepare_to_join(address)
         _ray().init(address=address, **_DRIVER)
-        yield _ray().get_actor(control_name(directory.name))
+        return _ray().get_actor(control_name(directory.name))
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died "
             f"(`logratio resume {directory.name}` goes on with it)"
         ) from None
-    finally:
-        _ray().shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. Other forms are for Ray."""
+def _prepare_to_join(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. And it takes a loopback address
+    for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
+    _prepare_environment()
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    if not host or not port.isdigit() or "/" in host:
+        return
+    _knock(host.strip("[]"), int(port))
+    if host in (LOOPBACK, "localhost"):
+        try:
+            _knock(own_address(), int(port))
+        except OSError:
+            loopback_only()
+
+
+def _knock(host: str, port: int) -> None:
+    socket.create_connection((host, port), timeout=KNOCK_SECONDS).close()
 
 
 def survey(recipe: Recipe, directory: Path) -> Survey:
