@@ -188,6 +188,24 @@ def test_a_member_that_dies_while_it_swaps_is_replaced_by_one_that_starts_with_t
     assert started == [0, 0, 3] and scored_by(batches)[3] == {3} and serving(simulation) == [3, 3]
 
 
+def test_a_writer_that_joins_during_a_swap_writes_nothing_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
+) -> None:
+    """It has the student's new version at once, and the scorers have the old teacher still."""
+    swap, joining = SimulatedScorer.swap, list[asyncio.Task[None]]()
+
+    async def slow(scorer: SimulatedScorer, version: int, model: str) -> int:
+        if version and not joining:
+            joining.append(asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].resize(3)))
+        await asyncio.sleep(60.0)
+        return await swap(scorer, version, model)
+
+    monkeypatch.setattr(SimulatedScorer, "swap", slow)
+    simulation = Simulation(swapping(tmp_path, {3: "/b"}))
+    assert simulation.go_in_own_time() == DONE
+    assert joining[0].done() and scored_by(batches) == {1: {0}, 2: {0}, 3: {3}, 4: {3}, 5: {3}, 6: {3}}
+
+
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Versions that scorers start with, from now on."""
     start, found = SimulatedScorer.start, list[int]()
