@@ -109,10 +109,11 @@ class Teachers:
             raise SwapFailed(model, swap, str(reason)) from reason
 
     async def _try_out(self, versions: Versions, swap: int, pool: Pool) -> None:
-        """Raises MemberDied when as many members as make DEATHS died of it: replacements come up as they were."""
+        """Raises MemberDied when as many members as make DEATHS died of it, of those that lived when they were asked:
+        replacements come up as they were."""
         for attempt in range(1, DEATHS + 1):
             try:
-                return await versions.try_out(swap, pool, await pool.route())
+                return await versions.try_out(swap, pool, await pool.living())
             except MemberDied:
                 if attempt == DEATHS:
                     raise
@@ -130,7 +131,7 @@ class Teachers:
         before `oldest` are let go: nothing that they scored is still to be trained."""
         if self.recipe.objective.support_of[model] != "full" or self._heads.get(model) == (version, oldest):
             return
-        head, found = await self._pools.scorers[model].call("projection", returns=2)
+        head, found = await self._pools.scorers[model].call("projection", returns=2, suspect=True)
         if found != version:
             raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
         try:
