@@ -55,6 +55,7 @@ class Teachers:
             model: Versions(learner, Directories(partial(self._directory, model)), model)
             for model in recipe.moving("frozen")
         }
+        self._given = {model: pools.scorers[model].spec for model in self._frozen}  # before any swap
 
     def followers(self) -> list[tuple[Pool, Versions]]:
         """Pools of scorers, and the versions they pull."""
@@ -120,7 +121,7 @@ class Teachers:
 
     async def _aim(self, model: str, swap: int) -> None:
         pool, recipe = self._pools.scorers[model], self.recipe
-        pool.spec = lambda _: scorer_spec(recipe, model, self._vocabulary, swap)
+        pool.spec = (lambda _: scorer_spec(recipe, model, self._vocabulary, swap)) if swap else self._given[model]
         await self._frozen[model].publish(swap)
 
     def _directory(self, model: str, swap: int) -> str:
