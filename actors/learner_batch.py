@@ -142,7 +142,7 @@ class Batch:
         first = 0
         for sample in samples:
             joined = self._joined(models, sample)
-            for version, places, part in _hidden(joined):
+            for version, places, part in _hidden(joined, _on(sample)):
                 rows.setdefault((joined.model, version), []).append(first + places)
                 states.setdefault((joined.model, version), []).append(part)
             first += joined.tokens
@@ -294,15 +294,18 @@ def _support(scores: JoinedScores, column: str) -> Tensor:
     return torch.tensor(scores.values(column)).reshape(scores.tokens, -1)
 
 
-def _hidden(scores: JoinedScores) -> list[tuple[int, Tensor, Tensor]]:
-    """(version of the head, places among the response's tokens, hidden states) of each table; the states of tokens
-    without a score are zero."""
-    found = []
+def _hidden(scores: JoinedScores, on: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """(version of the head, places among the response's tokens, hidden states) of each table that scored tokens `on`,
+    and of the last; the states of all other tokens are zero. The heads of tables before the bound are gone: all that
+    they scored is too old to carry loss."""
+    found, left, last = [], torch.ones(len(on), dtype=torch.bool), [*scores.tables.values()][-1]
     for start, table in scores.tables.items():
         assert table.hidden_dtype is not None
-        count = len(table.values(scores.uid, "logprobs"))
-        states = causal_lm.from_bytes(table.hidden(scores.uid), table.hidden_dtype).reshape(count, -1)
-        found.append((table.version(scores.uid), torch.arange(start, start + count), states))
-    bare = torch.from_numpy(np.flatnonzero(~scores.covered))
-    version, _, states = found[0]
+        places = torch.arange(start, start + len(table.values(scores.uid, "logprobs")))
+        if on[places].any() or table is last:
+            states = causal_lm.from_bytes(table.hidden(scores.uid), table.hidden_dtype).reshape(len(places), -1)
+            found.append((table.version(scores.uid), places, states))
+            left[places] = False
+    version, _, states = found[-1]
+    bare = torch.nonzero(left)[:, 0]
     return [*found, (version, bare, states.new_zeros(len(bare), states.shape[1]))] if len(bare) else found

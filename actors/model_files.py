@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+_INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -20,15 +21,20 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def incomplete(directory: Path) -> str | None:
-    """What the weights lack, as after a copy that broke off: engines may take such a directory without a word."""
+    """What a model lacks, as after a copy that broke off: engines may take such a directory without a word."""
+    for name in ("config.json", "generation_config.json", _INDEX):
+        try:
+            _read_json(directory / name)
+        except ValueError:
+            return f"{name} is no JSON"
     for file in _weight_files(directory):
         try:
             _, size = _header(file)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return f"{file.name} is no safetensors file"
         if file.stat().st_size != size:
             return f"{file.name} has {file.stat().st_size} of its {size} bytes"
-    listed = _read_json(directory / "model.safetensors.index.json").get("weight_map", {})
+    listed = _read_json(directory / _INDEX).get("weight_map", {})
     if missing := sorted({file for file in listed.values() if not (directory / file).exists()}):
         return f"{', '.join(missing[:3])} of {len(set(listed.values()))} files are missing"
     return None
@@ -93,9 +99,12 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """Entries of a safetensors file by tensor, and the bytes that the whole file must have."""
+    """Entries of a safetensors file by tensor, and the bytes that the whole file must have. Raises ValueError, KeyError
+    or TypeError where it is none."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:  # text, e.g. what stands in for a file that git-lfs has not fetched
+            raise ValueError(f"{file} is no safetensors file")
         entries = json.loads(stream.read(length))
     entries.pop("__metadata__", None)
     return entries, 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)

@@ -98,6 +98,9 @@ class SleepingScorer(Member):
 
     async def start(self) -> None: ...
 
+    async def swap(self, version: int, model: str) -> int:
+        return version
+
     async def score(self, payload: bytes, request: ScoreRequest) -> tuple[bytes, ScoreHeader]:
         await asyncio.sleep(self._seconds)
         uids = tuple(request.prompts)

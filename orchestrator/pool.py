@@ -152,7 +152,7 @@ class Pool:
         """
         for attempt in range(1, DEATHS + 1):
             try:
-                member = await self._living(near) if suspect else await self.route(near)
+                member = await self.living(near) if suspect else await self.route(near)
                 if self.hedge is None or suspect:
                     return await self._answer(member, method, args, load, returns)
                 return await self._first_answer(member, method, args, load, returns)
@@ -284,7 +284,7 @@ class Pool:
             return serving[near % len(serving)]
         return min(serving, key=lambda m: (m.load, m.number))
 
-    async def _living(self, near: int | None) -> PoolMember:
+    async def living(self, near: int | None = None) -> PoolMember:
         """A member that has just answered; one that does not is replaced."""
         while True:
             member = await self.route(near)

@@ -41,7 +41,7 @@ class Roles:
         self._pools = pools
         self._vocabulary = vocabulary
         self._notice = notice
-        self._learner_was_up = False
+        self._learner_died = False
         self.learner = LearnerGroup(recipe, pools.learner, self._sharing())
         self.versions = Versions(self.learner, carrier, claim=claim)
         self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier)
@@ -85,7 +85,7 @@ class Roles:
 
     async def bury_learner(self) -> None:
         """End what is left of a dead learner, so that `bring_up` builds another."""
-        self.versions.current = None
+        self._learner_died, self.versions.current = True, None
         await self._pools.learner.discard()
         self.learner.died.clear()
 
@@ -108,9 +108,8 @@ class Roles:
     async def _start_learner(self) -> None:
         try:
             await self._pools.learner.start(1)
-            self._learner_was_up = True
         except DiedStarting as death:
-            if self._learner_was_up:  # then it may come up again
+            if self._learner_died:  # one that was up before, in this run or in another, may come up again
                 raise LearnerDied(str(death)) from death
             raise
 

@@ -83,6 +83,7 @@ class Stage:
             batch.prompts_per_step, batch.samples_per_prompt, self.recipe.max_staleness, self.recipe.age_policy
         )
         self.stopping = False
+        self._following = False  # scored models are being brought to what the coming step is to have
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
         self.intake = Intake(
             self.flow,
@@ -174,8 +175,17 @@ class Stage:
         progress.step, progress.version = step, progress.version + 1
         progress.ledger = progress.ledger.trained(batch.groups)
         with self.meter.clock("publish").busy():
-            await self.after_publish()
+            await self._follow()
         return metrics
+
+    async def _follow(self) -> None:
+        """Scored models go on to what the coming step is to have. Nothing is leased for it before: a member that joins
+        meanwhile has the new version already."""
+        self._following = True
+        try:
+            await self.after_publish()
+        finally:
+            self._following = False
 
     async def pull(self) -> None:
         """Every serving member pulls; one that dies on the way is replaced by its pool, which admits the next."""
@@ -195,9 +205,9 @@ class Stage:
         return self.dispatch.grant(step, self._room(), until) if self.dispatch.wants_room(step, until) else []
 
     def _room(self) -> dict[str, dict[int, Room]]:
-        """Room on members that serve the current version: nobody samples with an older one, out of turn, or what the
-        scorers could not take."""
-        if not self.learner.turns.leasing or self.flow.congested():
+        """Room on members that serve the current version: nobody samples with an older one, out of turn, before scored
+        models have theirs, or what the scorers could not take."""
+        if self._following or not self.learner.turns.leasing or self.flow.congested():
             return {}
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {

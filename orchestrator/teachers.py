@@ -55,6 +55,7 @@ class Teachers:
             model: Versions(learner, Directories(partial(self._directory, model)), model)
             for model in recipe.moving("frozen")
         }
+        self._given = {model: pools.scorers[model].spec for model in self._frozen}  # before any swap
 
     def followers(self) -> list[tuple[Pool, Versions]]:
         """Pools of scorers, and the versions they pull."""
@@ -109,17 +110,18 @@ class Teachers:
             raise SwapFailed(model, swap, str(reason)) from reason
 
     async def _try_out(self, versions: Versions, swap: int, pool: Pool) -> None:
-        """Raises MemberDied when as many members as make DEATHS died of it: replacements come up as they were."""
+        """Raises MemberDied when as many members as make DEATHS died of it, of those that lived when they were asked:
+        replacements come up as they were."""
         for attempt in range(1, DEATHS + 1):
             try:
-                return await versions.try_out(swap, pool, await pool.route())
+                return await versions.try_out(swap, pool, await pool.living())
             except MemberDied:
                 if attempt == DEATHS:
                     raise
 
     async def _aim(self, model: str, swap: int) -> None:
         pool, recipe = self._pools.scorers[model], self.recipe
-        pool.spec = lambda _: scorer_spec(recipe, model, self._vocabulary, swap)
+        pool.spec = (lambda _: scorer_spec(recipe, model, self._vocabulary, swap)) if swap else self._given[model]
         await self._frozen[model].publish(swap)
 
     def _directory(self, model: str, swap: int) -> str:
@@ -130,7 +132,7 @@ class Teachers:
         before `oldest` are let go: nothing that they scored is still to be trained."""
         if self.recipe.objective.support_of[model] != "full" or self._heads.get(model) == (version, oldest):
             return
-        head, found = await self._pools.scorers[model].call("projection", returns=2)
+        head, found = await self._pools.scorers[model].call("projection", returns=2, suspect=True)
         if found != version:
             raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
         try:

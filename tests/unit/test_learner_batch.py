@@ -11,7 +11,7 @@ import torch
 
 from actors.jobs import Share, Total
 from actors.learner_batch import Batch
-from actors.records import Request, Sample, Score, pack_samples, pack_scores
+from actors.records import Request, Sample, Score, Span, pack_samples, pack_scores
 from configs.objective import Objective
 from objectives.schedule import Dials
 
@@ -185,9 +185,19 @@ def test_each_segments_hidden_states_go_through_the_head_of_its_version() -> Non
     targets = segmented(full, [partly], tables).micro_batch(("s",))[1]
     found = {h.head: (h.rows.tolist(), h.states[:, 0].tolist()) for h in targets.hidden["teacher"]}
     assert found == {
-        ("teacher", 3): ([2, 3, 0, 1], [2.0, 3.0, 0.0, 0.0]),  # the last two have no score and no loss
-        ("teacher", 5): ([4, 5], [4.0, 5.0]),
+        ("teacher", 3): ([2, 3], [2.0, 3.0]),
+        ("teacher", 5): ([4, 5, 0, 1], [4.0, 5.0, 0.0, 0.0]),  # the last two have no score and no loss
     }
+
+
+@pytest.mark.parametrize("loss", [[(3, 6)], []])
+def test_what_is_too_old_to_carry_loss_needs_no_head(loss: list[Span]) -> None:
+    """The learner has let go of those that no loss token was scored by."""
+    full = Objective(target="teacher", support="full")
+    tables = [scores(0, 2, version=1), scores(2, 6, version=5)]
+    targets = segmented(full, [replace(row(6), loss_spans=loss)], tables).micro_batch(("s",))[1]
+    found = {h.head: (h.rows.tolist(), h.states[:, 0].tolist()) for h in targets.hidden["teacher"]}
+    assert found == {("teacher", 5): ([2, 3, 4, 5, 0, 1], [2.0, 3.0, 4.0, 5.0, 0.0, 0.0])}
 
 
 def test_hidden_states_of_several_responses_lie_one_after_another() -> None:

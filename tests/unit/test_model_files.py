@@ -30,8 +30,22 @@ def test_a_file_that_was_cut_short_is_said_in_bytes(folder: Path) -> None:
     assert model_files.incomplete(folder) == f"model.safetensors has {size - 10} of its {size} bytes"
     file.write_bytes(file.read_bytes()[:100])
     assert model_files.incomplete(folder) == "model.safetensors is no safetensors file"
-    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\0" * 100, b"\xff" * 100, b"\2" + b"\0" * 7 + b"[]"],
+    ids=["empty", "git-lfs", "zeros", "ones", "list"],
+)
+def test_what_is_no_safetensors_file_is_said(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
     assert model_files.incomplete(folder) == "model.safetensors is no safetensors file"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+def test_json_that_was_cut_short_is_said(folder: Path, name: str) -> None:
+    (folder / name).write_text('{"weight_map": {"a": "mo')
+    assert model_files.incomplete(folder) == f"{name} is no JSON"
 
 
 def test_files_that_the_index_lists_must_be_there(folder: Path) -> None:

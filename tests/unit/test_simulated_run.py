@@ -447,6 +447,40 @@ def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew(uninterrupt
     assert_whole(tmp_path, uninterrupted)
 
 
+class FailingOnce(LocalTransport):
+    """The first learner that follows another dies while it starts."""
+
+    spawned = 0
+
+    async def spawn(self, spec: GangSpec, log: str | None) -> Any:
+        self.spawned += spec.cls is SimulatedLearner
+        if spec.cls is SimulatedLearner and self.spawned == 2:
+            raise MemberDied("no room yet")
+        return await super().spawn(spec, log)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_learner_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path: Path, found: bool) -> None:
+    """Whether the run started the first one, or found it up from a run before."""
+    deaths: list[int] = []
+
+    def kill_once(run: Run, line: Mapping[str, Any]) -> None:
+        if not deaths:
+            deaths.append(1)
+            kill_the_learner(run)
+
+    simulation = Simulation(recipe(tmp_path), kill_once, transport=FailingOnce())
+
+    async def story() -> int:
+        if found:
+            await simulation.pools.learner.start(1)
+        return await simulation.run.execute()
+
+    assert asyncio.run(asyncio.wait_for(story(), 20.0)) == DONE
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["learner_rebuilds"] == 2
+
+
 def test_a_step_that_kills_every_learner_ends_the_run_in_words(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

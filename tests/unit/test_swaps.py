@@ -170,6 +170,33 @@ def test_a_directory_that_kills_its_members_is_given_up(
     assert [n for n in simulation.notices if "came to nothing" in n and "out of memory" in n]
 
 
+@pytest.mark.parametrize("killed", [2, 3])
+def test_idle_members_that_went_with_their_node_say_nothing_of_a_directory(
+    tmp_path: Path, batches: Batches, killed: int
+) -> None:
+    """When they are to swap, and when the learner is given a head again to let go of the one before it: nobody has
+    asked anything of them since."""
+    settings = swapping(
+        tmp_path,
+        {3: "/b"},
+        objective={"target": "teacher", "support": "full"},
+        scorer={"teacher": {"engine": "simulated", "members": DEATHS}},
+    )
+    simulation = Simulation(settings)
+    follow = simulation.run.roles.teachers.follow
+
+    async def follows(step: int) -> None:
+        if step == killed + 1:
+            for member in simulation.pools.scorers["teacher"].members:
+                await simulation.transport.kill(member.actors)
+        await follow(step)
+
+    simulation.run.roles.teachers.follow = follows  # type: ignore[method-assign]
+    assert simulation.go() == DONE
+    assert scored_by(batches) == {1: {0}, 2: {0}, 3: {3}, 4: {3}, 5: {3}, 6: {3}}
+    assert set(serving(simulation)) == {3}
+
+
 def test_a_member_that_dies_while_it_swaps_is_replaced_by_one_that_starts_with_the_new_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
 ) -> None:
@@ -186,6 +213,24 @@ def test_a_member_that_dies_while_it_swaps_is_replaced_by_one_that_starts_with_t
     simulation = Simulation(swapping(tmp_path, {3: "/b"}))
     assert simulation.go() == DONE
     assert started == [0, 0, 3] and scored_by(batches)[3] == {3} and serving(simulation) == [3, 3]
+
+
+def test_a_writer_that_joins_during_a_swap_writes_nothing_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
+) -> None:
+    """It has the student's new version at once, and the scorers have the old teacher still."""
+    swap, joining = SimulatedScorer.swap, list[asyncio.Task[None]]()
+
+    async def slow(scorer: SimulatedScorer, version: int, model: str) -> int:
+        if version and not joining:
+            joining.append(asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].resize(3)))
+        await asyncio.sleep(60.0)
+        return await swap(scorer, version, model)
+
+    monkeypatch.setattr(SimulatedScorer, "swap", slow)
+    simulation = Simulation(swapping(tmp_path, {3: "/b"}))
+    assert simulation.go_in_own_time() == DONE
+    assert joining[0].done() and scored_by(batches) == {1: {0}, 2: {0}, 3: {3}, 4: {3}, 5: {3}, 6: {3}}
 
 
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
