@@ -8,7 +8,8 @@ still being sampled and take a later one instead; what then becomes of a group's
                  sampled again
     drop         nobody is waited for; a group with a token older than the bound is sampled again
 
-A group that was sampled again for its age more than twice is waited for.
+A group that was sampled again for its age more than twice is waited for. So is one that holds what the student did not
+draw, where `scores_age`: that has no age of its own, but its scores need a head that the learner keeps no longer.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ class Batch:
 
 @dataclass
 class Buffer:
-    """`max_staleness` in versions; `on_stale` as above."""
+    """`max_staleness` in versions; `on_stale` and `scores_age` as above."""
 
     groups_per_step: int
     samples_per_group: int
     max_staleness: int = 0
     on_stale: str = "wait"
+    scores_age: bool = False
     last_dropped: tuple[str, str] | None = None
     _groups: dict[int, Group] = field(default_factory=dict)  # leased, and in no batch yet
     _whole: dict[int, float] = field(default_factory=dict)  # those with all their samples, by what they expire below
@@ -141,7 +143,7 @@ class Buffer:
         no more of them are left than the steps until then take."""
         waits = self.on_stale == "wait"
         left = Counter({leased: len(i) for leased, i in self._leased.items()} if waits else self._waited_for())
-        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._groups[i].drops > DROPS))
+        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._is_waited_for(self._groups[i])))
         due = 0
         for leased in sorted(left):
             due += left[leased]
@@ -150,8 +152,13 @@ class Buffer:
         return True
 
     def _waited_for(self) -> Iterable[int]:
-        """Versions at which groups were leased that have been dropped too often."""
-        return (group.version for group in self._groups.values() if group.drops > DROPS)
+        """Versions at which groups were leased that are waited for under any policy."""
+        return (group.version for group in self._groups.values() if self._is_waited_for(group))
+
+    def _is_waited_for(self, group: Group) -> bool:
+        if group.drops > DROPS:
+            return True
+        return self.scores_age and any(s and s.source != "student" for s in group.samples.values())
 
     def _put(self, index: int, group: Group) -> None:
         self._groups[index] = group

@@ -4,8 +4,7 @@ A carrier answers two questions and decides nothing else: what the learner does 
 happens between it and one member when that member pulls. Both ends of a pull are one carrier's to await, so one whose
 ends must meet (NCCL, CUDA IPC) fits as well as one that passes references: it opens a channel for each pair of learner
 and member with its first pull (`learner.member` is another after a rebuild), and closes the learner's end when the
-member dies. Every call has a deadline: `learn` at the learner, `load` at the member, for a swap
-`start`.
+member dies. Every call has a deadline: `learn` at the learner, `load` at the member, for a swap `start`.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def _control_at(address: str, directory: Path) -> Any:
 
 
 def _prepare_to_join(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. And it takes a loopback address
-    for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
+    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. It also takes a loopback
+    address for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
     _prepare_environment()
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:

@@ -96,7 +96,8 @@ class Run:
         self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "after": None}
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
-        self._swaps_asked_for: set[tuple[str, int]] = set()  # model and first step, of those a command asked for
+        # swaps that commands asked for, by model and first step, and what the recipe had there before
+        self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
         self._deaths: list[int] = []  # steps that the learner died after
         self._began = time.monotonic()
         self._startup: float | None = None
@@ -175,10 +176,16 @@ class Run:
             self.stage.stopping = True
 
     def swap(self, paths: Mapping[str, str]) -> None:
-        """Give scored models other directories, by name, once the step under way is done. Raises RecipeError."""
-        step = self.progress.step + 2
-        self._use(with_swaps(self.recipe, step, paths))
-        self._swaps_asked_for |= {(model, step) for model in paths}
+        """Give scored models other directories, by name, once the step under way is done. What was asked for before and
+        is still to come, as after a rewind, comes no more. Raises RecipeError."""
+        step, asked = self.progress.step + 2, self._swaps_asked_for
+        recipe = with_swaps(self.recipe, step, paths)
+        stale = {(model, first): path for (model, first), path in asked.items() if model in paths and first > step}
+        for (model, first), path in stale.items():
+            recipe = with_swaps(recipe, first, {model: path})
+        before = {(model, step): self.recipe.models[model].swaps.get(step) for model in paths}
+        self._use(recipe)
+        self._swaps_asked_for = before | {swap: path for swap, path in asked.items() if swap not in stale}
 
     def swaps(self) -> list[dict[str, Any]]:
         """What was swapped in so far: model, the step from which on, and its path."""
@@ -188,8 +195,8 @@ class Run:
 
     def _use(self, recipe: Recipe) -> None:
         """Go on with a recipe that has other swaps, as will a resume."""
-        self.recipe = self.roles.teachers.recipe = recipe
         checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(recipe))
+        self.recipe = self.roles.teachers.recipe = recipe
 
     async def _follow(self) -> None:
         """Bring scored models to what the coming step is to have. What a command asked for may come to nothing; what
@@ -197,10 +204,11 @@ class Run:
         try:
             await self.roles.teachers.follow(self.progress.step + 1)
         except SwapFailed as failure:
-            if (failure.model, failure.swap) not in self._swaps_asked_for:
+            if failure.swap not in self._swaps_asked_for:
                 raise
             self.observer.notice(f"the swap came to nothing: {failure}")
-            self._use(with_swaps(self.recipe, failure.swap, {failure.model: None}))
+            (model, step), before = failure.swap, self._swaps_asked_for.pop(failure.swap)
+            self._use(with_swaps(self.recipe, step, {model: before}))
             await self._follow()
 
     def _rewind(self) -> checkpoint.Saved | None:

@@ -80,7 +80,11 @@ class Stage:
             self.progress.suspects,
         )
         self.buffer = Buffer(
-            batch.prompts_per_step, batch.samples_per_prompt, self.recipe.max_staleness, self.recipe.age_policy
+            batch.prompts_per_step,
+            batch.samples_per_prompt,
+            self.recipe.max_staleness,
+            self.recipe.age_policy,
+            scores_age="full" in self.recipe.objective.support_of.values(),
         )
         self.stopping = False
         self._following = False  # scored models are being brought to what the coming step is to have

@@ -25,9 +25,11 @@ from orchestrator.versions import Versions
 class SwapFailed(RoleFailed):
     """A directory could not be swapped in. Some members may have it already: all follow a recipe that does without."""
 
-    def __init__(self, model: str, swap: int, why: str) -> None:
-        super().__init__(f"models.{model}.swaps: {why}")
-        self.model, self.swap = model, swap
+    def __init__(self, model: str, step: int, why: str) -> None:
+        super().__init__(
+            f"models.{model}.swaps.{step}: {why}; repair the directory, or take the swap out of the run's recipe.yaml"
+        )
+        self.swap = model, step
 
 
 class Teachers:

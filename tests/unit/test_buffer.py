@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,25 @@ def test_what_the_student_did_not_draw_does_not_age() -> None:
     buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
     batch = buffer.take(5)
     assert buffer.expire(5) == [] and batch and uids(batch) == [SINGLES[0]] and batch.tokens_masked == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "scores_age", "waits"), [("teacher", True, True), ("teacher", False, False), ("student", True, False)]
+)
+def test_what_the_student_did_not_draw_is_waited_for_where_its_scores_age(
+    source: str, scores_age: bool, waits: bool
+) -> None:
+    """Half of the oldest group is scored, and the learner would go on with others."""
+    buffer = Buffer(1, 2, max_staleness=1, on_stale="mask_tokens", scores_age=scores_age)
+    half, missing, *others = [f"{group:08d}.{sample:03d}" for group in range(3) for sample in range(2)]
+    for index, leased_at in enumerate((0, 0, 1)):
+        buffer.open(index, leased_at)
+    for uid in (half, *others):
+        buffer.admit(replace(scored(uid), source=source))
+    assert uids(buffer.take(0)) == others[:2], "there is time for the oldest yet"
+    assert uids(buffer.take(1)) == ([] if waits else others[2:])
+    buffer.admit(replace(scored(missing), source=source))
+    assert uids(buffer.take(1)) == [half, missing]
 
 
 def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_for() -> None:

@@ -134,7 +134,30 @@ def test_a_swap_of_the_recipe_that_cannot_be_served_ends_the_run_in_words(
     error = raised.value
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions
-    assert isinstance(error, SwapFailed) and "models.teacher.swaps: /bad cannot be served" in str(error)
+    assert isinstance(error, SwapFailed) and "models.teacher.swaps.3: /bad cannot be served" in str(error)
+
+
+def test_a_command_takes_the_place_of_the_recipes_swap_and_gives_it_back_where_it_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
+) -> None:
+    refuse(monkeypatch, 1)
+    simulation = Simulation(swapping(tmp_path, {4: "/b"}), on_step=at(2, lambda run: run.swap({"teacher": "/bad"})))
+    assert simulation.go() == DONE
+    assert load_recipe(simulation.directory / "recipe.yaml").models["teacher"].swaps == {4: "/b"}
+    assert scored_by(batches)[3] == {0} and scored_by(batches)[4] == {4}
+
+
+def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_path: Path) -> None:
+    simulation = Simulation(swapping(tmp_path, {5: "/recipes"}))
+    run, found = simulation.run, simulation.run.recipe
+    simulation.directory.mkdir()
+    run.progress.step = 3
+    run.swap({"teacher": "/older"})
+    assert run.recipe.models["teacher"].swaps == {5: "/older"}
+    run.progress.step = 1
+    run.swap({"teacher": "/newer"})
+    assert run.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
+    assert load_recipe(simulation.directory / "recipe.yaml") == run.recipe
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
