@@ -60,7 +60,7 @@ class TorchEngine:
         self._model.to(device)
 
     def stop(self) -> None:
-        del self._model
+        self._model = None
         self._prefixes.clear()
         gc.collect()  # modules may refer to each other
         torch.cuda.empty_cache()

@@ -108,6 +108,8 @@ def _pace(samples_per_second: float, status: Status) -> str:
 def _state(member: PoolMember) -> str:
     if member.leaving:
         return "leaving"
+    if member.apart:
+        return "loading"
     return "serving" if member.serving else "starting"
 
 

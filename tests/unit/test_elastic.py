@@ -360,6 +360,18 @@ def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> N
     asyncio.run(story())
 
 
+def test_a_member_that_loads_what_is_swapped_in_is_shown_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        run = Simulation(recipe(tmp_path)).run
+        elastic, scorers = Elastic(run, lambda text: None), run.pools.scorers["teacher"]
+        await scorers.start(2)
+        async with scorers.apart(scorers.members[1]):
+            states = {m["name"]: m["state"] for m in status_of(run, elastic, "training")["members"]}
+        assert states == {"scorer.teacher-0": "serving", "scorer.teacher-1": "loading"}
+
+    asyncio.run(story())
+
+
 def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path: Path) -> None:
     async def story() -> None:
         simulation = Simulation(recipe(tmp_path))
