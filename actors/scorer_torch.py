@@ -31,7 +31,7 @@ class TorchEngine:
     def __init__(self, config: ScorerConfig, model: Path, vocabulary: int) -> None:
         torch.set_num_threads(config.resources.threads)
         self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
-        self._model = causal_lm.load_model(model, config.dtype).eval().to(self._device)
+        self._model: Any = causal_lm.load_model(model, config.dtype).eval().to(self._device)
         self._vocabulary = vocabulary
         self._prefixes: PrefixCache[Any] = PrefixCache(config.cache_tokens)
         self.hidden_dtype = config.dtype
