@@ -66,6 +66,7 @@ class Rollout(Writer):
                 disable_log_stats=True,
             )
         )
+        await self._engine.collective_rpc("end_with_parent")
         await self._engine.update_weight_version(str(self._version))
 
     async def generate(

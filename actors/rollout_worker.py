@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from actors.engine_worker import EndsWithParent
 
-class VersionLoader:
+
+class VersionLoader(EndsWithParent):
     """vLLM worker extension; `collective_rpc("load_version", args=(path,))` reaches it."""
 
     model_runner: Any

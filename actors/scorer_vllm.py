@@ -42,11 +42,14 @@ class VllmEngine:
             enable_sleep_mode=config.resources.gpus > 0,
             max_logprobs=VLLM_MAX_TOPK,
             distributed_executor_backend="uni",
+            worker_extension_cls="actors.engine_worker.EndsWithParent",
             trust_remote_code=False,
             enable_log_requests=False,
             disable_log_stats=True,
         )
-        return cls(AsyncLLM.from_engine_args(arguments))
+        engine = AsyncLLM.from_engine_args(arguments)
+        await engine.collective_rpc("end_with_parent")
+        return cls(engine)
 
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
         """Raises ValueError for what prompt log-probs cannot give."""

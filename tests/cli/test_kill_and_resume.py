@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from actors.rollout import shared_folder
 from configs.load import dump_recipe
 from tests.engines.shared import Engines
 from tests.processes import alive, descendants
@@ -59,7 +60,7 @@ def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path)
     assert json.loads((directory / "summary.json").read_text())["exit"] == 0
     for line, expected in zip(lines, whole.lines, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert not list(Path("/dev/shm").glob("logratio-*-killed-*")), "weight files were swept"
+    assert not Path(shared_folder("killed", str(tmp_path))).exists(), "weight files were swept"
 
 
 def _logratio(*arguments: str) -> subprocess.Popen[str]:
