@@ -411,8 +411,8 @@ class Recipe(Node):
         """The swap that gave a model the weights that it has at a step; 0 before the first."""
         return max((first for first in self.models[model].swaps if first <= step), default=0)
 
-    def moving(self, weights: str) -> tuple[str, ...]:
-        """Scored models whose weights follow the student: `live` or `ema`."""
+    def scored_with(self, weights: str) -> tuple[str, ...]:
+        """Scored models with `frozen`, `live` or `ema` weights."""
         return tuple(name for name in self.scored_models if self.models[name].weights == weights)
 
     def scorer_of(self, model: str) -> Scorer:

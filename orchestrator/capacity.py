@@ -98,7 +98,7 @@ def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Finding:
     length = recipe.objective.length
     anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
     count = recipe.checkpoint.keep + 1 + anchored
-    each = estimates.checkpoint_bytes(parameters, recipe.learner, len(recipe.moving("ema")))
+    each = estimates.checkpoint_bytes(parameters, recipe.learner, len(recipe.scored_with("ema")))
     export = estimates.export_bytes(parameters, recipe.learner.dtype)
     certain = count * each + export
     asked = (

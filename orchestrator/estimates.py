@@ -112,7 +112,7 @@ def planned(
     objective, length = recipe.objective, recipe.sampling.max_response_tokens
     trained = recipe.samples_per_step * (recipe.max_staleness + 1)
     evaluated = heldout * recipe.evaluate.samples_per_prompt
-    moving = {*recipe.moving("live"), *recipe.moving("ema")}
+    moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
     topk = objective.topk * (2 if objective.topk_of == "union" else 1)
 
     def row_bytes(end: int) -> int:
@@ -127,7 +127,7 @@ def planned(
             projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
     return Planned(
         version=version,
-        versions=2 * version * (1 + len(recipe.moving("ema"))),
+        versions=2 * version * (1 + len(recipe.scored_with("ema"))),
         samples=trained * sum(row_bytes(end) for end in ends) + evaluated * row_bytes(length),
         scores=scores,
         projections=projections,

@@ -35,7 +35,7 @@ def stored_bytes(recipe: Recipe, plan: Planned, placed: Placed, node: str) -> in
     pull them; payloads lie where they are made, and a learner's node may read a copy of each."""
     writers = sum(placed.share(node, role) for role in ("rollout", "teacher_rollout", "dataset"))
     served = {model: placed.share(node, f"scorer.{model}") for model in plan.scores}
-    moving = (*recipe.moving("live"), *recipe.moving("ema"))
+    moving = (*recipe.scored_with("live"), *recipe.scored_with("ema"))
     pulled = (writers > 0) + sum(served[model] > 0 for model in moving)
     weights = plan.versions if node == placed.first("learner") else min(plan.versions, pulled * plan.version)
     if placed.on(node)["learner"]:

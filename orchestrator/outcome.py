@@ -18,6 +18,8 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Outcome:
+    """`code` is the exit code, `report` the page that was written, `error` what is said of a failure."""
+
     code: int
     training: Run
     report: Path

@@ -92,8 +92,8 @@ def read_models(recipe: Recipe) -> Models:
 
 def check_swap(recipe: Recipe, swapped: Recipe) -> None:
     """Whether a live run may go on with other swaps. Raises RecipeError."""
-    common, after = read_models(recipe).vocabulary, read_models(swapped).vocabulary
-    if after < common:
+    common = min(logit_width(model_directory(recipe.path_of(*place))) for place in places(recipe))
+    if (after := read_models(swapped).vocabulary) < common:
         raise RecipeError(
             f"swap: its logits have {after} columns, the models of this run share {common}; use a model as wide"
         )

@@ -125,7 +125,7 @@ class Roles:
             publish_dtype=recipe.rollout.dtype,
             updates=recipe.batch.updates,
             temperature=recipe.sampling.temperature if recipe.objective.reward_only else 1.0,
-            averages={m: recipe.models[m].decay for m in recipe.moving("ema")},
+            averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
 
     def _sharing(self) -> list[Pool]:

@@ -51,11 +51,11 @@ class Teachers:
         self._learner = learner
         self._student = student
         self._heads: dict[str, tuple[int, int]] = {}  # version and oldest version that the learner was given last
-        self._moving = {model: student for model in recipe.moving("live")}
-        self._moving |= {model: Versions(learner, carrier, model) for model in recipe.moving("ema")}
+        self._moving = {model: student for model in recipe.scored_with("live")}
+        self._moving |= {model: Versions(learner, carrier, model) for model in recipe.scored_with("ema")}
         self._frozen = {
             model: Versions(learner, Directories(partial(self._directory, model)), model)
-            for model in recipe.moving("frozen")
+            for model in recipe.scored_with("frozen")
         }
         self._given = {model: pools.scorers[model].spec for model in self._frozen}  # before any swap
 

@@ -199,7 +199,7 @@ def _swaps(recipe: Recipe) -> Finding:
         if name == recipe.sampled_teacher:
             return f"models.{name}.swaps: it also writes responses, and its writers keep their weights; remove them"
         if (last := max(model.swaps)) > recipe.run.steps:
-            return f"models.{name}.swaps: {last} is beyond the last step, {recipe.run.steps}; nothing would be scored"
+            return f"models.{name}.swaps: {last} is beyond the last step, {recipe.run.steps}; name an earlier one"
     return None
 
 
