@@ -81,7 +81,7 @@ class Flow:
         try:
             stream = pool.stream(member, "generate", requests, sampling, self._recipe.stream, self._end_token_ids)
             with self._meter.clock("rollout").busy():
-                async for block in self._opened(pool, member, stream, "student"):
+                async for block in self._blocks(member, stream, "student"):
                     yield block
         finally:
             pool.free(member, len(requests))
@@ -105,23 +105,15 @@ class Flow:
         """Blocks of all that is submitted to a member's channel, for as long as it lives; `since` as in Pool.stream.
         Raises MemberDied after the blocks that were yielded."""
         stream = pool.stream(member, "blocks", channel, self._recipe.stream, since=since)
-        async for block in self._opened(pool, member, stream, source):
+        async for block in self._blocks(member, stream, source):
             yield block
 
-    async def _opened(
-        self, pool: Pool, member: PoolMember, stream: AsyncIterator[Any], source: str
-    ) -> AsyncIterator[Block]:
-        """References to payload, header, payload, header, ... as blocks: headers are opened, payloads are not."""
-        payload: Any = None
-        async for ref in stream:
-            if payload is None:
-                payload = ref
-                continue
-            header: BlockHeader = await pool.transport.value(ref)
+    async def _blocks(self, member: PoolMember, stream: AsyncIterator[Any], source: str) -> AsyncIterator[Block]:
+        header: BlockHeader
+        async for payload, header in stream:
             self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
             self._meter.payload(header.payload_bytes)
             yield Block(payload, header.samples, source, member.number)
-            payload = None
 
     def _asked(
         self, tickets: Sequence[tuple[Ticket, Prompt]], source: str, cap: int | None

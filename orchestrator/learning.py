@@ -89,17 +89,16 @@ class LearnerGroup:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
         yields: buckets stay references, headers are opened."""
         with self._alive("publish") as member:
-            gathering = [asyncio.ensure_future(self._drain(actor, model)) for actor in member.actors[1:]]
-            yielding = asyncio.ensure_future(self._collect(model))  # under ZeRO-3 all must take part
+            parts = [asyncio.ensure_future(self._published(actor, model)) for actor in member.actors]
             try:
                 with self._pool.clock.busy(member.number):
-                    refs, *_ = await asyncio.gather(yielding, *gathering)
-                return [await self._value("publish", ref) for ref in refs[1::2]], refs[0::2]
+                    pairs, *_ = await asyncio.gather(*parts)  # under ZeRO-3 all must take part
+                return [header for _, header in pairs], [bucket for bucket, _ in pairs]
             except ValueLost as loss:
                 raise MemberDied(str(loss)) from loss
             finally:
-                for task in (yielding, *gathering):
-                    task.cancel()
+                for part in parts:
+                    part.cancel()
 
     async def sleep(self) -> None:
         """Give the memory of the GPUs back. Raises LearnerDied."""
@@ -186,16 +185,12 @@ class LearnerGroup:
                 for value in values:
                     value.cancel()
 
-    async def _collect(self, model: str | None) -> list[Any]:
-        stream = aiter(self._pool.transport.stream(self.member.head, "publish", model))
-        refs: list[Any] = []
-        while (ref := await self._pool.in_time("publish", anext(stream, None))) is not None:
-            refs.append(ref)
-        return refs
-
-    async def _drain(self, actor: Any, model: str | None) -> None:
-        async for _ in self._pool.transport.stream(actor, "publish", model):
-            pass
+    async def _published(self, actor: Any, model: str | None) -> list[tuple[Any, Any]]:
+        stream = aiter(self._pool.transport.stream(actor, "publish", model))
+        pairs: list[tuple[Any, Any]] = []
+        while (pair := await self._pool.in_time("publish", anext(stream, None))) is not None:
+            pairs.append(pair)
+        return pairs
 
     def _call(self, rank: int, method: str, *arguments: Any) -> Any:
         return self._pool.transport.call(self.member.actors[rank], method, *arguments)[0]

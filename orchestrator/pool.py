@@ -175,21 +175,22 @@ class Pool:
 
     async def stream(
         self, member: PoolMember, method: str, *args: Any, since: Callable[[], float | None] | None = None
-    ) -> AsyncIterator[Any]:
-        """References to what a generator method of one member yields. Raises MemberDied; the member is replaced.
+    ) -> AsyncIterator[tuple[Any, Any]]:
+        """What a generator method of one member yields, as references to payloads with their headers. Raises
+        MemberDied; the member is replaced.
 
         The deadline of each counts from when it is asked for, or from what `since` says; where that says None, nothing
         is owed and there is none.
         """
-        refs = aiter(self.transport.stream(member.head, method, *args))
+        pairs = aiter(self.transport.stream(member.head, method, *args))
         waiting: asyncio.Future[Any] | None = None
         try:
             while True:
-                waiting = asyncio.ensure_future(anext(refs, None))  # type: ignore[arg-type]
-                if (ref := await self._in_due_time(method, waiting, since)) is None:
+                waiting = asyncio.ensure_future(anext(pairs, None))  # type: ignore[arg-type]
+                if (pair := await self._in_due_time(method, waiting, since)) is None:
                     return
                 self._barren = 0
-                yield ref
+                yield pair
         except MemberDied as death:
             self.replace(member, death)
             raise
@@ -197,7 +198,7 @@ class Pool:
             if waiting is not None and not waiting.done():
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
-            await refs.aclose()  # type: ignore[attr-defined]
+            await pairs.aclose()  # type: ignore[attr-defined]
 
     async def _in_due_time(
         self, method: str, waiting: asyncio.Future[Any], since: Callable[[], float | None] | None
@@ -306,8 +307,8 @@ class Pool:
         name = f"{self.role}-{member.number}"
         member.log = self.logs / f"{name}.log" if self.logs else None
         try:
-            spec = self.spec(member.number)
-            member.actors = await self.transport.spawn(spec, str(self.logs / name) if self.logs else None)
+            member.actors = await self.transport.spawn(self.spec(member.number))
+            await self._attach_logs(member)
             if self.starts_alone:
                 await self._start(member)
             if self.admit:
@@ -324,6 +325,18 @@ class Pool:
         member.serving, member.joining = True, None
         self._failure = None
         self._wake()
+
+    async def _attach_logs(self, member: PoolMember) -> None:
+        """The first call of all: it waits for the actors' imports and constructors."""
+        if member.log is None:
+            return
+        several, log = len(member.actors) > 1, member.log
+        paths = [log.with_suffix(f".rank{rank}.log") if several else log for rank in range(len(member.actors))]
+        calls = [
+            self.transport.call(actor, "attach_log", str(path))[0]
+            for actor, path in zip(member.actors, paths, strict=True)
+        ]
+        await self.in_time("start", asyncio.gather(*(self.transport.value(call) for call in calls)))
 
     async def _start(self, member: PoolMember) -> None:
         async with self.starting():

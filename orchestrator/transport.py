@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ class GangSpec:
 
 
 class Transport(Protocol):
-    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         """Start the actors of a member; returns their handles, head first."""
         ...
 
@@ -45,8 +45,9 @@ class Transport(Protocol):
         """Call without waiting; returns as many references as the method has results."""
         ...
 
-    def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
-        """References to what a generator method yields, as it yields: payload, header, payload, header, ..."""
+    def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
+        """What a generator method yields, as it yields payload, header, payload, header, ...: pairs of a reference to a
+        payload and an opened header. Raises MemberDied, ValueLost, or what the member raised, after what came whole."""
         ...
 
     async def value(self, ref: Any) -> Any:
@@ -65,7 +66,7 @@ class RayTransport:
         self._timeout = placement_timeout
         self._groups: dict[Any, Any] = {}
 
-    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -94,10 +95,6 @@ class RayTransport:
                     )
                     .remote(*arguments)
                 )
-            if log is not None:
-                suffixes = [""] if len(actors) == 1 else [f".rank{i}" for i in range(len(actors))]
-                refs = [a.attach_log.remote(f"{log}{s}.log") for a, s in zip(actors, suffixes, strict=True)]
-                await asyncio.gather(*(self.value(ref) for ref in refs))
         except BaseException as error:  # a place that nobody fills would keep others waiting
             for actor in actors:
                 ray.kill(actor)
@@ -115,25 +112,30 @@ class RayTransport:
         refs = getattr(actor, method).options(num_returns=returns).remote(*args)
         return [refs] if returns == 1 else refs
 
-    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         import ray
 
         generator = getattr(actor, method).options(num_returns="streaming").remote(*args)
-        finished = False
         try:
-            while True:
-                await _second(generator)
-                for _ in range(2):
-                    yield await anext(generator)
-        except StopAsyncIteration:
-            finished = True
-        except Exception as error:
-            finished = True
-            raise _translated(error) from error
-        finally:
-            if not finished:
-                with suppress(Exception):  # the actor may be gone, which ends its work as well
-                    ray.cancel(generator)
+            while (pair := await self._pair(generator)) is not None:
+                yield pair
+        except (GeneratorExit, asyncio.CancelledError):  # nobody reads on
+            with suppress(Exception):  # the actor may be gone, which ends its work as well
+                ray.cancel(generator)
+            raise
+
+    async def _pair(self, generator: Any) -> tuple[Any, Any] | None:
+        """The next payload and its header; None at the end. What ended a generator before its time Ray hands out as a
+        last reference, in the place of a payload or of a header, and says the end only after it."""
+        await _second(generator)
+        payload = await anext(generator, None)
+        if payload is None:
+            return None
+        header = await anext(generator, None)
+        if header is None:
+            await self.value(payload)
+            raise RuntimeError("a member's generator ended with a payload that has no header")
+        return payload, await self.value(header)
 
     async def value(self, ref: Any) -> Any:
         try:
@@ -200,22 +202,18 @@ class LocalTransport:
         self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
         self._waited: dict[int, set[asyncio.Future[Any]]] = defaultdict(set)  # by actor: what its death cancels
 
-    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         return [spec.cls(*arguments) for arguments in spec.arguments]
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
         whole = asyncio.ensure_future(self._run(actor, method, args))
         return [_Box(whole)] if returns == 1 else [_Box(whole, part) for part in range(returns)]
 
-    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        if inspect.isasyncgen(values):
-            async for value in self._while_alive(actor, values):
-                yield _boxed(value)
-        else:
-            for value in values:
-                self._check(actor)
-                yield _boxed(value)
+        parts = self._while_alive(actor, values if inspect.isasyncgen(values) else _asynchronous(values))
+        async for payload in parts:
+            yield _boxed(payload), await anext(parts)
         self._check(actor)
 
     async def value(self, ref: Any) -> Any:
@@ -260,6 +258,11 @@ class LocalTransport:
     def _check(self, actor: Any) -> None:
         if id(actor) in self._dead:
             raise MemberDied(f"{type(actor).__name__} was killed")
+
+
+async def _asynchronous(values: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    for value in values:
+        yield value
 
 
 def _boxed(value: Any) -> _Box:

@@ -76,12 +76,12 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
 
         async def collect() -> list[Any]:
             arguments = (requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
-            return [await pool.transport.value(ref) async for ref in pool.stream(member, "generate", *arguments)]
+            return [await pool.transport.value(part) async for part, _ in pool.stream(member, "generate", *arguments)]
 
         sampling = asyncio.create_task(collect())
         await asyncio.sleep(0.15)
         await pool.call_member(member, "load", version.number, *version.parts)
-        return [s for payload in (await sampling)[0::2] for s in unpack_samples(payload)]
+        return [s for payload in await sampling for s in unpack_samples(payload)]
 
     samples = engines.runner.run(sample_and_load())
     weights = {1: _load(done.directory / "model"), 2: _load(engines.models["student"])}

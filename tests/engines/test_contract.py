@@ -50,10 +50,12 @@ class Bench:
 
         return self.runner.run(work())
 
-    def stream(self, pool: Pool, method: str, *args: Any) -> list[Any]:
-        async def work() -> list[Any]:
-            refs = [ref async for ref in pool.stream(pool.members[0], method, *args)]
-            return [await pool.transport.value(ref) for ref in refs]
+    def stream(self, pool: Pool, method: str, *args: Any) -> tuple[list[Any], list[Any]]:
+        """Payloads, opened, and their headers."""
+
+        async def work() -> tuple[list[Any], list[Any]]:
+            pairs = [pair async for pair in pool.stream(pool.members[0], method, *args)]
+            return [await pool.transport.value(payload) for payload, _ in pairs], [header for _, header in pairs]
 
         return self.runner.run(work())
 
@@ -61,8 +63,7 @@ class Bench:
         self, requests: Sequence[Request], stream: Stream | None = None
     ) -> tuple[list[pa.RecordBatch], list[Any]]:
         arguments = (requests, self.recipe.sampling, stream or self.recipe.stream, self.inputs.end_token_ids)
-        values = self.stream(self.pools.rollout, "generate", *arguments)
-        return values[0::2], values[1::2]
+        return self.stream(self.pools.rollout, "generate", *arguments)
 
     def requests(self, count: int = 4) -> list[Request]:
         prompts = self.inputs.train
@@ -178,17 +179,15 @@ def test_what_is_submitted_leaves_through_one_stream_whatever_call_asked_for_it(
     assert pool is not None
     member = pool.members[0]
 
-    async def work() -> list[Any]:
-        values: list[Any] = []
+    async def work() -> tuple[Any, Any]:
         stream = pool.stream(member, "blocks", "a channel", Stream(coalesce_ms=3000.0, coalesce_samples=6))
         reading = asyncio.ensure_future(anext(stream))
         for requests in (bench.requests(6)[:2], bench.requests(6)[2:]):
             await pool.call_member(member, "submit", "a channel", requests, sampling, ends)
-        values.append(await pool.transport.value(await reading))
-        values.append(await pool.transport.value(await anext(stream)))
+        payload, header = await reading
         await stream.aclose()
         await pool.call_member(member, "drain")
-        return values
+        return await pool.transport.value(payload), header
 
     payload, header = bench.runner.run(work())
     assert [s.uid for s in header.samples] == [s.uid for s in unpack_samples(payload)]
@@ -224,19 +223,19 @@ def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:
     sampling = bench.recipe.sampling.model_copy(update={"max_response_tokens": 90})
     pool, ends = bench.pools.rollout, bench.inputs.end_token_ids
     assert pool is not None
-    whole, _ = bench.stream(pool, "generate", requests, sampling, Stream(coalesce_ms=5000.0), ends)
+    (whole,), _ = bench.stream(pool, "generate", requests, sampling, Stream(coalesce_ms=5000.0), ends)
     expected = {s.uid: s for s in unpack_samples(whole)}
 
     async def work() -> list[Any]:
-        values: list[Any] = []
+        payloads: list[Any] = []
         arguments = (segmented(requests), sampling, Stream(), ends)
-        async for ref in pool.stream(pool.members[0], "generate", *arguments):
-            values.append(await pool.transport.value(ref))
-            if len(values) == 2:
+        async for payload, _ in pool.stream(pool.members[0], "generate", *arguments):
+            payloads.append(await pool.transport.value(payload))
+            if len(payloads) == 1:
                 await pool.call_member(pool.members[0], "cut", [*cut, "nobody"])
-        return values
+        return payloads
 
-    last = {s.uid: s for payload in bench.runner.run(work())[0::2] for s in unpack_samples(payload)}
+    last = {s.uid: s for payload in bench.runner.run(work()) for s in unpack_samples(payload)}
     assert (last[spared].response_ids, last[spared].finish) == (expected[spared].response_ids, expected[spared].finish)
     ended = [last[uid] for uid in cut if last[uid].finish == "cut"]
     assert ended and all(0 < len(s.response_ids) < len(expected[s.uid].response_ids) for s in ended)

@@ -56,9 +56,9 @@ class Nodes(LocalTransport):
         self.misses: list[Any] = []  # values that were wanted and lost
         self.spawned: dict[int, Any] = {}  # all actors there ever were, so that no id is used twice
 
-    async def spawn(self, spec: GangSpec, log: str | None) -> Sequence[Any]:
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         await self._pass("start")
-        actors = await super().spawn(spec, log)
+        actors = await super().spawn(spec)
         for actor in actors:
             self._node[id(actor)] = self._rng.randrange(self.count)
             self.spawned[id(actor)] = actor
@@ -67,12 +67,12 @@ class Nodes(LocalTransport):
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
         return [self._held(box, actor) for box in super().call(actor, method, *args, returns=returns)]
 
-    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         await self._pass(method)
-        async for box in super().stream(actor, method, *args):
+        async for payload, header in super().stream(actor, method, *args):
             if id(actor) in self._hung:
                 await asyncio.Event().wait()
-            yield self._held(box, actor)
+            yield self._held(payload, actor), header
 
     def hang(self, actors: Sequence[Any]) -> None:
         """They answer nothing any more, and live."""

@@ -77,8 +77,8 @@ def test_a_poisoned_prompt_is_named_and_all_others_are_trained(tmp_path: Path, p
 
 
 def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list[int]]) -> None:
-    """The run is stopped when the group is found guilty and its step is not trained."""
-    settings = recipe(tmp_path, run={"steps": 4}, max_staleness=1)
+    """The run is stopped when the group is found guilty and not trained yet; others may be trained before it."""
+    settings = recipe(tmp_path, run={"steps": 6}, max_staleness=1)
     first = Simulation(settings)
     notice = first.notice
 
@@ -92,7 +92,7 @@ def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list
     again = Simulation(settings)
     assert again.go() == DONE
     assert restarts(again) == 0, "nobody died of it again"
-    assert sorted(u for _, u, _ in order_of(trained(tmp_path))) == sorted(u for _, u, _ in all_but(GROUP, 4))
+    assert sorted(u for _, u, _ in order_of(trained(tmp_path))) == sorted(u for _, u, _ in all_but(GROUP, 6))
     assert set(summary(again)["skipped"]) == set(GROUP)
 
 

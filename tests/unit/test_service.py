@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from actors.member import Member
 from configs.schema import Deadlines, Resources
-from orchestrator.pool import CallFailed, Pool
+from orchestrator.pool import CallFailed, DiedStarting, Pool
 from orchestrator.run import DONE, Run
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied
 from tests.unit.simulation import Simulation, assert_each_once, recipe
@@ -118,6 +119,27 @@ def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
         await workers.start(1)
         assert await workers.call("work") == [1], "the replacement answers"
         assert workers.restarts == 1
+
+    asyncio.run(story())
+
+
+class Slow(Worker):
+    """What Ray calls first waits for imports and for the constructor."""
+
+    async def attach_log(self, path: str) -> int:
+        await asyncio.sleep(self._delays.get(self._number, 0.0))
+        return 0
+
+
+def test_a_member_that_hangs_before_its_first_answer_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        spec = partial(GangSpec, "slow", Slow, resources=Resources())
+        workers = pool({}, logs=tmp_path, deadlines=Deadlines(start=0.02))
+        workers.spec = lambda number: spec(((number, {0: 60.0}),))
+        with pytest.raises(DiedStarting, match=r"worker-0 died while starting: .* no answer to start in 0.02 s"):
+            await workers.start(1)
+        await workers.start(1)
+        assert await workers.call("work") == [1]
 
     asyncio.run(story())
 

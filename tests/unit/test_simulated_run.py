@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from actors.jobs import Share
 from actors.member import Member
 from actors.metrics import STEP_METRICS
-from actors.records import BadWeights, BlockHeader, ScoreHeader
+from actors.records import BadWeights, ScoreHeader
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
@@ -89,7 +89,7 @@ def test_the_orchestrator_opens_no_payload(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(LocalTransport, "value", spied)
     assert Simulation(recipe(tmp_path)).go() == DONE
-    assert BlockHeader in opened and ScoreHeader in opened
+    assert ScoreHeader in opened
     assert pa.RecordBatch not in opened and np.ndarray not in opened
 
 
@@ -447,16 +447,36 @@ def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew(uninterrupt
     assert_whole(tmp_path, uninterrupted)
 
 
+def test_a_rank_that_hangs_while_others_publish_is_found_by_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head has published: without ZeRO-3 it waits for nobody."""
+    publish, asked = SimulatedLearner.publish, list[int]()
+
+    async def hanging(self: SimulatedLearner, model: str | None = None) -> AsyncIterator[Any]:
+        asked.append(self._rank)
+        if self._rank == 1 and asked.count(1) == 3:
+            await asyncio.Event().wait()
+        for part in publish(self, model):
+            yield part
+
+    monkeypatch.setattr(SimulatedLearner, "publish", hanging)
+    simulation = Simulation(recipe(tmp_path, learner={"ranks": 2}, deadlines={"learn": 0.3}))
+    assert simulation.go() == DONE
+    assert any("gave no answer to publish in 0.3 s" in notice for notice in simulation.notices)
+    assert_each_once(tmp_path)
+
+
 class FailingOnce(LocalTransport):
     """The first learner that follows another dies while it starts."""
 
     spawned = 0
 
-    async def spawn(self, spec: GangSpec, log: str | None) -> Any:
+    async def spawn(self, spec: GangSpec) -> Any:
         self.spawned += spec.cls is SimulatedLearner
         if spec.cls is SimulatedLearner and self.spawned == 2:
             raise MemberDied("no room yet")
-        return await super().spawn(spec, log)
+        return await super().spawn(spec)
 
 
 @pytest.mark.parametrize("found", [False, True])
@@ -727,7 +747,7 @@ def test_a_new_member_is_not_taken_for_a_dead_one() -> None:
         transport = LocalTransport()
         spec = GangSpec("echo", Echo, ((),), Resources())
         for _ in range(50):
-            actors = await transport.spawn(spec, None)
+            actors = await transport.spawn(spec)
             await transport.value(transport.call(actors[0], "ping")[0])
             await transport.kill(actors)
             del actors
