@@ -18,7 +18,7 @@ from configs.objective import Route
 from configs.schema import Recipe, Sampling
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
-from orchestrator.pool import CallFailed, Pool, PoolMember
+from orchestrator.pool import CallFailed, Patience, Pool, PoolMember
 from orchestrator.prompts import Prompt
 from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import Meter
@@ -191,7 +191,7 @@ class Flow:
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
         near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
 
-        async def ask(samples: Sequence[SampleHeader], suspect: bool) -> tuple[Any, ScoreHeader]:
+        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> tuple[Any, ScoreHeader]:
             request = ScoreRequest(
                 support=support,
                 topk=objective.topk if support == "topk" else 0,
@@ -202,7 +202,7 @@ class Flow:
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             with self._meter.clock("score").busy():
                 ref, header = await pool.call(
-                    "score", block.payload, request, load=tokens, returns=2, near=near, suspect=suspect
+                    "score", block.payload, request, load=tokens, returns=2, near=near, patience=patience
                 )
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
@@ -216,10 +216,10 @@ class Flow:
             return {}, {}
         pool, rules = self._pools.reward, self._recipe.reward.rules
 
-        async def ask(samples: Sequence[SampleHeader], suspect: bool) -> Mapping[str, float]:
+        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> Mapping[str, float]:
             fields = {s.uid: prompts[s.uid].row for s in samples}
             with self._meter.clock("reward").busy():
-                (rewards,) = await pool.call("reward", block.payload, rules, fields, suspect=suspect)
+                (rewards,) = await pool.call("reward", block.payload, rules, fields, patience=patience)
             return rewards
 
         ended = [s for s in block.samples if s.last]
@@ -242,12 +242,12 @@ Answer = TypeVar("Answer")
 
 
 async def isolating(
-    ask: Callable[[Sequence[SampleHeader], bool], Awaitable[Answer]],
+    ask: Callable[[Sequence[SampleHeader], Patience], Awaitable[Answer]],
     samples: Sequence[SampleHeader],
     alone: asyncio.Lock,
     role: str,
 ) -> tuple[list[Answer], dict[str, str]]:
-    """`ask(samples, suspect)` for all of a block at once; if a member dies under it, for each sample by itself.
+    """`ask(samples, patience)` for all of a block at once; if a member dies under it, for each sample by itself.
 
     Returns the answers, and the reasons of samples that are to blame: those under which, asked for by themselves, as
     many living members died as make DEATHS. While one is asked for `alone`, no other suspect is.
@@ -255,13 +255,13 @@ async def isolating(
     if not samples:
         return [], {}
     try:
-        return [await ask(samples, False)], {}
+        return [await ask(samples, "once")], {}
     except CallFailed:
         answers, guilty = [], {}
     for sample in samples:
         async with alone:
             try:
-                answers.append(await ask([sample], True))
+                answers.append(await ask([sample], "living"))
             except CallFailed as death:
                 guilty[sample.uid] = f"quarantined: {DEATHS} members of {role} died of it; {death}"
     return answers, guilty

@@ -41,7 +41,7 @@ class LearnerGroup:
     share its GPUs.
 
     Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `died` is set
-    when a call finds it dead, whoever made it, and `death` is what it found.
+    when a call finds it dead, whoever made it, and `death` is what it found last.
     """
 
     def __init__(self, recipe: Recipe, pool: Pool, engines: Sequence[Pool] = ()) -> None:
@@ -49,7 +49,8 @@ class LearnerGroup:
         self._pool = pool
         self._asleep: PoolMember | None = None
         self.turns: Turns = Colocated(self, engines) if engines else Apart()
-        self.died, self.death = asyncio.Event(), LearnerDied("the learner lives")
+        self.died = asyncio.Event()
+        self.death: LearnerDied | None = None
 
     async def start(self, spec: LearnerSpec) -> None:
         """Let the ranks meet and build their engine."""

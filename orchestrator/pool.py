@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.schema import Deadlines
 from orchestrator.suspects import DEATHS
@@ -21,6 +21,11 @@ from orchestrator.telemetry import MemberClock
 from orchestrator.transport import GangSpec, MemberDied, Transport
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
+
+
+# How many members may die under a call before it has failed: as many as make DEATHS (`retry`), one (`once`), or as many
+# as make DEATHS of those that lived when they were asked (`living`).
+Patience = Literal["retry", "once", "living"]
 
 
 class RoleFailed(Exception):
@@ -141,23 +146,22 @@ class Pool:
         load: int = 1,
         returns: int = 1,
         near: int | None = None,
-        suspect: bool | None = None,
+        patience: Patience = "retry",
     ) -> list[Any]:
         """Call an idempotent method on the least-loaded member, and on another if that one dies. Calls with the same
         number `near` go to the same member as long as members stay the same.
 
         Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
-        when as many members as make DEATHS died under it. Where a caller asks what it is that kills members, the first
-        death is one already (`suspect` False); under a suspect (True) only members count that lived when it was asked.
+        when as many members died under it as its patience allows.
         """
         for attempt in range(1, DEATHS + 1):
             try:
-                member = await self.living(near) if suspect else await self.route(near)
-                if self.hedge is None or suspect:
+                member = await self.living(near) if patience == "living" else await self.route(near)
+                if self.hedge is None or patience == "living":
                     return await self._answer(member, method, args, load, returns)
                 return await self._first_answer(member, method, args, load, returns)
             except MemberDied as death:
-                if attempt == DEATHS or suspect is False:
+                if attempt == DEATHS or patience == "once":
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 

@@ -126,7 +126,7 @@ class Run:
         trying, dying = asyncio.ensure_future(attempt), asyncio.ensure_future(self.learner.died.wait())
         try:
             await asyncio.wait([trying, dying], return_when=asyncio.FIRST_COMPLETED)
-            if not trying.done():
+            if not trying.done() and self.learner.death:
                 raise self.learner.death
             return trying.result()
         finally:

@@ -134,7 +134,7 @@ class Teachers:
         before `oldest` are let go: nothing that they scored is still to be trained."""
         if self.recipe.objective.support_of[model] != "full" or self._heads.get(model) == (version, oldest):
             return
-        head, found = await self._pools.scorers[model].call("projection", returns=2, suspect=True)
+        head, found = await self._pools.scorers[model].call("projection", returns=2, patience="living")
         if found != version:
             raise RuntimeError(f"scorer.{model} gave the head of version {found}, version {version} was published")
         try:

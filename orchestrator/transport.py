@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -211,7 +211,7 @@ class LocalTransport:
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        parts = self._while_alive(actor, values if inspect.isasyncgen(values) else _asynchronous(values))
+        parts = self._parts(actor, values if inspect.isasyncgen(values) else _asynchronous(values))
         async for payload in parts:
             yield _boxed(payload), await anext(parts)
         self._check(actor)
@@ -225,24 +225,9 @@ class LocalTransport:
             for waiting in self._waited.pop(id(actor), ()):
                 waiting.cancel()
 
-    async def _while_alive(self, actor: Any, values: AsyncGenerator[Any, Any]) -> AsyncIterator[Any]:
-        """What a generator yields until its actor is killed, even if that is while it waits."""
-        waited = self._waited[id(actor)]
+    async def _parts(self, actor: Any, values: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         try:
-            while True:
-                self._check(actor)
-                waiting = asyncio.ensure_future(anext(values, self))  # type: ignore[arg-type]
-                waited.add(waiting)
-                try:
-                    value = await waiting
-                except asyncio.CancelledError:
-                    self._check(actor)
-                    raise
-                finally:
-                    waited.discard(waiting)
-                self._check(actor)
-                if value is self:
-                    return
+            while (value := await self._alive(actor, anext(values, self))) is not self:
                 yield value
         finally:
             await values.aclose()
@@ -250,10 +235,23 @@ class LocalTransport:
     async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
         self._check(actor)
         result = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        if inspect.isawaitable(result):
-            result = await result
+        return await self._alive(actor, result) if inspect.isawaitable(result) else result
+
+    async def _alive(self, actor: Any, work: Awaitable[Any]) -> Any:
+        """What an actor's work comes to, unless the actor is killed first, even if that is while it waits."""
+        waiting, waited = asyncio.ensure_future(work), self._waited[id(actor)]
+        waited.add(waiting)
+        try:
+            self._check(actor)
+            value = await waiting
+        except asyncio.CancelledError:
+            self._check(actor)
+            raise
+        finally:
+            waiting.cancel()
+            waited.discard(waiting)
         self._check(actor)
-        return result
+        return value
 
     def _check(self, actor: Any) -> None:
         if id(actor) in self._dead:

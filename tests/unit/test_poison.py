@@ -157,7 +157,7 @@ def test_members_that_were_dead_before_they_were_asked_blame_nobody(tmp_path: Pa
         await pool.start(2 * DEATHS)
         for member in pool.members[:-1]:
             await transport.kill(member.actors)
-        return await pool.call("ping", suspect=True)
+        return await pool.call("ping", patience="living")
 
     transport = LocalTransport()
     simulation = Simulation(recipe(tmp_path), transport=transport)
