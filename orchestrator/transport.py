@@ -211,7 +211,7 @@ class LocalTransport:
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        parts = self._parts(actor, values if inspect.isasyncgen(values) else _asynchronous(values))
+        parts = self._parts(actor, values if isinstance(values, AsyncGenerator) else _asynchronous(values))
         async for payload in parts:
             yield _boxed(payload), await anext(parts)
         self._check(actor)
