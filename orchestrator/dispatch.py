@@ -128,23 +128,23 @@ class Dispatch:
             self._next, self._opened = self._next + 1, self._opened + 1
         return [lease for source, members in room.items() for lease in self._grant(source, members)]
 
-    def settle(self, lease: Lease, lost: Iterable[Ticket] = (), died: bool = False) -> set[int]:
-        """A lease is over. Its `lost` tickets yielded nothing: they are leased again under the next attempt. Where its
-        member `died`, they are what it ran. Returns the groups that are guilty of it."""
+    def settle(self, lease: Lease) -> None:
+        """A lease is over: all that was asked of its member has ended, or was lost."""
         self._reserved.pop((lease.source, lease.member), None)
-        return self.lose(lost, died)
 
     def lose(self, tickets: Iterable[Ticket], died: bool = False) -> set[int]:
-        """Lease tickets again under the next attempt; see `settle`."""
-        lost = sorted(ticket for ticket in tickets if not self.suspects.guilty(ticket.index))
-        guilty = self.suspects.died({ticket.index for ticket in lost}) if died else set()
+        """Lease tickets again under the next attempt. Where a member `died`, they are what it ran. Returns which of
+        their groups are guilty, of this or from before: those are leased no more, and what they lack never comes."""
+        lost = sorted(tickets)
+        groups = {ticket.index for ticket in lost}
+        guilty = self.suspects.died(groups) if died else {index for index in groups if self.suspects.guilty(index)}
         for ticket in lost:
             if ticket.index not in guilty:
                 again = Ticket(ticket.index, ticket.sample, ticket.attempt + 1)
                 insort(self._open[self.source(ticket.index)], [again])
         if guilty:
-            for groups in self._open.values():
-                groups[:] = [group for group in groups if group[0].index not in guilty]
+            for waiting in self._open.values():
+                waiting[:] = [tickets for tickets in waiting if tickets[0].index not in guilty]
         return guilty
 
     def _unopened(self, steps_done: int, until: int | None = None) -> int:

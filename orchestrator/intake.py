@@ -86,11 +86,12 @@ class Intake:
         """Ask a member for responses of up to `cap` tokens; of a prompt that was found guilty before a resume, none."""
         guilty = {ticket.index for ticket in lease.tickets if self.dispatch.suspects.guilty(ticket.index)}
         for index in guilty:
-            self._quarantine(lease.source, index)
+            self._quarantine(index)
         wanted = self._attended.get((lease.source, lease.member))
         tickets = [ticket for ticket in lease.tickets if ticket.index not in guilty]
         if wanted is None or not tickets:  # it left or died between the grant and this turn
-            self.dispatch.settle(lease, tickets)
+            self.dispatch.settle(lease)
+            self._sample_again(tickets)
             self.moved()
             return
         if not wanted.places:
@@ -141,8 +142,7 @@ class Intake:
             self.segments.forget(ticket.uid)
         for lease in wanted.left:
             self.dispatch.settle(lease)
-        for index in self.dispatch.lose(owed, died):
-            self._quarantine(source, index)
+        self._sample_again(owed, died)
         self.moved()
 
     async def judge(self, block: Block, prompts: Mapping[str, Prompt], wanted: _Wanted) -> None:
@@ -176,7 +176,7 @@ class Intake:
     def take_back(self, batch: Batch, lost: Container[str]) -> None:
         """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
         self.buffer.give_back(batch, lost)
-        self.dispatch.lose(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
+        self._sample_again(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
         self.moved()
 
     def _select(self, block: Block, wanted: _Wanted) -> Block:
@@ -185,8 +185,7 @@ class Intake:
         for sample, _ in asked:
             if sample.last:
                 self._ended(sample.uid, wanted)
-        lost = (t for s, t in asked if s.last and t in wanted.gone and t not in wanted.rejected)
-        self.dispatch.lose(lost)
+        self._sample_again(t for s, t in asked if s.last and t in wanted.gone and t not in wanted.rejected)
         self._lose([s for s, _ in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
         return replace(block, samples=tuple(s for s, ticket in asked if ticket not in wanted.gone))
 
@@ -196,7 +195,7 @@ class Intake:
         for sample in lost:
             wanted.gone.add(_ticket(sample))
             self.segments.forget(sample.uid)
-        self.dispatch.lose(_ticket(s) for s in lost if s.uid not in wanted.running)
+        self._sample_again(_ticket(s) for s in lost if s.uid not in wanted.running)
 
     def _reject(self, sample: SampleHeader, reason: str, wanted: _Wanted) -> None:
         wanted.gone.add(_ticket(sample))
@@ -224,15 +223,21 @@ class Intake:
 
     def lease_again(self, aged: Sequence[Scored]) -> None:
         """Samples that grew too old for the staleness bound are sampled anew."""
-        self.dispatch.lose(_ticket(s.header) for s in aged)
+        self._sample_again(_ticket(s.header) for s in aged)
         self.meter.count("samples_aged", len(aged))
         self.meter.count("tokens_aged", sum(s.header.response_tokens for s in aged))
         if aged:
             self.moved()
 
-    def _quarantine(self, source: str, index: int) -> None:
+    def _sample_again(self, tickets: Iterable[Ticket], died: bool = False) -> None:
+        """What is lost is leased again, but for prompts that kill their members; `died` as in Dispatch.lose."""
+        for index in self.dispatch.lose(tickets, died):
+            self._quarantine(index)
+
+    def _quarantine(self, index: int) -> None:
+        """What a guilty group lacks will not come, and no batch waits for it. What it has is trained."""
         for uid in self.buffer.missing(index):
-            self.skip(uid, quarantined(self.writers[source].role))
+            self.skip(uid, quarantined(self.writers[self.dispatch.source(index)].role))
 
 
 def _ticket(header: SampleHeader) -> Ticket:

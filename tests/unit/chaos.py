@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from actors.records import Request, unpack_samples
+from actors.simulated import SimulatedLearner, SimulatedRollout
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
 from orchestrator.pool import PoolMember
 from orchestrator.run import REBUILDS, Run
 from orchestrator.suspects import DEATHS
-from orchestrator.transport import GangSpec, LocalTransport, ValueLost, _Box
+from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost, _Box
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation
 
@@ -173,6 +176,35 @@ class Chaos:
 
     def _alive(self, member: PoolMember) -> bool:
         return all(id(actor) in self.transport.living() for actor in member.actors)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, uid: str, seconds: float) -> None:
+    """A rollout that is asked for this sample dies of it after `seconds`, and what it is asked for beside comes."""
+    generate = SimulatedRollout.generate
+
+    async def fatal(self: SimulatedRollout, requests: Sequence[Request], *arguments: Any) -> AsyncIterator[Any]:
+        others = [request for request in requests if request.uid != uid]
+        if others:
+            async for value in generate(self, others, *arguments):
+                yield value
+        if len(others) < len(requests):
+            await asyncio.sleep(seconds)
+            raise MemberDied("out of memory")
+
+    monkeypatch.setattr(SimulatedRollout, "generate", fatal)
+
+
+def lose_before_the_learner(monkeypatch: pytest.MonkeyPatch, uid: str) -> None:
+    """The payload of a sample's first attempt goes down with its node once it is scored."""
+    fetch = SimulatedLearner.fetch
+
+    def losing(self: SimulatedLearner, *payloads: Any) -> None:
+        rows = [s for payload in payloads if "response_ids" in payload.schema.names for s in unpack_samples(payload)]
+        if any(row.uid == uid and not row.attempt for row in rows):
+            raise ValueLost("went down with its node")
+        fetch(self, *payloads)
+
+    monkeypatch.setattr(SimulatedLearner, "fetch", losing)
 
 
 def run_in_chaos(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from orchestrator.roles import role_sizes
 from orchestrator.run import DONE
 from tests.unit.batches import Batches
-from tests.unit.chaos import Chaos, run_in_chaos
-from tests.unit.simulation import Simulation, assert_each_once, metrics, recipe, trained
+from tests.unit.chaos import Chaos, poison, run_in_chaos
+from tests.unit.simulation import EACH, GROUPS, Simulation, assert_each_once, metrics, recipe, trained
 
 STEPS, STRIKES = 60, 20
 ROLES = ("rollout", "scorer.teacher", "reward", "learner")
@@ -35,11 +36,14 @@ def settings(root: Path, **changes: Any) -> Any:
     return recipe(root, **base | changes)
 
 
-def assert_nothing_lost(root: Path, simulation: Simulation, chaos: Chaos, bound: int) -> None:
+def assert_nothing_lost(
+    root: Path, simulation: Simulation, chaos: Chaos, bound: int, guilty: Set[str] = frozenset()
+) -> None:
+    """`guilty` are samples that may be blamed."""
     assert len(chaos.done) >= STRIKES, f"the run ended after {chaos.done}"
     summary = json.loads((simulation.directory / "summary.json").read_text())
-    assert summary["skipped"] == {}, "nobody is blamed for what struck from outside"
-    assert_each_once(root, STEPS)
+    assert summary["skipped"].keys() <= guilty, "nobody is blamed for what struck from outside"
+    assert_each_once(root, STEPS, summary["skipped"])
     lines = metrics(root)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     versions = [line["policy_version"] for line in lines]
@@ -81,3 +85,15 @@ def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path) -> None:
     code, simulation, chaos = run_in_chaos(settings(tmp_path, colocate=True), 1, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE
     assert_nothing_lost(tmp_path, simulation, chaos, 0)
+
+
+@pytest.mark.parametrize("on_stale", ["wait", "mask_tokens", "drop"])
+def test_chaos_beside_a_poisoned_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_stale: str) -> None:
+    """Its mate may go down with a node or grow too old, before the verdict and after."""
+    poison(monkeypatch, f"{GROUPS:08d}.000", 10.0)
+    changed = settings(tmp_path, max_staleness=1, on_stale=on_stale)
+    code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
+    assert code == DONE and "node" in chaos.done
+    assert bool(sum(line["samples_aged"] for line in metrics(tmp_path))) == (on_stale != "wait")
+    assert f"{GROUPS:08d}.000" in simulation.run.skipped
+    assert_nothing_lost(tmp_path, simulation, chaos, 1, {f"{GROUPS:08d}.{sample:03d}" for sample in range(EACH)})

@@ -186,7 +186,8 @@ def test_what_was_trained_beyond_the_floor_is_not_leased_again_and_counts_for_ca
 
 
 def die(dispatch: Dispatch, lease: Lease) -> set[int]:
-    return dispatch.settle(lease, lease.tickets, died=True)
+    dispatch.settle(lease)
+    return dispatch.lose(lease.tickets, died=True)
 
 
 def suspect(dispatch: Dispatch) -> None:
@@ -208,6 +209,25 @@ def test_a_poisoned_group_is_quarantined_after_three_deaths_alone_and_its_neighb
     assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.suspects.guilty(0)
 
 
+def test_what_a_guilty_group_loses_later_is_named_and_leased_no_more() -> None:
+    dispatch = Dispatch(2, 2, 0, 1)
+    suspect(dispatch)
+    for _ in range(DEATHS):
+        dispatch.lose([Ticket(0, 1)], died=True)
+    assert dispatch.lose([Ticket(0, 0), Ticket(1, 0)]) == {0} == dispatch.lose([Ticket(0, 0)], died=True)
+    (lease,) = dispatch.grant(0, {"student": {0: Room(9, idle=True)}})
+    assert {t.index for t in lease.tickets} == {1}
+
+
+def test_who_dies_beside_a_guilty_group_did_not_die_alone() -> None:
+    dispatch = Dispatch(2, 1, 0, 1)
+    for _ in range(DEATHS):
+        dispatch.lose([Ticket(0, 0)], died=True)
+    for _ in range(DEATHS):
+        assert dispatch.lose([Ticket(0, 0), Ticket(1, 0)], died=True) == {0}
+    assert not dispatch.suspects.alone[1]
+
+
 def test_deaths_in_company_make_suspects_and_never_a_verdict() -> None:
     dispatch = Dispatch(2, 2, 0, 1)
     suspect(dispatch)
@@ -225,7 +245,7 @@ def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
     (suspect,) = dispatch.grant(0, {"student": {3: Room(9, idle=True)}})
     assert [t.index for t in suspect.tickets] == [0]
     assert dispatch.grant(0, {"student": {3: Room(8, idle=False)}}) == []
-    dispatch.settle(suspect, ())
+    dispatch.settle(suspect)
     assert [t.index for lease in dispatch.grant(0, {"student": {3: Room(9, True)}}) for t in lease.tickets] == [1, 2, 3]
 
 
@@ -243,7 +263,8 @@ def test_what_is_lost_without_a_death_makes_no_suspect() -> None:
     for attempt in range(2 * DEATHS):
         (lease,) = dispatch.grant(0, room(student={0: 1}))
         assert lease.tickets[0].attempt == attempt
-        assert dispatch.settle(lease, lease.tickets) == set()
+        dispatch.settle(lease)
+        assert dispatch.lose(lease.tickets) == set()
 
 
 def _indices(dispatch: Dispatch, done: int) -> list[int]:

@@ -17,7 +17,8 @@ from orchestrator.pool import Pool
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.suspects import DEATHS, SUSPECTED, Suspects
 from orchestrator.transport import LocalTransport, MemberDied, ValueLost
-from tests.unit.chaos import Nodes
+from tests.unit.chaos import Nodes, lose_before_the_learner
+from tests.unit.chaos import poison as poison_sample
 from tests.unit.simulation import (
     EACH,
     GROUPS,
@@ -94,6 +95,60 @@ def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list
     assert restarts(again) == 0, "nobody died of it again"
     assert sorted(u for _, u, _ in order_of(trained(tmp_path))) == sorted(u for _, u, _ in all_but(GROUP, 6))
     assert set(summary(again)["skipped"]) == set(GROUP)
+
+
+MATE = next(uid for uid in GROUP if uid != POISONED)
+SLOWLY: dict[str, Any] = {"simulated": {"rollout_seconds_per_token": 0.1}, "max_staleness": 1}
+
+
+def assert_skipped_once(root: Path, simulation: Simulation, uids: Sequence[str]) -> None:
+    assert summary(simulation)["skipped"] == dict.fromkeys(uids, "quarantined: 3 members of rollout died of it")
+    assert sum("skipped" in text for text in simulation.notices) == len(uids)
+    assert sum(line["samples_dropped"] for line in metrics(root)) == len(uids)
+    assert_each_once(root, STEPS, uids)
+
+
+@pytest.mark.parametrize(
+    ("on_stale", "lost"), [("wait", [POISONED]), ("mask_tokens", [POISONED, MATE]), ("drop", [POISONED, MATE])]
+)
+def test_a_good_sample_that_grows_too_old_beside_a_poisoned_one_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_stale: str, lost: list[str]
+) -> None:
+    poison_sample(monkeypatch, POISONED, 10.0)
+    simulation = Simulation(recipe(tmp_path, **SLOWLY, on_stale=on_stale))
+    assert simulation.go_in_own_time() == DONE
+    assert_skipped_once(tmp_path, simulation, lost)
+
+
+@pytest.mark.parametrize("changes", [{"max_staleness": 0}, {"on_stale": "wait"}], ids=["on-policy", "wait"])
+def test_a_good_sample_that_is_lost_beside_a_poisoned_one_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    poison_sample(monkeypatch, POISONED, 10.0)
+    lose_before_the_learner(monkeypatch, MATE)
+    simulation = Simulation(recipe(tmp_path, **SLOWLY | changes))
+    assert simulation.go_in_own_time() == DONE
+    assert_skipped_once(tmp_path, simulation, GROUP)
+
+
+def test_a_resume_waits_for_no_sample_of_a_poisoned_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is stopped when the good sample is given up too, with steps to go."""
+    poison_sample(monkeypatch, POISONED, 1.0)
+    settings = recipe(tmp_path, **SLOWLY, on_stale="drop", run={"steps": 2 * STEPS})
+    first = Simulation(settings)
+    notice = first.notice
+
+    def stop_then(text: str) -> None:
+        notice(text)
+        if MATE in text:
+            first.run.stop()
+
+    first.notice = stop_then  # type: ignore[method-assign]
+    assert first.go_in_own_time() == STOPPED
+    again = Simulation(settings)
+    assert again.go_in_own_time() == DONE and restarts(again) == 0
+    assert set(summary(again)["skipped"]) == set(GROUP)
+    assert_each_once(tmp_path, 2 * STEPS, GROUP)
 
 
 def test_what_is_skipped_and_comes_again_after_a_resume_is_not_reported_twice(tmp_path: Path) -> None:
