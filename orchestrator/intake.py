@@ -152,7 +152,7 @@ class Intake:
             good, rejected = await self.flow.judge(block, prompts)
         except ValueLost:
             self._lose(block.samples, wanted)
-            await self._cut(block, wanted.running.keys())
+            await self._cut(block, {s.uid for s in block.samples}, wanted)
         else:
             for part in good:
                 if _ticket(part.header) not in wanted.gone and (whole := self.segments.join(part)):
@@ -163,7 +163,7 @@ class Intake:
             adrift = {p.header.uid for p in good if self.segments.adrift(p.header, self.early_stop)} - wanted.cut
             self.meter.count("samples_cut", len(adrift))
             wanted.cut |= adrift
-            await self._cut(block, wanted.running.keys() & (adrift | rejected.keys()))
+            await self._cut(block, adrift | rejected.keys(), wanted)
         self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
@@ -198,6 +198,9 @@ class Intake:
         self._sample_again(_ticket(s) for s in lost if s.uid not in wanted.running)
 
     def _reject(self, sample: SampleHeader, reason: str, wanted: _Wanted) -> None:
+        """Of what is gone already nothing more is said: it was rejected before, or its next attempt is judged anew."""
+        if _ticket(sample) in wanted.gone:
+            return
         wanted.gone.add(_ticket(sample))
         wanted.rejected.add(_ticket(sample))
         self.segments.forget(sample.uid)
@@ -212,9 +215,10 @@ class Intake:
             del wanted.left[lease]
             self.dispatch.settle(lease)
 
-    async def _cut(self, block: Block, uids: Set[str]) -> None:
-        """End responses that are still being sampled; their last segment says so."""
-        running = sorted(s.uid for s in block.samples if not s.last and s.uid in uids)
+    async def _cut(self, block: Block, uids: Set[str], wanted: _Wanted) -> None:
+        """End responses of a block that are still being sampled, and not their next attempts; their last segment says
+        so."""
+        running = sorted(s.uid for s in block.samples if s.uid in uids and wanted.running.get(s.uid) == _ticket(s))
         pool = self.writers[block.source]
         member = next((m for m in pool.members if m.number == block.member), None)
         if running and member is not None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.records import SampleHeader
+from actors import simulated
+from actors.records import SampleHeader, unpack_samples
 from actors.simulated import SimulatedScorer
 from configs.schema import EarlyStop
 from orchestrator.buffer import Scored
 from orchestrator.run import DONE
 from orchestrator.segments import Segments
-from tests.unit.simulation import Simulation, assert_each_once, learned, metrics, order_of, recipe, trained
+from orchestrator.transport import ValueLost
+from tests.unit.simulation import (
+    Simulation,
+    assert_each_once,
+    expected_order,
+    learned,
+    metrics,
+    order_of,
+    recipe,
+    trained,
+)
 from tests.unit.test_simulated_run import Assassin, has_yielded, lose_a_value
 
 UID = "00000003.001"
@@ -152,3 +164,62 @@ def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_
     assert all(4 <= len(row["response_ids"]) < 16 for row in cut)
     counted = sum(line["samples_cut"] for line in metrics(tmp_path))
     assert len(cut) <= counted <= sum(int(row["uid"].split(".")[0]) % 2 for row in rows)
+
+
+# --- verdicts that come late ---
+
+LATE = expected_order()[9][1]  # the response that is spoken of
+NOT_FINITE = "log-probs are not finite"
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, str]]:
+    """Segments of the first attempt at LATE, by where they start: how long they are scored, and what comes of it.
+    All responses are as long as they may be."""
+    told: dict[int, tuple[float, str]] = {}
+    score = SimulatedScorer.score
+
+    async def late(self: SimulatedScorer, payload: Any, request: Any) -> Any:
+        scores, header = await score(self, payload, request)
+        (row,) = unpack_samples(payload)
+        seconds, reason = told.get(row.start, (0.0, "")) if row.uid == LATE and not row.attempt else (0.0, "")
+        await asyncio.sleep(seconds)
+        if reason == "lost":
+            raise ValueLost("the node that held it is gone")
+        return (scores, header._replace(uids=(), log_ratios=None, rejected={LATE: reason}) if reason else header)
+
+    monkeypatch.setattr(SimulatedScorer, "score", late)
+    monkeypatch.setattr(simulated, "_length", lambda request, sampling: sampling.max_response_tokens)
+    return told
+
+
+def run_with_verdicts(root: Path) -> Simulation:
+    """One rollout, 0.1 s a token: a segment of four comes every 0.4 s."""
+    member = {"engine": "simulated", "members": 1, "max_concurrent": 64}
+    settings = recipe(root, **SEGMENTS, rollout=member, simulated={"rollout_seconds_per_token": 0.1})
+    simulation = Simulation(settings)
+    assert simulation.go_in_own_time() == DONE
+    return simulation
+
+
+def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
+    tmp_path: Path, verdicts: dict[int, tuple[float, str]]
+) -> None:
+    verdicts |= {0: (0.5, NOT_FINITE), 4: (0.5, NOT_FINITE)}
+    simulation = run_with_verdicts(tmp_path)
+    assert [text for text in simulation.notices if "skipped" in text] == [f"skipped {LATE}: {NOT_FINITE}"]
+    assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == 1
+    assert_each_once(tmp_path, skipped={LATE})
+
+
+@pytest.mark.parametrize("later", ["lost", NOT_FINITE])
+def test_what_is_said_late_of_a_lost_attempt_does_not_touch_the_next(
+    tmp_path: Path, verdicts: dict[int, tuple[float, str]], later: str
+) -> None:
+    """The next attempt is being sampled, by the same rollout, when the second segment of the first is judged."""
+    verdicts |= {0: (0.5, "lost"), 4: (1.0, later)}
+    simulation = run_with_verdicts(tmp_path)
+    assert_each_once(tmp_path)
+    (row,) = [row for row in trained(tmp_path) if row["uid"] == LATE]
+    assert (row["attempt"], row["finish"], len(row["response_ids"])) == (1, "length", 16)
+    assert not simulation.run.skipped
