@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,23 +28,39 @@ from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied, ValueLost
 
 
+@dataclass(slots=True, eq=False)
+class _Response:
+    """One attempt at a response. It is known as long as it runs or a block of it is being judged: what is said late of
+    it is said of no other attempt. One that is `cut` will end soon. Of one that is `gone`, `lost` or `rejected`, no
+    segment is wanted. What is lost is leased again when it has ended, so that no member ever writes two attempts at
+    once."""
+
+    ticket: Ticket
+    prompt: Prompt
+    lease: Lease
+    cut: bool = False
+    lost: bool = False
+    rejected: bool = False
+
+    @property
+    def gone(self) -> bool:
+        return self.lost or self.rejected
+
+
 @dataclass
 class _Wanted:
-    """What is wanted of one member: tickets `running` until their last segment is yielded, each with its prompt and its
-    lease. One that is `cut` will end soon. Of one that is `gone`, lost or rejected, no segment is wanted; it is leased
-    again when it has ended, so that no member ever writes two attempts at once, unless it is `rejected`."""
+    """What is wanted of one member: responses are `running`, by uid, until their last segment is yielded."""
 
     member: PoolMember
     channel: str = field(default_factory=lambda: uuid4().hex)
-    running: dict[str, Ticket] = field(default_factory=dict)
-    prompts: dict[str, Prompt] = field(default_factory=dict)
-    leases: dict[str, Lease] = field(default_factory=dict)
+    running: dict[str, _Response] = field(default_factory=dict)
     left: Counter[Lease] = field(default_factory=Counter)  # how many of a lease are running
-    gone: set[Ticket] = field(default_factory=set)
-    rejected: set[Ticket] = field(default_factory=set)
-    cut: set[str] = field(default_factory=set)
     places: int = 0  # of the member's load
     heard: float = 0.0  # when it was last asked for something, or yielded
+
+    def runs(self, response: _Response) -> bool:
+        """Whether this very attempt is still being sampled."""
+        return self.running.get(response.ticket.uid) is response
 
     def since(self) -> float | None:
         """From when on it owes something."""
@@ -97,10 +113,7 @@ class Intake:
         if not wanted.places:
             self.meter.clock("rollout").begin()
         pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
-        for ticket, prompt in pairs:
-            uid = ticket.uid
-            wanted.running[uid], wanted.prompts[uid], wanted.leases[uid] = ticket, prompt, lease
-            wanted.cut.discard(uid)
+        wanted.running |= {ticket.uid: _Response(ticket, prompt, lease) for ticket, prompt in pairs}
         wanted.left[lease] += len(pairs)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
         pool = self.writers[lease.source]
@@ -118,8 +131,7 @@ class Intake:
                         async for block in stream:
                             wanted.heard = time.monotonic()
                             self._free(source, wanted, sum(s.last for s in block.samples))
-                            prompts = {s.uid: wanted.prompts[s.uid] for s in block.samples if s.uid in wanted.running}
-                            blocks.create_task(self.judge(self._select(block, wanted), prompts, wanted))
+                            blocks.create_task(self.judge(block, wanted, self._select(block, wanted)))
                             self.moved()
                     except MemberDied:
                         died = True
@@ -136,34 +148,39 @@ class Intake:
     def _let_go(self, source: str, wanted: _Wanted, died: bool) -> None:
         """A member yields no more: what it still owed is leased again."""
         del self._attended[source, wanted.member.number]
-        owed = [ticket for ticket in wanted.running.values() if ticket not in wanted.rejected]
-        wanted.gone.update(owed)
-        for ticket in owed:
-            self.segments.forget(ticket.uid)
+        owed = [response for response in wanted.running.values() if not response.rejected]
+        wanted.running.clear()
+        for response in owed:
+            response.lost = True
+            self.segments.forget(response.ticket.uid)
         for lease in wanted.left:
             self.dispatch.settle(lease)
-        self._sample_again(owed, died)
+        self._sample_again((response.ticket for response in owed), died)
         self.moved()
 
-    async def judge(self, block: Block, prompts: Mapping[str, Prompt], wanted: _Wanted) -> None:
-        """Score, reward and admit a block. What went down with a node is sampled again; a response that is rejected, or
-        whose target has lost the thread, is ended."""
+    async def judge(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
+        """Score, reward and admit these responses of a block. What went down with a node is sampled again; one that is
+        rejected, or whose target has lost the thread, is ended."""
+        block = replace(block, samples=tuple(s for s in block.samples if s.uid in responses))
         try:
-            good, rejected = await self.flow.judge(block, prompts)
+            good, rejected = await self.flow.judge(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
-            self._lose(block.samples, wanted)
-            await self._cut(block, {s.uid for s in block.samples}, wanted)
+            self._lose(responses.values(), wanted)
+            await self._cut(block, wanted, responses.values())
         else:
+            good = [part for part in good if not responses[part.header.uid].gone]
             for part in good:
-                if _ticket(part.header) not in wanted.gone and (whole := self.segments.join(part)):
+                if whole := self.segments.join(part):
                     self.buffer.admit(whole)
-            for sample in block.samples:
-                if sample.uid in rejected:
-                    self._reject(sample, rejected[sample.uid], wanted)
-            adrift = {p.header.uid for p in good if self.segments.adrift(p.header, self.early_stop)} - wanted.cut
+            bad = [r for uid, r in responses.items() if uid in rejected and not r.gone]
+            for response in bad:
+                self._reject(response, rejected[response.ticket.uid])
+            drifting = (responses[p.header.uid] for p in good if self.segments.adrift(p.header, self.early_stop))
+            adrift = [response for response in drifting if not response.cut]
+            for response in adrift:
+                response.cut = True
             self.meter.count("samples_cut", len(adrift))
-            wanted.cut |= adrift
-            await self._cut(block, adrift | rejected.keys(), wanted)
+            await self._cut(block, wanted, bad + adrift)
         self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
@@ -179,46 +196,42 @@ class Intake:
         self._sample_again(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
         self.moved()
 
-    def _select(self, block: Block, wanted: _Wanted) -> Block:
-        """What is wanted of a block. Responses that end with it run no longer; lost ones are leased again."""
+    def _select(self, block: Block, wanted: _Wanted) -> dict[str, _Response]:
+        """The responses of a block that are wanted, by uid. Those that end with it run no longer; lost ones are leased
+        again."""
         asked = [(s, wanted.running[s.uid]) for s in block.samples if s.uid in wanted.running]
-        for sample, _ in asked:
-            if sample.last:
-                self._ended(sample.uid, wanted)
-        self._sample_again(t for s, t in asked if s.last and t in wanted.gone and t not in wanted.rejected)
-        self._lose([s for s, _ in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
-        return replace(block, samples=tuple(s for s, ticket in asked if ticket not in wanted.gone))
+        ended = [response for sample, response in asked if sample.last]
+        for response in ended:
+            self._ended(response, wanted)
+        self._sample_again(response.ticket for response in ended if response.lost)
+        self._lose([r for s, r in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
+        return {response.ticket.uid: response for _, response in asked if not response.gone}
 
-    def _lose(self, samples: Iterable[SampleHeader], wanted: _Wanted) -> None:
+    def _lose(self, responses: Iterable[_Response], wanted: _Wanted) -> None:
         """What was yielded and is lost is sampled again, under its next attempt."""
-        lost = [s for s in samples if _ticket(s) not in wanted.gone]
-        for sample in lost:
-            wanted.gone.add(_ticket(sample))
-            self.segments.forget(sample.uid)
-        self._sample_again(_ticket(s) for s in lost if s.uid not in wanted.running)
+        lost = [response for response in responses if not response.gone]
+        for response in lost:
+            response.lost = True
+            self.segments.forget(response.ticket.uid)
+        self._sample_again(response.ticket for response in lost if not wanted.runs(response))
 
-    def _reject(self, sample: SampleHeader, reason: str, wanted: _Wanted) -> None:
-        """Of what is gone already nothing more is said: it was rejected before, or its next attempt is judged anew."""
-        if _ticket(sample) in wanted.gone:
-            return
-        wanted.gone.add(_ticket(sample))
-        wanted.rejected.add(_ticket(sample))
-        self.segments.forget(sample.uid)
-        self.skip(sample.uid, reason)
+    def _reject(self, response: _Response, reason: str) -> None:
+        response.rejected = True
+        self.segments.forget(response.ticket.uid)
+        self.skip(response.ticket.uid, reason)
 
-    def _ended(self, uid: str, wanted: _Wanted) -> None:
+    def _ended(self, response: _Response, wanted: _Wanted) -> None:
         """A response is in, or will not be; with the last of its lease the lease is over."""
-        del wanted.running[uid], wanted.prompts[uid]
-        lease = wanted.leases.pop(uid)
+        del wanted.running[response.ticket.uid]
+        lease = response.lease
         wanted.left[lease] -= 1
         if not wanted.left[lease]:
             del wanted.left[lease]
             self.dispatch.settle(lease)
 
-    async def _cut(self, block: Block, uids: Set[str], wanted: _Wanted) -> None:
-        """End responses of a block that are still being sampled, and not their next attempts; their last segment says
-        so."""
-        running = sorted(s.uid for s in block.samples if s.uid in uids and wanted.running.get(s.uid) == _ticket(s))
+    async def _cut(self, block: Block, wanted: _Wanted, responses: Iterable[_Response]) -> None:
+        """End those responses of a block that are still being sampled; their last segment says so."""
+        running = sorted(response.ticket.uid for response in responses if wanted.runs(response))
         pool = self.writers[block.source]
         member = next((m for m in pool.members if m.number == block.member), None)
         if running and member is not None:

@@ -212,7 +212,7 @@ def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
     assert_each_once(tmp_path, skipped={LATE})
 
 
-@pytest.mark.parametrize("later", ["lost", NOT_FINITE])
+@pytest.mark.parametrize("later", ["lost", NOT_FINITE, ""])
 def test_what_is_said_late_of_a_lost_attempt_does_not_touch_the_next(
     tmp_path: Path, verdicts: dict[int, tuple[float, str]], later: str
 ) -> None:
