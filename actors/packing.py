@@ -22,11 +22,10 @@ class Item(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`ranks[r][m]` are the uids of micro-batch m on rank r. Every rank has equally many micro-batches, since a
-    collective needs every rank; an empty one is a placeholder. Denominators are global."""
+    collective needs every rank; an empty one is a placeholder. `loss_tokens` is global."""
 
     ranks: tuple[tuple[tuple[str, ...], ...], ...]
     loss_tokens: int
-    sequences: int
 
 
 def plan(items: Sequence[Item], ranks: int, tokens_per_microbatch: int) -> Plan:
@@ -48,7 +47,6 @@ def plan(items: Sequence[Item], ranks: int, tokens_per_microbatch: int) -> Plan:
     return Plan(
         ranks=tuple(tuple(tuple(sorted(i.uid for i in b)) for b in share) for share in shares),
         loss_tokens=sum(item.loss_tokens for item in items),
-        sequences=sum(item.loss_tokens > 0 for item in items),
     )
 
 

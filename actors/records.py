@@ -107,11 +107,6 @@ class SampleHeader(NamedTuple):
         """The oldest version of a loss token; 0 without any."""
         return self.versions[0][0] if self.versions else 0
 
-    @property
-    def version_sum(self) -> int:
-        """Over loss tokens, for the mean staleness."""
-        return sum(version * tokens for version, tokens in self.versions)
-
 
 class BlockHeader(NamedTuple):
     """Header of one block of samples: rows in payload order, and the payload's size in bytes. A response stands in a

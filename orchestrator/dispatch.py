@@ -104,11 +104,6 @@ class Dispatch:
     def __post_init__(self) -> None:
         self._next, self._opened = self.ledger.floor, self.ledger.count
 
-    def capacity(self, steps_done: int) -> int:
-        """How many new groups may be leased now."""
-        waiting = sum(tickets[0].attempt == 0 for groups in self._open.values() for tickets in groups)
-        return waiting + self._unopened(steps_done)
-
     def wants_room(self, steps_done: int, until: int | None = None) -> bool:
         """Whether anything is to be leased, if a member has room for it; `until` as in `grant`."""
         return any(self._open.values()) or self._unopened(steps_done, until) > 0

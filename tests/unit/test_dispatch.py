@@ -35,6 +35,13 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
     dispatch, done = Dispatch(**shape, ledger=Ledger(first)), first_step
     granted: Counter[Ticket] = Counter()
     open_tickets: list[Ticket] = []
+    waiting: set[Ticket] = set()  # lost ones
+
+    def unleased() -> set[int]:
+        """Groups that the bound allows now, less those that were leased."""
+        horizon = min(done + 1 + shape["max_staleness"], shape["steps"]) * shape["groups_per_step"]
+        return set(range(first, horizon)) - {t.index for t in granted}
+
     for _ in range(data.draw(st.integers(1, 25))):
         action = data.draw(st.sampled_from(["grant", "lose", "step"]))
         if action == "step":
@@ -42,21 +49,22 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
         elif action == "lose" and open_tickets:
             lost = data.draw(st.lists(st.sampled_from(open_tickets), unique=True))
             dispatch.lose(lost)
+            waiting |= {Ticket(t.index, t.sample, t.attempt + 1) for t in lost}
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
-            free, capacity = data.draw(FREE), dispatch.capacity(done)
+            free, allowed = data.draw(FREE), unleased()
             wants = dispatch.wants_room(done)
+            assert wants == bool(waiting or allowed)
             leases = dispatch.grant(done, room(student=free))
             tickets = [t for lease in leases for t in lease.tickets]
             granted.update(tickets)
             open_tickets += tickets
+            waiting -= set(tickets)
             new_groups = {t.index for t in tickets if t.attempt == 0}
             assert bool(leases) == (wants and any(slots > 0 for slots in free.values()))
-            assert len(new_groups) == capacity - dispatch.capacity(done) <= capacity
+            assert new_groups <= allowed and dispatch.wants_room(done) == bool(waiting or unleased())
             assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
             assert all(free[x.member] > 0 for x in leases)
-    horizon = min(done + 1 + shape["max_staleness"], shape["steps"]) * shape["groups_per_step"]
-    assert all(first <= t.index < horizon for t in granted)
     assert set(granted.values()) <= {1}, "a ticket was granted twice under one attempt"
     assert all(Ticket(t.index, t.sample, a) in granted for t in granted for a in range(t.attempt))
 
@@ -153,9 +161,10 @@ def test_a_source_without_room_holds_up_no_other_and_keeps_its_own() -> None:
     dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 0}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
-    assert dispatch.capacity(0) == 2, "two groups still wait for the teacher"
+    assert dispatch.wants_room(0), "two groups still wait for the teacher"
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
+    assert not dispatch.wants_room(0)
 
 
 def test_members_of_two_sources_may_share_a_number() -> None:
@@ -177,7 +186,6 @@ def test_a_lost_ticket_goes_back_to_the_source_that_wrote_it() -> None:
 
 def test_what_was_trained_beyond_the_floor_is_not_leased_again_and_counts_for_capacity() -> None:
     dispatch = Dispatch(2, 1, 1, 5, ledger=Ledger(1, frozenset({2, 4})))  # three groups: a step and a half
-    assert dispatch.capacity(1) == 3
     assert _indices(dispatch, done=1) == [1, 3, 5]
     assert _indices(dispatch, done=2) == [6, 7]
 

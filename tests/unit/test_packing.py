@@ -5,7 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.jobs import Total
 from actors.packing import Item, plan, take_by_budget
+from actors.records import SampleHeader
+from orchestrator.buffer import Scored
+from orchestrator.learning import term_totals
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(0, 100))
 ITEMS = st.lists(SIZES, max_size=40).map(
@@ -50,10 +54,15 @@ def test_the_order_of_the_items_does_not_matter(items: list[Item], ranks: int, b
 
 @quick
 @given(ITEMS, RANKS, BUDGET)
-def test_denominators_are_global_and_count_only_what_carries_loss(items: list[Item], ranks: int, budget: int) -> None:
-    result = plan(items, ranks, budget)
-    assert result.loss_tokens == sum(item.loss_tokens for item in items)
-    assert result.sequences == len([item for item in items if item.loss_tokens])
+def test_loss_tokens_are_those_of_all_ranks(items: list[Item], ranks: int, budget: int) -> None:
+    assert plan(items, ranks, budget).loss_tokens == sum(item.loss_tokens for item in items)
+
+
+def test_denominators_count_what_carries_loss_and_but_for_distillation_what_the_student_drew() -> None:
+    drawn = [("student", 3), ("student", 0), ("student", 5), ("teacher", 7)]
+    headers = [(source, SampleHeader("", "", 0, 1, 9, loss, "stop", ((0, loss),))) for source, loss in drawn]
+    batch = [Scored(header, None, source=source) for source, header in headers]
+    assert term_totals(["distillation", "outcome"], batch) == {"distillation": Total(15, 3), "outcome": Total(8, 2)}
 
 
 @quick
