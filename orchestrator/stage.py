@@ -268,7 +268,7 @@ class Stage:
                 "beta": dials.beta if objective.reference else None,
                 "response_cap": cap,
                 "score_bytes_per_token": counts.get("score_bytes", 0) / scored_tokens if scored_tokens else None,
-                "response_length_dropped": counts.get("tokens_aged", 0) / aged if aged else None,
+                "response_length_aged": counts.get("tokens_aged", 0) / aged if aged else None,
                 "seconds_step": counts["seconds_step"],
             }
         )
