@@ -20,6 +20,7 @@ from torch import Tensor
 from actors import causal_lm, weights
 from actors.address import own_address
 from actors.jobs import LearnerSpec, Share
+from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
 from actors.member import Member
 from actors.optimizer import build_optimizer, deepspeed_config, learning_rate
@@ -38,6 +39,7 @@ class Learner(Member):
         self._place = self._device  # where its states are: the host while it sleeps
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
+        self._faults = LateFaults()
 
     def address(self) -> tuple[str, int]:
         """Host and a free port of this rank, for the others to meet at."""
@@ -67,6 +69,7 @@ class Learner(Member):
             config=deepspeed_config(spec.config, self._ranks),
             dist_init_required=False,
         )
+        self._write_late()
         self._device = self._place = self._engine.device
         self._averages = {name: self._copy() for name in spec.averages}
 
@@ -116,13 +119,12 @@ class Learner(Member):
 
     def save(self, directory: str) -> None:
         """This rank's part of a checkpoint: DeepSpeed's own files, which are pickles that a manifest guards, and the
-        student's averages in safetensors."""
-        self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False)
+        student's averages in safetensors. Raises OSError or RuntimeError where this rank could not write, once every
+        rank is through: all can go on."""
         if self._rank == 0:
-            from safetensors.torch import save_file
-
-            for name, tensors in self._averages.items():
-                save_file(tensors, Path(directory) / f"average_{name}.safetensors")
+            self._faults.late(self._save_averages)(Path(directory))
+        self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False)  # ends in a barrier
+        self._faults.settle()
 
     def restore(self, directory: str) -> None:
         """Inverse of `save`. Raises RuntimeError when DeepSpeed finds nothing to load."""
@@ -168,6 +170,19 @@ class Learner(Member):
         if self._spec is None:
             raise RuntimeError("the learner is not built; start() comes first")
         return self._spec
+
+    def _save_averages(self, directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        for name, tensors in self._averages.items():
+            save_file(tensors, directory / f"average_{name}.safetensors")
+
+    def _write_late(self) -> None:
+        """Let DeepSpeed's writes of a checkpoint fail without leaving its collectives."""
+        engine, late = self._engine, self._faults.late
+        engine.checkpoint_engine.makedirs = late(engine.checkpoint_engine.makedirs)
+        engine.checkpoint_engine.save = late(engine.checkpoint_engine.save)
+        engine._copy_recovery_script = late(engine._copy_recovery_script)
 
     def _move_heads(self, place: torch.device) -> None:
         heads, self._place = self._built.heads, place

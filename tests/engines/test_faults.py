@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool
 from tests.engines.shared import Engines, Watcher
 from tests.processes import alive, descendants
@@ -45,6 +46,14 @@ class Killer(Watcher):
         os.kill(pid, signal.SIGKILL)
 
 
+@dataclass
+class Notices(Watcher):
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
 @pytest.mark.timeout(600)
 def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) -> None:
     recipe = engines.recipe(
@@ -70,6 +79,37 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
     assert not alive(killer.dead), "what a killed process had started ended with it"
     assert not list(Path("/dev/shm").glob(f"logratio-*-{recipe.run.name}-*/v*"))
     assert _objects_left() == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("zero_stage", "file"),
+    [
+        (0, "mp_rank_00_model_states.pt"),
+        (2, "zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+        (3, "zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+    ],
+)
+def test_a_rank_that_cannot_write_a_checkpoint_goes_on_with_the_others(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch, zero_stage: int, file: str
+) -> None:
+    """One rank writes the file, and a folder is in its place; the others meet that rank in the step that follows."""
+    save = LearnerGroup.save
+
+    async def save_in_vain(learner: LearnerGroup, folder: Path) -> None:
+        if folder.name == "step_1.partial":
+            (folder / "deepspeed" / file).mkdir(parents=True)
+        await save(learner, folder)
+
+    monkeypatch.setattr(LearnerGroup, "save", save_in_vain)
+    watcher = Notices()
+    done = engines.run(
+        engines.recipe(run={"steps": 2}, checkpoint={"every": 1}, learner={"zero_stage": zero_stage}), watcher
+    )
+    assert done.code == 0 and [line["step"] for line in done.lines] == [1, 2]
+    assert [notice for notice in watcher.notices if "step 1 was not saved" in notice]
+    assert done.summary["learner_rebuilds"] == 0
+    assert [folder.name for folder in (done.directory / "checkpoints").iterdir()] == ["step_2"]
 
 
 async def _until_whole(pools: Mapping[str, Pool]) -> None:
