@@ -51,15 +51,15 @@ class Display:
         return self._phase
 
     def phase(self, text: str) -> None:
-        self._phase = text
-        self._say(text)
+        if text != self._phase:
+            self._phase = text
+            self._say(text)
 
     def notice(self, text: str) -> None:
         """A line that stays on the screen."""
         self._print(text)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        self._phase = "training"
         self._line = line
         if self._first_step is None:
             self._first_step = (line["step"], time.monotonic())

@@ -103,7 +103,11 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
     """Write `report.html` into the run directory and return its path. `decode` keeps special tokens."""
     metrics, summary = _metrics(run_directory / "metrics.jsonl"), _json(run_directory / "summary.json")
     recipe, code = _text(run_directory / "recipe.yaml"), summary.get("exit")
-    evaluation = {when: (summary.get("evaluation") or {}).get(when) or {} for when in ("before", "after")}
+    evaluations = summary.get("evaluation") or {}
+    evaluation = {when: evaluations.get(when) or {} for when in ("before", "after")}
+    ends = {"before": 0, "after": metrics[-1]["step"] if metrics else 0}
+    held_out = [*(evaluation[when] | {"step": step} for when, step in ends.items()), *(evaluations.get("steps") or ())]
+    held_out.sort(key=lambda row: row["step"])
     skipped = skipped_prompts(summary)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["nats"] = lambda value, form="%.2f": "–" if value is None else form % value
@@ -115,7 +119,7 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         swaps=summary.get("swaps") or (),
         length=_length(summary.get("steps") or len(metrics), summary),
         tiles=_tiles(metrics, evaluation),
-        charts=_charts(metrics, evaluation),
+        charts=_charts(metrics, held_out),
         skipped=skipped[:SKIPPED_ROWS],
         skipped_more=len(skipped[SKIPPED_ROWS:]),
         restarts=summary.get("restarts") or {},
@@ -255,9 +259,9 @@ def _label(name: str) -> str:
 # The curves.
 
 
-def _charts(metrics: list[Row], evaluation: dict[str, Row]) -> list[tuple[str, str, str]]:
+def _charts(metrics: list[Row], held_out: list[Row]) -> list[tuple[str, str, str]]:
     """(title, unit, html) of each panel that has something to show."""
-    figures = [(title, unit, _curves(names, metrics, evaluation)) for title, unit, names in CHARTS]
+    figures = [(title, unit, _curves(names, metrics, held_out)) for title, unit, names in CHARTS]
     figures.append(("Where the seconds went", "busy seconds a step, roles overlap", _seconds(metrics)))
     figures.append(("Tokens", "tokens a second", _rates(metrics)))
     return [
@@ -267,18 +271,17 @@ def _charts(metrics: list[Row], evaluation: dict[str, Row]) -> list[tuple[str, s
     ]
 
 
-def _curves(names: Sequence[str], metrics: list[Row], evaluation: dict[str, Row]) -> go.Figure:
-    """A line a metric, and diamonds for its held-out values before the first and after the last step."""
-    figure, ends = go.Figure(), (0, metrics[-1]["step"] if metrics else 0)
+def _curves(names: Sequence[str], metrics: list[Row], held_out: list[Row]) -> go.Figure:
+    """A line a metric, and diamonds for its held-out values before the first step, after some, and after the last."""
+    figure = go.Figure()
     for name, colour in zip(names, COLOURS, strict=False):
         _line(figure, metrics, [line.get(name) for line in metrics], _label(name), colour)
-        points = [(x, evaluation[when].get(name)) for x, when in zip(ends, ("before", "after"), strict=True)]
-        points = [point for point in points if point[1] is not None]
+        points = [(row["step"], row[name]) for row in held_out if row.get(name) is not None]
         if points and name in EVALUATION_METRICS:
             x, y = zip(*points, strict=True)
             marker = {"symbol": "diamond-open", "size": 10, "color": colour, "line": {"width": 2}}
-            held_out = f"{_label(name)}, held-out"
-            figure.add_scatter(x=x, y=y, name=held_out, mode="markers", marker=marker, showlegend=False)
+            label = f"{_label(name)}, held-out"
+            figure.add_scatter(x=x, y=y, name=label, mode="markers", marker=marker, showlegend=False)
     return figure
 
 

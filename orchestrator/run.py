@@ -94,7 +94,7 @@ class Run:
         )
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
         self._ended_early = False
-        self.evaluations: dict[str, Any] = {"before": None, "after": None}
+        self.evaluations: dict[str, Any] = {"before": None, "steps": [], "after": None}
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
         # swaps that commands asked for, by model and first step, and what the recipe had there before
         self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
@@ -223,6 +223,7 @@ class Run:
             )
         checkpoint.rewind(self.directory, saved)
         self.progress, self._anchor, self._ended_early = self._beginning(), None, False
+        self.evaluations["steps"] = []
         if saved:
             self.progress.step = saved.state["step"]
             self.progress.beta = saved.state["beta"]
@@ -230,7 +231,7 @@ class Run:
             self.progress.ledger = Ledger.from_state(saved.state["ledger"])
             self.suspects.recall(saved.state["suspects"])
             self._anchor, self._ended_early = saved.state["anchor"], saved.state["ended"]
-            self.evaluations["before"] = saved.state["evaluation"]["before"]
+            self.evaluations |= saved.state["evaluation"]
         self.skipped = self._still_skipped(saved.state["skipped"] if saved else {})
         highest = checkpoint.highest_version(self.directory)
         self.progress.version = 0 if highest is None else highest + 1  # a number names one set of weights, for ever
@@ -291,10 +292,12 @@ class Run:
         step, steps = self.progress.step, self.recipe.run.steps
         if step == steps or self._ended_early:
             return
+        if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:  # first, so that it is saved
+            result = await self._evaluate(f"step {step}")
+            self.evaluations["steps"] += [{"step": step, **result}] if result else []
         if self.recipe.checkpoint.every and step % self.recipe.checkpoint.every == 0:
             await self._save_on_the_way()
-        if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:
-            await self._evaluate(f"step {step}")
+        self.observer.phase("training")
 
     async def _judge_length(self) -> None:
         """At the end of a stage of the length curriculum: measure, judge, and do what follows."""

@@ -42,6 +42,15 @@ def test_whole_run(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob(".report*")) == []
 
 
+def test_held_out_values_on_the_way_are_diamonds_at_their_steps(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run", steps=9)
+    assert '"x":[0,9],"y":[0.36,0.09]' in page_of(run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["evaluation"]["steps"] = [{"step": 4, "reverse_kl": 0.25}, {"step": 8, "reverse_kl": 0.11}]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert '"x":[0,4,8,9],"y":[0.36,0.25,0.11,0.09]' in page_of(run)
+
+
 def test_a_swapped_teacher_is_named(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path / "run", steps=1)
     assert "refers to two models" not in page_of(run)

@@ -209,6 +209,32 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted: Path, tmp_path:
     assert evaluation["before"] and evaluation["after"]
 
 
+def test_evaluations_on_the_way_are_kept_over_a_crash(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, checkpoint={"every": 2}, evaluate={"every": 2})
+    with pytest.raises(ExceptionGroup):
+        Simulation(settings, crash_at(3)).go()
+    assert Simulation(settings).go() == DONE
+    found = json.loads((tmp_path / "sim" / "summary.json").read_text())["evaluation"]
+    assert [line["step"] for line in found["steps"]] == [2, 4]
+    assert all(line.keys() == {"step", *found["before"]} for line in found["steps"])
+
+
+def test_the_phase_is_training_again_after_a_checkpoint_and_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation, phases, seen = Simulation(recipe(tmp_path, evaluate={"every": 3})), [""], []
+    monkeypatch.setattr(simulation, "phase", phases.append)
+    step = SimulatedLearner.step
+
+    def watched(learner: SimulatedLearner, share: Share) -> dict[str, Any]:
+        seen.append(phases[-1])
+        return step(learner, share)
+
+    monkeypatch.setattr(SimulatedLearner, "step", watched)
+    assert simulation.go() == DONE
+    assert seen == ["training"] * STEPS and "saving step 2" in phases
+
+
 def test_stopped_before_the_first_step_and_resumed(uninterrupted: Path, tmp_path: Path) -> None:
     first = Simulation(recipe(tmp_path))
     first.run.stop()
