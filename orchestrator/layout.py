@@ -127,24 +127,21 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
     config, writer = recipe.teacher_rollout, recipe.sampled_teacher
     assert writer is not None
     if config.engine == "simulated":
-        return GangSpec("rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+        return GangSpec("teacher_rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
     shared = shared_folder(recipe.run.name, recipe.run.root)
     kept = recipe.data.responses or str(cache_directory() / "responses")
     arguments = (config, _path(recipe, writer), shared, kept)
-    return GangSpec(
-        "rollout", TeacherRollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
-    )
+    surroundings = environment(config.resources, config.kv_cache_gib)
+    return GangSpec("teacher_rollout", TeacherRollout, (arguments,), config.resources, surroundings)
 
 
 def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> GangSpec:
     """A scorer of a model, with its first weights or those of a swap."""
-    config = recipe.scorer_of(model)
+    config, role = recipe.scorer_of(model), f"scorer.{model}"
     if config.engine == "simulated":
-        return GangSpec("scorer", SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
+        return GangSpec(role, SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
     arguments = (config, _path(recipe, model, swap), vocabulary, swap)
-    return GangSpec(
-        "scorer", Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
-    )
+    return GangSpec(role, Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
 
 
 def _reward(recipe: Recipe) -> GangSpec:
