@@ -212,15 +212,15 @@ class Run:
             await self._follow()
 
     def _rewind(self) -> checkpoint.Saved | None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
-        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(self.recipe))
         saved = checkpoint.latest(self.directory)
         if saved and saved.state["ranks"] != self.recipe.learner.ranks:
             raise RecipeError(
                 f"learner.ranks: {self.recipe.learner.ranks}, but {saved.folder} was saved by {saved.state['ranks']}; "
                 "resume with as many"
             )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
+        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(self.recipe))
         checkpoint.rewind(self.directory, saved)
         self.progress, self._anchor, self._ended_early = self._beginning(), None, False
         self.evaluations["steps"] = []

@@ -21,6 +21,7 @@ from actors.member import Member
 from actors.metrics import STEP_METRICS
 from actors.records import BadWeights, ScoreHeader
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from configs.load import RecipeError
 from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
 from orchestrator.prompts import PromptStream
@@ -242,6 +243,14 @@ def test_stopped_before_the_first_step_and_resumed(uninterrupted: Path, tmp_path
     assert not (first.directory / "metrics.jsonl").exists()
     assert Simulation(recipe(tmp_path)).go() == DONE
     assert_whole(tmp_path, uninterrupted)
+
+
+def test_a_resume_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    assert Simulation(recipe(tmp_path), stop_at(2)).go() == STOPPED
+    before = {file: file.read_bytes() for file in (tmp_path / "sim").rglob("*") if file.is_file()}
+    with pytest.raises(RecipeError, match=r"learner\.ranks: 2, but .*step_2 was saved by 1; resume with as many"):
+        Simulation(recipe(tmp_path, learner={"ranks": 2})).go()
+    assert {file: file.read_bytes() for file in (tmp_path / "sim").rglob("*") if file.is_file()} == before
 
 
 def test_stopped_at_every_step_and_resumed(uninterrupted: Path, tmp_path: Path) -> None:
