@@ -113,9 +113,8 @@ class Learner(Member):
         take part in gathering and yield nothing."""
         tensors = self._gathered() if model is None else self._averages[model].items()
         for bucket, header in weights.buckets(tensors, self._specified.publish_dtype):
-            if self._rank == 0:
-                yield bucket
-                yield header
+            yield bucket
+            yield header
 
     def save(self, directory: str) -> None:
         """This rank's part of a checkpoint: DeepSpeed's own files, which are pickles that a manifest guards, and the
@@ -241,17 +240,15 @@ class Learner(Member):
 
     def _copy(self) -> dict[str, Tensor]:
         """The student's weights in float32, on rank 0."""
-        tensors = {name: tensor.float().cpu().clone() for name, tensor in self._gathered()}
-        return tensors if self._rank == 0 else {}
+        return {name: tensor.float().cpu().clone() for name, tensor in self._gathered()}
 
     def _average(self) -> None:
         """average <- decay average + (1 - decay) student, in float32 on rank 0."""
         if not self._averages:
             return
         for name, tensor in self._gathered():
-            if self._rank == 0:
-                for model, decay in self._specified.averages.items():
-                    self._averages[model][name].lerp_(tensor.float().cpu(), 1.0 - decay)
+            for model, decay in self._specified.averages.items():
+                self._averages[model][name].lerp_(tensor.float().cpu(), 1.0 - decay)
 
     def _join(self, meeting: tuple[str, int]) -> None:
         import deepspeed
@@ -274,9 +271,11 @@ class Learner(Member):
         return model
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters by their Hugging Face names; under ZeRO-3 gathered one at a time."""
+        """On rank 0 whole parameters by their Hugging Face names; under ZeRO-3 gathered one at a time. Other ranks
+        take part, and have nothing to copy, convert or hash."""
         from deepspeed.runtime.zero import GatheredParameters
 
         for name, parameter in self._built.model.named_parameters():
             with GatheredParameters([parameter], enabled=self._specified.config.zero_stage == 3):
-                yield name, parameter.detach()
+                if self._rank == 0:
+                    yield name, parameter.detach()
