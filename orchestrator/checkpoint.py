@@ -6,6 +6,7 @@ every file and the byte lengths of the logs at that point. To a resume, a folder
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,7 +46,8 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     logs = {METRICS: _bytes(run / METRICS)}
     manifest = {"step": state["step"], "files": files, "logs": logs}
-    _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _sync(*partial.rglob("*"), partial, partial.parent)
     folder = _name(partial)
     given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off
     for old in given_up:
@@ -96,10 +98,13 @@ def rewind(run: Path, saved: Saved | None) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file such that a kill leaves the old text or the new one, and nothing between."""
+    """Write a file such that a kill leaves the old text or the new one, and nothing between; on the disk when this
+    returns."""
     partial = file.with_name(f"{file.name}.partial")
-    _write_synced(partial, text)
+    partial.write_text(text)
+    _sync(partial)
     os.replace(partial, file)
+    _sync(file.parent)
 
 
 def _name(partial: Path) -> Path:
@@ -107,6 +112,7 @@ def _name(partial: Path) -> Path:
     folder = partial.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+    _sync(folder.parent)  # before others are dropped for it
     return folder
 
 
@@ -135,11 +141,17 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest}
 
 
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _sync(*paths: Path) -> None:
+    """Files and folders are on the disk when this returns: a power cut leaves them whole."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot sync a folder
+                raise
+        finally:
+            os.close(number)
 
 
 def _bytes(file: Path) -> int:

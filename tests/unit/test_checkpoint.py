@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,31 @@ def test_a_kill_between_manifest_and_name_loses_nothing(
     assert steps_kept(tmp_path) == {"step_3.partial"}
     saved = latest(tmp_path)
     assert saved is not None and saved.state["step"] == 3 and steps_kept(tmp_path) == {"step_3"}
+
+
+def test_a_power_cut_finds_the_new_checkpoint_on_the_disk_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and folder is synced, then the name is given and synced, and only then others are dropped."""
+    save(tmp_path, 1, keep=1)
+    done: list[tuple[str, str]] = []
+    replace, rmtree, fsync = os.replace, shutil.rmtree, os.fsync
+
+    def noted(what: str, path: object) -> None:
+        done.append((what, os.path.relpath(str(path), tmp_path / "checkpoints")))
+
+    def synced(number: int) -> None:
+        noted("sync", os.readlink(f"/proc/self/fd/{number}"))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (noted("name", names[1]), replace(*names)))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: (noted("drop", path), rmtree(path, **how)))
+    save(tmp_path, 2, keep=1)
+    before, after = done[: done.index(("name", "step_2"))], done[done.index(("name", "step_2")) + 1 :]
+    inside = ("", "/rank0", "/rank0/weights.bin", f"/{STATE}", f"/{MANIFEST}")
+    assert {("sync", f"step_2.partial{name}") for name in inside} | {("sync", ".")} <= set(before)
+    assert after == [("sync", "."), ("drop", "step_1")]
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_sealed(tmp_path: Path) -> None:
