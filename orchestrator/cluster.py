@@ -173,11 +173,13 @@ def _prepare_environment() -> None:
 
 
 def _write_control(directory: Path) -> None:
-    file = directory / CONTROL_FILE
-    file.touch(mode=0o600)
-    file.chmod(0o600)
+    """Written beside and renamed: `status` finds all of it or none."""
+    partial = directory / f"{CONTROL_FILE}.partial"
+    partial.touch(mode=0o600)
+    partial.chmod(0o600)
     address = _ray().get_runtime_context().gcs_address
-    file.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
+    partial.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
+    os.replace(partial, directory / CONTROL_FILE)
 
 
 def _ray() -> Any:
