@@ -7,9 +7,6 @@ responses go on or end there, as the recipe says, and every token carries the ve
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import numpy as np
 from actors.outbox import Outbox
 from actors.records import Request, Sample, pack_samples
 from actors.response import Response
+from actors.shared_memory import MemberFolder
 from actors.writer import Writer
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Rollout as RolloutConfig
@@ -26,13 +24,15 @@ from configs.schema import Sampling, Stream
 
 
 class Rollout(Writer):
-    """`shared` is the folder in shared memory where weight versions pass through; this member sweeps its own files."""
+    """`shared` is the run's folder in shared memory, where weight versions pass through. A member that starts removes
+    what members of the run that died on its node left there."""
 
     def __init__(self, config: RolloutConfig, model: str, shared: str) -> None:
         super().__init__()
         self._config = config
         self._model = Path(model)
         self._shared = Path(shared)
+        self._folder: MemberFolder | None = None
         self._engine: Any = None
         self._version = 0
         self._loading = asyncio.Lock()
@@ -45,6 +45,7 @@ class Rollout(Writer):
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        self._folder = MemberFolder(self._shared)
         config = self._config
         on_gpu = config.resources.gpus > 0
         self._engine = AsyncLLM.from_engine_args(
@@ -109,7 +110,7 @@ class Rollout(Writer):
         async with self._loading:
             tensors = unpack(headers, buckets)
             check_names(tensors, self._model)
-            path = self._shared / f"v{version}-{os.getpid()}.safetensors"
+            path = self._own_folder.path / f"v{version}.safetensors"
             try:
                 await asyncio.to_thread(write_shared, tensors, path)
                 await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
@@ -142,6 +143,15 @@ class Rollout(Writer):
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+    @property
+    def _own_folder(self) -> MemberFolder:
+        if self._folder is None:
+            raise RuntimeError("the rollout is not built; start() comes first")
+        return self._folder
 
     async def _sample(
         self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
@@ -217,11 +227,3 @@ class _Idle:
 
     async def wait(self) -> None:
         await self._none.wait()
-
-
-def shared_folder(run: str, root: str) -> str:
-    """Where a run's weight versions pass through: shared memory where there is some. Runs of one name under two roots
-    have two folders."""
-    base = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    tag = hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
-    return os.path.join(base, f"logratio-{os.getuid()}-{run}-{tag}")

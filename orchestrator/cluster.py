@@ -17,7 +17,7 @@ from typing import Any
 
 from actors.address import own_address
 from actors.control import NAMESPACE, control_name
-from actors.rollout import shared_folder
+from actors.shared_memory import shared_folder
 from configs.load import RecipeError
 from configs.schema import Recipe
 from orchestrator.finding import MIB
@@ -136,7 +136,8 @@ def joins_cluster(recipe: Recipe) -> bool:
 
 
 def sweep(recipe: Recipe) -> None:
-    """Remove what a killed run left in shared memory: weight files of its members."""
+    """Remove what a killed run left in shared memory here: weight files of its members. On other nodes the next rollout
+    member of the run does."""
     shutil.rmtree(shared_folder(recipe.run.name, recipe.run.root), ignore_errors=True)
 
 

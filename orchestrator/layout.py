@@ -10,8 +10,9 @@ from typing import Any
 from actors.dataset import Dataset
 from actors.learner import Learner
 from actors.reward import Reward
-from actors.rollout import Rollout, shared_folder
+from actors.rollout import Rollout
 from actors.scorer import Scorer
+from actors.shared_memory import shared_folder
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from actors.teacher_rollout import TeacherRollout
 from configs.load import cache_directory, model_directory

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from actors.rollout import shared_folder
+from actors.shared_memory import shared_folder
 from configs.load import dump_recipe
 from tests.engines.shared import Engines
 from tests.processes import alive, descendants

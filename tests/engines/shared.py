@@ -75,7 +75,7 @@ class Engines:
 
     def start(self) -> None:
         """Bring everything up at once; two cores need a minute or two for it."""
-        recipe = self._recipe = self.recipe(**EVERYTHING, **self._everything())  # its shared folder is the rollouts'
+        recipe = self.base = self.recipe(**EVERYTHING, **self._everything())  # its shared folder is the rollouts'
         vllm_recipe = self.recipe(scorer={"teacher": {"engine": "vllm"}}, objective={"support": "sampled"})
         vocabulary = read_inputs(recipe).vocabulary
         transport = RayTransport()
@@ -110,7 +110,7 @@ class Engines:
             await asyncio.gather(*(pool.stop() for pool in pools))
 
         self.runner.run(stop_all())
-        cluster.sweep(self._recipe)
+        cluster.sweep(self.base)
 
     def _everything(self) -> dict[str, Any]:
         """A recipe's worth of models and data for every member that some test needs."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from actors.shared_memory import shared_folder
 from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool
 from tests.engines.shared import Engines, Watcher
@@ -77,7 +78,9 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
     )
     engines.runner.run(_until_whole(killer.pools))
     assert not alive(killer.dead), "what a killed process had started ended with it"
-    assert not list(Path("/dev/shm").glob(f"logratio-*-{recipe.run.name}-*/v*"))
+    shared = Path(shared_folder(engines.base.run.name, engines.base.run.root))
+    assert len(list(shared.iterdir())) == 3, "a folder a living writer"
+    assert not list(shared.rglob("v*"))
     assert _objects_left() == 0
 
 
