@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
-import time
-
-LOOKS_EVERY = 1.0  # seconds
 
 
-class EndsWithParent:
-    """vLLM worker extension; `collective_rpc("end_with_parent")` reaches it once an engine is up."""
+class EndsWithActor:
+    """vLLM worker extension; `collective_rpc("end_with", args=(pid,))` reaches it once an engine is up."""
 
-    def end_with_parent(self) -> None:
-        """From now on this process outlives its parent by a second at most. A Ray worker that exits ends its children
-        itself, but not where its raylet died first: an engine would then wait for requests for ever."""
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="parent").start()
+    def end_with(self, actor: int) -> None:
+        """From now on this process does not outlive the actor's. A Ray worker that exits ends its children itself, but
+        not where its raylet died first: an engine would then wait for requests for ever. With several workers the
+        engine's own process is between them and the actor; it ends by itself when one of them is gone."""
+        threading.Thread(target=_watch, args=(actor,), daemon=True, name="actor").start()
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(LOOKS_EVERY)
+def _watch(actor: int) -> None:
+    try:
+        ends = select.poll()
+        ends.register(os.pidfd_open(actor), select.POLLIN)  # this very process, not the next of its number
+        ends.poll()
+    except ProcessLookupError:
+        pass  # it has ended already
     os._exit(1)

@@ -7,6 +7,7 @@ responses go on or end there, as the recipe says, and every token carries the ve
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Rollout(Writer):
                 disable_log_stats=True,
             )
         )
-        await self._engine.collective_rpc("end_with_parent")
+        await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         await self._engine.update_weight_version(str(self._version))
 
     async def generate(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.engine_worker import EndsWithParent
+from actors.engine_worker import EndsWithActor
 
 
-class VersionLoader(EndsWithParent):
+class VersionLoader(EndsWithActor):
     """vLLM worker extension; `collective_rpc("load_version", args=(path,))` reaches it."""
 
     model_runner: Any

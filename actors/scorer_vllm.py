@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,13 @@ class VllmEngine:
             enable_sleep_mode=config.resources.gpus > 0,
             max_logprobs=VLLM_MAX_TOPK,
             distributed_executor_backend="uni",
-            worker_extension_cls="actors.engine_worker.EndsWithParent",
+            worker_extension_cls="actors.engine_worker.EndsWithActor",
             trust_remote_code=False,
             enable_log_requests=False,
             disable_log_stats=True,
         )
         engine = AsyncLLM.from_engine_args(arguments)
-        await engine.collective_rpc("end_with_parent")
+        await engine.collective_rpc("end_with", args=(os.getpid(),))
         return cls(engine)
 
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:

@@ -1,4 +1,4 @@
-"""An engine's process ends with the one that started it, also where nobody is left to end it."""
+"""An engine's process ends with the actor that started it, also where nobody is left to end it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.processes import alive
 
-CHILD = "import time; from actors.engine_worker import EndsWithParent; EndsWithParent().end_with_parent(); {}"
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+WORKER = """
+import os, sys, time
+from actors.engine_worker import EndsWithActor
+EndsWithActor().end_with(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+ENGINE = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+ACTOR = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:], str(os.getpid())])"
 
 
-def test_a_process_ends_with_its_parent() -> None:
-    waits = CHILD.format("print(__import__('os').getpid(), flush=True); time.sleep(60)")
-    command = [sys.executable, "-c", PARENT, waits]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as parent:
-        assert parent.stdout
-        child = int(parent.stdout.readline())
-        time.sleep(1.5)
-        assert alive({child}), "while its parent lives it lives"
-        os.kill(parent.pid, signal.SIGKILL)
+@pytest.mark.parametrize("between", [[], [ENGINE]], ids=["its child", "its engine's child"])
+def test_a_worker_ends_with_its_actor(between: list[str]) -> None:
+    command = [sys.executable, "-c", ACTOR, *between, WORKER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as actor:
+        assert actor.stdout
+        worker = int(actor.stdout.readline())
+        time.sleep(0.5)
+        assert alive({worker}), "while its actor lives it lives"
+        os.kill(actor.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
-        while alive({child}) and time.monotonic() < deadline:
+        while alive({worker}) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert not alive({child})
+        assert not alive({worker})
