@@ -37,7 +37,7 @@ from orchestrator.teachers import SwapFailed
 from orchestrator.telemetry import Meter
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
-REBUILDS = 3  # deaths of the learner with no step between them that end a run
+REBUILDS = 3  # deaths of the learner without a new step, one beyond all before, that end a run
 
 
 class Observer(Protocol):
@@ -98,7 +98,7 @@ class Run:
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
         # swaps that commands asked for, by model and first step, and what the recipe had there before
         self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
-        self._deaths: list[int] = []  # steps that the learner died after
+        self._deaths: list[int] = []  # steps that the learner died after; those made again are no news
         self._began = time.monotonic()
         self._startup: float | None = None
 
@@ -157,9 +157,9 @@ class Run:
         return code
 
     async def _bury(self, death: LearnerDied) -> None:
-        """End what is left of a dead learner. Raises its death when it has come too often without a step between."""
+        """End what is left of a dead learner. Raises its death when it has come too often without a new step."""
         self._deaths.append(self.progress.step)
-        if self._deaths[-REBUILDS:] == [self.progress.step] * REBUILDS:
+        if len(self._deaths) - self._deaths.index(max(self._deaths)) >= REBUILDS:
             raise death
         self.stage = None
         self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")

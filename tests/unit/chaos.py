@@ -163,11 +163,13 @@ class Chaos:
         return max(homes, key=homes.__getitem__) if homes else self.rng.choice([*self.transport.spawned.values()])
 
     def _may_kill(self, role: str, run: Run) -> bool:
-        """A learner as often as a run must survive without a step between; a rollout while no death of it could be the
+        """A learner as often as a run must survive without a new step; a rollout while no death of it could be the
         one that makes a group guilty."""
         if role == "learner":
-            near = [step for step in self._learner_deaths if abs(step - run.progress.step) <= 1]
-            return len(near) < REBUILDS - 1  # a death is found a step late, where a node took the learner along
+            deaths = self._learner_deaths
+            last = max(deaths, default=0) - 1  # a death is found a step late, where a node took the learner along
+            since = next((i for i, step in enumerate(deaths) if step >= last), 0)
+            return run.progress.step > last + 2 or len(deaths) - since < REBUILDS - 1
         nearly = [index for index, deaths in run.suspects.alone.items() if deaths >= DEATHS - 1]
         evaluating = run.stage is None
         return role != "rollout" or not any(

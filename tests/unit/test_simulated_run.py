@@ -553,6 +553,33 @@ def test_a_step_that_kills_every_learner_ends_the_run_in_words(
     assert_whole(tmp_path, uninterrupted)
 
 
+def test_a_learner_that_dies_at_one_step_and_another_and_makes_no_new_one_ends_the_run(tmp_path: Path) -> None:
+    """Each death goes back to the start, and none comes further than the first."""
+    ends = [4, 2, 3]
+
+    def kill(run: Run, line: Mapping[str, Any]) -> None:
+        if ends and line["step"] == ends[0]:
+            ends.pop(0)
+            kill_the_learner(run)
+
+    with pytest.raises(RoleFailed, match="learner died"):
+        Simulation(recipe(tmp_path, checkpoint={"every": 0}), kill).go()
+    assert not ends
+
+
+def test_a_learner_may_die_after_every_new_step(uninterrupted: Path, tmp_path: Path) -> None:
+    killed: set[int] = set()
+
+    def kill(run: Run, line: Mapping[str, Any]) -> None:
+        if line["step"] < STEPS and line["step"] not in killed:
+            killed.add(line["step"])
+            kill_the_learner(run)
+
+    assert Simulation(recipe(tmp_path, checkpoint={"every": 1}), kill).go() == DONE
+    assert killed == set(range(1, STEPS))
+    assert_whole(tmp_path, uninterrupted)
+
+
 def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Path) -> None:
     """As when a pull or another lease finds it dead, or `scale` ends it, in the same turn of the loop."""
 
