@@ -180,11 +180,10 @@ class Rollout(Writer):
         from vllm.sampling_params import RequestOutputKind
 
         prompt_ids = request.sampled_prompt_ids or request.prompt_ids
-        room = self._config.max_context_tokens - len(prompt_ids)
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=min(sampling.max_response_tokens, room),
+            max_tokens=self._longest(request, sampling),
             seed=request.seed,
             stop_token_ids=list(end_token_ids),
             logprobs=request.topk,
@@ -195,6 +194,11 @@ class Rollout(Writer):
         # the salt parts prefixes by version: where key-values outlive their weights, no later request matches them
         prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}
         return self._engine.generate(prompt, params, request_id=_request_id(request))
+
+    def _longest(self, request: Request, sampling: Sampling) -> int:
+        """Tokens that a response may have: up to the cap, and to the end of the context."""
+        prompt_ids = request.sampled_prompt_ids or request.prompt_ids
+        return min(sampling.max_response_tokens, self._config.max_context_tokens - len(prompt_ids))
 
     def _finish(self, uid: str, completion: Any) -> str:
         """Why a response has ended: `cut` where `cut` did it, else as vLLM says."""

@@ -1,7 +1,8 @@
 """Teacher rollout member: writes responses with a frozen teacher, and writes each once.
 
 What it has sampled is kept in a folder, a file a response, so that further epochs and further runs read it. The key
-holds everything the response depends on: the teacher's files, the prompt, the seed and how it is sampled.
+holds what the response depends on: the teacher's files and dtype, the prompt, the seed, how it is sampled, and how long
+it may be. Another machine may round otherwise, and reads it all the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TeacherRollout(Rollout):
     def __init__(self, config: RolloutConfig, model: str, shared: str, kept: str) -> None:
         super().__init__(config, model, shared)
         self._kept = Path(kept)
-        self._identity = _identity(Path(model))
+        self._identity = [*_identity(Path(model)), config.dtype]
         self._counts = {"kept": 0, "sampled": 0}
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
@@ -62,6 +63,7 @@ class TeacherRollout(Rollout):
     def _path(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> Path:
         prompt = request.sampled_prompt_ids or request.prompt_ids
         parts = [self._identity, prompt, request.seed, sampling.model_dump(), sorted(end_token_ids)]
+        parts.append(self._longest(request, sampling))
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._kept / key[:2] / f"{key}.json"
 

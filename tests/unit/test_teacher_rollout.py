@@ -50,8 +50,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def member(model: Path, kept: Path | None = None) -> TeacherRollout:
-    return TeacherRollout(RolloutConfig(), str(model), "/none", str(kept or model.parent / "kept"))
+def member(model: Path, kept: Path | None = None, **config: Any) -> TeacherRollout:
+    return TeacherRollout(RolloutConfig(**config), str(model), "/none", str(kept or model.parent / "kept"))
 
 
 def ask(
@@ -132,6 +132,20 @@ def test_whatever_a_response_depends_on_is_in_its_key(
 ) -> None:
     teacher = member(model)
     assert ask(teacher) != ask(teacher, **changed) and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "samples"),
+    [({"dtype": "float32"}, 2), ({"max_context_tokens": 10}, 2), ({"max_context_tokens": 11}, 1)],
+    ids=str,
+)
+def test_so_are_the_dtype_and_a_context_that_ends_the_response(
+    model: Path, asked: list[Request], changed: dict[str, Any], samples: int
+) -> None:
+    """A prompt of 3 tokens, and a response of up to 8."""
+    ask(member(model, dtype="bfloat16"))
+    ask(member(model, **{"dtype": "bfloat16"} | changed))
+    assert len(asked) == samples
 
 
 def test_the_order_of_end_tokens_and_the_students_prompt_do_not_matter(model: Path, asked: list[Request]) -> None:
