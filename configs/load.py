@@ -17,7 +17,8 @@ BUNDLED = "bundled:"
 
 
 class RecipeError(Exception):
-    """Bad input, a line a finding: the path, the value and the remedy. Commands turn it into exit code 2."""
+    """Bad input, in one line that joins its findings: the path, the value and the remedy of each. Commands turn it into
+    exit code 2."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

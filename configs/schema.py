@@ -1,4 +1,4 @@
-"""What a recipe means, and what is refused. The only place that decides either.
+"""What a recipe means: every key, its type and its default. What is refused beyond that is in configs/rules/.
 
 A recipe is one YAML file read into one frozen tree. Unknown keys, wrong types and combinations without a meaning are
 refused before any actor starts, in one line that names the path, the value and what is allowed.
