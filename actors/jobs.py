@@ -38,8 +38,9 @@ class Total(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of a batch. Of the payloads that it fetched, `sample_blocks` hold samples; then there is one of
-    scores for each name in `scored_by`.
+    """One rank's part of a batch. Of the payloads that it fetched, `rows` names by uid the one that holds the whole
+    response, `scores` by uid and model those that hold its scores, one for each segment. Payloads are whole blocks:
+    what others hold under that uid may be of an earlier attempt.
 
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`
     and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term. Tokens
@@ -54,8 +55,8 @@ class Share:
     totals: Mapping[str, Total]
     constant: int
     dials: Dials
-    sample_blocks: int
-    scored_by: tuple[str, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     advantages: Mapping[str, float] = field(default_factory=dict)
     rewards: Mapping[str, float] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()

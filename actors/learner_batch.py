@@ -14,8 +14,8 @@ from torch import Tensor
 
 from actors import causal_lm
 from actors.jobs import Share
-from actors.records import Sample, ScoreTable, trained_batch, unpack_samples
-from actors.segments import JoinedScores, samples_of
+from actors.records import Sample, trained_batch
+from actors.segments import JoinedScores, samples_of, tables_of
 from actors.student import Hidden, Targets
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
@@ -31,13 +31,10 @@ class Batch:
     def __init__(
         self, share: Share, payloads: Sequence[pa.RecordBatch], config: ObjectiveConfig, packing: bool
     ) -> None:
-        blocks, tables = payloads[: share.sample_blocks], payloads[share.sample_blocks :]
         self.share = share
-        self.samples = samples_of(share, (row for block in blocks for row in unpack_samples(block)))
+        self.samples = samples_of(share, payloads)
         self.old: dict[str, dict[str, np.ndarray]] = {}
-        self._tables: dict[str, list[ScoreTable]] = {}
-        for model, table in zip(share.scored_by, tables, strict=True):
-            self._tables.setdefault(model, []).append(ScoreTable(table))
+        self._tables = tables_of(share, payloads)
         self._config = config
         self._slots = objective.slots(config)
         self._packing = packing
@@ -119,12 +116,13 @@ class Batch:
 
     def _joined(self, models: Sequence[str], sample: Sample) -> JoinedScores:
         """The scores of a sample by whichever model of a slot has scored it."""
-        model = next((m for m in models if any(sample.uid in table for table in self._tables.get(m, ()))), None)
+        scores = self.share.scores.get(sample.uid, {})
+        model = next((m for m in models if m in scores), None)
         if model is None:
             raise RuntimeError(
                 f"{sample.uid} was scored by none of {list(models)}; its prompt's route and the share disagree"
             )
-        return JoinedScores.of(model, sample, self._tables[model])
+        return JoinedScores.of(model, sample, [self._tables[place] for place in scores[model]])
 
     def _scores(self, models: Sequence[str], samples: Sequence[Sample]) -> Scores:
         rows = [self._joined(models, sample) for sample in samples]

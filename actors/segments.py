@@ -1,30 +1,32 @@
-"""What a learner trains on of responses that came in segments: the rows of a step, and their scores joined.
+"""What a learner trains on of the payloads it fetched: the rows of a step, and the scores of their segments joined.
 
-A row holds the response so far, so the one with the most tokens holds all of them. Scores stand in a table a segment;
-what no table covers must carry no loss.
+A uid stands in a payload once, but in several payloads: with its segments, and with earlier attempts that were given
+up. So the share says which to read a response from, and which its scores. What no table covers must carry no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from actors.jobs import Share
-from actors.records import Sample, ScoreTable, Span
+from actors.records import Sample, ScoreTable, Span, unpack_samples
 
 
-def samples_of(share: Share, rows: Iterable[Sample]) -> dict[str, Sample]:
-    """The share's responses by uid, each from its longest row; tokens that are too old carry no loss."""
-    mine = {uid for uids in share.micro_batches for uid in uids}
-    longest: dict[str, Sample] = {}
-    for row in rows:
-        held = longest.get(row.uid)
-        if row.uid in mine and (held is None or len(row.response_ids) > len(held.response_ids)):
-            longest[row.uid] = row
-    whole = {uid: replace(row, start=0) for uid, row in longest.items()}
+def samples_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
+    """The share's responses by uid, each from the payload that holds it whole; too old tokens carry no loss."""
+    blocks = {place: {row.uid: row for row in unpack_samples(payloads[place])} for place in set(share.rows.values())}
+    whole = {uid: replace(blocks[place][uid], start=0) for uid, place in share.rows.items()}
     return {uid: row if uid in share.foreign else _young(row, share.oldest) for uid, row in whole.items()}
+
+
+def tables_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[int, ScoreTable]:
+    """The payloads that hold scores of the share's responses, by their place."""
+    places = {place for models in share.scores.values() for tables in models.values() for place in tables}
+    return {place: ScoreTable(payloads[place]) for place in places}
 
 
 def _young(sample: Sample, oldest: int) -> Sample:
@@ -53,8 +55,9 @@ class JoinedScores:
 
     @classmethod
     def of(cls, model: str, sample: Sample, tables: Iterable[ScoreTable]) -> JoinedScores:
-        """Raises RuntimeError where a token that carries loss has no score."""
-        by_start = {table.start(sample.uid): table for table in tables if sample.uid in table}
+        """From those tables that hold scores of this very sample. Raises RuntimeError where a token that carries loss
+        has no score."""
+        by_start = {table.start(sample.uid): table for table in tables}
         joined = cls(model, sample.uid, len(sample.response_ids), dict(sorted(by_start.items())))
         for start, end in sample.loss_spans:
             if not joined.covered[start:end].all():

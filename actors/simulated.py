@@ -35,7 +35,7 @@ from actors.records import (
     trained_batch,
     unpack_samples,
 )
-from actors.segments import samples_of
+from actors.segments import JoinedScores, samples_of, tables_of
 from actors.writer import Writer
 from configs.schema import Rule, Sampling, Simulated, Stream
 
@@ -230,8 +230,7 @@ class SimulatedLearner(Member):
         return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None}
 
     def _samples(self, share: Share) -> list[Sample]:
-        rows = (row for block in self._payloads[: share.sample_blocks] for row in unpack_samples(block))
-        return list(samples_of(share, rows).values())
+        return list(samples_of(share, self._payloads).values())
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
         if self._rank == 0:
@@ -257,10 +256,28 @@ class SimulatedLearner(Member):
             return
         path = Path(f"{share.record}.rank{self._rank}.arrow")
         path.parent.mkdir(parents=True, exist_ok=True)
-        nothing = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
-        batch = trained_batch(samples, [share.rewards.get(s.uid) for s in samples], nothing, nothing)
+        student = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
+        rewards = [share.rewards.get(s.uid) for s in samples]
+        batch = trained_batch(samples, rewards, student, self._teacher_logprobs(share, samples))
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
+
+    def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
+        """Of the first model that scored a sample; None where none did."""
+        tables = tables_of(share, self._payloads)
+
+        def first(sample: Sample) -> np.ndarray | None:
+            for model, places in share.scores[sample.uid].items():
+                joined = JoinedScores.of(model, sample, [tables[place] for place in places])
+                return joined.values("logprobs", unknown=np.nan)
+            return None
+
+        return [first(sample) for sample in samples]
+
+
+def liked(response_ids: Sequence[int]) -> np.ndarray:
+    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did."""
+    return -1.0 - (np.array(response_ids) % 5).astype(np.float32) / 10.0
 
 
 def _length(request: Request, sampling: Sampling) -> int:
@@ -285,9 +302,8 @@ def _loss_tokens(sample: Sample) -> list[int]:
 
 
 def _score(sample: Sample, request: ScoreRequest, version: int) -> Score:
-    """The teacher likes some tokens a little less than the sampler did."""
-    ids, start = np.array(sample.response_ids[sample.start :]), sample.start
-    logprobs = -1.0 - (ids % 5).astype(np.float32) / 10.0
+    ids, start = sample.response_ids[sample.start :], sample.start
+    logprobs = liked(ids)
     support: dict[str, Any] = {}
     if request.support == "topk":
         support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (len(ids), 1))

@@ -133,7 +133,7 @@ class LearnerGroup:
 
     def _shares(
         self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None, oldest: int
-    ) -> list[_RankShare]:
+    ) -> list[RankShare]:
         recipe, outcome, layout = self._recipe, self._recipe.objective.outcome, plan_batch(self._recipe, batch)
         cut = {s.header.uid for s in batch if outcome.truncated == "mask" and s.header.finish == "length"}
         whole = Share(
@@ -144,13 +144,12 @@ class LearnerGroup:
             totals=term_totals(recipe.objective.terms, batch),
             constant=recipe.samples_per_step * recipe.sampling.max_response_tokens,
             dials=dials,
-            sample_blocks=0,
             oldest=oldest,
             record=str(record) if record else None,
         )
-        return [_of_rank(whole, batch, uids, cut) for uids in layout.ranks]
+        return [share_of_rank(whole, batch, uids, cut) for uids in layout.ranks]
 
-    async def _fetch(self, batch: Sequence[Scored], shares: Sequence[_RankShare]) -> None:
+    async def _fetch(self, batch: Sequence[Scored], shares: Sequence[RankShare]) -> None:
         """Bring every rank its payloads."""
         try:
             await self._together("fetch", lambda rank: shares[rank].payloads)
@@ -159,7 +158,7 @@ class LearnerGroup:
             uids = {s.header.uid for s in batch if lost & {id(ref) for ref in _payloads(s)}}
             raise PayloadsLost(frozenset(uids)) from None
 
-    async def _lost(self, shares: Sequence[_RankShare]) -> set[int]:
+    async def _lost(self, shares: Sequence[RankShare]) -> set[int]:
         """Which payloads, by id, lead nowhere, each asked of a rank that needs it. All, where each can be had by
         itself: a batch that never comes whole is as good as lost."""
         needed = {id(ref): (rank, ref) for rank, share in enumerate(shares) for ref in share.payloads}
@@ -235,33 +234,38 @@ def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Tota
     return found
 
 
-class _RankShare(NamedTuple):
-    """What one rank is to do, and references to the payloads that hold its samples, each once."""
+class RankShare(NamedTuple):
+    """What one rank is to do, and references to the payloads that hold its samples and their scores, each once."""
 
     share: Share
     payloads: tuple[Any, ...]
 
 
-def _of_rank(
+def share_of_rank(
     whole: Share,
     batch: Sequence[Scored],
     micro_batches: tuple[tuple[str, ...], ...],
     cut: set[str],
-) -> _RankShare:
+) -> RankShare:
+    """One rank's part of a batch. Each response is told by the payloads that were admitted with it: blocks of other
+    responses of the batch may hold its uid too, of an attempt that was given up."""
     mine = {uid for uids in micro_batches for uid in uids}
     entries = [scored for scored in batch if scored.header.uid in mine]
-    samples = _unique(scored.samples for scored in entries)
-    scores = {(model, id(ref)): ref for scored in entries for model, refs in scored.scores.items() for ref in refs}
+    payloads = {id(ref): ref for scored in entries for ref in _payloads(scored)}
+    place = {key: index for index, key in enumerate(payloads)}
     share = replace(
         whole,
         micro_batches=micro_batches,
-        sample_blocks=len(samples),
-        scored_by=tuple(model for model, _ in scores),
+        rows={s.header.uid: place[id(s.samples)] for s in entries},
+        scores={
+            s.header.uid: {model: tuple(place[id(ref)] for ref in refs) for model, refs in s.scores.items()}
+            for s in entries
+        },
         rewards={s.header.uid: s.reward for s in entries if s.reward is not None},
         foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
         masked=frozenset(cut & mine),
     )
-    return _RankShare(share, (*samples, *scores.values()))
+    return RankShare(share, tuple(payloads.values()))
 
 
 def _credited(share: Share, advantages: Mapping[str, float]) -> Share:
@@ -272,7 +276,3 @@ def _credited(share: Share, advantages: Mapping[str, float]) -> Share:
 
 def _payloads(scored: Scored) -> list[Any]:
     return [scored.samples, *(ref for refs in scored.scores.values() for ref in refs)]
-
-
-def _unique(refs: Any) -> list[Any]:
-    return list({id(ref): ref for ref in refs}.values())

@@ -33,8 +33,8 @@ def batch(config: Objective, **changes: Any) -> Batch:
         totals={term: Total(10, 4) for term in config.terms},
         constant=100,
         dials=Dials(),
-        sample_blocks=1,
-        scored_by=("teacher",),
+        rows={"a": 0, "b": 0},
+        scores={"a": {"teacher": (1,)}, "b": {"teacher": (1,)}},
         advantages={"a": 1.0, "b": -1.0},
     )
     return Batch(replace(share, **changes), [pack_samples(samples)[0], pack_scores(scores, {})[0]], config, True)
@@ -121,6 +121,7 @@ def segmented(
     oldest: int = 0,
     uids: tuple[str, ...] = ("s",),
 ) -> Batch:
+    """A payload for each row and each table; the last row of a uid is the whole response."""
     share = Share(
         step=1,
         version=2,
@@ -129,8 +130,8 @@ def segmented(
         totals={term: Total(10, 4) for term in config.terms},
         constant=100,
         dials=Dials(),
-        sample_blocks=len(rows),
-        scored_by=("teacher",) * len(tables),
+        rows={r.uid: place for place, r in enumerate(rows)},
+        scores={u: {"teacher": tuple(len(rows) + i for i, t in enumerate(tables) if t.uid == u)} for u in uids},
         oldest=oldest,
     )
     payloads = [pack_samples([r])[0] for r in rows] + [pack_scores([s], {}, "float32")[0] for s in tables]
@@ -141,8 +142,8 @@ DENSE = Objective(target="teacher")
 SEGMENTS = [scores(0, 2), scores(2, 4), scores(4, 6)]
 
 
-@pytest.mark.parametrize("rows", [[row(2), row(4, 2), row(6, 4)], [row(6, 4), row(2)], [row(6)]], ids=len)
-def test_the_longest_row_is_trained_on(rows: list[Sample]) -> None:
+@pytest.mark.parametrize("rows", [[row(2), row(4, 2), row(6, 4)], [row(6)]], ids=len)
+def test_the_last_row_is_trained_on_whole(rows: list[Sample]) -> None:
     held = segmented(DENSE, rows, SEGMENTS)
     pack, targets = held.micro_batch(("s",))
     assert pack.ids.tolist() == [[7, 8, 10, 11, 12, 13, 14, 15]]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actors.jobs import Share
-from actors.records import unpack_samples
+from actors.segments import samples_of
 from actors.simulated import REFERENCE_KL, SimulatedLearner, SimulatedScorer
 from configs.schema import Recipe
 from objectives.schedule import fractions_at
@@ -179,7 +179,7 @@ class Entropies:
             found = evaluate(learner, share)
             if share.step or share.record:  # a training step, or an evaluation of the run's
                 return found
-            samples = [s for block in learner._payloads[: share.sample_blocks] for s in unpack_samples(block)]
+            samples = samples_of(share, learner._payloads).values()
             self.judged.append(sorted((s.uid, s.response_ids) for s in samples))
             return found | {"entropy": by_step.get(self.step, 1.0)}
 
