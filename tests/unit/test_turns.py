@@ -226,14 +226,14 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 
 
 def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
-    """The learner is built and asleep before an engine starts. A step's checkpoint and evaluation come before the next
+    """The learner is built and asleep before an engine starts. A step's evaluation and checkpoint come before the next
     lease; weights are loaded once the engines are awake."""
     once: dict[str, Any] = {"run": {"steps": 2}, "checkpoint": {"every": 1}, "evaluate": {"every": 1}}
     assert simulated(tmp_path, **(ALONE | once)).go() == DONE
     starts = ["start learner", "publish learner", "sleep learner", "start rollout", "load rollout"]
     assert told(gpu) == [
         *(*starts, "start scorer", "start reward", *EVALUATION),
-        *(*STEP, *SAVE, *EVALUATION),
+        *(*STEP, *EVALUATION, *SAVE),
         *(*STEP, *SAVE, *EVALUATION, *EXPORT),
     ]
     assert not gpu.faults
