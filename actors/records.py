@@ -80,7 +80,8 @@ class Sample:
 
 class SampleHeader(NamedTuple):
     """What the orchestrator knows of a row. Counts are of its new tokens [start, end), so that the headers of a
-    response's segments add up; `versions` are (version, loss tokens sampled with it), ascending."""
+    response's segments add up; `versions` are (version, loss tokens sampled with it), ascending. `finite` says that the
+    writer's log-probs of them all are numbers; a dataset's are not."""
 
     uid: str
     group: str
@@ -91,6 +92,7 @@ class SampleHeader(NamedTuple):
     finish: str
     versions: tuple[tuple[int, int], ...]
     start: int = 0
+    finite: bool = True
 
     @property
     def end(self) -> int:
@@ -272,6 +274,7 @@ def header_of(sample: Sample) -> SampleHeader:
         finish=sample.finish,
         versions=tuple(sorted(versions.items())),
         start=sample.start,
+        finite=bool(np.isfinite(sample.rollout_logprobs[sample.start :]).all()),
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
@@ -131,6 +133,9 @@ class Flow:
         judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
         rewards, rejected = rewarded
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
+        drawn = [s for s in block.samples if block.source == "student"]
+        rejected |= {s.uid: "the sampler's log-probs are not finite" for s in drawn if not s.finite}
+        rejected |= {uid: f"its reward is {reward}" for uid, reward in rewards.items() if not math.isfinite(reward)}
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}
         log_ratios: dict[str, float] = {}
@@ -247,7 +252,7 @@ async def isolating(
     alone: asyncio.Lock,
     role: str,
 ) -> tuple[list[Answer], dict[str, str]]:
-    """`ask(samples, patience)` for all of a block at once; if a member dies under it, for each sample by itself.
+    """`ask(samples, patience)` for all of a block at once; if a second member dies under it, for each sample by itself.
 
     Returns the answers, and the reasons of samples that are to blame: those under which, asked for by themselves, as
     many living members died as make DEATHS. While one is asked for `alone`, no other suspect is.
@@ -256,8 +261,11 @@ async def isolating(
         return [], {}
     try:
         return [await ask(samples, "once")], {}
-    except CallFailed:
-        answers, guilty = [], {}
+    except CallFailed:  # most members that die have a cause of their own: the samples are held up no longer than needed
+        with suppress(CallFailed):
+            return [await ask(samples, "once")], {}
+    answers: list[Answer] = []
+    guilty: dict[str, str] = {}
     for sample in samples:
         async with alone:
             try:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from configs.schema import Deadlines
 from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
-from orchestrator.transport import GangSpec, MemberDied, Transport
+from orchestrator.transport import GangSpec, MemberDied, Transport, ValueLost
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
@@ -119,6 +119,10 @@ class Pool:
 
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving and not member.apart]
+
+    def working(self) -> list[PoolMember]:
+        """Members that serve, and leavers that have something to finish."""
+        return [member for member in self.members if member.serving or (member.leaving and member.load)]
 
     @asynccontextmanager
     async def apart(self, member: PoolMember) -> AsyncIterator[None]:
@@ -243,7 +247,7 @@ class Pool:
 
     async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """A member's answer or, if it takes longer than `hedge` seconds, that of another beside it, whichever comes
-        first."""
+        first. Who is slower keeps its load and its deadline: it may hang."""
         asked = {asyncio.ensure_future(self._answer(first, method, args, load, returns))}
         try:
             done, _ = await asyncio.wait(asked, timeout=self.hedge)
@@ -255,11 +259,14 @@ class Pool:
                 done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 good = [task for task in done if not task.exception()]
                 if good or not waiting:
+                    for task in waiting:
+                        self._spawn_task(_awaited(task))
                     return (good or list(done))[0].result()
                 asked = waiting
-        finally:
+        except asyncio.CancelledError:
             for task in asked:
                 task.cancel()
+            raise
 
     async def in_time(self, method: str, answer: Awaitable[Any]) -> Any:
         """An answer within its deadline; a member that gives none hangs, and is as good as dead. Raises MemberDied."""
@@ -416,6 +423,12 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(None)
         self.on_change()
+
+
+async def _awaited(answer: asyncio.Future[Any]) -> None:
+    """An answer that nobody needs any more; a member that dies of it is replaced by then."""
+    with suppress(MemberDied, ValueLost):
+        await answer
 
 
 def quote_log(log: Path | None, lines: int = 20) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from actors.member import Member
+from actors.records import SampleHeader
 from configs.schema import Deadlines, Resources
-from orchestrator.pool import CallFailed, DiedStarting, Pool
+from orchestrator.flow import isolating
+from orchestrator.pool import CallFailed, DiedStarting, Patience, Pool
 from orchestrator.run import DONE, Run
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied
 from tests.unit.simulation import Simulation, assert_each_once, recipe
@@ -49,10 +51,39 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
         await workers.start(2)
         assert await workers.call("work") == [1]
         assert [m.head.asked for m in workers.members] == [1, 1] and workers.restarts == 0
-        await asyncio.sleep(0.01)
-        assert workers.load() == 0, "what nobody waits for any longer counts for nothing"
+        assert [m.load for m in workers.members] == [1, 0], "it still has what it was given"
+        await workers.stop()
 
     asyncio.run(story())
+
+
+def test_a_straggler_that_hangs_is_replaced_though_another_answered() -> None:
+    async def story() -> None:
+        workers = pool({0: 60.0}, hedge=0.005, deadlines=Deadlines(learn=0.05))
+        await workers.start(2)
+        hung = workers.members[0]
+        assert await workers.call("work") == [1]
+        await asyncio.sleep(0.1)
+        assert hung not in workers.members and workers.restarts == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> None:
+    asked: list[list[str]] = []
+
+    async def ask(samples: Sequence[SampleHeader], patience: Patience) -> str:
+        asked.append([s.uid for s in samples])
+        if len(asked) <= deaths:
+            raise CallFailed("it died")
+        return "scores"
+
+    a, b = (SampleHeader(uid, uid, 0, 1, 1, 1, "stop", ((0, 1),)) for uid in "ab")
+    found = asyncio.run(isolating(ask, [a, b], asyncio.Lock(), "scorer"))
+    apart = [["a"], ["b"]] if deaths == 2 else []
+    assert asked == [["a", "b"], ["a", "b"], *apart]
+    assert found == (["scores"] * (len(apart) or 1), {})
 
 
 def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
