@@ -110,7 +110,8 @@ class Buffer:
             old = drawn if self.on_stale == "drop" else [s for s in drawn if _youngest(s) < oldest]
             out = {s.header.uid for s in old}
             kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
-            self._put(index, Group(version, kept, group.drops + 1))
+            ages = [_youngest(s) for s in kept.values() if s and s.source == "student"]
+            self._put(index, Group(int(min([version, *ages])), kept, group.drops + 1))
             expired += old
         return expired
 

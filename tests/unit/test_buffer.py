@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.records import SampleHeader
-from orchestrator.buffer import Batch, Buffer, Scored
+from orchestrator.buffer import DROPS, Batch, Buffer, Scored
 
 
 def scored(uid: str, payload: str = "first", version: int = 0, tokens: int = 2) -> Scored:
@@ -201,31 +201,39 @@ def test_a_batch_that_is_given_back_keeps_its_place_and_its_age() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.integers(1, 12), min_size=12, max_size=12),
+    st.lists(st.integers(1, 12), min_size=48, max_size=48),
+    st.integers(1, 4),
     st.integers(0, 3),
     st.sampled_from(["wait", "mask_tokens", "drop"]),
 )
 def test_whatever_the_course_no_trained_token_passes_the_bound_and_every_group_is_trained_once(
-    lengths: list[int], bound: int, policy: str
+    lengths: list[int], each: int, bound: int, policy: str
 ) -> None:
-    """A clock ticks: each running group samples a token of the current version, the learner steps when it may."""
+    """A clock ticks: each running response samples a token of the current version, the learner steps when it may."""
     steps, per_step = 6, 2
-    buffer = Buffer(per_step, 1, max_staleness=bound, on_stale=policy)
-    version, opened, running, trained = 0, 0, {}, []
+    buffer = Buffer(per_step, each, max_staleness=bound, on_stale=policy)
+    version, opened, trained = 0, 0, []
+    running: dict[tuple[int, int], list[int]] = {}
+    again: Counter[int] = Counter()  # how often a group was aged out
     for _ in range(2000):
         while opened < min(steps, version + 1 + bound) * per_step:
             buffer.open(opened, version)
-            running[opened], opened = [], opened + 1
-        for index in list(running):
-            running[index].append(version)
-            if len(running[index]) == lengths[index]:
-                tokens = running.pop(index)
+            running |= {(opened, sample): [] for sample in range(each)}
+            opened += 1
+        for index, sample in list(running):
+            tokens = running[index, sample]
+            tokens.append(version)
+            if len(tokens) == lengths[index * 4 + sample]:
+                del running[index, sample]
                 versions = tuple(sorted(Counter(tokens).items()))
-                uid = SINGLES[index]
+                uid = f"{index:08d}.{sample:03d}"
                 buffer.admit(Scored(SampleHeader(uid, uid[:8], 0, 1, len(tokens), len(tokens), "stop", versions), None))
-        running |= {int(s.header.group): [] for s in buffer.expire(version)}
+        aged = [s.header.uid for s in buffer.expire(version)]
+        running |= {(int(uid[:8]), int(uid[9:])): [] for uid in aged}
+        again.update({int(uid[:8]) for uid in aged})
         if batch := buffer.take(version):
             assert all(version - v <= bound for s in batch.samples for v, _ in s.header.versions)
             trained += list(batch.groups)
             version += 1
     assert sorted(trained) == list(range(steps * per_step))
+    assert max(again.values(), default=0) <= DROPS + 1
