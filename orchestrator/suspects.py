@@ -31,6 +31,12 @@ class Suspects:
             self.alone.update(groups)
         return {index for index in groups if self.guilty(index)}
 
+    def acquit(self, index: int) -> None:
+        """A group has come whole: members that died under it had another cause, unless it is guilty already."""
+        if not self.guilty(index):
+            self.deaths.pop(index, None)
+            self.alone.pop(index, None)
+
     def suspected(self, index: int) -> bool:
         return self.deaths[index] >= SUSPECTED
 

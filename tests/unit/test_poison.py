@@ -13,7 +13,9 @@ import pytest
 
 from actors.records import Request, unpack_samples
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
-from orchestrator.pool import Pool
+from orchestrator.evaluate import HELDOUT_INDEX
+from orchestrator.flow import Flow
+from orchestrator.pool import Pool, PoolMember
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.suspects import DEATHS, SUSPECTED, Suspects
 from orchestrator.transport import LocalTransport, MemberDied, ValueLost
@@ -219,14 +221,40 @@ def test_members_that_were_dead_before_they_were_asked_blame_nobody(tmp_path: Pa
     assert asyncio.run(story(simulation.pools.scorers["teacher"], transport))
 
 
+def test_deaths_that_an_evaluation_outlived_count_in_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each evaluation the member that has the first held-out prompt dies once."""
+    simulation = Simulation(recipe(tmp_path, run={"steps": 4}, evaluate={"every": 1}))
+    sample, first, phases, struck = Flow.sample, f"{HELDOUT_INDEX:08d}.000", [""], set[str]()
+    monkeypatch.setattr(simulation, "phase", phases.append)
+
+    async def deadly(self: Flow, pool: Pool, member: PoolMember, tickets: Any, cap: Any = None) -> AsyncIterator[Any]:
+        if any(ticket.uid == first for ticket, _ in tickets) and phases[-1] not in struck:
+            struck.add(phases[-1])
+            await simulation.transport.kill(member.actors)
+            simulation.run.suspects.died({HELDOUT_INDEX})
+        async for block in sample(self, pool, member, tickets, cap):
+            yield block
+
+    monkeypatch.setattr(Flow, "sample", deadly)
+    assert simulation.go_in_own_time() == DONE
+    assert len(struck) > DEATHS and summary(simulation)["skipped"] == {}
+
+
 def test_what_two_lineages_know_of_suspects_adds_up() -> None:
     here, there = Suspects(), Suspects()
     for _ in range(DEATHS):
         assert not here.guilty(7)
         here.died({7})
     there.died({7, 8})
+    there.acquit(7)  # it knows of one death
+    there.died({7, 8})
     there.recall(json.loads(json.dumps(here.to_state())))
-    assert there.guilty(7) and there.deaths == {7: DEATHS, 8: 1}
+    assert there.guilty(7) and there.deaths == {7: DEATHS, 8: 2}
+    there.acquit(7)
+    there.acquit(8)
+    assert there.guilty(7) and there.deaths == {7: DEATHS}
 
 
 def test_a_batch_that_never_comes_whole_is_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
