@@ -47,7 +47,7 @@ STEP_METRICS: dict[str, str] = {
     "response_length_masked": "the same of responses of this step with tokens too old for the staleness bound",
     "response_length_aged": "the same of the samples that samples_aged counts",
     "truncated_fraction": "share of responses cut by the length cap",
-    "staleness_mean": "learner version minus token version, mean over loss tokens, versions",
+    "staleness_mean": "learner version minus token version, mean over loss tokens that the student drew, versions",
     "staleness_max": "the same, the oldest loss token",
     "logprob_gap_mean": "mean |learner - rollout| log-prob over tokens of the learner's own version, nats",
     "tokens_generated": "response tokens sampled since the last step",

@@ -192,10 +192,10 @@ class Stage:
             self._following = False
 
     async def pull(self) -> None:
-        """Every serving member pulls; one that dies on the way is replaced by its pool, which admits the next."""
+        """Every member that writes pulls; one that dies on the way is replaced by its pool, which admits the next."""
         with self.meter.clock("publish").busy():
             writers = self.writers.values()
-            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.serving()))
+            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.working()))
         self._moved.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:
@@ -279,8 +279,8 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
     samples = batch.samples
     headers = [scored.header for scored in samples]
     rewards = [s.reward for s in samples if s.reward is not None and s.source == "student"]
-    ages = [(version - v, tokens) for h in headers for v, tokens in h.versions]
-    tokens = sum(count for _, count in ages)
+    ages = [(version - v, tokens) for s in samples if s.source == "student" for v, tokens in s.header.versions]
+    drawn = sum(count for _, count in ages)
     masked = batch.masked
     return {
         "reward_mean": fmean(rewards) if rewards else None,
@@ -290,9 +290,9 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
         "response_length": fmean(h.response_tokens for h in headers),
         "response_length_masked": fmean(h.response_tokens for h in masked) if masked else None,
         "truncated_fraction": fmean(h.finish == "length" for h in headers),
-        "staleness_mean": sum(age * count for age, count in ages) / tokens,
-        "staleness_max": max(age for age, _ in ages),
-        "tokens_trained": tokens,
+        "staleness_mean": sum(age * count for age, count in ages) / drawn if drawn else None,
+        "staleness_max": max((age for age, _ in ages), default=None),
+        "tokens_trained": sum(count for h in headers for _, count in h.versions),
         "tokens_masked": batch.tokens_masked,
     }
 

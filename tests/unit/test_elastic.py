@@ -146,6 +146,46 @@ def test_throughput_follows_one_three_one_rollouts_within_a_batch(
     assert [m.number for m in live.pools["rollout"].members] == [0]
 
 
+def test_a_leaver_goes_on_with_the_current_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its long response is still being sampled many steps later: it is trained, and grows no older than the bound."""
+    long = "00000001.000"
+    monkeypatch.setattr(simulated, "_length", lambda request, sampling: 100 if request.uid == long else 4)
+
+    async def dismiss(run: Run) -> None:
+        pool, attended = run.pools.rollout, run.stage.intake._attended if run.stage else {}
+        assert pool is not None
+        writer = next(wanted.member for wanted in attended.values() if long in wanted.running)
+        others = [member for member in pool.members if member is not writer]
+        for member in others:  # who has least to do is let go
+            pool.take(member, 1000)
+        await pool.resize(len(others))
+        for member in others:
+            pool.free(member, 1000)
+        assert writer.leaving
+
+    leaving: list[asyncio.Task[None]] = []
+
+    def after(run: Run, line: Mapping[str, Any]) -> None:
+        if line["step"] == 1:
+            leaving.append(asyncio.get_running_loop().create_task(dismiss(run)))
+
+    settings = recipe(
+        tmp_path,
+        max_staleness=1,
+        on_stale="mask_tokens",
+        run={"steps": 20},
+        sampling={"max_response_tokens": 100},
+        rollout={"members": 3},
+        simulated={"rollout_seconds_per_token": 0.2},
+        batch={"samples_per_prompt": 1},
+    )
+    assert Simulation(settings, after).go_in_own_time() == DONE
+    leaving[0].result()
+    (row,) = [row for row in trained(tmp_path) if row["uid"] == long]
+    assert row["attempt"] == 0 and len(set(row["versions"])) > 3
+    assert sum(line["samples_aged"] for line in metrics(tmp_path)) == 0
+
+
 @pytest.mark.parametrize("bound", [0, 1])
 def test_what_another_rollout_brings_is_what_was_predicted(tmp_path: Path, writers: dict[str, int], bound: int) -> None:
     live = Live(rollout_bound(tmp_path, 24, max_staleness=bound), {6: {"rollout": 2}, 14: {"rollout": 3}})

@@ -17,9 +17,12 @@ import pytest
 
 from actors import simulated
 from actors.jobs import Share
+from actors.records import SampleHeader
 from actors.simulated import SimulatedLearner
+from orchestrator.buffer import Batch, Scored
 from orchestrator.dispatch import Ticket
 from orchestrator.run import DONE
+from orchestrator.stage import described
 from tests.unit.own_time import OwnTime
 from tests.unit.simulation import Simulation, metrics, recipe, trained
 
@@ -131,3 +134,13 @@ def test_dropping_what_is_too_old_would_train_shorter_ones(
 def noise(sample: Sequence[int]) -> float:
     """Standard error of the mean."""
     return stdev(sample) / len(sample) ** 0.5
+
+
+def test_what_others_wrote_has_no_age() -> None:
+    versions = ((0, 3), (4, 5))
+    header = SampleHeader("00000000.000", "00000000", 0, 1, 8, 8, "stop", versions)
+    drawn, foreign = Scored(header, None), Scored(header, None, source="teacher")
+    old = described(Batch((drawn, foreign), {}), 5)
+    assert (old["staleness_mean"], old["staleness_max"], old["tokens_trained"]) == ((3 * 5 + 5 * 1) / 8, 5, 16)
+    none = described(Batch((foreign,), {}), 5)
+    assert (none["staleness_mean"], none["staleness_max"], none["tokens_trained"]) == (None, None, 8)
