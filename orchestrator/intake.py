@@ -166,7 +166,7 @@ class Intake:
             good, rejected = await self.flow.judge(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
             self._lose(responses.values(), wanted)
-            await self._cut(block, wanted, responses.values())
+            await self._cut(block.source, wanted, responses.values())
         else:
             good = [part for part in good if not responses[part.header.uid].gone]
             for part in good:
@@ -180,7 +180,7 @@ class Intake:
             for response in adrift:
                 response.cut = True
             self.meter.count("samples_cut", len(adrift))
-            await self._cut(block, wanted, bad + adrift)
+            await self._cut(block.source, wanted, bad + adrift)
         self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
@@ -229,14 +229,12 @@ class Intake:
             del wanted.left[lease]
             self.dispatch.settle(lease)
 
-    async def _cut(self, block: Block, wanted: _Wanted, responses: Iterable[_Response]) -> None:
-        """End those responses of a block that are still being sampled; their last segment says so."""
-        running = sorted(response.ticket.uid for response in responses if wanted.runs(response))
-        pool = self.writers[block.source]
-        member = next((m for m in pool.members if m.number == block.member), None)
-        if running and member is not None:
+    async def _cut(self, source: str, wanted: _Wanted, responses: Iterable[_Response]) -> None:
+        """End those responses that are still being sampled; their last segment says so."""
+        pool, running = self.writers[source], sorted(r.ticket.uid for r in responses if wanted.runs(r))
+        if running and wanted.member in pool.members:
             with suppress(MemberDied):  # which ends them too
-                await pool.call_member(member, "cut", running)
+                await pool.call_member(wanted.member, "cut", running)
 
     def lease_again(self, aged: Sequence[Scored]) -> None:
         """Samples that grew too old for the staleness bound are sampled anew."""

@@ -22,7 +22,6 @@ from orchestrator.transport import GangSpec, MemberDied, Transport, ValueLost
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
-
 # How many members may die under a call before it has failed: as many as make DEATHS (`retry`), one (`once`), or as many
 # as make DEATHS of those that lived when they were asked (`living`).
 Patience = Literal["retry", "once", "living"]
@@ -120,7 +119,7 @@ class Pool:
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving and not member.apart]
 
-    def working(self) -> list[PoolMember]:
+    def active(self) -> list[PoolMember]:
         """Members that serve, and leavers that have something to finish."""
         return [member for member in self.members if member.serving or (member.leaving and member.load)]
 

@@ -195,7 +195,7 @@ class Stage:
         """Every member that writes pulls; one that dies on the way is replaced by its pool, which admits the next."""
         with self.meter.clock("publish").busy():
             writers = self.writers.values()
-            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.working()))
+            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.active()))
         self._moved.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:

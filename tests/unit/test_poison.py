@@ -13,6 +13,7 @@ import pytest
 
 from actors.records import Request, unpack_samples
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
 from orchestrator.flow import Flow
 from orchestrator.pool import Pool, PoolMember
@@ -66,6 +67,19 @@ def summary(simulation: Simulation) -> dict[str, Any]:
     return json.loads((simulation.directory / "summary.json").read_text())
 
 
+class StoppedWhen(Simulation):
+    """A run that is stopped when a notice says something."""
+
+    def __init__(self, said: str, settings: Recipe) -> None:
+        super().__init__(settings)
+        self._said = said
+
+    def notice(self, text: str) -> None:
+        super().notice(text)
+        if self._said in text:
+            self.run.stop()
+
+
 def all_but(uids: Sequence[str], steps: int) -> list[tuple[str, str, list[int]]]:
     return [entry for entry in expected_order(steps) if entry[1] not in uids]
 
@@ -82,15 +96,7 @@ def test_a_poisoned_prompt_is_named_and_all_others_are_trained(tmp_path: Path, p
 def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list[int]]) -> None:
     """The run is stopped when the group is found guilty and not trained yet; others may be trained before it."""
     settings = recipe(tmp_path, run={"steps": 6}, max_staleness=1)
-    first = Simulation(settings)
-    notice = first.notice
-
-    def stop_then(text: str) -> None:
-        notice(text)
-        if "quarantined" in text:
-            first.run.stop()
-
-    first.notice = stop_then  # type: ignore[method-assign]
+    first = StoppedWhen("quarantined", settings)
     assert first.go() == STOPPED
     again = Simulation(settings)
     assert again.go() == DONE
@@ -137,15 +143,7 @@ def test_a_resume_waits_for_no_sample_of_a_poisoned_prompt(tmp_path: Path, monke
     """The run is stopped when the good sample is given up too, with steps to go."""
     poison_sample(monkeypatch, POISONED, 1.0)
     settings = recipe(tmp_path, **SLOWLY, on_stale="drop", run={"steps": 2 * STEPS})
-    first = Simulation(settings)
-    notice = first.notice
-
-    def stop_then(text: str) -> None:
-        notice(text)
-        if MATE in text:
-            first.run.stop()
-
-    first.notice = stop_then  # type: ignore[method-assign]
+    first = StoppedWhen(MATE, settings)
     assert first.go_in_own_time() == STOPPED
     again = Simulation(settings)
     assert again.go_in_own_time() == DONE and restarts(again) == 0
