@@ -46,7 +46,6 @@ class Group:
 
     version: int
     samples: dict[str, Scored | None] = field(default_factory=dict)
-    drops: int = 0  # times that some of it was sampled again for its age
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +66,15 @@ class Batch:
 
 @dataclass
 class Buffer:
-    """`max_staleness` in versions; `on_stale` and `scores_age` as above."""
+    """`max_staleness` in versions; `on_stale` and `scores_age` as above. `drops` counts how often some of a group was
+    sampled again for its age, by index; whoever trains the group forgets it."""
 
     groups_per_step: int
     samples_per_group: int
     max_staleness: int = 0
     on_stale: str = "wait"
     scores_age: bool = False
+    drops: Counter[int] = field(default_factory=Counter)
     last_dropped: tuple[str, str] | None = None
     _groups: dict[int, Group] = field(default_factory=dict)  # leased, and in no batch yet
     _whole: dict[int, float] = field(default_factory=dict)  # those with all their samples, by what they expire below
@@ -111,7 +112,8 @@ class Buffer:
             out = {s.header.uid for s in old}
             kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
             ages = [_youngest(s) for s in kept.values() if s and s.source == "student"]
-            self._put(index, Group(int(min([version, *ages])), kept, group.drops + 1))
+            self.drops[index] += 1
+            self._put(index, Group(int(min([version, *ages])), kept))
             expired += old
         return expired
 
@@ -134,7 +136,7 @@ class Buffer:
         """A batch could not be trained, since the payloads of the `lost` uids are gone: keep the rest of it."""
         for index, group in batch.groups.items():
             kept = {uid: scored for uid, scored in group.samples.items() if uid not in lost}
-            self._put(index, Group(group.version, kept, group.drops))
+            self._put(index, Group(group.version, kept))
 
     def __len__(self) -> int:
         return sum(len(group.samples) for group in self._groups.values())
@@ -144,7 +146,7 @@ class Buffer:
         no more of them are left than the steps until then take."""
         waits = self.on_stale == "wait"
         left = Counter({leased: len(i) for leased, i in self._leased.items()} if waits else self._waited_for())
-        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._is_waited_for(self._groups[i])))
+        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._is_waited_for(i)))
         due = 0
         for leased in sorted(left):
             due += left[leased]
@@ -154,12 +156,12 @@ class Buffer:
 
     def _waited_for(self) -> Iterable[int]:
         """Versions at which groups were leased that are waited for under any policy."""
-        return (group.version for group in self._groups.values() if self._is_waited_for(group))
+        return (group.version for index, group in self._groups.items() if self._is_waited_for(index))
 
-    def _is_waited_for(self, group: Group) -> bool:
-        if group.drops > DROPS:
+    def _is_waited_for(self, index: int) -> bool:
+        if self.drops[index] > DROPS:
             return True
-        return self.scores_age and any(s and s.source != "student" for s in group.samples.values())
+        return self.scores_age and any(s and s.source != "student" for s in self._groups[index].samples.values())
 
     def _put(self, index: int, group: Group) -> None:
         self._groups[index] = group

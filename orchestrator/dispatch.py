@@ -1,8 +1,9 @@
 """Leases of prompt groups to members that write responses. A state machine: it owns no tasks, clients or clock.
 
 Capacity follows from the staleness bound, never from a sleep: with B groups a step, s steps done and a bound of n
-versions, (s + 1 + n) * B groups may be trained, running or buffered. Which source writes a group follows from its
-index. A group that kills its members is quarantined (suspects.py); everything else is leased until it is sampled.
+versions, (s + 1 + n) * B groups may be trained, running or buffered, beside those that were passed over. Which source
+writes a group follows from its index. A group that kills its members is quarantined (suspects.py); everything else is
+leased until it is sampled.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 
 @dataclass
 class Dispatch:
-    """`ledger` says what is trained already; `source(index)` says who writes a group.
+    """`ledger` says what is trained already, with what was `passed_over`: groups without a sample that can be trained.
+    `source(index)` says who writes a group.
 
     A group that lost a member is leased again like any other, a suspect alone: to an idle member that is given nothing
     else meanwhile. What is found guilty is leased no more.
@@ -96,6 +98,7 @@ class Dispatch:
     ledger: Ledger = field(default_factory=Ledger)
     source: Callable[[int], str] = lambda index: "student"
     suspects: Suspects = field(default_factory=Suspects)
+    passed_over: int = 0
     _next: int = field(init=False)
     _opened: int = field(init=False)  # groups trained or leased
     _open: dict[str, list[list[Ticket]]] = field(init=False, default_factory=lambda: defaultdict(list))  # in order
@@ -103,6 +106,10 @@ class Dispatch:
 
     def __post_init__(self) -> None:
         self._next, self._opened = self.ledger.floor, self.ledger.count
+
+    def pass_over(self, groups: int) -> None:
+        """So many groups are behind the run, and made up no step: as many more may be leased."""
+        self.passed_over += groups
 
     def wants_room(self, steps_done: int, until: int | None = None) -> bool:
         """Whether anything is to be leased, if a member has room for it; `until` as in `grant`."""
@@ -144,7 +151,7 @@ class Dispatch:
 
     def _unopened(self, steps_done: int, until: int | None = None) -> int:
         horizon = min(steps_done + 1 + self.max_staleness, self.steps if until is None else min(until, self.steps))
-        return max(0, horizon * self.groups_per_step - self._opened)
+        return max(0, horizon * self.groups_per_step + self.passed_over - self._opened)
 
     def _grant(self, source: str, members: Mapping[int, Room]) -> list[Lease]:
         free = {m: room for m, room in members.items() if room.slots > 0 and (source, m) not in self._reserved}

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +61,14 @@ class Observer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Faults:
+    """What a run has outlived: members that were replaced, by role, and learners that were built anew."""
+
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    learner_rebuilds: int = 0
+
+
 @dataclass
 class Run:
     recipe: Recipe
@@ -99,6 +108,8 @@ class Run:
         # swaps that commands asked for, by model and first step, and what the recipe had there before
         self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
         self._deaths: list[int] = []  # steps that the learner died after; those made again are no news
+        self._served_others = {role: pool.restarts for role, pool in self.pools.all().items()}
+        self._earlier: Faults | None = None  # of this run's lives before this one; None until they are known
         self._began = time.monotonic()
         self._startup: float | None = None
 
@@ -135,7 +146,8 @@ class Run:
             await asyncio.gather(trying, dying, return_exceptions=True)
 
     async def _attempt(self) -> int:
-        saved = self._rewind()
+        saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads all of it: others go on meanwhile
+        self._rewind(saved)
         await self._bring_up(saved)
         self._startup = self._startup or time.monotonic() - self._began
         if self.evaluations["before"] is None:
@@ -211,8 +223,7 @@ class Run:
             self._use(with_swaps(self.recipe, step, {model: before}))
             await self._follow()
 
-    def _rewind(self) -> checkpoint.Saved | None:
-        saved = checkpoint.latest(self.directory)
+    def _rewind(self, saved: checkpoint.Saved | None) -> None:
         if saved and saved.state["ranks"] != self.recipe.learner.ranks:
             raise RecipeError(
                 f"learner.ranks: {self.recipe.learner.ranks}, but {saved.folder} was saved by {saved.state['ranks']}; "
@@ -229,13 +240,14 @@ class Run:
             self.progress.beta = saved.state["beta"]
             self.progress.ladder = Ladder(**saved.state["ladder"])
             self.progress.ledger = Ledger.from_state(saved.state["ledger"])
+            self.progress.drops = Counter(dict(saved.state["drops"]))
             self.suspects.recall(saved.state["suspects"])
             self._anchor, self._ended_early = saved.state["anchor"], saved.state["ended"]
             self.evaluations |= saved.state["evaluation"]
+        self._earlier = self._earlier or Faults(**saved.state["faults"] if saved else {})
         self.skipped = self._still_skipped(saved.state["skipped"] if saved else {})
         highest = checkpoint.highest_version(self.directory)
         self.progress.version = 0 if highest is None else highest + 1  # a number names one set of weights, for ever
-        return saved
 
     def _beginning(self) -> Progress:
         return Progress(beta=initial_beta(self.recipe.objective), suspects=self.suspects)
@@ -370,6 +382,8 @@ class Run:
             "ended": self._ended_early,
             "skipped": self.skipped,
             "suspects": self.suspects.to_state(),
+            "drops": sorted(self.progress.drops.items()),
+            "faults": asdict(self._faults()),
         }
         keep = self.recipe.checkpoint.keep
         try:
@@ -399,10 +413,17 @@ class Run:
             "swaps": self.swaps(),
             "skipped": self.skipped,
             "skipped_prompts": self._skipped_prompts(),
-            "restarts": {role: pool.restarts for role, pool in self.pools.all().items() if pool.restarts},
-            "learner_rebuilds": len(self._deaths),
+            **asdict(self._faults()),
         }
         checkpoint.write_whole(self.directory / "summary.json", json.dumps(summary, indent=1))
+
+    def _faults(self) -> Faults:
+        """Of all the run's lives: those before a resume as far as its checkpoint knew."""
+        earlier = self._earlier or Faults()
+        here = {role: pool.restarts - self._served_others[role] for role, pool in self.pools.all().items()}
+        restarts = {role: earlier.restarts.get(role, 0) + count for role, count in here.items()}
+        rebuilds = earlier.learner_rebuilds + len(self._deaths)
+        return Faults({role: count for role, count in restarts.items() if count}, rebuilds)
 
     def _skipped_prompts(self) -> dict[str, str]:
         """Text of the prompts that skipped samples belong to, by group."""

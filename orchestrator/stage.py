@@ -8,6 +8,7 @@ they sample again. The loops meet in the dispatch and the buffer, nowhere else.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,14 +34,15 @@ from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied
 from orchestrator.versions import Versions
 
+BARREN = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
 SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 
 @dataclass
 class Progress:
     """What a resume needs to go on: updates made, the version of the weights they led to, the prompt groups they have
-    trained, the reference's coefficient where it adapts, where the length curriculum stands, and which groups are
-    suspected of killing members."""
+    trained, the reference's coefficient where it adapts, where the length curriculum stands, which groups are
+    suspected of killing members, and how often those that are not trained were sampled again for their age."""
 
     step: int = 0
     version: int = 0
@@ -48,6 +50,11 @@ class Progress:
     beta: float = 0.0
     ladder: Ladder = field(default_factory=Ladder)
     suspects: Suspects = field(default_factory=Suspects)
+    drops: Counter[int] = field(default_factory=Counter)
+
+    def passed_over(self, groups_per_step: int) -> int:
+        """Prompt groups that are behind the run and made up no step: none of their samples could be trained."""
+        return self.ledger.count - self.step * groups_per_step
 
 
 @dataclass
@@ -78,6 +85,7 @@ class Stage:
             self.progress.ledger,
             self._source,
             self.progress.suspects,
+            self.progress.passed_over(batch.prompts_per_step),
         )
         self.buffer = Buffer(
             batch.prompts_per_step,
@@ -85,8 +93,10 @@ class Stage:
             self.recipe.max_staleness,
             self.recipe.age_policy,
             scores_age="full" in self.recipe.objective.support_of.values(),
+            drops=self.progress.drops,
         )
         self.stopping = False
+        self._barren = 0  # prompt groups in a row without a sample that can be trained
         self._following = False  # scored models are being brought to what the coming step is to have
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
         self.intake = Intake(
@@ -161,8 +171,25 @@ class Stage:
             elif batch.samples:
                 return batch
             else:
-                uid, reason = self.buffer.last_dropped or ("?", "unknown")
-                raise RuntimeError(f"every sample of step {self.progress.step + 1} was rejected, e.g. {uid}: {reason}")
+                self._pass_over(batch)
+
+    def _pass_over(self, batch: Batch) -> None:
+        """All of a batch was rejected: the step is made of the groups after it, unless these go the same way."""
+        self._close(batch)
+        self.dispatch.pass_over(len(batch.groups))
+        self._moved.set()
+        self._barren += len(batch.groups)
+        if self._barren >= BARREN:
+            uid, reason = self.buffer.last_dropped or ("?", "unknown")
+            raise RuntimeError(
+                f"every sample of the last {self._barren} prompt groups was rejected, e.g. {uid}: {reason}"
+            )
+
+    def _close(self, batch: Batch) -> None:
+        """The groups of a batch are behind the run."""
+        self.progress.ledger = self.progress.ledger.trained(batch.groups)
+        for index in batch.groups:
+            self.progress.drops.pop(index, None)
 
     async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
         """One learner step and the version it leads to; the samples it trained on are recorded when the recipe says so.
@@ -176,8 +203,8 @@ class Stage:
                 )
             with self.meter.clock("publish").busy():
                 await self.publish(progress.version + 1)
-        progress.step, progress.version = step, progress.version + 1
-        progress.ledger = progress.ledger.trained(batch.groups)
+        progress.step, progress.version, self._barren = step, progress.version + 1, 0
+        self._close(batch)
         with self.meter.clock("publish").busy():
             await self._follow()
         return metrics

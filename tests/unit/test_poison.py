@@ -93,6 +93,20 @@ def test_a_poisoned_prompt_is_named_and_all_others_are_trained(tmp_path: Path, p
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == EACH
 
 
+def test_a_step_of_a_poisoned_prompt_alone_is_made_of_the_next(tmp_path: Path, poison: list[list[int]]) -> None:
+    """And is after a resume, which counts the steps by what was trained."""
+    settings = recipe(tmp_path, batch={"prompts_per_step": 1}, run={"steps": GROUPS * STEPS}, max_staleness=1)
+    index = int(POISONED.split(".")[0])
+    first = Simulation(settings, stop_at(index + 3))
+    assert first.go() == STOPPED
+    again = Simulation(settings)
+    assert again.go() == DONE
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, GROUPS * STEPS + 1))
+    groups = [int(row["uid"].split(".")[0]) for row in trained(tmp_path)]
+    assert sorted(groups) == sorted([i for i in range(GROUPS * STEPS + 1) if i != index] * EACH)
+    assert set(summary(again)["skipped"]) == set(GROUP)
+
+
 def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list[int]]) -> None:
     """The run is stopped when the group is found guilty and not trained yet; others may be trained before it."""
     settings = recipe(tmp_path, run={"steps": 6}, max_staleness=1)

@@ -28,6 +28,7 @@ from orchestrator.prompts import PromptStream
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost
 from tests.unit.simulation import (
+    GROUPS,
     HELDOUT,
     STEPS,
     TRAIN,
@@ -220,6 +221,49 @@ def test_evaluations_on_the_way_are_kept_over_a_crash(tmp_path: Path) -> None:
     assert all(line.keys() == {"step", *found["before"]} for line in found["steps"])
 
 
+def test_what_was_outlived_is_counted_over_all_lives_of_a_run(tmp_path: Path) -> None:
+    """And of other runs on the same pools, nothing."""
+
+    def strike(run: Run, line: Mapping[str, Any]) -> None:
+        rollouts, (learner,) = run.pools.rollout, run.pools.learner.members
+        assert rollouts is not None
+        if line["step"] in (1, 4):
+            rollouts.replace(rollouts.members[0])
+        if line["step"] in (2, 5) and line["step"] not in struck:
+            struck.append(line["step"])
+            asyncio.get_running_loop().create_task(simulation.transport.kill(learner.actors))
+        if line["step"] == 3 and struck == [2]:
+            run.stop()
+
+    struck: list[int] = []
+    settings = recipe(tmp_path, checkpoint={"every": 1})
+    simulation = Simulation(settings, strike)
+    assert simulation.go() == STOPPED
+    first = json.loads((tmp_path / "sim" / "summary.json").read_text())
+    assert (first["restarts"], first["learner_rebuilds"]) == ({"rollout": 1}, 1)
+    simulation = Simulation(settings, strike)
+    assert simulation.pools.rollout is not None
+    simulation.pools.rollout.restarts = 7
+    simulation.run = Run(settings, simulation.directory, simulation.inputs, simulation.pools, simulation)
+    assert simulation.go() == DONE
+    both = json.loads((tmp_path / "sim" / "summary.json").read_text())
+    assert (both["restarts"], both["learner_rebuilds"]) == ({"rollout": 2}, 2)
+
+
+def test_a_resume_knows_how_often_a_group_grew_too_old(tmp_path: Path) -> None:
+    settings, aged, seen = recipe(tmp_path, max_staleness=2), GROUPS * STEPS - 1, []
+
+    def age(run: Run, line: Mapping[str, Any]) -> None:
+        if line["step"] == 2:
+            run.progress.drops[aged] += 3
+            run.stop()
+
+    assert Simulation(settings, age).go() == STOPPED
+    resumed = Simulation(settings, lambda run, line: seen.append(dict(run.progress.drops)))
+    assert resumed.go() == DONE
+    assert seen[0][aged] == 3 and aged not in seen[-1]
+
+
 def test_the_phase_is_training_again_after_a_checkpoint_and_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +392,7 @@ def test_a_skipped_held_out_prompt_is_named_by_its_text(tmp_path: Path) -> None:
 def test_a_batch_of_which_every_sample_is_rejected_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as error:
         Simulation(recipe(tmp_path, run={"steps": 2}), vocabulary=1).go()
-    assert error.group_contains(RuntimeError, match="every sample of step 1 was rejected")
+    assert error.group_contains(RuntimeError, match="every sample of the last 16 prompt groups was rejected")
 
 
 # --- deaths ---
@@ -502,14 +546,14 @@ def test_a_rank_that_hangs_while_others_publish_is_found_by_its_deadline(
     assert_each_once(tmp_path)
 
 
-class FailingOnce(LocalTransport):
-    """The first learner that follows another dies while it starts."""
+class FailingTwice(LocalTransport):
+    """The first learner that follows another dies while it starts, and once more."""
 
     spawned = 0
 
     async def spawn(self, spec: GangSpec) -> Any:
         self.spawned += spec.cls is SimulatedLearner
-        if spec.cls is SimulatedLearner and self.spawned == 2:
+        if spec.cls is SimulatedLearner and self.spawned in (2, 3):
             raise MemberDied("no room yet")
         return await super().spawn(spec)
 
@@ -524,7 +568,7 @@ def test_a_learner_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path:
             deaths.append(1)
             kill_the_learner(run)
 
-    simulation = Simulation(recipe(tmp_path), kill_once, transport=FailingOnce())
+    simulation = Simulation(recipe(tmp_path), kill_once, transport=FailingTwice())
 
     async def story() -> int:
         if found:
