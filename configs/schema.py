@@ -131,8 +131,9 @@ class Scorer(Node):
 
     `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
     `score_cache_mib` bounds the scores kept of teachers' and datasets' own responses, which come again.
-    `max_queued_tokens`: while more wait for each member, nothing new is sampled. `hedge_seconds`: a request that takes
-    longer is asked of a second member too, and the first answer counts; null never does.
+    `max_queued_tokens`: with so many tokens a member is given no further request, and while more wait for each member,
+    nothing new is sampled. `hedge_seconds`: a request that takes longer is asked of a second member too, and the first
+    answer counts; null never does.
     """
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
@@ -142,7 +143,7 @@ class Scorer(Node):
     tokens_per_batch: Positive = 1024
     cache_tokens: NonNegative = 16384
     score_cache_mib: NonNegative = 64
-    max_queued_tokens: Positive = 1_000_000
+    max_queued_tokens: Positive = 262_144
     hedge_seconds: Seconds | None = None
     max_context_tokens: Positive = 1024
     kv_cache_gib: Positive = 1

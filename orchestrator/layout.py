@@ -21,6 +21,7 @@ from configs.schema import Recipe, Resources
 from orchestrator.flow import Pools
 from orchestrator.pool import Pool
 from orchestrator.transport import GangSpec, Transport
+from orchestrator.waiting import WaitingLine
 
 DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
 
@@ -80,6 +81,7 @@ def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Pat
             model: pool(
                 f"scorer.{model}",
                 lambda _, model=model: scorer_spec(recipe, model, vocabulary),
+                line=WaitingLine(recipe.scorer_of(model).max_queued_tokens),
                 hedge=recipe.scorer_of(model).hedge_seconds,
             )
             for model in recipe.scored_models

@@ -1,24 +1,27 @@
 """A pool of one role: spawn, route, retry, replace, scale.
 
 A member is a head and its further actors; the death of any is the death of the member, and so is a call that is not
-answered within its deadline. A member serves only after `admit` has brought it up to date. What a call returns decides
-nothing here.
+answered within its deadline, which counts from when those that the member was given before are answered: a queue is no
+hang. Calls that find no member with room wait here, first come first served. A member serves only after `admit` has
+brought it up to date. What a call returns decides nothing here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.schema import Deadlines
+from orchestrator.pool_member import PoolMember
 from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
 from orchestrator.transport import GangSpec, MemberDied, Transport, ValueLost
+from orchestrator.waiting import WaitingLine
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
@@ -39,29 +42,6 @@ class CallFailed(RoleFailed):
     """Every member that a call was tried on died under it."""
 
 
-@dataclass(eq=False)
-class PoolMember:
-    """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses). `restarts` are
-    the deaths in its place before it."""
-
-    number: int
-    restarts: int = 0
-    actors: Sequence[Any] = ()
-    serving: bool = False
-    version: int = -1
-    load: int = 0
-    started: bool = False  # its engine is up
-    leaving: bool = False
-    apart: bool = False  # serves, and is given nothing for a while
-    joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
-    log: Path | None = None
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
-
-    @property
-    def head(self) -> Any:
-        return self.actors[0]
-
-
 Admit = Callable[[PoolMember], Awaitable[None]]
 
 
@@ -75,6 +55,7 @@ class Pool:
     starts_alone: bool = True  # ranks that must meet are started by whoever knows where
     logs: Path | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
+    line: WaitingLine = field(default_factory=WaitingLine)  # of calls for which no member has room
     hedge: float | None = None  # seconds after which a call is made a second time, on another member
     clock: MemberClock = field(default_factory=MemberClock)
     admit: Admit | None = None
@@ -85,14 +66,14 @@ class Pool:
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # one suspected call at a time
     members: list[PoolMember] = field(default_factory=list)
     _numbers: int = 0
-    _waiting: list[asyncio.Future[None]] = field(default_factory=list)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _failure: Exception | None = None
     _barren: int = 0  # deaths since the last answer
 
     async def start(self, size: int) -> None:
-        """Bring up `size` members at once. Raises what the first failure raised."""
-        await asyncio.gather(*(self._join(self._new()) for _ in range(size)))
+        """Bring up `size` members at once; one that dies on the way is brought up once more. Raises what the first
+        failure raised."""
+        await asyncio.gather(*(self._bring_up(self._new()) for _ in range(size)))
 
     async def stop(self) -> None:
         """Let every member release what it holds, then end its processes."""
@@ -103,7 +84,7 @@ class Pool:
 
     async def resize(self, size: int) -> None:
         """Scale to `size` members: joiners serve when admitted, leavers finish what they have. The last call decides:
-        it calls off joiners before it lets a serving member go."""
+        it calls off joiners before it lets a serving member go. A joiner that dies is brought up once more."""
         staying = [m for m in self.members if not m.leaving]
         surplus = max(0, len(staying) - size)
         for member in sorted(staying, key=lambda m: (m.serving, m.load, -m.number))[:surplus]:
@@ -114,7 +95,7 @@ class Pool:
                 if member.joining:
                     member.joining.cancel()
             member.serving, member.leaving = False, True
-        await asyncio.gather(*(self._join(self._new()) for _ in range(size - len(staying))))
+        await asyncio.gather(*(self._bring_up(self._new()) for _ in range(size - len(staying))))
 
     def serving(self) -> list[PoolMember]:
         return [member for member in self.members if member.serving and not member.apart]
@@ -139,8 +120,8 @@ class Pool:
             self._wake()
 
     def load(self) -> int:
-        """What all members have been given and have not answered yet."""
-        return sum(member.load for member in self.members)
+        """What all members have been given and have not answered yet, and what waits for one of them."""
+        return sum(member.load for member in self.members) + self.line.load
 
     async def call(
         self,
@@ -151,16 +132,17 @@ class Pool:
         near: int | None = None,
         patience: Patience = "retry",
     ) -> list[Any]:
-        """Call an idempotent method on the least-loaded member, and on another if that one dies. Calls with the same
-        number `near` go to the same member as long as members stay the same.
+        """Call an idempotent method on the least-loaded member that has room, and on another if that one dies. Calls
+        with the same number `near` go to the same member as long as members stay the same.
 
         Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
         when as many members died under it as its patience allows.
         """
         for attempt in range(1, DEATHS + 1):
             try:
-                member = await self.living(near) if patience == "living" else await self.route(near)
-                if self.hedge is None or patience == "living":
+                living = patience == "living"
+                member = await (self.living(near, load) if living else self.route(near, load))
+                if self.hedge is None or living:
                     return await self._answer(member, method, args, load, returns)
                 return await self._first_answer(member, method, args, load, returns)
             except MemberDied as death:
@@ -179,6 +161,8 @@ class Pool:
         member.load -= places
         if places and not member.load:
             self.clock.end(member.number)
+        if self.line:
+            self._hand_out()
 
     async def stream(
         self, member: PoolMember, method: str, *args: Any, since: Callable[[], float | None] | None = None
@@ -210,6 +194,7 @@ class Pool:
     async def _in_due_time(
         self, method: str, waiting: asyncio.Future[Any], since: Callable[[], float | None] | None
     ) -> Any:
+        """An answer within the deadline that counts as in `stream`. Raises MemberDied."""
         seconds, asked = self.deadlines.of(method), time.monotonic()
         while not waiting.done():
             began = since() if since else asked
@@ -231,16 +216,21 @@ class Pool:
             raise
 
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
-        self.take(member, load)
+        """A member's answer to a call whose load is counted already."""
+        waiting: asyncio.Future[Any] | None = None
         try:
-            refs = self.transport.call(member.head, method, *args, returns=returns)
-            value = await self.in_time(method, self.transport.value(refs[-1]))
+            with member.asked() as since:
+                refs = self.transport.call(member.head, method, *args, returns=returns)
+                waiting = asyncio.ensure_future(self.transport.value(refs[-1]))
+                value = await self._in_due_time(method, waiting, since)
             self._barren = 0
             return [*refs[:-1], value]
         except MemberDied as death:
             self.replace(member, death)
             raise
         finally:
+            if waiting is not None:
+                waiting.cancel()
             self.free(member, load)
             self.on_change()
 
@@ -250,9 +240,9 @@ class Pool:
         asked = {asyncio.ensure_future(self._answer(first, method, args, load, returns))}
         try:
             done, _ = await asyncio.wait(asked, timeout=self.hedge)
-            others = [member for member in self.serving() if member is not first]
-            if not done and others:
-                second = min(others, key=lambda m: (m.load, m.number))
+            second = None if done else self.line.with_room([m for m in self.serving() if m is not first])
+            if second:
+                self.take(second, load)
                 asked.add(asyncio.ensure_future(self._answer(second, method, args, load, returns)))
             while True:
                 done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
@@ -281,27 +271,46 @@ class Pool:
 
     def check(self) -> None:
         """Raise what kept a replacement from starting, once no member is left or on its way, or that all die."""
-        if self._failure and (not self.members or self._barren >= BARREN):
-            raise self._failure
+        if self._failed:
+            raise self._failed
 
-    async def route(self, near: int | None = None) -> PoolMember:
-        """The least-loaded serving member, or the one for a number; waits for one. Raises RoleFailed if none comes."""
-        while not (serving := self.serving()):
+    @property
+    def _failed(self) -> Exception | None:
+        return self._failure if not self.members or self._barren >= BARREN else None
+
+    async def route(self, near: int | None = None, load: int = 0) -> PoolMember:
+        """The least-loaded serving member, or the one for a number, once it has room: `load` is counted as its own from
+        then on. Raises RoleFailed if none comes."""
+        if not self.serving():
             self.check()
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
-        if near is not None:
-            return serving[near % len(serving)]
-        return min(serving, key=lambda m: (m.load, m.number))
+        call = self.line.join(near, load)
+        self._hand_out()
+        try:
+            return await call.place
+        except asyncio.CancelledError:
+            if not self.line.leave(call) and not call.place.exception():  # it was given a member in this very turn
+                self.free(call.place.result(), load)
+            raise
 
-    async def living(self, near: int | None = None) -> PoolMember:
-        """A member that has just answered; one that does not is replaced."""
+    async def living(self, near: int | None = None, load: int = 0) -> PoolMember:
+        """A member, as `route` finds it, that has just answered; one that does not is replaced."""
         while True:
-            member = await self.route(near)
-            with suppress(MemberDied):
+            member = await self.route(near, load)
+            try:
                 await self.call_member(member, "ping")
                 return member
+            except BaseException as error:
+                self.free(member, load)
+                if not isinstance(error, MemberDied):
+                    raise
+
+    def _hand_out(self) -> None:
+        """Give calls that wait to members with room."""
+        while self.line and (found := self.line.next(self.serving())):
+            call, member = found
+            if not call.place.cancelled():
+                self.take(member, call.load)
+                call.place.set_result(member)
 
     def _new(self, restarts: int = 0) -> PoolMember:
         """A member that is to join. It counts at once, so that a resize meanwhile asks for no other in its place."""
@@ -335,6 +344,15 @@ class Pool:
         member.serving, member.joining = True, None
         self._failure = None
         self._wake()
+
+    async def _bring_up(self, member: PoolMember) -> None:
+        """What kills a member as it starts may be its machine's fault, once."""
+        try:
+            await self._join(member)
+        except DiedStarting as death:
+            self.notice(f"{death}\n  it is started once more")
+            self.restarts += 1
+            await self._join(self._new(member.restarts + 1))
 
     async def _attach_logs(self, member: PoolMember) -> None:
         """The first call of all: it waits for the actors' imports and constructors."""
@@ -417,10 +435,10 @@ class Pool:
         task.add_done_callback(self._background.discard)
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        """Members are others than before: who waits for one is told."""
+        self._hand_out()
+        if self._failed and not self.serving():
+            self.line.refuse(self._failed)
         self.on_change()
 
 

@@ -1,0 +1,74 @@
+"""Calls that wait for a member with room: first come, first served. A state machine: it owns no tasks and no members.
+
+A member is given calls until its load reaches the bound. What it has then keeps it busy, and the rest waits here, where
+whoever has room first takes it: a member that joins, or the others when one dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.pool_member import PoolMember
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A call: its load, the number of the member that it is to be `near`, if any, and the member it is given."""
+
+    near: int | None
+    load: int
+    place: asyncio.Future[PoolMember]
+
+
+@dataclass
+class WaitingLine:
+    """`bound` is the load at which a member has no room, None: it always has."""
+
+    bound: int | None = None
+    _calls: deque[Waiting] = field(default_factory=deque)
+
+    @property
+    def load(self) -> int:
+        """Of all calls that wait."""
+        return sum(call.load for call in self._calls)
+
+    def join(self, near: int | None, load: int) -> Waiting:
+        call = Waiting(near, load, asyncio.get_running_loop().create_future())
+        self._calls.append(call)
+        return call
+
+    def leave(self, call: Waiting) -> bool:
+        """Wait no longer. False for a call that does not wait any more."""
+        if call not in self._calls:
+            return False
+        self._calls.remove(call)
+        return True
+
+    def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
+        """The first call that one of these members has room for, and which; it waits no more."""
+        for call in self._calls if members else ():
+            near = members if call.near is None else [members[call.near % len(members)]]
+            if member := self.with_room(near):
+                self._calls.remove(call)
+                return call, member
+            if call.near is None:  # nobody has room
+                break
+        return None
+
+    def refuse(self, error: Exception) -> None:
+        """Nobody will come: every call that waits raises this."""
+        while self._calls:
+            place = self._calls.popleft().place
+            if not place.cancelled():
+                place.set_exception(error)
+
+    def with_room(self, members: Sequence[PoolMember]) -> PoolMember | None:
+        """The least-loaded of members, if it has room."""
+        best = min(members, key=lambda m: (m.load, m.number), default=None)
+        return best if best and (self.bound is None or best.load < self.bound) else None
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
