@@ -72,8 +72,16 @@ class Pool:
 
     async def start(self, size: int) -> None:
         """Bring up `size` members at once; one that dies on the way is brought up once more. Raises what the first
-        failure raised."""
-        await asyncio.gather(*(self._bring_up(self._new()) for _ in range(size)))
+        failure raised, and then there are none."""
+        joining = [asyncio.ensure_future(self._bring_up(self._new())) for _ in range(size)]
+        try:
+            await asyncio.gather(*joining)
+        except BaseException:
+            for task in joining:
+                task.cancel()
+            await asyncio.gather(*joining, return_exceptions=True)
+            await self.discard()
+            raise
 
     async def stop(self) -> None:
         """Let every member release what it holds, then end its processes."""

@@ -12,7 +12,7 @@ from tests.processes import descendants
 
 
 def test_no_http_beyond_loopback(ray_cluster: None) -> None:
-    """Ray's own ports bind every interface; none of those may speak HTTP."""
+    """A cluster started here listens on loopback; of what does not, as where ranks meet, nothing speaks HTTP."""
     open_ports = [port for address, port in _listening() if not address.startswith("7F") and address != "::1"]
     assert _listening(), "the cluster listens somewhere"
     answering = [port for port in open_ports if _speaks_http(port)]

@@ -580,6 +580,32 @@ def test_a_learner_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path:
     assert summary["learner_rebuilds"] == 2
 
 
+def test_a_learner_that_dies_while_the_run_starts_leaves_no_role_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two rollouts is up by then, the other starts yet."""
+    start, starting, deaths = SimulatedLearner.start, list[int](), list[int]()
+
+    async def slowly(self: SimulatedRollout) -> None:
+        starting.append(1)
+        await asyncio.sleep(0.0 if len(starting) % 2 else 60.0)
+
+    async def fatally(self: SimulatedLearner, *arguments: Any) -> None:
+        await asyncio.sleep(30.0)
+        deaths.append(1)
+        if len(deaths) == 1:
+            raise MemberDied("out of memory")
+        start(self, *arguments)
+
+    monkeypatch.setattr(SimulatedRollout, "start", slowly)
+    monkeypatch.setattr(SimulatedLearner, "start", fatally)
+    simulation = Simulation(recipe(tmp_path))
+    assert simulation.go_in_own_time() == DONE
+    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 2
+    assert json.loads((tmp_path / "sim" / "summary.json").read_text())["learner_rebuilds"] == 1
+    assert_each_once(tmp_path)
+
+
 def test_a_step_that_kills_every_learner_ends_the_run_in_words(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
