@@ -20,7 +20,7 @@ from configs.schema import Deadlines
 from orchestrator.pool_member import PoolMember
 from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
-from orchestrator.transport import GangSpec, MemberDied, Transport, ValueLost
+from orchestrator.transport import GangSpec, MemberDied, NoPlace, Transport, ValueLost
 from orchestrator.waiting import WaitingLine
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
@@ -412,15 +412,30 @@ class Pool:
 
     async def _rejoin(self, dead: PoolMember, successor: PoolMember) -> None:
         await self.transport.kill(dead.actors)
+        await self._take_place(successor)
+
+    async def _take_place(self, successor: PoolMember) -> None:
         try:
             await self._join(successor)
         except DiedStarting as death:
             self.notice(str(death))
             self._succeed(successor, f" ({death})")
+        except NoPlace as error:
+            if not self.serving():
+                self._give_up(error)
+                return
+            self.notice(
+                f"{error}; meanwhile {len(self.serving())} go on, and it is tried again"
+            )  # a node may come back
+            self._spawn_task(self._take_place(self._new(successor.restarts)))
         except Exception as error:
-            self._failure = error
-            self.notice(f"{self.role}: no replacement could be started: {error}")
-            self._wake()
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """A member is not replaced. Where it was the last, the role has failed."""
+        self._failure = error
+        self.notice(f"{self.role}: no replacement could be started: {error}")
+        self._wake()
 
     async def _leave(self, member: PoolMember) -> None:
         while member.load:

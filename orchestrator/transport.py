@@ -25,6 +25,10 @@ class ValueLost(Exception):
     """A value was lost with the node that held it. What it held must be made again."""
 
 
+class NoPlace(Exception):
+    """The cluster has no room for a member now. It may have later."""
+
+
 @dataclass(frozen=True)
 class GangSpec:
     """What one member is made of: an actor for each tuple of constructor arguments, placed together."""
@@ -38,7 +42,7 @@ class GangSpec:
 
 class Transport(Protocol):
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
-        """Start the actors of a member; returns their handles, head first."""
+        """Start the actors of a member; returns their handles, head first. Raises NoPlace."""
         ...
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
@@ -100,7 +104,7 @@ class RayTransport:
                 ray.kill(actor)
             remove_placement_group(group)
             if isinstance(error, TimeoutError):
-                raise RuntimeError(
+                raise NoPlace(
                     f"{spec.role}: no place for {count} x {bundle} in {self._timeout:.0f} s; "
                     "see `ray status` for what is free"
                 ) from None

@@ -26,7 +26,7 @@ from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember, RoleFailed
 from orchestrator.prompts import PromptStream
 from orchestrator.run import DONE, STOPPED, Run
-from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost
+from orchestrator.transport import GangSpec, LocalTransport, MemberDied, NoPlace, ValueLost
 from tests.unit.simulation import (
     GROUPS,
     HELDOUT,
@@ -688,6 +688,40 @@ def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as error:
         simulation.go(seconds=3.0)
     assert error.group_contains(RuntimeError, match="no place for rollout-1")
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_rollout_whose_node_is_gone_for_a_while_is_replaced_when_it_is_back_unless_nobody_else_serves(
+    tmp_path: Path, members: int
+) -> None:
+    class Crowded(LocalTransport):
+        tries = 0
+
+        async def spawn(self, spec: GangSpec) -> Any:
+            if spec.cls is SimulatedRollout and deaths:
+                self.tries += 1
+                await asyncio.sleep(1.0)
+                if self.tries <= 3:
+                    raise NoPlace("rollout: no place for 1 x {'GPU': 1}")
+            return await super().spawn(spec)
+
+    def strike(run: Run, line: Mapping[str, Any]) -> None:
+        if not deaths and run.pools.rollout is not None:
+            deaths.append(1)
+            run.pools.rollout.replace(run.pools.rollout.members[0])
+
+    deaths: list[int] = []
+    settings = recipe(tmp_path, rollout={"members": members}, simulated={"rollout_seconds_per_token": 0.1})
+    simulation = Simulation(settings, strike, transport=Crowded())
+    if members == 1:
+        with pytest.raises(ExceptionGroup) as error:
+            simulation.go_in_own_time()
+        assert error.group_contains(NoPlace, match="no place for 1 x")
+        return
+    assert simulation.go_in_own_time() == DONE
+    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 2
+    assert sum("tried again" in notice for notice in simulation.notices) == 3
+    assert_each_once(tmp_path)
 
 
 def test_a_member_whose_load_raises_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
