@@ -424,9 +424,7 @@ class Pool:
             if not self.serving():
                 self._give_up(error)
                 return
-            self.notice(
-                f"{error}; meanwhile {len(self.serving())} go on, and it is tried again"
-            )  # a node may come back
+            self.notice(f"{error}; it is tried again, and {len(self.serving())} go on")  # a node may come back
             self._spawn_task(self._take_place(self._new(successor.restarts)))
         except Exception as error:
             self._give_up(error)

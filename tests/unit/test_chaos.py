@@ -28,7 +28,7 @@ def settings(root: Path, **changes: Any) -> Any:
     base: dict[str, Any] = {
         "run": {"steps": STEPS},
         "rollout": ROLLOUT,
-        "scorer": {"teacher": {"engine": "simulated", "members": 3}},
+        "scorer": {"teacher": {"engine": "simulated", "members": 3, "max_queued_tokens": 40}},
         "learner": {"ranks": 2},
         "simulated": SPEED,
         "deadlines": DEADLINES,
