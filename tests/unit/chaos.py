@@ -126,7 +126,7 @@ class Chaos:
     async def reign(self, run: Run) -> None:
         pools = run.pools.all().values()
         while not all(pool.members and len(pool.serving()) == len(pool.members) for pool in pools):
-            await asyncio.sleep(0.1)  # a member that dies when the run starts ends it, in words
+            await asyncio.sleep(0.1)  # a member that dies twice as the run starts ends it, in words
         while len(self.done) < self.strikes:
             await asyncio.sleep(self.rng.expovariate(1 / self.seconds))
             if self.nodes and len(self.done) % 6 == 5:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from collections import Counter
 from collections.abc import Set
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from orchestrator.roles import role_sizes
 from orchestrator.run import DONE
 from tests.unit.batches import Batches
-from tests.unit.chaos import Chaos, poison, run_in_chaos
+from tests.unit.chaos import Chaos, Nodes, poison, run_in_chaos
+from tests.unit.own_time import in_own_time
 from tests.unit.simulation import EACH, GROUPS, Simulation, assert_each_once, metrics, recipe, trained
 
 STEPS, STRIKES = 60, 20
@@ -67,6 +70,30 @@ def test_twenty_kills_of_one_role(tmp_path: Path, batches: Batches, role: str) -
     code, simulation, chaos = run_in_chaos(settings(tmp_path), 1, [role], STRIKES, 4.0)
     assert code == DONE
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)
+
+
+@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize("role", ROLES)
+def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role: str, moment: int) -> None:
+    transport = Nodes(random.Random(moment))
+    simulation = Simulation(settings(tmp_path, run={"steps": 6}), transport=transport)
+    pool = simulation.pools.all()[role]
+
+    async def kill_one() -> None:
+        while not (starting := [m for m in pool.members if m.actors]):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(moment / 4)
+        await transport.kill(starting[0].actors)
+
+    async def story() -> int:
+        code, _ = await asyncio.gather(simulation.run.execute(), kill_one())
+        return code
+
+    assert in_own_time(story()) == DONE
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["restarts"].get(role, 0) + summary["learner_rebuilds"] == 1
+    assert_each_once(tmp_path, 6)
+    assert len(pool.serving()) == role_sizes(simulation.recipe)[role]
 
 
 @pytest.mark.parametrize(
