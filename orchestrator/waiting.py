@@ -25,26 +25,23 @@ class Waiting:
 
 @dataclass
 class WaitingLine:
-    """`bound` is the load at which a member has no room, None: it always has."""
+    """`bound` is the load at which a member has no room, None: it always has. `load` is that of all calls that wait."""
 
     bound: int | None = None
+    load: int = 0
     _calls: deque[Waiting] = field(default_factory=deque)
-
-    @property
-    def load(self) -> int:
-        """Of all calls that wait."""
-        return sum(call.load for call in self._calls)
 
     def join(self, near: int | None, load: int) -> Waiting:
         call = Waiting(near, load, asyncio.get_running_loop().create_future())
         self._calls.append(call)
+        self.load += load
         return call
 
     def leave(self, call: Waiting) -> bool:
         """Wait no longer. False for a call that does not wait any more."""
         if call not in self._calls:
             return False
-        self._calls.remove(call)
+        self._remove(call)
         return True
 
     def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
@@ -52,7 +49,7 @@ class WaitingLine:
         for call in self._calls if members else ():
             near = members if call.near is None else [members[call.near % len(members)]]
             if member := self.with_room(near):
-                self._calls.remove(call)
+                self._remove(call)
                 return call, member
             if call.near is None:  # nobody has room
                 break
@@ -60,15 +57,19 @@ class WaitingLine:
 
     def refuse(self, error: Exception) -> None:
         """Nobody will come: every call that waits raises this."""
-        while self._calls:
-            place = self._calls.popleft().place
-            if not place.cancelled():
-                place.set_exception(error)
+        for call in list(self._calls):
+            self._remove(call)
+            if not call.place.cancelled():
+                call.place.set_exception(error)
 
     def with_room(self, members: Sequence[PoolMember]) -> PoolMember | None:
         """The least-loaded of members, if it has room."""
         best = min(members, key=lambda m: (m.load, m.number), default=None)
         return best if best and (self.bound is None or best.load < self.bound) else None
+
+    def _remove(self, call: Waiting) -> None:
+        self._calls.remove(call)
+        self.load -= call.load
 
     def __bool__(self) -> bool:
         return bool(self._calls)
