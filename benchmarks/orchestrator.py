@@ -41,6 +41,7 @@ from orchestrator.preflight import Inputs
 from orchestrator.prompts import Prompt
 from orchestrator.run import Run
 from orchestrator.transport import GangSpec, LocalTransport, Transport
+from orchestrator.waiting import WaitingLine
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
 EXCESS = 1.2  # what the rollouts could sample, to what the learner takes
@@ -200,10 +201,11 @@ def pools_of(settings: Recipe, transport: Transport, arguments: argparse.Namespa
     def pool(role: str, cls: type, *made_of: Any, **more: Any) -> Pool:
         return Pool(role, transport, lambda _: GangSpec(role, cls, (made_of,), PLACE), **more)
 
+    line = WaitingLine(settings.scorer_of("teacher").max_queued_tokens)
     return Pools(
         rollout=pool("rollout", SleepingRollout, arguments.token_seconds),
         dataset=None,
-        scorers={"teacher": pool("scorer.teacher", SleepingScorer, arguments.score_seconds)},
+        scorers={"teacher": pool("scorer.teacher", SleepingScorer, arguments.score_seconds, line=line)},
         reward=pool("reward", CountingReward),
         learner=pool("learner", SleepingLearner, 1.0 / arguments.learner_rate, starts_alone=False),
     )
