@@ -31,7 +31,7 @@ SAMPLES = pa.schema(
         ("finish", pa.string()),  # stop | length | data | cut | abort; empty while the response goes on
         ("versions", pa.list_(pa.int32())),  # policy version of each response token
         ("support_ids", pa.list_(pa.int32())),  # [tokens * k] the student's own top k, row-major; empty if not asked
-        ("start", pa.int32()),  # tokens before it were handed on in earlier segments; 0: the response is whole so far
+        ("start", pa.int32()),  # tokens before it were handed on in earlier segments; 0 of a whole response
     ]
 )
 
@@ -60,8 +60,9 @@ TRAINED = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response, or what there is of it: with segments, a row holds the response so far and `start` says where its
-    new tokens begin. Lists are over response tokens; `seed` is hash(run seed, uid, attempt)."""
+    """One response, or a segment of it. Lists are over response tokens: in a segment that others follow over its new
+    ones, from `start` on; in the last one, as in a whole response, over all. Spans are positions in the response.
+    `seed` is hash(run seed, uid, attempt)."""
 
     uid: str
     group: str
@@ -76,6 +77,16 @@ class Sample:
     versions: list[int]
     support_ids: list[int] = field(default_factory=list)
     start: int = 0
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the response before the first that the lists hold."""
+        return 0 if self.finish else self.start
+
+    @property
+    def new(self) -> slice:
+        """Where in the lists the new tokens are."""
+        return slice(self.start - self.offset, None)
 
 
 class SampleHeader(NamedTuple):
@@ -119,9 +130,10 @@ class BlockHeader(NamedTuple):
 
 
 class ScoreHeader(NamedTuple):
-    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `tokens` counts the
-    tokens scored. Sums over them in the order of `uids`, nats: `entropies`, None where the engine does not know them;
-    `log_ratios`, this model's log-prob less the sampler's, NaN where the sampler's is not known."""
+    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `unknown` are segments
+    whose beginning it does not have; `tokens` counts the tokens scored. Sums over them in the order of `uids`, nats:
+    `entropies`, None where the engine does not know them; `log_ratios`, this model's log-prob less the sampler's, NaN
+    where the sampler's is not known."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -130,6 +142,7 @@ class ScoreHeader(NamedTuple):
     payload_bytes: int
     entropies: tuple[float, ...] | None = None
     log_ratios: tuple[float, ...] | None = None
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +168,23 @@ class Request:
         support_ids: Sequence[int] = (),
         start: int = 0,
     ) -> Sample:
-        """The sample that this response makes: one turn, loss on every token of it. `finish` is empty, and `start` may
-        lie behind the first token, where it is handed on in segments."""
-        whole = [(0, len(response_ids))]
+        """The sample that this response, or what there is of it so far, makes: one turn, loss on every token of it.
+        `finish` is empty, and `start` may lie behind the first token, where it is handed on in segments."""
+        whole, held = [(0, len(response_ids))], slice(0 if finish else start, None)
+        k = len(support_ids) // max(1, len(response_ids))
         return Sample(
             uid=self.uid,
             group=self.group,
             attempt=self.attempt,
             seed=self.seed,
             prompt_ids=self.prompt_ids,
-            response_ids=response_ids,
-            rollout_logprobs=rollout_logprobs,
+            response_ids=response_ids[held],
+            rollout_logprobs=rollout_logprobs[held],
             loss_spans=whole,
             turns=whole,
             finish=finish,
-            versions=versions,
-            support_ids=list(support_ids),
+            versions=versions[held],
+            support_ids=list(support_ids[k * held.start :]),
             start=start,
         )
 
@@ -180,7 +194,8 @@ class ScoreRequest:
     """What a scorer is asked for: the new tokens of the samples in `prompts`, each behind the prompt ids given there;
     without `prompts` those of every sample, behind its own.
 
-    `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1.
+    `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1. `channel`
+    names the stream that segments come in.
     """
 
     support: str  # sampled | topk | full
@@ -188,6 +203,7 @@ class ScoreRequest:
     topk_of: str = "teacher"  # teacher | student | union
     prompts: dict[str, list[int]] = field(default_factory=dict)
     reusable: bool = False  # the same responses will be asked about again
+    channel: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,30 +278,40 @@ def _tuples(spans: list[list[int]]) -> list[Span]:
 
 
 def header_of(sample: Sample) -> SampleHeader:
-    spans = [(max(start, sample.start), end) for start, end in sample.loss_spans]
-    versions = Counter(v for start, end in spans for v in sample.versions[start:end])
+    first = sample.offset
+    new = [slice(max(start, sample.start) - first, max(end - first, 0)) for start, end in sample.loss_spans]
+    versions = Counter(version for span in new for version in sample.versions[span])
     return SampleHeader(
         uid=sample.uid,
         group=sample.group,
         attempt=sample.attempt,
         prompt_tokens=len(sample.prompt_ids),
-        response_tokens=len(sample.response_ids) - sample.start,
+        response_tokens=len(sample.response_ids[sample.new]),
         loss_tokens=versions.total(),
         finish=sample.finish,
         versions=tuple(sorted(versions.items())),
         start=sample.start,
-        finite=bool(np.isfinite(sample.rollout_logprobs[sample.start :]).all()),
+        finite=bool(np.isfinite(sample.rollout_logprobs[sample.new]).all()),
     )
 
 
 def log_ratio_of(logprobs: np.ndarray, sample: Sample) -> float:
     """Sum over a sample's new tokens of a model's log-prob, [T] of them, less the sampler's; nats. NaN where the
     sampler's is not known."""
-    return float((logprobs - np.asarray(sample.rollout_logprobs[sample.start :])).sum())
+    return float((logprobs - np.asarray(sample.rollout_logprobs[sample.new])).sum())
+
+
+def by_response(payloads: Iterable[pa.RecordBatch]) -> dict[tuple[str, int], list[Sample]]:
+    """Rows of several payloads by uid and attempt."""
+    found: dict[tuple[str, int], list[Sample]] = {}
+    for payload in payloads:
+        for sample in unpack_samples(payload):
+            found.setdefault((sample.uid, sample.attempt), []).append(sample)
+    return found
 
 
 def pack_scores(
-    scores: Sequence[Score], rejected: dict[str, str], hidden_dtype: str | None = None
+    scores: Sequence[Score], rejected: dict[str, str], hidden_dtype: str | None = None, unknown: Sequence[str] = ()
 ) -> tuple[pa.RecordBatch, ScoreHeader]:
     """Scores -> payload and header. The support of the first score decides the columns."""
     fields: list[Any] = list(_SCORES)
@@ -304,7 +330,8 @@ def pack_scores(
     newest = max((s.version for s in scores), default=0)
     entropies, log_ratios = (_known(getattr(s, name) for s in scores) for name in ("entropy_sum", "log_ratio"))
     uids = tuple(s.uid for s in scores)
-    return payload, ScoreHeader(uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios)
+    header = ScoreHeader(uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios, tuple(unknown))
+    return payload, header
 
 
 def _known(values: Iterable[float | None]) -> tuple[float, ...] | None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from actors.beginnings import Beginnings
 from actors.member import Member
 from actors.packing import take_by_budget
 from actors.records import (
@@ -91,6 +92,7 @@ class Scorer(Member):
         self._unmoved = True  # the weights are those of the directory
         self._engine: Engine | None = None
         self._cache = ScoreCache(config.score_cache_mib * 2**20)
+        self._beginnings = Beginnings()
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -103,12 +105,18 @@ class Scorer(Member):
         self._engine = await _build(self._config, self._model, self._vocabulary)
         self._server = asyncio.create_task(self._serve())
 
-    async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
+    async def score(
+        self, payload: pa.RecordBatch, request: ScoreRequest, *earlier: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, ScoreHeader]:
         """Scores of the new tokens of the samples asked for, in row order; what cannot be scored is rejected by uid,
-        not raised."""
+        not raised. Segments whose beginning is not known here come back as unknown, to be asked about once more with
+        the `earlier` payloads that hold it."""
         assert self._engine is not None, "start() comes first"
         samples = {s.uid: s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts}
-        items = [_item(s, request.prompts.get(s.uid, s.prompt_ids)) for s in samples.values()]
+        so_far, unknown = self._beginnings.complete(request.channel, samples.values(), earlier)
+        items = [
+            _item(samples[uid], request.prompts.get(uid, samples[uid].prompt_ids), ids) for uid, ids in so_far.items()
+        ]
         rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
         scores = await asyncio.gather(*(self._scored(item, request) for item in items if item.uid not in rejected))
         rejected |= {
@@ -119,7 +127,7 @@ class Scorer(Member):
             for s in scores
             if s.uid not in rejected
         ]
-        return pack_scores(good, rejected, self._engine.hidden_dtype)
+        return pack_scores(good, rejected, self._engine.hidden_dtype, unknown)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
@@ -241,15 +249,15 @@ class Scorer(Member):
                 future.set_result(replace(score, version=self._version))
 
 
-def _item(sample: Sample, prompt_ids: list[int]) -> Item:
+def _item(sample: Sample, prompt_ids: list[int], response_ids: list[int]) -> Item:
     k = len(sample.support_ids) // max(1, len(sample.response_ids))
     return Item(
         uid=sample.uid,
         prompt_ids=prompt_ids,
-        response_ids=sample.response_ids,
+        response_ids=response_ids,
         start=sample.start,
         last=sample.finish != "",
-        support_ids=sample.support_ids[k * sample.start :],
+        support_ids=sample.support_ids[k * sample.new.start :],
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.beginnings import Beginnings
 from actors.decoding import Decoding, Piece
 from actors.jobs import LearnerSpec, Share
 from actors.member import Member
@@ -142,19 +143,25 @@ class SimulatedScorer(Member):
         self._speed = speed
         self._vocabulary = vocabulary
         self._version = version
+        self._beginnings = Beginnings()
 
     async def start(self) -> None:
         """Nothing to build."""
 
-    async def score(self, payload: pa.RecordBatch, request: ScoreRequest) -> tuple[pa.RecordBatch, ScoreHeader]:
-        samples = [s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts]
-        rejected = {s.uid: "empty response" for s in samples if not s.response_ids[s.start :]}
+    async def score(
+        self, payload: pa.RecordBatch, request: ScoreRequest, *earlier: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, ScoreHeader]:
+        asked = [s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts]
+        so_far, unknown = self._beginnings.complete(request.channel, asked, earlier)
+        samples = [s for s in asked if s.uid in so_far]
+        rejected = {s.uid: "empty response" for s in samples if not s.response_ids[s.new]}
         rejected |= {
-            s.uid: "beyond the vocabulary" for s in samples if max(s.response_ids, default=0) >= self._vocabulary
+            s.uid: "beyond the vocabulary" for s in samples if max(so_far[s.uid], default=0) >= self._vocabulary
         }
         good = [s for s in samples if s.uid not in rejected]
-        await asyncio.sleep(sum(len(s.response_ids) - s.start for s in good) * self._speed.score_seconds_per_token)
-        return pack_scores([_score(s, request, self._version) for s in good], rejected, "float32")
+        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speed.score_seconds_per_token)
+        scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
+        return pack_scores(scores, rejected, "float32", unknown)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}
@@ -276,8 +283,9 @@ class SimulatedLearner(Member):
 
 
 def liked(response_ids: Sequence[int]) -> np.ndarray:
-    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did."""
-    return -1.0 - (np.array(response_ids) % 5).astype(np.float32) / 10.0
+    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did, as all before them
+    say."""
+    return -1.0 - (np.cumsum(response_ids) % 5).astype(np.float32) / 10.0
 
 
 def _length(request: Request, sampling: Sampling) -> int:
@@ -301,9 +309,9 @@ def _loss_tokens(sample: Sample) -> list[int]:
     return [token for start, end in sample.loss_spans for token in sample.response_ids[start:end]]
 
 
-def _score(sample: Sample, request: ScoreRequest, version: int) -> Score:
-    ids, start = sample.response_ids[sample.start :], sample.start
-    logprobs = liked(ids)
+def _score(sample: Sample, so_far: list[int], request: ScoreRequest, version: int) -> Score:
+    ids, start = sample.response_ids[sample.new], sample.start
+    logprobs = liked(so_far)[start:]
     support: dict[str, Any] = {}
     if request.support == "topk":
         support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (len(ids), 1))

@@ -105,7 +105,7 @@ def planned(
     """What a run keeps in object stores.
 
     Weights: the current version and the next, of the student and of each average. Responses in flight:
-    samples_per_step x (max_staleness + 1), in the rows of all their segments, since a block is kept whole; and those of
+    samples_per_step x (max_staleness + 1), with the rows of their segments, since a block is kept whole; and those of
     an evaluation, which come whole. Heads: vocabulary x width x bytes of the scorer's dtype, two of a model that
     moves. `version` is in bytes, `prompt_tokens` the longest prompt's, `heldout` the number of held-out prompts.
     """
@@ -115,20 +115,20 @@ def planned(
     moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
     topk = objective.topk * (2 if objective.topk_of == "union" else 1)
 
-    def row_bytes(end: int) -> int:
-        return sample_bytes(prompt_tokens, end, _student_topk(recipe))
+    def row_bytes(tokens: int) -> int:
+        return sample_bytes(prompt_tokens, tokens, _student_topk(recipe))
 
-    ends, scores, projections = _row_ends(recipe), {}, {}
+    rows, scores, projections = _rows(recipe), {}, {}
     for model, support in objective.support_of.items():
         hidden, dtype = sizes[model].hidden, recipe.scorer_of(model).dtype
         whole = score_bytes(support, length, topk, hidden, dtype)
-        scores[model] = trained * (whole + SCORE_BYTES * (len(ends) - 1)) + evaluated * whole
+        scores[model] = trained * (whole + SCORE_BYTES * (len(rows) - 1)) + evaluated * whole
         if support == "full":
             projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
     return Planned(
         version=version,
         versions=2 * version * (1 + len(recipe.scored_with("ema"))),
-        samples=trained * sum(row_bytes(end) for end in ends) + evaluated * row_bytes(length),
+        samples=trained * sum(map(row_bytes, rows)) + evaluated * row_bytes(length),
         scores=scores,
         projections=projections,
     )
@@ -164,11 +164,11 @@ def _optimizer_bytes(learner: Learner) -> int:
     return master + (8 if learner.optimizer.name == "adamw" else 0)
 
 
-def _row_ends(recipe: Recipe) -> list[int]:
-    """Response tokens in each row of samples that a response at its cap leaves: with segments, a row for each holds the
-    response so far."""
+def _rows(recipe: Recipe) -> list[int]:
+    """Response tokens in each row of samples that a response at its cap leaves: those of a segment that others follow,
+    and in the last all."""
     cap, every = recipe.sampling.max_response_tokens, recipe.stream_tokens
-    return [*range(every, cap, every), cap] if every else [cap]
+    return [every] * (-(-cap // every) - 1) + [cap] if every else [cap]
 
 
 def _student_topk(recipe: Recipe) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -53,12 +53,16 @@ class Pools:
 @dataclass(frozen=True)
 class Block:
     """A reference to a payload of samples, the headers of those that are wanted of it, and who wrote them: a source,
-    and the number of its member."""
+    and the number of its member; of segments, which channel they came in, and by uid the `earlier` payloads of
+    responses that go on.
+    """
 
     payload: Any
     samples: tuple[SampleHeader, ...]
     source: str = "student"
     member: int = 0
+    channel: str = ""
+    earlier: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 class Flow:
@@ -107,15 +111,17 @@ class Flow:
         """Blocks of all that is submitted to a member's channel, for as long as it lives; `since` as in Pool.stream.
         Raises MemberDied after the blocks that were yielded."""
         stream = pool.stream(member, "blocks", channel, self._recipe.stream, since=since)
-        async for block in self._blocks(member, stream, source):
+        async for block in self._blocks(member, stream, source, channel):
             yield block
 
-    async def _blocks(self, member: PoolMember, stream: AsyncIterator[Any], source: str) -> AsyncIterator[Block]:
+    async def _blocks(
+        self, member: PoolMember, stream: AsyncIterator[Any], source: str, channel: str = ""
+    ) -> AsyncIterator[Block]:
         header: BlockHeader
         async for payload, header in stream:
             self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
             self._meter.payload(header.payload_bytes)
-            yield Block(payload, header.samples, source, member.number)
+            yield Block(payload, header.samples, source, member.number, channel)
 
     def _asked(
         self, tickets: Sequence[tuple[Ticket, Prompt]], source: str, cap: int | None
@@ -190,31 +196,41 @@ class Flow:
     async def _score(
         self, block: Block, prompts: Mapping[str, Prompt], model: str
     ) -> tuple[list[tuple[Any, ScoreHeader]], dict[str, str]]:
-        """Scores under one model of those samples that are its own, and reasons of those that kill its members."""
+        """Scores under one model of those samples that are its own, and reasons of those that kill its members. A
+        scorer that does not know how a response began is asked once more, and told."""
         objective, pool = self._recipe.objective, self._pools.scorers[model]
         support = objective.support_of[model]
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
         near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
 
-        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> tuple[Any, ScoreHeader]:
+        async def call(samples: Sequence[SampleHeader], patience: Patience, *earlier: Any) -> tuple[Any, ScoreHeader]:
             request = ScoreRequest(
                 support=support,
                 topk=objective.topk if support == "topk" else 0,
                 topk_of=objective.topk_of if block.source == "student" else "teacher",
                 prompts={s.uid: prompts[s.uid].ids[model] for s in samples},
                 reusable=block.source != "student",
+                channel=block.channel,
             )
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             with self._meter.clock("score").busy():
                 ref, header = await pool.call(
-                    "score", block.payload, request, load=tokens, returns=2, near=near, patience=patience
+                    "score", block.payload, request, *earlier, load=tokens, returns=2, near=near, patience=patience
                 )
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
             self._meter.payload(header.payload_bytes)
             return ref, header
 
-        return await isolating(ask, mine, pool.alone, f"scorer.{model}")
+        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> list[tuple[Any, ScoreHeader]]:
+            answer = await call(samples, patience)
+            if not (unknown := [s for s in samples if s.uid in answer[1].unknown]):
+                return [answer]
+            earlier = {id(ref): ref for s in unknown for ref in block.earlier[s.uid]}
+            return [answer, await call(unknown, patience, *earlier.values())]
+
+        answers, killers = await isolating(ask, mine, pool.alone, f"scorer.{model}")
+        return [answer for several in answers for answer in several], killers
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
         if not self._recipe.reward.earns:

@@ -31,13 +31,14 @@ from orchestrator.transport import MemberDied, ValueLost
 @dataclass(slots=True, eq=False)
 class _Response:
     """One attempt at a response. It is known as long as it runs or a block of it is being judged: what is said late of
-    it is said of no other attempt. One that is `cut` will end soon. Of one that is `gone`, `lost` or `rejected`, no
-    segment is wanted. What is lost is leased again when it has ended, so that no member ever writes two attempts at
-    once."""
+    it is said of no other attempt. `payloads` hold the segments that came of it. One that is `cut` will end soon. Of
+    one that is `gone`, `lost` or `rejected`, no segment is wanted. What is lost is leased again when it has ended, so
+    that no member ever writes two attempts at once."""
 
     ticket: Ticket
     prompt: Prompt
     lease: Lease
+    payloads: list[Any] = field(default_factory=list)
     cut: bool = False
     lost: bool = False
     rejected: bool = False
@@ -131,7 +132,8 @@ class Intake:
                         async for block in stream:
                             wanted.heard = time.monotonic()
                             self._free(source, wanted, sum(s.last for s in block.samples))
-                            blocks.create_task(self.judge(block, wanted, self._select(block, wanted)))
+                            responses = self._select(block, wanted)
+                            blocks.create_task(self.judge(_selected(block, responses), wanted, responses))
                             self.moved()
                     except MemberDied:
                         died = True
@@ -159,9 +161,8 @@ class Intake:
         self.moved()
 
     async def judge(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
-        """Score, reward and admit these responses of a block. What went down with a node is sampled again; one that is
+        """Score, reward and admit the responses of a block. What went down with a node is sampled again; one that is
         rejected, or whose target has lost the thread, is ended."""
-        block = replace(block, samples=tuple(s for s in block.samples if s.uid in responses))
         try:
             good, rejected = await self.flow.judge(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
@@ -253,6 +254,16 @@ class Intake:
         """What a guilty group lacks will not come, and no batch waits for it. What it has is trained."""
         for uid in self.buffer.missing(index):
             self.skip(uid, quarantined(self.writers[self.dispatch.source(index)].role))
+
+
+def _selected(block: Block, responses: Mapping[str, _Response]) -> Block:
+    """What is wanted of a block, with the segments before it of responses that go on."""
+    samples = tuple(s for s in block.samples if s.uid in responses)
+    earlier = {s.uid: tuple(responses[s.uid].payloads) for s in samples if s.start and not s.last}
+    for sample in samples:
+        if not sample.last:  # the last row holds them all
+            responses[sample.uid].payloads.append(block.payload)
+    return replace(block, samples=samples, earlier=earlier)
 
 
 def _ticket(header: SampleHeader) -> Ticket:

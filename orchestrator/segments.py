@@ -1,6 +1,6 @@
 """Responses that arrive in segments: each is scored while the next is being sampled, and the last makes it whole.
 
-A segment's row holds the response so far, so of its payloads only the last is kept; of its scores, each.
+The last row holds the whole response, so of its payloads only the last is kept; of its scores, each.
 """
 
 from __future__ import annotations

@@ -40,14 +40,14 @@ SUPPORTS = [ScoreRequest("sampled"), *TOPK, ScoreRequest("full")]
 
 
 def response(uid: str, end: int = LENGTH, start: int = 0, seed: int = 0) -> Sample:
-    """The first `end` tokens of a response of LENGTH; the student ranks four tokens at each."""
+    """The first `end` tokens of a response of LENGTH; the student ranks four tokens at each. An attempt is a seed."""
     rng = np.random.default_rng([ord(uid), seed])
     ids, support = (
         rng.integers(0, VOCABULARY, LENGTH),
         rng.permuted(np.tile(np.arange(VOCABULARY), (LENGTH, 1)), axis=1),
     )
     finish = "length" if end == LENGTH else ""
-    request = Request(uid, uid, 0, 1, PROMPTS[uid])
+    request = Request(uid, uid, seed, 1, PROMPTS[uid])
     return request.answered(
         ids[:end].tolist(), [-1.0] * end, finish, [0] * end, support[:end, :4].reshape(-1).tolist(), start
     )
@@ -66,8 +66,8 @@ class Scoring:
     tokens: int = 0
     asked: ScoreRequest = field(default_factory=lambda: ScoreRequest("sampled"))
 
-    async def score(self, *rows: Sample) -> tuple[ScoreTable, ScoreHeader]:
-        payload, header = await self.scorer.score(pack_samples(rows)[0], self.asked)
+    async def score(self, *rows: Sample, earlier: Sequence[Any] = ()) -> tuple[ScoreTable, ScoreHeader]:
+        payload, header = await self.scorer.score(pack_samples(rows)[0], self.asked, *earlier)
         return ScoreTable(payload), header
 
     @property
@@ -124,7 +124,7 @@ def test_scores_in_segments_are_those_of_the_whole_at_its_cost(models: dict[str,
         sums = dict.fromkeys(PROMPTS, 0.0), dict.fromkeys(PROMPTS, 0.0)
         for rows in zip(*(segments(uid) for uid in PROMPTS), strict=True):
             table, part = await scoring.score(*rows)
-            assert part.tokens == sum(len(row.response_ids) - row.start for row in rows) and not part.rejected
+            assert part.tokens == sum(len(row.response_ids[row.new]) for row in rows) and not part.rejected
             assert part.entropies is not None and part.log_ratios is not None
             for row, *values in zip(rows, part.entropies, part.log_ratios, strict=True):
                 assert table.start(row.uid) == row.start
@@ -152,7 +152,7 @@ def test_without_room_for_a_prefix_it_is_computed_again(models: dict[str, Path])
     async def work(scoring: Scoring) -> np.ndarray:
         tables = [await scoring.score(row) for row in segments("a")]
         assert scoring.kept == 0
-        computed = sum(len(PROMPTS["a"]) + len(row.response_ids) - 1 for row in segments("a"))
+        computed = sum(len(PROMPTS["a"]) + header_of(row).end - 1 for row in segments("a"))
         assert scoring.tokens == computed
         return np.concatenate([table.values("a", "logprobs") for table, _ in tables])
 
@@ -165,10 +165,12 @@ def test_without_room_for_a_prefix_it_is_computed_again(models: dict[str, Path])
 
 @pytest.mark.parametrize("lost", ["a segment", "another attempt", "the same again"])
 def test_a_cache_that_does_not_fit_is_not_used(models: dict[str, Path], lost: str) -> None:
-    """Segments go missing with a member that dies, attempts begin anew, and calls are repeated."""
+    """Segments go missing with a member that dies, attempts begin anew, and calls are repeated. What the scorer was not
+    given it is told."""
 
     async def work(scoring: Scoring) -> None:
         first, second, third, *_ = segments("a")
+        told = [pack_samples(rows)[0] for rows in ([first], [second])]
         expected = (await scoring.score(response("a")))[0].values("a", "logprobs")
         if lost == "another attempt":
             await scoring.score(segments("a", seed=1)[0])
@@ -178,9 +180,12 @@ def test_a_cache_that_does_not_fit_is_not_used(models: dict[str, Path], lost: st
         if lost == "the same again":
             await scoring.score(second)
             await scoring.score(second)
-        table, _ = await scoring.score(third)
+        table, header = await scoring.score(third)
+        assert header.unknown == (() if lost == "the same again" else ("a",)) and not header.rejected
+        if header.unknown:
+            table, header = await scoring.score(third, earlier=told)
         np.testing.assert_allclose(
-            table.values("a", "logprobs"), expected[third.start : len(third.response_ids)], atol=1e-4
+            table.values("a", "logprobs"), expected[third.start : header_of(third).end], atol=1e-4
         )
 
     with_scorer(models["teacher"], work)
@@ -198,7 +203,7 @@ def test_what_is_kept_goes_with_the_weights(models: dict[str, Path]) -> None:
         after = (await scoring.score(response("a")))[0].values("a", "logprobs")
         await scoring.score(first)
         table, header = await scoring.score(second)
-        inside = slice(second.start, len(second.response_ids))
+        inside = slice(second.start, header_of(second).end)
         np.testing.assert_allclose(table.values("a", "logprobs"), after[inside], atol=1e-4)
         assert np.abs(after - before).max() > 0.1 and header.scorer_version == 1
 
@@ -284,14 +289,14 @@ def by_uid(blocks: Sequence[Sequence[Sample]]) -> dict[str, list[Sample]]:
         for row in block:
             found.setdefault(row.uid, []).append(row)
     for rows in found.values():
-        assert [row.start for row in rows] == [0, *(len(row.response_ids) for row in rows[:-1])]
-        assert all(len(row.response_ids) > row.start for row in rows), "no segment is empty"
+        assert [row.start for row in rows] == [0, *(header_of(row).end for row in rows[:-1])]
+        assert all(row.response_ids[row.new] for row in rows), "no segment is empty"
         assert [row.finish != "" for row in rows] == [False] * (len(rows) - 1) + [True]
         for row in rows:
-            end = len(row.response_ids)
-            assert row.response_ids == rows[-1].response_ids[:end]
-            assert row.rollout_logprobs == rows[-1].rollout_logprobs[:end]
-            assert row.versions == rows[-1].versions[:end]
+            held = slice(row.offset, header_of(row).end)
+            assert row.response_ids == rows[-1].response_ids[held]
+            assert row.rollout_logprobs == rows[-1].rollout_logprobs[held]
+            assert row.versions == rows[-1].versions[held]
     return found
 
 
@@ -317,8 +322,8 @@ def test_segments_become_the_response_that_would_have_left_whole(member: Rollout
         assert expected.start == 0 and (last.response_ids, last.finish) == (expected.response_ids, expected.finish)
         assert (last.support_ids, last.versions) == (expected.support_ids, expected.versions)
         np.testing.assert_allclose(last.rollout_logprobs, expected.rollout_logprobs, atol=1e-4)
-        assert all(len(row.response_ids) - row.start == 8 for row in rows[:-1])
-        assert len(last.response_ids) - last.start <= 8
+        assert all(len(row.response_ids) == 8 for row in rows[:-1]), "what is new alone"
+        assert len(last.response_ids[last.new]) <= 8
     assert max(len(rows) for rows in segments.values()) == -(-LONGEST // 8), "some response is as long as it may be"
 
 

@@ -53,7 +53,7 @@ def admitted(segment: int, *together: Sequence[Drawn]) -> dict[str, Scored]:
     for responses in together:
         for rows in zip(*(drawn.rows(segment) for drawn in responses), strict=True):
             payload, header = pack_samples(rows)
-            says = [np.full(len(r.response_ids) - r.start, d.says) for r, d in zip(rows, responses, strict=True)]
+            says = [np.full(len(r.response_ids[r.new]), d.says) for r, d in zip(rows, responses, strict=True)]
             table, _ = pack_scores([Score(r.uid, s, start=r.start) for r, s in zip(rows, says, strict=True)], {})
             parts = [segments.join(Scored(h, payload, {"teacher": (table,)})) for h in header.samples]
             whole |= {part.header.uid: part for part in parts if part}

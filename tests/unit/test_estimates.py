@@ -105,9 +105,9 @@ def test_two_versions_of_the_student_and_of_each_average_live_at_a_time() -> Non
     assert planned(recipe(**follower)).versions == 4 * 4000
 
 
-def test_segments_leave_a_row_of_the_response_so_far_each() -> None:
-    segmented = planned(recipe(stream_tokens=6), heldout=5)  # rows of 6, 12 and 16 tokens, but for an evaluation's
-    assert segmented.samples == 4 * (3 * (10 * 4 + 144) + (6 + 12 + 16) * 12) + 5 * (10 * 4 + 144 + 16 * 12)
+def test_segments_leave_a_row_each_and_the_last_holds_the_response() -> None:
+    segmented = planned(recipe(stream_tokens=6), heldout=5)  # rows of 6, 6 and 16 tokens, but for an evaluation's
+    assert segmented.samples == 4 * (3 * (10 * 4 + 144) + (6 + 6 + 16) * 12) + 5 * (10 * 4 + 144 + 16 * 12)
     assert segmented.scores == {"teacher": 4 * (16 * 4 + 3 * 64) + 5 * (16 * 4 + 64)}
     assert planned(recipe(stream_tokens=16)).payloads == planned(recipe()).payloads
 

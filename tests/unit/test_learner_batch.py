@@ -96,7 +96,8 @@ def row(end: int, start: int = 0) -> Sample:
     """Response "s" of 6 tokens, as far as it has come; token t has id 10 + t and two ids of support."""
     ids = list(range(10, 10 + end))
     support = [i for t in ids for i in (t, t + 100)]
-    return Request("s", "s", 0, 1, [7, 8]).answered(ids, [-1.0] * end, "", VERSIONS[:end], support, start)
+    finish = "stop" if end == len(VERSIONS) else ""
+    return Request("s", "s", 0, 1, [7, 8]).answered(ids, [-1.0] * end, finish, VERSIONS[:end], support, start)
 
 
 def scores(start: int, end: int, version: int = 0) -> Score:

@@ -88,8 +88,12 @@ def test_the_headers_of_a_responses_segments_add_up() -> None:
     spans, versions = [(1, 3), (4, 7)], [2, 2, 3, 3, 3, 5, 5]
     whole = header_of(sample(tokens=7, loss_spans=spans, versions=versions))
     rows = [
-        sample(tokens=end, start=start, versions=versions[:end], finish=finish, loss_spans=inside)
-        for start, end, finish, inside in ((0, 4, "", [(1, 3)]), (4, 6, "", [(1, 3), (4, 6)]), (6, 7, "stop", spans))
+        sample(tokens=len(held), start=start, versions=held, finish=finish, loss_spans=inside)
+        for start, held, finish, inside in (
+            (0, versions[:4], "", [(1, 3)]),
+            (4, versions[4:6], "", [(1, 3), (4, 6)]),
+            (6, versions, "stop", spans),
+        )
     ]
     first, second, third = segments = [header_of(row) for row in rows]
     assert [(h.start, h.end, h.response_tokens, h.loss_tokens) for h in segments] == [

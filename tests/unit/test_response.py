@@ -77,16 +77,17 @@ def test_segments_are_of_their_size_and_the_last_is_never_empty(
     outputs: list[tuple[int, str]], pieces: list[tuple[int, int, str]]
 ) -> None:
     rows = stepped(outputs, 3)
-    assert [(row.start, len(row.response_ids), row.finish) for row in rows] == pieces
+    assert [(row.start, header_of(row).end, row.finish) for row in rows] == pieces
     assert all(header_of(row).response_tokens for row in rows)
 
 
-def test_a_row_holds_the_response_so_far() -> None:
-    first, second = stepped([(4, ""), (5, "stop")], 3)
-    assert first.response_ids == [0, 1, 2] and second.response_ids == [0, 1, 2, 3, 4]
-    assert second.rollout_logprobs == [-3.0, -4.0, -5.0, -6.0, -7.0], "of the sampled tokens"
-    assert second.support_ids == [x for t in range(5) for x in (100 + t, 200 + t)] and len(first.support_ids) == 6
-    assert second.loss_spans == [(0, 5)] and first.versions == [0, 0, 0]
+def test_a_row_holds_what_is_new_and_the_last_row_all() -> None:
+    first, second, last = stepped([(4, ""), (7, ""), (8, "stop")], 3)
+    assert [r.response_ids for r in (first, second, last)] == [[0, 1, 2], [3, 4, 5], list(range(8))]
+    assert second.rollout_logprobs == [-6.0, -7.0, -8.0] and last.rollout_logprobs[3:6] == second.rollout_logprobs
+    assert second.support_ids == [x for t in (3, 4, 5) for x in (100 + t, 200 + t)] and len(last.support_ids) == 16
+    assert second.loss_spans == [(0, 6)] and last.loss_spans == [(0, 8)], "positions in the response"
+    assert len(second.versions) == 3 and len(last.versions) == 8
 
 
 def test_without_segments_a_response_leaves_whole() -> None:

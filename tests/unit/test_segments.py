@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from actors import simulated
+from actors.beginnings import Beginnings
 from actors.records import SampleHeader, unpack_samples
 from actors.simulated import SimulatedScorer
 from configs.schema import EarlyStop
@@ -17,6 +18,8 @@ from orchestrator.buffer import Scored
 from orchestrator.run import DONE
 from orchestrator.segments import Segments
 from orchestrator.transport import ValueLost
+from tests.unit.batches import Batches
+from tests.unit.own_time import in_own_time
 from tests.unit.simulation import (
     Simulation,
     assert_each_once,
@@ -129,6 +132,45 @@ def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
     assert_each_once(tmp_path)
     assert sum(row["attempt"] for row in trained(tmp_path)) == 1
     assert simulation.run.stage and len(simulation.run.stage.intake.segments) == 0
+
+
+@pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])
+def test_a_scorer_that_does_not_know_how_responses_began_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, fault: str
+) -> None:
+    """In mid-response: another takes over, or more do, or the one there is has too many."""
+    score, told = SimulatedScorer.score, list[str]()
+
+    async def spied(self: SimulatedScorer, payload: Any, request: Any, *earlier: Any) -> Any:
+        answer = await score(self, payload, request, *earlier)
+        told.extend(answer[1].uids if earlier else ())
+        assert not (earlier and answer[1].unknown)
+        assert request.channel or not any(payload.column("start").to_pylist()), "attempts may be counted anew"
+        return answer
+
+    async def strike(simulation: Simulation) -> None:
+        pool = simulation.pools.scorers["teacher"]
+        for turn in itertools.count():
+            await asyncio.sleep(1.1)
+            if fault == "replaced" and pool.serving():
+                pool.replace(pool.serving()[0])
+            elif fault == "resized":
+                await pool.resize((3, 1)[turn % 2])
+
+    async def story() -> int:
+        striking = asyncio.create_task(strike(simulation))
+        code = await simulation.run.execute()
+        striking.cancel()
+        return code
+
+    monkeypatch.setattr(SimulatedScorer, "score", spied)
+    if fault == "forgetful":
+        monkeypatch.setattr(simulated, "Beginnings", lambda: Beginnings(tokens=8))
+    simulation = Simulation(recipe(tmp_path, **SEGMENTS, simulated={"rollout_seconds_per_token": 0.1}))
+    assert in_own_time(story()) == DONE
+    assert len(told) > 5
+    assert_each_once(tmp_path)
+    batches.assert_trained(trained(tmp_path))
 
 
 @pytest.mark.parametrize("on_update", ["keep", "abort"])

@@ -117,7 +117,7 @@ def by_uid(blocks: list[list[Sample]]) -> dict[str, list[Sample]]:
 
 @pytest.mark.parametrize("tokens", [1, 4, 5, 16, 100])
 @pytest.mark.parametrize("block", [1, 3, 64])
-def test_segments_are_the_response_so_far_and_end_as_the_whole_one(tokens: int, block: int) -> None:
+def test_segments_are_what_is_new_and_end_with_the_whole_one(tokens: int, block: int) -> None:
     whole = {row.uid: row for row in generated(rollout(), Stream())[0]}
     blocks = generated(rollout(), Stream(coalesce_samples=block), requests=segmented(tokens))
     assert all(len({row.uid for row in b}) == len(b) <= block for b in blocks)
@@ -131,7 +131,7 @@ def test_segments_are_the_response_so_far_and_end_as_the_whole_one(tokens: int, 
         last = rows[-1]
         assert (last.response_ids, last.finish) == (whole[uid].response_ids, whole[uid].finish)
         for row in rows:
-            assert row.response_ids == last.response_ids[: len(row.response_ids)]
+            assert row.response_ids == last.response_ids[row.offset : header_of(row).end]
             assert len(row.rollout_logprobs) == len(row.versions) == len(row.response_ids)
 
 

@@ -1,4 +1,5 @@
-"""Bytes on the wire as whole runs report them: bounded a token and a response, inlined ones bounded a block.
+"""Bytes on the wire as whole runs report them: bounded a token and a row (a response, or a segment of one), inlined
+ones bounded a block.
 
 That the orchestrator opens no payload is tested in test_simulated_run.py, and over Ray in tests/engines.
 """
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.run import DONE
 from orchestrator.telemetry import Meter
-from tests.unit.simulation import EACH, GROUPS, HELDOUT, STEPS, TRAIN, Simulation, metrics, recipe
+from tests.unit.simulation import EACH, GROUPS, HELDOUT, STEPS, TRAIN, Simulation, metrics, recipe, trained
 
 A_TOKEN = {"sampled": 4, "topk": 6 * 5 + 8}  # bytes, with the five likeliest tokens
 A_RESPONSE = 64
@@ -39,6 +40,34 @@ def test_scores_cost_their_tokens_and_at_most_64_bytes_a_response(
     assert 0 < score_bytes(tmp_path) - A_TOKEN[support] * tokens <= A_RESPONSE * responses
 
 
+def payload_bytes(simulation: Simulation) -> list[int]:
+    """Sizes of the payloads of a run's steps, once it has run."""
+    sizes: list[int] = []
+    payload = simulation.run.meter.payload
+
+    def noted(size: int) -> None:
+        sizes.append(size)
+        payload(size)
+
+    simulation.run.meter.payload = noted  # type: ignore[method-assign]
+    assert simulation.go() == DONE
+    return sizes
+
+
+def test_a_response_in_segments_costs_its_tokens_however_long_it_is(tmp_path: Path) -> None:
+    """Its tokens travel in a segment and once more with the last; scores cost 64 bytes a row."""
+    a_token = []
+    for longest in (60, 500):
+        root = tmp_path / str(longest)
+        segmented = {"stream_tokens": 8, "sampling": {"max_response_tokens": longest}}
+        sizes = payload_bytes(Simulation(recipe(root, **segmented)))
+        tokens = sum(line["tokens_generated"] for line in metrics(root))
+        rows = sum(-(-len(row["response_ids"]) // 8) for row in trained(root))
+        assert 0 < score_bytes(root) - A_TOKEN["sampled"] * tokens <= A_RESPONSE * rows
+        a_token.append((sum(sizes) - score_bytes(root)) / tokens)
+    assert a_token[1] < a_token[0]
+
+
 def test_a_sampled_reference_beside_a_teachers_top_k_costs_what_sampled_support_costs(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "models": {"reference": {"path": "/none"}},
@@ -57,16 +86,7 @@ def test_a_sampled_reference_beside_a_teachers_top_k_costs_what_sampled_support_
 def test_what_a_payload_adds_to_the_drivers_memory_is_bounded(tmp_path: Path) -> None:
     """Of samples and scores, in blocks small and large: Ray keeps those under 100 KiB inside their owner."""
     large = {"objective": {"support": "topk", "topk": 64}, "sampling": {"max_response_tokens": 500}}
-    simulation = Simulation(recipe(tmp_path, **large))
-    sizes: list[int] = []
-    payload = simulation.run.meter.payload
-
-    def noted(size: int) -> None:
-        sizes.append(size)
-        payload(size)
-
-    simulation.run.meter.payload = noted  # type: ignore[method-assign]
-    assert simulation.go() == DONE
+    sizes = payload_bytes(Simulation(recipe(tmp_path, **large)))
     inlined = [size for size in sizes if size < Meter.INLINE_LIMIT]
     assert 0 < len(inlined) < len(sizes)
     assert len(sizes) == 2 * STEPS * GROUPS * EACH, "blocks of one response, and their scores"
