@@ -6,6 +6,7 @@ Everything is in this process. Only what computes is simulated; every decision i
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,7 +20,7 @@ import pytest
 from actors.jobs import Share
 from actors.member import Member
 from actors.metrics import STEP_METRICS
-from actors.records import BadWeights, ScoreHeader
+from actors.records import BadWeights, ScoreHeader, unpack_samples
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import RecipeError
 from configs.schema import Resources
@@ -173,6 +174,37 @@ def test_a_slow_rollout_waits_for_nobody_and_nobody_is_dropped(tmp_path: Path) -
     assert_each_once(tmp_path)
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == 0
     assert all(line["seconds_wait"] > 0 for line in metrics(tmp_path))
+
+
+def test_every_response_is_scored_and_rewarded_the_moment_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rollout decodes a step's responses side by side, a token a second; a score or a reward takes a minute."""
+    leased: dict[str, dict[str, float]] = {"score": {}, "reward": {}}  # when each was, if it is asked about at its end
+
+    def slow(cls: type, method: str) -> None:
+        answer = getattr(cls, method)
+
+        async def late(self: Any, payload: Any, *arguments: Any) -> Any:
+            (row,) = unpack_samples(payload)
+            leased[method][row.uid] = asyncio.get_running_loop().time() - len(row.response_ids)
+            await asyncio.sleep(60.0)
+            answered = answer(self, payload, *arguments)
+            return await answered if inspect.isawaitable(answered) else answered
+
+        monkeypatch.setattr(cls, method, late)
+
+    slow(SimulatedScorer, "score")
+    slow(SimulatedReward, "reward")
+    rollout = {"members": 1, "max_concurrent": 64}
+    settings = recipe(tmp_path, rollout=rollout, simulated={"rollout_seconds_per_token": 1.0})
+    assert Simulation(settings).go_in_own_time() == DONE
+    steps: dict[str, list[dict[str, Any]]] = {}
+    for row in trained(tmp_path):
+        steps.setdefault(row["step"], []).append(row)
+    for rows in steps.values():
+        assert len({len(row["response_ids"]) for row in rows}) > 1
+        assert len({round(asked[row["uid"]], 3) for asked in leased.values() for row in rows}) == 1
 
 
 # --- stop, crash, resume ---
