@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from actors import simulated
 from actors.beginnings import Beginnings
 from actors.records import SampleHeader, unpack_samples
-from actors.simulated import SimulatedScorer
+from actors.simulated import SimulatedRollout, SimulatedScorer
 from configs.schema import EarlyStop
 from orchestrator.buffer import Scored
 from orchestrator.run import DONE
@@ -21,6 +22,7 @@ from orchestrator.transport import ValueLost
 from tests.unit.batches import Batches
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import (
+    MEMBER,
     Simulation,
     assert_each_once,
     expected_order,
@@ -113,6 +115,34 @@ def test_a_response_is_scored_before_it_ends(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(SimulatedScorer, "score", spied)
     assert Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY)).go() == DONE
     assert ends.count("") > 20, "segments of responses that still run"
+
+
+def test_segments_of_one_rollout_are_scored_where_the_ones_before_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scorer remembers the key-values of what it has scored. Scoring takes as long as sampling: the least loaded of
+    three is now one and now another. An evaluation has no segments."""
+    wrote: dict[str, SimulatedRollout] = {}
+    scored: dict[SimulatedRollout, list[SimulatedScorer]] = {}
+    generate, score = SimulatedRollout.generate, SimulatedScorer.score
+
+    def writing(self: SimulatedRollout, requests: Sequence[Any], *arguments: Any) -> Any:
+        wrote.update({request.uid: self for request in requests if request.segment_tokens})
+        return generate(self, requests, *arguments)
+
+    async def scoring(self: SimulatedScorer, payload: Any, request: Any) -> Any:
+        for uid in request.prompts.keys() & wrote.keys():
+            scored.setdefault(wrote[uid], []).append(self)
+        return await score(self, payload, request)
+
+    monkeypatch.setattr(SimulatedRollout, "generate", writing)
+    monkeypatch.setattr(SimulatedScorer, "score", scoring)
+    speed = {"rollout_seconds_per_token": 0.1, "score_seconds_per_token": 0.1}
+    settings = recipe(tmp_path, **SEGMENTS, scorer={"teacher": MEMBER | {"members": 3}}, simulated=speed)
+    assert Simulation(settings).go_in_own_time() == DONE
+    assert all(len(scorers) > 20 for scorers in scored.values())
+    assert [len(set(scorers)) for scorers in scored.values()] == [1, 1]
+    assert len({scorer for scorers in scored.values() for scorer in scorers}) == 2, "two rollouts share none of three"
 
 
 @pytest.mark.parametrize("bound", [0, 2])
