@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.member import Member
 from configs.schema import Resources
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport
+from tests.processes import alive
 
 
 def end(how: str) -> None:
@@ -49,10 +54,34 @@ class Asynchronous(Member):
         await asyncio.Event().wait()
 
 
+class Author(Member):
+    """Yields payloads that nobody else has, and opens those of others."""
+
+    async def start(self) -> None: ...
+
+    async def write(self, sizes: Sequence[int]) -> AsyncIterator[Any]:
+        for size in sizes:
+            yield written(size)
+            yield size
+        await asyncio.Event().wait()
+
+    async def digest(self, payload: pa.RecordBatch) -> tuple[int, str]:
+        return os.getpid(), digest_of(payload)
+
+
+def written(size: int) -> pa.RecordBatch:
+    """A payload of about `size` bytes."""
+    return pa.record_batch({"tokens": np.random.default_rng(size).integers(0, 50000, size // 4, np.int32)})
+
+
+def digest_of(payload: pa.RecordBatch) -> str:
+    return hashlib.sha256(payload.column("tokens").buffers()[1]).hexdigest()
+
+
 @asynccontextmanager
-async def counters(transport: Transport, cls: type) -> AsyncIterator[Pool]:
-    spec = GangSpec("counter", cls, ((),), Resources(cpus=0.01))
-    pool = Pool("counter", transport, lambda _: spec)
+async def pool_of(transport: Transport, cls: type) -> AsyncIterator[Pool]:
+    spec = GangSpec("member", cls, ((),), Resources(cpus=0.01))
+    pool = Pool("member", transport, lambda _: spec)
     try:
         await pool.start(1)
         yield pool
@@ -77,7 +106,7 @@ def test_what_ends_a_stream_is_raised_after_what_came_whole(
     ray_cluster: None, runner: asyncio.Runner, transport: type[Transport], cls: type
 ) -> None:
     async def story() -> None:
-        async with counters(transport(), cls) as pool:
+        async with pool_of(transport(), cls) as pool:
             for numbers, whole in ((0, []), (3, [(0, 1)]), (2, [(0, 1)])):
                 member = await pool.route()
                 assert await heard(pool, member, numbers, "raises") == [*whole, ValueError]
@@ -93,7 +122,7 @@ def test_what_ends_a_stream_is_raised_after_what_came_whole(
 @pytest.mark.parametrize("transport", [RayTransport, LocalTransport])
 def test_who_is_killed_answers_nobody(ray_cluster: None, runner: asyncio.Runner, transport: type[Transport]) -> None:
     async def story() -> None:
-        async with asyncio.timeout(60), counters(transport(), Asynchronous) as pool:
+        async with asyncio.timeout(60), pool_of(transport(), Asynchronous) as pool:
             member = await pool.route()
             listening = asyncio.ensure_future(heard(pool, member, 4, "waits"))
             calling = asyncio.ensure_future(pool.call_member(member, "wait"))
@@ -105,5 +134,28 @@ def test_who_is_killed_answers_nobody(ray_cluster: None, runner: asyncio.Runner,
                 await calling
             with pytest.raises(MemberDied):
                 await pool.call_member(member, "ping")
+
+    runner.run(story())
+
+
+def test_what_a_killed_member_has_yielded_can_still_be_opened(ray_cluster: None, runner: asyncio.Runner) -> None:
+    """By its replacement, which is given the reference as a scorer is, and by the driver. Ray keeps what is larger than
+    100 KiB in the object store, and nobody has opened it before."""
+    sizes = [1_000, 300_000, 50_000, 2_000_000, 150_000, 1_000]
+
+    async def story() -> None:
+        async with pool_of(RayTransport(), Author) as pool:
+            member = await pool.route()
+            dead, came = await pool.call_member(member, "ping"), []
+            with pytest.raises(MemberDied):
+                async for payload, size in pool.stream(member, "write", sizes):
+                    came.append((payload, size))
+                    if len(came) == len(sizes):
+                        os.kill(dead, signal.SIGKILL)
+            assert [size for _, size in came] == sizes and not alive({dead})
+            for payload, size in came:
+                ((opener, digest),) = await pool.call("digest", payload)
+                assert opener != dead and digest == digest_of(written(size))
+                assert digest_of(await pool.transport.value(payload)) == digest
 
     runner.run(story())
