@@ -41,7 +41,7 @@ class LearnerGroup:
     share its GPUs.
 
     Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `died` is set
-    when a call finds it dead, whoever made it, and `death` is what it found last.
+    when a call finds it dead, whoever made it, and `death` is what it found, until `forget`.
     """
 
     def __init__(self, recipe: Recipe, pool: Pool, engines: Sequence[Pool] = ()) -> None:
@@ -56,6 +56,11 @@ class LearnerGroup:
         """Let the ranks meet and build their engine."""
         (meeting, *_) = await self._together("address", lambda rank: ())
         await self._together("start", lambda rank: (spec, meeting))
+
+    def forget(self) -> None:
+        """Another is to be built. The death of this one would hold what was on the way to it."""
+        self.death = None
+        self.died.clear()
 
     async def load_projection(self, model: str, version: int, oldest: int, ref: Any) -> None:
         """Give every rank a model's head at a version; heads before `oldest` are let go."""

@@ -87,7 +87,7 @@ class Roles:
         """End what is left of a dead learner, so that `bring_up` builds another."""
         self._learner_died, self.versions.current = True, None
         await self._pools.learner.discard()
-        self.learner.died.clear()
+        self.learner.forget()
 
     def release(self) -> None:
         """Let go of the last weights: pools outlive the run."""

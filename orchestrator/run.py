@@ -7,6 +7,7 @@ its learner dies it goes back to the newest whole checkpoint, as a resume does, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -128,6 +129,7 @@ class Run:
                     if death is None:
                         raise
                     await self._bury(death)
+                    del death  # the frames that it went through hold a batch, and a stage with its buffer
         finally:
             self.roles.release()
 
@@ -149,6 +151,8 @@ class Run:
         saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads all of it: others go on meanwhile
         self._rewind(saved)
         await self._bring_up(saved)
+        if self._deaths:  # of what was on the way to a dead learner no payload is to stay in the object store
+            gc.collect()
         self._startup = self._startup or time.monotonic() - self._began
         if self.evaluations["before"] is None:
             self.evaluations["before"] = await self._evaluate("before")

@@ -6,10 +6,12 @@ Everything is in this process. Only what computes is simulated; every decision i
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from actors.records import BadWeights, ScoreHeader, unpack_samples
 from actors.simulated import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import RecipeError
 from configs.schema import Resources
+from orchestrator.buffer import Scored
+from orchestrator.learning import LearnerGroup
 from orchestrator.pool import Pool, PoolMember, RoleFailed
 from orchestrator.prompts import PromptStream
 from orchestrator.run import DONE, STOPPED, Run
@@ -544,6 +548,33 @@ def test_a_learner_that_dies_is_built_anew_from_its_checkpoint_and_nothing_is_lo
     lost = (simulation.directory / "metrics.jsonl.lost").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lost] == [3], "back to the checkpoint of step 2"
     assert_sampled_with_newer(tmp_path, range(3, STEPS + 1), than=deaths[0])
+
+
+def test_what_a_dead_learner_was_to_train_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its payloads would fill the object store for as long as anything refers to them: a traceback's frames do. Python
+    looks for garbage seldom in a driver, and here never."""
+    given: list[weakref.ref[Any]] = []  # a payload of each batch that a learner was given
+    held: list[int] = []  # how many were held when a step was done
+    step = LearnerGroup.step
+
+    async def noted(self: LearnerGroup, batch: Sequence[Scored], *arguments: Any, **named: Any) -> Any:
+        given.append(weakref.ref(batch[0].samples))
+        return await step(self, batch, *arguments, **named)
+
+    def on_step(run: Run, line: Mapping[str, Any]) -> None:
+        held.append(sum(payload() is not None for payload in given))
+        if line["step"] == 3 and len(held) == 3:
+            kill_the_learner(run)
+
+    monkeypatch.setattr(LearnerGroup, "step", noted)
+    simulation = Simulation(recipe(tmp_path, max_staleness=1), on_step)
+    gc.disable()
+    try:
+        assert simulation.go() == DONE
+    finally:
+        gc.enable()
+    assert simulation.run._deaths == [3]
+    assert held == [1] * len(held), "the batch of the step alone"
 
 
 def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew(uninterrupted: Path, tmp_path: Path) -> None:
