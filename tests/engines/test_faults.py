@@ -22,15 +22,17 @@ from tests.engines.shared import Engines, Watcher
 from tests.processes import alive, descendants
 
 STEPS = 6
-KILLED = {1: "rollout", 2: "scorer.teacher", 3: "reward", 4: "learner"}  # after which step, which role
+KILLED = {1: "rollout", 2: "scorer.teacher", 3: "reward", 5: "learner"}  # after which step, which role
 
 
 @dataclass
 class Killer(Watcher):
-    """Kills a member's process after a step: of the learner a rank that is not its head."""
+    """Kills a member's process after a step: of the learner a rank that is not its head, of the rollouts one that is
+    at work."""
 
     dead: set[int] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
+    owed: int = 0  # responses, by the rollout that was killed
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def step(self, line: Mapping[str, Any]) -> None:
@@ -42,7 +44,12 @@ class Killer(Watcher):
 
     async def kill(self, role: str) -> None:
         pool = self.pools[role]
-        pid = await pool.transport.value(pool.transport.call(pool.members[0].actors[-1], "ping")[0])
+        member = pool.members[0]
+        while role == "rollout" and not member.load:
+            await asyncio.sleep(0.001)
+        pid = await pool.transport.value(pool.transport.call(member.actors[-1], "ping")[0])  # what it owes is begun
+        if role == "rollout":
+            self.owed = member.load
         self.dead |= {pid, *descendants(pid)}
         os.kill(pid, signal.SIGKILL)
 
@@ -60,6 +67,7 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
     recipe = engines.recipe(
         run={"steps": STEPS},
         reward={"rules": [{"kind": "length"}]},
+        sampling={"max_response_tokens": 64},  # long enough to be met at work
         checkpoint={"every": 2},
         max_staleness=1,
     )
@@ -69,6 +77,8 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
     rows = [row for step in range(1, STEPS + 1) for row in done.samples(f"step_{step:06d}")]
     expected = [f"{group:08d}.{sample:03d}" for group in range(STEPS * 4) for sample in range(2)]
     assert sorted(row["uid"] for row in rows) == expected, "each sample once over the surviving lineage"
+    again = [row for row in rows if row["attempt"]]
+    assert 0 < len(again) <= killer.owed, "the rollout was at work, and what it had not yielded was sampled again"
     assert [line["step"] for line in done.lines] == list(range(1, STEPS + 1))
     versions = [line["policy_version"] for line in done.lines]
     assert versions == sorted(set(versions)) and max(line["staleness_max"] for line in done.lines) <= 1
