@@ -69,6 +69,9 @@ class Bench:
         prompts = self.inputs.train
         return [Request(f"{i:08d}.000", f"{i:08d}", 0, 1000 + i, prompts[i].ids["student"]) for i in range(count)]
 
+    def prompt(self, uid: str) -> list[int]:
+        return next(request.prompt_ids for request in self.requests() if request.uid == uid)
+
     async def started(self) -> LearnerGroup:
         group = LearnerGroup(self.recipe, self.pools.learner)
         await group.start(self.learner_spec())
@@ -208,12 +211,29 @@ def test_segments_add_up_to_the_whole_response_and_so_do_their_scores(bench: Ben
         for h, row in zip(header.samples, unpack_samples(payload), strict=True):
             assert (h.start, h.last) == (ends[h.uid], h.end == len(responses[h.uid].response_ids))
             assert h.response_tokens == 4 or (h.last and 1 <= h.response_tokens < 4)
-            assert row.response_ids == responses[h.uid].response_ids[: h.end]
+            assert row.response_ids == responses[h.uid].response_ids[row.offset : h.end]
             ends[h.uid] = h.end
             found[h.uid].append(scored[h.uid])
     for uid, response in responses.items():
         assert ends[uid] == len(response.response_ids)
         np.testing.assert_allclose(np.concatenate(found[uid]), expected[uid], atol=1e-4)
+
+
+def test_a_scorer_says_of_which_responses_it_does_not_know_the_beginning(bench: Bench) -> None:
+    (whole, *_), _ = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
+    expected, scorer = _logprobs(bench, whole), bench.pools.scorers["teacher"]
+    payloads, headers = bench.sample(segmented(bench.requests(4)))
+    late, header = next((i, h) for i, h in enumerate(headers) if any(s.start and not s.last for s in h.samples))
+    going_on = [s for s in header.samples if s.start and not s.last]
+
+    asked = ScoreRequest("sampled", prompts={s.uid: bench.prompt(s.uid) for s in going_on})
+    _, answer = bench.call(scorer, "score", payloads[late], asked, returns=2)
+    assert set(answer.unknown) == asked.prompts.keys() and not answer.uids and not answer.rejected
+    table, answer = bench.call(scorer, "score", payloads[late], asked, *payloads[:late], returns=2)
+    assert set(answer.uids) == asked.prompts.keys() and not answer.unknown
+    for s in going_on:
+        logprobs = ScoreTable(table).values(s.uid, "logprobs")
+        np.testing.assert_allclose(logprobs, expected[s.uid][s.start : s.end], atol=1e-4)
 
 
 def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:
