@@ -54,8 +54,7 @@ class Pools:
 class Block:
     """A reference to a payload of samples, the headers of those that are wanted of it, and who wrote them: a source,
     and the number of its member; of segments, which channel they came in, and by uid the `earlier` payloads of
-    responses that go on.
-    """
+    responses that go on."""
 
     payload: Any
     samples: tuple[SampleHeader, ...]

@@ -296,7 +296,8 @@ class Pool:
         try:
             return await call.place
         except asyncio.CancelledError:
-            if not self.line.leave(call) and not call.place.exception():  # it was given a member in this very turn
+            self.line.leave(call)
+            if call.given:  # in this very turn
                 self.free(call.place.result(), load)
             raise
 
@@ -306,11 +307,13 @@ class Pool:
             member = await self.route(near, load)
             try:
                 await self.call_member(member, "ping")
-                return member
-            except BaseException as error:
+            except MemberDied:
                 self.free(member, load)
-                if not isinstance(error, MemberDied):
-                    raise
+            except BaseException:
+                self.free(member, load)
+                raise
+            else:
+                return member
 
     def _hand_out(self) -> None:
         """Give calls that wait to members with room."""

@@ -22,6 +22,11 @@ class Waiting:
     load: int
     place: asyncio.Future[PoolMember]
 
+    @property
+    def given(self) -> bool:
+        """Whether it has its member."""
+        return self.place.done() and not self.place.cancelled() and self.place.exception() is None
+
 
 @dataclass
 class WaitingLine:
@@ -37,12 +42,10 @@ class WaitingLine:
         self.load += load
         return call
 
-    def leave(self, call: Waiting) -> bool:
-        """Wait no longer. False for a call that does not wait any more."""
-        if call not in self._calls:
-            return False
-        self._remove(call)
-        return True
+    def leave(self, call: Waiting) -> None:
+        """Wait no longer, if the call still does."""
+        if call in self._calls:
+            self._remove(call)
 
     def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
         """The first call that one of these members has room for, and which; it waits no more."""

@@ -243,12 +243,18 @@ def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
     in_own_time(story())
 
 
+async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]]]:
+    """A pool whose only member has room for one call, and three calls; the first is half done."""
+    workers = queues(10)
+    await workers.start(1)
+    calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    return workers, calls
+
+
 def test_who_waits_and_is_called_off_leaves_no_load_behind() -> None:
     async def story() -> None:
-        workers = queues(10)
-        await workers.start(1)
-        calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
-        await asyncio.sleep(0.5)
+        workers, calls = await one_of_three_is_answered()
         calls[1].cancel()  # it waits
         await asyncio.sleep(0)
         assert workers.load() == 20
@@ -265,10 +271,7 @@ def test_who_waits_and_is_called_off_leaves_no_load_behind() -> None:
 
 def test_who_waits_for_a_role_that_cannot_be_replaced_is_told() -> None:
     async def story() -> None:
-        workers = queues(10)
-        await workers.start(1)
-        calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
-        await asyncio.sleep(0.5)
+        workers, calls = await one_of_three_is_answered()
 
         def nowhere(number: int) -> GangSpec:
             raise RuntimeError("no place")
