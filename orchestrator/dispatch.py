@@ -39,7 +39,7 @@ class Ticket(NamedTuple):
 
     @property
     def uid(self) -> str:
-        return f"{self.group}.{self.sample:03d}"
+        return f"{self.index:08d}.{self.sample:03d}"
 
     def seed(self, run_seed: int) -> int:
         """hash(run seed, uid, attempt), 63 bits: the same response whoever samples it, and when."""

@@ -134,9 +134,9 @@ class Flow:
         """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
         those that cannot be trained). Raises ValueLost."""
         models = self._recipe.scored_models
-        scoring = asyncio.gather(*(self._score(block, prompts, model) for model in models))
-        judged, rewarded = await asyncio.gather(scoring, self._reward(block, prompts))
-        rewards, rejected = rewarded
+        scoring = (self._score(block, prompts, model) for model in models)
+        answered: list[Any] = await asyncio.gather(*scoring, self._reward(block, prompts))
+        *judged, (rewards, rejected) = answered
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
         drawn = [s for s in block.samples if block.source == "student"]
         rejected |= {s.uid: "the sampler's log-probs are not finite" for s in drawn if not s.finite}

@@ -35,6 +35,7 @@ class _Response:
     one that is `gone`, `lost` or `rejected`, no segment is wanted. What is lost is leased again when it has ended, so
     that no member ever writes two attempts at once."""
 
+    uid: str
     ticket: Ticket
     prompt: Prompt
     lease: Lease
@@ -61,7 +62,7 @@ class _Wanted:
 
     def runs(self, response: _Response) -> bool:
         """Whether this very attempt is still being sampled."""
-        return self.running.get(response.ticket.uid) is response
+        return self.running.get(response.uid) is response
 
     def since(self) -> float | None:
         """From when on it owes something."""
@@ -84,9 +85,16 @@ class Intake:
     skipped: dict[str, str]
     segments: Segments = field(default_factory=Segments)
     _attended: dict[tuple[str, int], _Wanted] = field(default_factory=dict)
+    _departures: int = 0  # how often a member was attended to no longer
+    _looked_at: int = -1  # what had changed when members were last looked at
 
     def new_members(self) -> list[tuple[str, PoolMember]]:
-        """Serving members, with their source, that nobody attends to yet."""
+        """Serving members, with their source, that nobody attends to yet. They are looked at when some may be others
+        than before, and not whenever anything moves."""
+        changes = self._departures + sum(pool.changes for pool in self.writers.values())
+        if changes == self._looked_at:
+            return []
+        self._looked_at = changes
         return [
             (source, member)
             for source, pool in self.writers.items()
@@ -114,7 +122,7 @@ class Intake:
         if not wanted.places:
             self.meter.clock("rollout").begin()
         pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
-        wanted.running |= {ticket.uid: _Response(ticket, prompt, lease) for ticket, prompt in pairs}
+        wanted.running |= {t.uid: _Response(t.uid, t, prompt, lease) for t, prompt in pairs}
         wanted.left[lease] += len(pairs)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
         pool = self.writers[lease.source]
@@ -150,11 +158,12 @@ class Intake:
     def _let_go(self, source: str, wanted: _Wanted, died: bool) -> None:
         """A member yields no more: what it still owed is leased again."""
         del self._attended[source, wanted.member.number]
+        self._departures += 1
         owed = [response for response in wanted.running.values() if not response.rejected]
         wanted.running.clear()
         for response in owed:
             response.lost = True
-            self.segments.forget(response.ticket.uid)
+            self.segments.forget(response.uid)
         for lease in wanted.left:
             self.dispatch.settle(lease)
         self._sample_again((response.ticket for response in owed), died)
@@ -175,7 +184,7 @@ class Intake:
                     self.buffer.admit(whole)
             bad = [r for uid, r in responses.items() if uid in rejected and not r.gone]
             for response in bad:
-                self._reject(response, rejected[response.ticket.uid])
+                self._reject(response, rejected[response.uid])
             drifting = (responses[p.header.uid] for p in good if self.segments.adrift(p.header, self.early_stop))
             adrift = [response for response in drifting if not response.cut]
             for response in adrift:
@@ -206,24 +215,24 @@ class Intake:
             self._ended(response, wanted)
         self._sample_again(response.ticket for response in ended if response.lost)
         self._lose([r for s, r in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
-        return {response.ticket.uid: response for _, response in asked if not response.gone}
+        return {response.uid: response for _, response in asked if not response.gone}
 
     def _lose(self, responses: Iterable[_Response], wanted: _Wanted) -> None:
         """What was yielded and is lost is sampled again, under its next attempt."""
         lost = [response for response in responses if not response.gone]
         for response in lost:
             response.lost = True
-            self.segments.forget(response.ticket.uid)
+            self.segments.forget(response.uid)
         self._sample_again(response.ticket for response in lost if not wanted.runs(response))
 
     def _reject(self, response: _Response, reason: str) -> None:
         response.rejected = True
-        self.segments.forget(response.ticket.uid)
-        self.skip(response.ticket.uid, reason)
+        self.segments.forget(response.uid)
+        self.skip(response.uid, reason)
 
     def _ended(self, response: _Response, wanted: _Wanted) -> None:
         """A response is in, or will not be; with the last of its lease the lease is over."""
-        del wanted.running[response.ticket.uid]
+        del wanted.running[response.uid]
         lease = response.lease
         wanted.left[lease] -= 1
         if not wanted.left[lease]:
@@ -232,7 +241,7 @@ class Intake:
 
     async def _cut(self, source: str, wanted: _Wanted, responses: Iterable[_Response]) -> None:
         """End those responses that are still being sampled; their last segment says so."""
-        pool, running = self.writers[source], sorted(r.ticket.uid for r in responses if wanted.runs(r))
+        pool, running = self.writers[source], sorted(r.uid for r in responses if wanted.runs(r))
         if running and wanted.member in pool.members:
             with suppress(MemberDied):  # which ends them too
                 await pool.call_member(wanted.member, "cut", running)

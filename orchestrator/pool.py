@@ -9,7 +9,6 @@ brought it up to date. What a call returns decides nothing here.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
 from orchestrator.transport import GangSpec, MemberDied, NoPlace, Transport, ValueLost
 from orchestrator.waiting import WaitingLine
+from orchestrator.watch import Overdue, Watch
 
 BARREN = 12  # deaths in a row, with no answer between them, that end a role
 
@@ -58,6 +58,7 @@ class Pool:
     line: WaitingLine = field(default_factory=WaitingLine)  # of calls for which no member has room
     hedge: float | None = None  # seconds after which a call is made a second time, on another member
     clock: MemberClock = field(default_factory=MemberClock)
+    watch: Watch = field(default_factory=Watch)
     admit: Admit | None = None
     starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # held while a member starts
     on_change: Callable[[], None] = lambda: None
@@ -65,6 +66,7 @@ class Pool:
     restarts: int = 0
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # one suspected call at a time
     members: list[PoolMember] = field(default_factory=list)
+    changes: int = 0  # how often members came, or are to be given work again
     _numbers: int = 0
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _failure: Exception | None = None
@@ -182,35 +184,15 @@ class Pool:
         is owed and there is none.
         """
         pairs = aiter(self.transport.stream(member.head, method, *args))
-        waiting: asyncio.Future[Any] | None = None
         try:
-            while True:
-                waiting = asyncio.ensure_future(anext(pairs, None))  # type: ignore[arg-type]
-                if (pair := await self._in_due_time(method, waiting, since)) is None:
-                    return
+            while (pair := await self.in_time(method, anext(pairs, None), since)) is not None:
                 self._barren = 0
                 yield pair
         except MemberDied as death:
             self.replace(member, death)
             raise
         finally:
-            if waiting is not None and not waiting.done():
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
             await pairs.aclose()  # type: ignore[attr-defined]
-
-    async def _in_due_time(
-        self, method: str, waiting: asyncio.Future[Any], since: Callable[[], float | None] | None
-    ) -> Any:
-        """An answer within the deadline that counts as in `stream`. Raises MemberDied."""
-        seconds, asked = self.deadlines.of(method), time.monotonic()
-        while not waiting.done():
-            began = since() if since else asked
-            left = seconds if began is None else began + seconds - time.monotonic()
-            if left <= 0:
-                raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)")
-            await asyncio.wait([waiting], timeout=left)
-        return waiting.result()
 
     async def call_member(self, member: PoolMember, method: str, *args: Any, deadline: str | None = None) -> Any:
         """Call a method of one member's head and open the result, within the method's own deadline or the one named.
@@ -225,20 +207,16 @@ class Pool:
 
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """A member's answer to a call whose load is counted already."""
-        waiting: asyncio.Future[Any] | None = None
         try:
             with member.asked() as since:
                 refs = self.transport.call(member.head, method, *args, returns=returns)
-                waiting = asyncio.ensure_future(self.transport.value(refs[-1]))
-                value = await self._in_due_time(method, waiting, since)
+                value = await self.in_time(method, self.transport.value(refs[-1]), since)
             self._barren = 0
             return [*refs[:-1], value]
         except MemberDied as death:
             self.replace(member, death)
             raise
         finally:
-            if waiting is not None:
-                waiting.cancel()
             self.free(member, load)
             self.on_change()
 
@@ -265,16 +243,15 @@ class Pool:
                 task.cancel()
             raise
 
-    async def in_time(self, method: str, answer: Awaitable[Any]) -> Any:
-        """An answer within its deadline; a member that gives none hangs, and is as good as dead. Raises MemberDied."""
+    async def in_time(
+        self, method: str, answer: Awaitable[Any], since: Callable[[], float | None] | None = None
+    ) -> Any:
+        """An answer within its deadline, which counts from now or from what `since` says; a member that gives none
+        hangs, and is as good as dead. Raises MemberDied."""
         seconds = self.deadlines.of(method)
-        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
-                return await answer
-        except TimeoutError:
-            if not limit.expired():
-                raise
+            return await self.watch.within(seconds, answer, since)
+        except Overdue:
             raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)") from None
 
     def check(self) -> None:
@@ -289,8 +266,11 @@ class Pool:
     async def route(self, near: int | None = None, load: int = 0) -> PoolMember:
         """The least-loaded serving member, or the one for a number, once it has room: `load` is counted as its own from
         then on. Raises RoleFailed if none comes."""
-        if not self.serving():
+        if not (members := self.serving()):
             self.check()
+        if member := self.line.at_once(members, near):
+            self.take(member, load)
+            return member
         call = self.line.join(near, load)
         self._hand_out()
         try:
@@ -460,6 +440,7 @@ class Pool:
 
     def _wake(self) -> None:
         """Members are others than before: who waits for one is told."""
+        self.changes += 1
         self._hand_out()
         if self._failed and not self.serving():
             self.line.refuse(self._failed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -204,7 +204,7 @@ class LocalTransport:
 
     def __init__(self) -> None:
         self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
-        self._waited: dict[int, set[asyncio.Future[Any]]] = defaultdict(set)  # by actor: what its death cancels
+        self._working: dict[int, set[asyncio.Task[Any]]] = defaultdict(set)  # by actor: what its death cancels
 
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         return [spec.cls(*arguments) for arguments in spec.arguments]
@@ -215,10 +215,12 @@ class LocalTransport:
 
     async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
         values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        parts = self._parts(actor, values if isinstance(values, AsyncGenerator) else _asynchronous(values))
-        async for payload in parts:
-            yield _boxed(payload), await anext(parts)
-        self._check(actor)
+        values = values if isinstance(values, AsyncGenerator) else _asynchronous(values)
+        try:
+            while pair := await asyncio.ensure_future(self._alive(actor, lambda: _pair(values))):
+                yield pair
+        finally:
+            await values.aclose()
 
     async def value(self, ref: Any) -> Any:
         return await ref.opened()
@@ -226,40 +228,45 @@ class LocalTransport:
     async def kill(self, actors: Sequence[Any]) -> None:
         self._dead.update({id(actor): actor for actor in actors})
         for actor in actors:
-            for waiting in self._waited.pop(id(actor), ()):
-                waiting.cancel()
-
-    async def _parts(self, actor: Any, values: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        try:
-            while (value := await self._alive(actor, anext(values, self))) is not self:
-                yield value
-        finally:
-            await values.aclose()
+            for task in self._working.pop(id(actor), ()):
+                task.cancel()
 
     async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
         self._check(actor)
-        result = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
-        return await self._alive(actor, result) if inspect.isawaitable(result) else result
+        opened = [await a.opened() if isinstance(a, _Box) else a for a in args]
+        return await self._alive(actor, lambda: _called(actor, method, opened))
 
-    async def _alive(self, actor: Any, work: Awaitable[Any]) -> Any:
-        """What an actor's work comes to, unless the actor is killed first, even if that is while it waits."""
-        waiting, waited = asyncio.ensure_future(work), self._waited[id(actor)]
-        waited.add(waiting)
+    async def _alive(self, actor: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What an actor's work, in a task of its own, comes to, unless the actor is killed first, even if that is while
+        it waits."""
+        task, tasks = asyncio.current_task(), self._working[id(actor)]
+        assert task
+        tasks.add(task)
         try:
             self._check(actor)
-            value = await waiting
+            value = await work()
         except asyncio.CancelledError:
             self._check(actor)
             raise
         finally:
-            waiting.cancel()
-            waited.discard(waiting)
+            tasks.discard(task)
         self._check(actor)
         return value
 
     def _check(self, actor: Any) -> None:
         if id(actor) in self._dead:
             raise MemberDied(f"{type(actor).__name__} was killed")
+
+
+async def _called(actor: Any, method: str, args: Sequence[Any]) -> Any:
+    result = getattr(actor, method)(*args)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def _pair(values: AsyncGenerator[Any, None]) -> tuple[_Box, Any] | None:
+    """The next payload and its header; None at the end."""
+    payload = await anext(values, None)
+    return None if payload is None else (_boxed(payload), await anext(values))
 
 
 async def _asynchronous(values: Iterable[Any]) -> AsyncGenerator[Any, None]:

@@ -63,6 +63,8 @@ class Versions:
 
     async def _pull(self, version: Version, pool: Pool, member: PoolMember) -> None:
         async with self._learner.turns.engine(), member.turn:  # two pulls of one version load it once
+            if member not in pool.members:  # it died of the pull before: no learner waits for its end of a transfer
+                raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version != version.number:
                 member.version = await self._load(version, pool, member)
 

@@ -47,11 +47,14 @@ class WaitingLine:
         if call in self._calls:
             self._remove(call)
 
+    def at_once(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
+        """The member of a call that need not wait: nobody does, and there is room."""
+        return None if self._calls else self._place(members, near)
+
     def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
         """The first call that one of these members has room for, and which; it waits no more."""
-        for call in self._calls if members else ():
-            near = members if call.near is None else [members[call.near % len(members)]]
-            if member := self.with_room(near):
+        for call in self._calls:
+            if member := self._place(members, call.near):
                 self._remove(call)
                 return call, member
             if call.near is None:  # nobody has room
@@ -69,6 +72,9 @@ class WaitingLine:
         """The least-loaded of members, if it has room."""
         best = min(members, key=lambda m: (m.load, m.number), default=None)
         return best if best and (self.bound is None or best.load < self.bound) else None
+
+    def _place(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
+        return self.with_room(members if near is None or not members else [members[near % len(members)]])
 
     def _remove(self, call: Waiting) -> None:
         self._calls.remove(call)

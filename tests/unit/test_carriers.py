@@ -24,7 +24,7 @@ from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.run import DONE, Run
 from orchestrator.transport import MemberDied, ValueLost
-from tests.unit.own_time import OwnTime
+from tests.unit.own_time import in_own_time
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe
 
 
@@ -234,8 +234,7 @@ def test_neither_end_completes_alone(network: Network, tmp_path: Path) -> None:
         sending = learner.take_part("send", "third", 7)
         assert await meet(sending, learner, pool, serving[0], "receive", "third", 7, update) == 7
 
-    with asyncio.Runner(loop_factory=OwnTime) as runner:
-        runner.run(story())
+    in_own_time(story())
 
 
 def test_members_join_and_leave_while_weights_travel(
