@@ -15,12 +15,13 @@ draw, where `scores_age`: that has no age of its own, but its scores need a head
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.records import SampleHeader
+from orchestrator.by_version import ByVersion
 
 DROPS = 2  # times a group may be dropped for its age before the learner waits for it
 
@@ -77,8 +78,11 @@ class Buffer:
     drops: Counter[int] = field(default_factory=Counter)
     last_dropped: tuple[str, str] | None = None
     _groups: dict[int, Group] = field(default_factory=dict)  # leased, and in no batch yet
-    _whole: dict[int, float] = field(default_factory=dict)  # those with all their samples, by what they expire below
-    _leased: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))  # all of them by version
+    _leased: ByVersion = field(default_factory=ByVersion)  # all of them, by the version at their lease
+    _whole: dict[int, float] = field(default_factory=dict)  # those with all their samples, and what they expire below
+    _ready: ByVersion = field(default_factory=ByVersion)  # the same, by the version at their lease
+    _expiring: ByVersion = field(default_factory=ByVersion)  # and by what they expire below
+    _waited_for: set[int] = field(default_factory=set)  # those that are waited for under any policy
 
     def open(self, index: int, version: int) -> None:
         """A group is leased while `version` is current. Leased again in part, it keeps its age."""
@@ -105,7 +109,7 @@ class Buffer:
     def expire(self, version: int) -> list[Scored]:
         """What whole groups hold that is too old for a step from `version`, taken out of them to be leased again."""
         oldest, expired = version - self.max_staleness, []
-        for index in sorted(index for index, needs in self._whole.items() if needs < oldest):
+        for index in self._expiring.below(oldest):
             group = self._pop(index)
             drawn = [s for s in group.samples.values() if s and s.source == "student"]
             old = drawn if self.on_stale == "drop" else [s for s in drawn if _youngest(s) < oldest]
@@ -121,8 +125,7 @@ class Buffer:
         """The batch of a step that starts from the weights of `version`; None while it must be waited for."""
         if len(self._whole) < self.groups_per_step:
             return None
-        by_age = sorted(self._whole, key=lambda index: (self._groups[index].version, index))
-        chosen = sorted(by_age[: self.groups_per_step])
+        chosen = sorted(self._ready.first(self.groups_per_step))
         if len(self._whole) < len(self._groups) and not self._leaves_time(chosen, version):
             return None
         groups = {index: self._pop(index) for index in chosen}
@@ -144,19 +147,17 @@ class Buffer:
     def _leaves_time(self, chosen: Sequence[int], version: int) -> bool:
         """Whether, of the groups whose age is waited for, those that must be trained by any later version still can be:
         no more of them are left than the steps until then take."""
-        waits = self.on_stale == "wait"
-        left = Counter({leased: len(i) for leased, i in self._leased.items()} if waits else self._waited_for())
-        left.subtract(Counter(self._groups[i].version for i in chosen if waits or self._is_waited_for(i)))
+        if self.on_stale == "wait":
+            left = self._leased.counts()
+            left.subtract(self._groups[index].version for index in chosen)
+        else:
+            left = Counter[float](self._groups[index].version for index in self._waited_for.difference(chosen))
         due = 0
         for leased in sorted(left):
             due += left[leased]
             if due > max(0, leased + self.max_staleness - version) * self.groups_per_step:
                 return False
         return True
-
-    def _waited_for(self) -> Iterable[int]:
-        """Versions at which groups were leased that are waited for under any policy."""
-        return (group.version for index, group in self._groups.items() if self._is_waited_for(index))
 
     def _is_waited_for(self, index: int) -> bool:
         if self.drops[index] > DROPS:
@@ -165,15 +166,16 @@ class Buffer:
 
     def _put(self, index: int, group: Group) -> None:
         self._groups[index] = group
-        self._leased[group.version].add(index)
+        self._leased.put(index, group.version)
         self._note(index, group)
 
     def _pop(self, index: int) -> Group:
         group = self._groups.pop(index)
-        self._leased[group.version].discard(index)
-        if not self._leased[group.version]:
-            del self._leased[group.version]
-        self._whole.pop(index, None)
+        self._leased.remove(index, group.version)
+        self._waited_for.discard(index)
+        if index in self._whole:
+            self._ready.remove(index, group.version)
+            self._expiring.remove(index, self._whole.pop(index))
         return group
 
     def _place(self, uid: str, scored: Scored | None) -> None:
@@ -185,11 +187,15 @@ class Buffer:
         self._note(index, group)
 
     def _note(self, index: int, group: Group) -> None:
-        """A group that has all its samples is whole, until some are too old: `expire` need not look at them again."""
+        """What a group's samples make of it: one that is waited for, and with all of them a whole one."""
+        if self._is_waited_for(index):
+            self._waited_for.add(index)
         if len(group.samples) == self.samples_per_group:
             age = _oldest if self.on_stale == "drop" else _youngest
             drawn = (s for s in group.samples.values() if s and s.source == "student")
             self._whole[index] = min(map(age, drawn), default=math.inf)
+            self._ready.put(index, group.version)
+            self._expiring.put(index, self._whole[index])
 
 
 def _oldest(scored: Scored) -> float:
