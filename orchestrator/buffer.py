@@ -5,11 +5,12 @@ still being sampled and take a later one instead; what then becomes of a group's
 
     wait         a batch leaves every group time to be trained before it passes the bound: nothing is ever too old
     mask_tokens  nobody is waited for; tokens older than the bound carry no loss, and a sample that has no others is
-                 sampled again
+                 sampled again, with those of its group that would soon follow it
     drop         nobody is waited for; a group with a token older than the bound is sampled again
 
-A group that was sampled again for its age more than twice is waited for. So is one that holds what the student did not
-draw, where `scores_age`: that has no age of its own, but its scores need a head that the learner keeps no longer.
+A group that was sampled again for its age more than twice is waited for; the third time it is all of it. So is one that
+holds what the student did not draw, where `scores_age`: that has no age of its own, but its scores need a head that the
+learner keeps no longer.
 """
 
 from __future__ import annotations
@@ -111,15 +112,22 @@ class Buffer:
         oldest, expired = version - self.max_staleness, []
         for index in self._expiring.below(oldest):
             group = self._pop(index)
-            drawn = [s for s in group.samples.values() if s and s.source == "student"]
-            old = drawn if self.on_stale == "drop" else [s for s in drawn if _youngest(s) < oldest]
+            self.drops[index] += 1
+            old = self._old_of(index, group, version)
             out = {s.header.uid for s in old}
             kept = {uid: scored for uid, scored in group.samples.items() if uid not in out}
             ages = [_youngest(s) for s in kept.values() if s and s.source == "student"]
-            self.drops[index] += 1
             self._put(index, Group(int(min([version, *ages])), kept))
             expired += old
         return expired
+
+    def _old_of(self, index: int, group: Group, version: int) -> list[Scored]:
+        """Of a group with too old a sample: all in the second half of the bound, which would soon be too old themselves
+        and not outlast the sampling of the others; all of it where the learner is to wait for it, as late as can be."""
+        drawn = [s for s in group.samples.values() if s and s.source == "student"]
+        if self.on_stale == "drop" or self.drops[index] > DROPS:
+            return drawn
+        return [s for s in drawn if _youngest(s) < version - self.max_staleness / 2]
 
     def take(self, version: int) -> Batch | None:
         """The batch of a step that starts from the weights of `version`; None while it must be waited for."""

@@ -142,6 +142,39 @@ def test_a_sample_that_is_all_too_old_is_sampled_again_and_its_neighbours_are_no
     assert uids(buffer.take(5)) == GROUPS[:2]
 
 
+def test_what_would_not_outlast_the_sampling_of_its_neighbour_is_sampled_with_it() -> None:
+    buffer = Buffer(1, 3, max_staleness=8, on_stale="mask_tokens")
+    buffer.open(0, 0)
+    old, older_half, younger_half = [f"00000000.{sample:03d}" for sample in range(3)]
+    for uid, version in ((old, 1), (older_half, 5), (younger_half, 6)):
+        buffer.admit(scored(uid, version=version))
+    assert [s.header.uid for s in buffer.expire(10)] == [old, older_half]
+    assert buffer.missing(0) == [old, older_half]
+
+
+def test_the_third_time_all_of_a_group_is_sampled_again_and_waited_for_as_late_as_can_be() -> None:
+    buffer = Buffer(1, 2, max_staleness=4, on_stale="mask_tokens")
+    first, second, *others = [f"{group:08d}.{sample:03d}" for group in range(3) for sample in range(2)]
+    buffer.open(0, 0)
+    for now, drawn_with, out in (
+        (5, {first: 0, second: 4}, [first]),
+        (10, {first: 5}, [first, second]),
+        (15, {first: 10, second: 14}, [first, second]),
+    ):
+        for uid, version in drawn_with.items():
+            buffer.admit(scored(uid, version=version))
+        assert sorted(s.header.uid for s in buffer.expire(now)) == out
+    for index, now in ((1, 18), (2, 19)):
+        buffer.open(index, now)
+        for uid in others[2 * index - 2 : 2 * index]:
+            buffer.admit(scored(uid, version=now))
+    assert uids(buffer.take(18)) == others[:2], "nobody is waited for yet"
+    assert buffer.take(19) is None
+    buffer.admit(scored(first, version=15))
+    buffer.admit(scored(second, version=17))
+    assert uids(buffer.take(19)) == [first, second]
+
+
 def test_what_the_student_did_not_draw_does_not_age() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
