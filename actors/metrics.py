@@ -55,7 +55,7 @@ STEP_METRICS: dict[str, str] = {
     "tokens_trained": "loss tokens of this step's batch",
     "tokens_masked": "tokens of this step's samples that carry no loss because they are too old",
     "samples_cut": "responses ended early since the last step because their target had lost the thread",
-    "samples_aged": "samples taken out of the buffer since the last step because they were too old",
+    "samples_aged": "samples taken out of the buffer since the last step because they were too old, or soon would be",
     "samples_dropped": "samples skipped since the last step: bad, or of a prompt that kills its members",
     "score_bytes_per_token": "bytes of score payload for each scored token since the last step",
     "bytes_inlined": "bytes of payload small enough for Ray to inline into the owner since the last step",
