@@ -19,6 +19,7 @@ from torch import Tensor
 
 from actors import causal_lm, weights
 from actors.address import own_address
+from actors.compiled import load_ops
 from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
@@ -262,6 +263,7 @@ class Learner(Member):
             "WORLD_SIZE": str(self._ranks),
             "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
         }
+        load_ops(("ShareMemCommBuilder",))
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
     def _load_model(self, spec: LearnerSpec) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.compiled import load_ops
 from configs.schema import Learner as LearnerConfig
 from configs.schema import Optimizer as OptimizerConfig
 
@@ -24,6 +25,7 @@ def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:
         "weight_decay": optimizer.weight_decay,
     }
     if config.offload_optimizer == "cpu":
+        load_ops(("CPUAdamBuilder",))
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
