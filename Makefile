@@ -1,7 +1,7 @@
 # Everything lives in .venv. One target at a time: they share it, and the machine.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart lint format test test-system test-trl bench clean
+.PHONY: help setup quickstart lint format test test-system acceptance test-trl bench clean
 
 BIN := .venv/bin
 # Every engine is a process that imports thousands of modules: without the bytecode cache each compiles them again.
@@ -26,13 +26,16 @@ format: setup  ## format, and repair what lint can repair
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-test: lint  ## lint, then all tests but those marked system
-	$(BIN)/pytest -m "not system"
-	@echo "not run: tests marked system (make test-system)"
+test: lint  ## lint, then all tests but those marked system or acceptance
+	$(BIN)/pytest -m "not system and not acceptance"
+	@echo "not run: tests marked system (make test-system) or acceptance (make acceptance)"
 
 test-system: setup  ## tests with a browser and whole runs; installs chromium if it is missing
 	@scripts/chromium.sh
-	$(BIN)/pytest -m system
+	$(BIN)/pytest -m "system and not acceptance"
+
+acceptance: setup  ## whole sweeps and hundreds of kills, up to hours; writes docs/acceptance/summary.md
+	$(BIN)/python scripts/acceptance.py
 
 test-trl: setup  ## agreement of the divergences with TRL's, which is installed beside and not into .venv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .trl --no-deps -r requirements/trl.txt

@@ -1,0 +1,59 @@
+"""Run the tests marked `acceptance` and write what they found to docs/acceptance/summary.md.
+
+A test adds a figure to its line with pytest's `record_property(name, value)`. Further arguments go to pytest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMMARY = ROOT / "docs" / "acceptance" / "summary.md"
+
+
+def main(arguments: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "acceptance", f"--junitxml={results}", *arguments]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if not results.exists():
+            return code
+        SUMMARY.parent.mkdir(parents=True, exist_ok=True)
+        SUMMARY.write_text("\n".join(lines(ElementTree.parse(results).getroot())) + "\n")
+    print(f"summary: {SUMMARY.relative_to(ROOT)}")
+    return code
+
+
+def lines(results: ElementTree.Element) -> Iterator[str]:
+    """JUnit's results as a page: the commit, the date, and a row a test."""
+    yield "# Acceptance"
+    yield ""
+    yield f"Written by `make acceptance` on commit {commit()}, {datetime.now(UTC):%Y-%m-%d}."
+    yield ""
+    yield "| test | result | seconds | figures |"
+    yield "|---|---|---|---|"
+    for case in results.iter("testcase"):
+        name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+        figures = ", ".join(f"{p.get('name')} {p.get('value')}" for p in case.iter("property"))
+        yield f"| `{name}` | {result(case)} | {float(case.get('time', 0)):.0f} | {figures} |"
+
+
+def result(case: ElementTree.Element) -> str:
+    outcomes = {"failure": "failed", "error": "error", "skipped": "skipped"}
+    return next((outcomes[child.tag] for child in case if child.tag in outcomes), "passed")
+
+
+def commit() -> str:
+    """The short hash of HEAD, with a mark where the working tree differs from it."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
