@@ -6,6 +6,7 @@ Shao et al. 2024 (GRPO) for the group mean and its std, Ahmadian et al. 2024 (RL
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STD_EPSILON = 1e-6  # a group of equal rewards has advantage 0, not 0/0
+ROUNDING = 2.0**-48  # of a group's largest reward: 16 units in the last place of a float64, what sums of rewards lose
 
 
 def group_advantages(
@@ -23,8 +25,9 @@ def group_advantages(
     """Reward minus its group's baseline, one number a response.
 
     `none`: the reward itself. `mean`: the group's mean, the sample included, which scales the mean gradient by
-    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both. `scale: std` divides
-    by the group's sample standard deviation. Raises ValueError for an unknown baseline or scale.
+    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both, and so have groups of
+    equal rewards: exactly 0, since a sign or a gate reads it. `scale: std` divides by the group's sample standard
+    deviation. Raises ValueError for an unknown baseline or scale.
     """
     if baseline not in ("none", "mean", "rloo"):
         raise ValueError(f"baseline {baseline!r} is unknown; use none, mean or rloo")
@@ -32,11 +35,14 @@ def group_advantages(
         raise ValueError(f"scale {scale!r} is unknown; use none or std")
     members: dict[str, list[float]] = defaultdict(list)
     for reward, group in zip(rewards, groups, strict=True):
-        members[group].append(reward)
-    return [
-        _centred(reward, members[group], baseline) / _spread(members[group], scale)
-        for reward, group in zip(rewards, groups, strict=True)
-    ]
+        members[group].append(float(reward))
+    found = {group: iter(_of_group(own, baseline, scale)) for group, own in members.items()}
+    return [next(found[group]) for group in groups]
+
+
+def all_equal(rewards: Sequence[float]) -> bool:
+    """Whether rewards differ by no more than rounding does: 0.1 + 0.2 and 0.3 are equal."""
+    return max(rewards) - min(rewards) <= ROUNDING * max(map(abs, rewards))
 
 
 def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
@@ -62,12 +68,14 @@ def generalised_advantages(rewards: Tensor, values: Tensor, discount: float, dec
     return returns_to_go(rewards + discount * following - values, discount * decay)
 
 
-def _centred(reward: float, group: Sequence[float], baseline: str) -> float:
-    n = len(group)
+def _of_group(rewards: Sequence[float], baseline: str, scale: str) -> list[float]:
+    """Advantages of one group. A deviation from the mean that is no more than rounding is exactly 0."""
+    n, spread = len(rewards), _spread(rewards, scale)
     if baseline == "none":
-        return reward
-    centred = reward - sum(group) / n
-    return centred * n / (n - 1) if baseline == "rloo" and n > 1 else centred
+        return [reward / spread for reward in rewards]
+    mean, least = math.fsum(rewards) / n, ROUNDING * max(map(abs, rewards))
+    factor = n / (n - 1) if baseline == "rloo" and n > 1 else 1.0
+    return [0.0 if abs(reward - mean) <= least else (reward - mean) * factor / spread for reward in rewards]
 
 
 def _spread(group: Sequence[float], scale: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from configs.schema import Recipe
-from objectives.advantage import group_advantages
+from objectives.advantage import all_equal, group_advantages
 from orchestrator.buffer import Scored
 
 
@@ -36,11 +36,9 @@ def advantages(recipe: Recipe, shaped: Mapping[str, float], groups: Mapping[str,
 
 def groups_without_signal(batch: Sequence[Scored]) -> float | None:
     """Share of the groups with rewards whose rewards are all equal; None without rewards or groups."""
-    rewards: dict[str, set[float]] = {}
-    counts: dict[str, int] = {}
+    rewards: dict[str, list[float]] = {}
     for scored in batch:
         if scored.reward is not None and scored.source == "student":
-            rewards.setdefault(scored.header.group, set()).add(scored.reward)
-            counts[scored.header.group] = counts.get(scored.header.group, 0) + 1
-    several = [group for group, count in counts.items() if count > 1]
-    return sum(len(rewards[group]) == 1 for group in several) / len(several) if several else None
+            rewards.setdefault(scored.header.group, []).append(scored.reward)
+    several = [own for own in rewards.values() if len(own) > 1]
+    return sum(map(all_equal, several)) / len(several) if several else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
-from objectives.advantage import STD_EPSILON, generalised_advantages, group_advantages, returns_to_go
+from objectives.advantage import STD_EPSILON, all_equal, generalised_advantages, group_advantages, returns_to_go
 from tests.objectives.enumeration import assert_equal
 
 REWARDS, GROUPS = [1.0, 10.0, 3.0, 20.0, 5.0, -4.0], list("abaaba")
@@ -43,6 +44,38 @@ def test_scale_std_divides_by_the_groups_sample_standard_deviation(baseline: str
 @pytest.mark.parametrize("baseline", ["mean", "rloo"])
 def test_a_group_of_one_and_a_group_of_equals_have_no_advantage(baseline: str, scale: str) -> None:
     assert group_advantages([7.0, 2.0, 2.0], ["a", "b", "b"], baseline, scale) == [0.0, 0.0, 0.0]
+
+
+UNEVEN = [0.7, 0.1 + 0.2, -1 / 3, 1e-9 / 3, 12345.678, -0.05 - 0.5 * 0.123]  # in binary none of them is exact
+SIZES = (2, 3, 5, 6, 7, 8, 16, 48, 100, 1000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("baseline", ["mean", "rloo"])
+def test_equal_rewards_have_an_advantage_of_exactly_zero_whatever_they_are(
+    baseline: str, scale: str, size: int
+) -> None:
+    for reward in UNEVEN:
+        for kind in (float, np.float32):
+            assert group_advantages([kind(reward)] * size, ["a"] * size, baseline, scale) == [0.0] * size
+
+
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("baseline", ["mean", "rloo"])
+def test_what_rounding_leaves_between_equal_sums_and_at_the_mean_is_exactly_zero(baseline: str, scale: str) -> None:
+    sums = [0.1 + 0.2, 0.3, 0.3, 0.1 + 0.1 + 0.1]
+    assert len(set(sums)) > 1 and all_equal(sums)
+    assert group_advantages(sums, ["a"] * 4, baseline, scale) == [0.0] * 4
+    low, middle, high = group_advantages([0.1, 0.2, 0.3], ["a"] * 3, baseline, scale)
+    assert low < 0.0 < high and middle == 0.0
+
+
+def test_a_small_difference_of_rewards_is_a_signal() -> None:
+    rewards = [0.7, 0.7, 0.7 + 1e-12]
+    assert not all_equal(rewards)
+    below, _, above = group_advantages(rewards, ["a"] * 3, "mean")
+    assert below < 0.0 < above
 
 
 @pytest.mark.parametrize("given", [("median", "none"), ("mean", "range")])

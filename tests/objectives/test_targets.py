@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from objectives.advantage import group_advantages
 from objectives.objective import slots, teacher_slots
 from objectives.schedule import dials_at
 from tests.objectives.enumeration import (
@@ -169,6 +170,21 @@ def test_sign_takes_the_advantages_sign_and_the_log_ratios_size() -> None:
     signal = advantage.sign() * (P - q).detach().abs()
     expected = gradient(-q.exp().detach() * signal * q, theta)
     assert_equal(step(config, theta, P, advantage=advantage.flatten()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("baseline", ["mean", "rloo"])
+@pytest.mark.parametrize("combine", ["sign", "gate", "add"])
+def test_a_group_of_equal_rewards_has_no_gradient_but_that_of_the_teacher(
+    combine: str, baseline: str, dtype: torch.dtype
+) -> None:
+    config = recipe(outcome={"weight": 1.0, "combine": combine, "baseline": baseline, "scale": "std"})
+    distilled = step(recipe(), logits(0).detach().to(dtype).requires_grad_(), P.to(dtype))
+    for reward in (0.7, 0.1 + 0.2, -1 / 3):
+        theta = logits(0).detach().to(dtype).requires_grad_()
+        advantages = group_advantages([reward] * theta.numel(), ["one"] * theta.numel(), baseline, "std")
+        found = step(config, theta, P.to(dtype), advantage=torch.tensor(advantages, dtype=dtype))
+        assert float((found - distilled if combine == "add" else found).norm()) == 0.0
 
 
 def test_switch_distils_before_its_step_and_follows_the_reward_from_it_on() -> None:

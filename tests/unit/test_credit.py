@@ -78,6 +78,19 @@ def test_an_advantage_is_within_its_own_group(outcome: dict[str, Any], expected:
     assert credit.advantages(recipe(**outcome), SHAPED, GROUPS) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("size", [3, 7, 8, 48])
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("baseline", ["mean", "rloo"])
+def test_a_group_that_is_shaped_alike_has_no_advantage_on_any_rank(baseline: str, scale: str, size: int) -> None:
+    """weight 0.7, a reward of 0.1 + 0.2 or 0.3, and a reference at the same distance from all."""
+    uids = [f"a.{number}" for number in range(size)]
+    batch = [scored(uid, (0.3, 0.1 + 0.2)[number % 2]) for number, uid in enumerate(uids)]
+    one = recipe(weight=0.7, baseline=baseline, scale=scale)
+    shaped = credit.shaped_rewards(one, batch, 0.1, dict.fromkeys(uids, 1 / 3))
+    assert credit.advantages(one, shaped, dict.fromkeys(uids, "a")) == dict.fromkeys(uids, 0.0)
+    assert credit.groups_without_signal(batch) == 1.0
+
+
 def test_groups_without_signal_are_those_whose_rewards_are_all_equal() -> None:
     batch = [scored("a.0", 1.0), scored("a.1", 1.0), scored("b.0", 1.0), scored("b.1", 0.0)]
     assert credit.groups_without_signal(batch) == 0.5
