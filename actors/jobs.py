@@ -30,7 +30,8 @@ class LearnerSpec:
 
 
 class Total(NamedTuple):
-    """A term's global denominators: counted over what the recipe gives it, before gates, clips and masks."""
+    """A term's global denominators: counted over what the recipe gives it, before gates, clips and masks (that
+    for age too)."""
 
     tokens: int
     sequences: int

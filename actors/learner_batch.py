@@ -15,7 +15,7 @@ from torch import Tensor
 from actors import causal_lm
 from actors.jobs import Share
 from actors.records import Sample, trained_batch
-from actors.segments import JoinedScores, samples_of, tables_of
+from actors.segments import JoinedScores, given_samples, tables_of, without_aged
 from actors.student import Hidden, Targets
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
@@ -32,7 +32,9 @@ class Batch:
         self, share: Share, payloads: Sequence[pa.RecordBatch], config: ObjectiveConfig, packing: bool
     ) -> None:
         self.share = share
-        self.samples = samples_of(share, payloads)
+        given = given_samples(share, payloads)
+        self.samples = without_aged(share, given)
+        self._given = {uid: sum(end - start for start, end in row.loss_spans) for uid, row in given.items()}
         self.old: dict[str, dict[str, np.ndarray]] = {}
         self._tables = tables_of(share, payloads)
         self._config = config
@@ -105,7 +107,7 @@ class Batch:
             return torch.zeros(len(on))
         total = self.share.totals[term]
         weight = objective.token_weight(
-            self._config.normalise, int(on.sum()), total.tokens, total.sequences, self.share.constant
+            self._config.normalise, self._given[sample.uid], total.tokens, total.sequences, self.share.constant
         )
         return on.float() * weight
 

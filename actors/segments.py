@@ -16,11 +16,20 @@ from actors.jobs import Share
 from actors.records import Sample, ScoreTable, Span, unpack_samples
 
 
-def samples_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
-    """The share's responses by uid, each from the payload that holds it whole; too old tokens carry no loss."""
+def given_samples(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
+    """The share's responses by uid, each from the payload that holds it whole, before any mask."""
     blocks = {place: {row.uid: row for row in unpack_samples(payloads[place])} for place in set(share.rows.values())}
-    whole = {uid: replace(blocks[place][uid], start=0) for uid, place in share.rows.items()}
-    return {uid: row if uid in share.foreign else _young(row, share.oldest) for uid, row in whole.items()}
+    return {uid: replace(blocks[place][uid], start=0) for uid, place in share.rows.items()}
+
+
+def without_aged(share: Share, given: Mapping[str, Sample]) -> dict[str, Sample]:
+    """The same responses; tokens that are too old carry no loss."""
+    return {uid: row if uid in share.foreign else _young(row, share.oldest) for uid, row in given.items()}
+
+
+def samples_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
+    """The share's responses by uid as they are trained on."""
+    return without_aged(share, given_samples(share, payloads))
 
 
 def tables_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[int, ScoreTable]:

@@ -301,7 +301,8 @@ def mismatch_weight(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens) ->
 
 
 def token_weight(normalise: str, loss_tokens: int, total_tokens: int, total_sequences: int, constant: int) -> float:
-    """Weight of each loss token of a response with `loss_tokens` of them, given its term's *global* totals.
+    """Weight of each loss token of a response with `loss_tokens` of them, given its term's *global* totals. All are
+    counted before masks: what a mask takes out leaves the weights of the rest as they are.
 
     token: 1 / all loss tokens. sequence: 1 / (its own loss tokens * all sequences). constant: 1 / `constant`.
     """

@@ -31,7 +31,8 @@ DROPS = 2  # times a group may be dropped for its age before the learner waits f
 class Scored:
     """A scored sample: its header and references to the payloads that hold its row, of scores (one for each segment)
     by the model that gave them. `source` wrote it. Sums over its tokens, nats, where known: `teacher_entropy`, and
-    `log_ratio` of the first target to the sampler."""
+    `log_ratio` of the first target to the sampler. `aged` loss tokens are too old, and its header counts them no more.
+    """
 
     header: SampleHeader
     samples: Any
@@ -40,6 +41,12 @@ class Scored:
     source: str = "student"
     teacher_entropy: float | None = None
     log_ratio: float | None = None
+    aged: int = 0
+
+    @property
+    def given_tokens(self) -> int:
+        """Loss tokens before any mask for their age: what denominators count."""
+        return self.header.loss_tokens + self.aged
 
 
 @dataclass
@@ -221,4 +228,7 @@ def _without(scored: Scored, oldest: int) -> Scored:
     if scored.source != "student" or header.version_min >= oldest:
         return scored
     young = tuple((version, count) for version, count in header.versions if version >= oldest)
-    return replace(scored, header=header._replace(versions=young, loss_tokens=sum(count for _, count in young)))
+    left = sum(count for _, count in young)
+    return replace(
+        scored, header=header._replace(versions=young, loss_tokens=left), aged=scored.aged + header.loss_tokens - left
+    )

@@ -231,11 +231,12 @@ def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
 
 
 def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Total]:
-    """Global denominators: distillation counts every response, the other terms those that the student drew."""
+    """Global denominators: distillation counts every response, the other terms those that the student drew. Tokens
+    that lose their loss for their age are counted: a mask never re-scales the rest."""
     found: dict[str, Total] = {}
     for term in terms:
-        mine = [s.header for s in batch if term == "distillation" or s.source == "student"]
-        found[term] = Total(sum(h.loss_tokens for h in mine), sum(h.loss_tokens > 0 for h in mine))
+        mine = [s.given_tokens for s in batch if term == "distillation" or s.source == "student"]
+        found[term] = Total(sum(mine), sum(tokens > 0 for tokens in mine))
     return found
 
 

@@ -163,6 +163,13 @@ def test_tokens_that_are_too_old_carry_no_loss() -> None:
     assert segmented(DENSE, [gaps], SEGMENTS, oldest=1).samples["s"].loss_spans == [(3, 5)]
 
 
+@pytest.mark.parametrize(("normalise", "weight"), [("token", 1 / 10), ("sequence", 1 / (6 * 4)), ("constant", 1 / 100)])
+def test_a_mask_for_age_leaves_the_weights_of_the_rest_as_they_are(normalise: Any, weight: float) -> None:
+    config = Objective(target="teacher", normalise=normalise)
+    weights = segmented(config, [row(6)], SEGMENTS, oldest=2).micro_batch(("s",))[1].tokens.weights["distillation"]
+    assert weights.tolist() == pytest.approx([0.0] * 4 + [weight] * 2)
+
+
 def test_what_no_table_covers_is_zero_and_carries_no_loss() -> None:
     topk = Objective(target="teacher", support="topk", topk=2)
     partly = replace(row(6), loss_spans=[(2, 4)])

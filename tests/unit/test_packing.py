@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from actors.jobs import Total
 from actors.packing import Item, plan, take_by_budget
 from actors.records import SampleHeader
-from orchestrator.buffer import Scored
+from orchestrator.buffer import Buffer, Scored
 from orchestrator.learning import term_totals
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(0, 100))
@@ -63,6 +63,21 @@ def test_denominators_count_what_carries_loss_and_but_for_distillation_what_the_
     headers = [(source, SampleHeader("", "", 0, 1, 9, loss, "stop", ((0, loss),))) for source, loss in drawn]
     batch = [Scored(header, None, source=source) for source, header in headers]
     assert term_totals(["distillation", "outcome"], batch) == {"distillation": Total(15, 3), "outcome": Total(8, 2)}
+
+
+def test_denominators_count_tokens_that_are_masked_for_their_age() -> None:
+    buffer = Buffer(1, 3, max_staleness=1, on_stale="mask_tokens")
+    buffer.open(0, 0)
+    for place, versions in enumerate([((0, 4), (1, 3)), ((2, 2),), ((0, 1), (2, 8))]):
+        tokens = sum(count for _, count in versions)
+        header = SampleHeader(f"00000000.{place:03d}", "00000000", 0, 1, tokens, tokens, "stop", versions)
+        buffer.admit(Scored(header, None))
+    batch = buffer.take(2)
+    assert batch is not None and batch.tokens_masked == 5
+    assert term_totals(["distillation"], batch.samples) == {"distillation": Total(18, 3)}
+    buffer.give_back(batch, frozenset())
+    again = buffer.take(2)
+    assert again is not None and term_totals(["distillation"], again.samples) == {"distillation": Total(18, 3)}
 
 
 @quick
