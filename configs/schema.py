@@ -7,7 +7,7 @@ refused before any actor starts, in one line that names the path, the value and 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,19 @@ from configs.objective import (
 
 Seconds = Annotated[float, Field(gt=0.0)]
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
+
+
+# what rendering a prompt sets itself; never an argument of a template
+_RENDERING = {
+    "conversation",
+    "messages",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+}
+_RENDERING |= {"padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"}
+_RENDERING |= {"return_assistant_tokens_mask"}
 
 
 class Run(Node):
@@ -35,6 +48,7 @@ class Model(Node):
 
     `system` and `prompt` make a privileged prompt: they replace the student's in front of the same response tokens.
     `prompt` is a format string over the fields of the prompt row, e.g. "{prompt}\\n\\nReference: {solution}".
+    `template` holds arguments of the tokenizer's chat template, e.g. {enable_thinking: false}.
     `weights`: `frozen` are the directory's; `live` follow the student version by version and `ema` average it with
     `decay`: both start from the student's, so `path` is left out. `swaps`: from a step on, the weights of another
     directory, e.g. {121: /models/teacher-2}; `logratio swap` adds to them.
@@ -43,6 +57,7 @@ class Model(Node):
     path: str | None = None
     system: str | None = None
     prompt: str = "{prompt}"
+    template: dict[str, Any] = Field(default_factory=dict)
     weights: Literal["frozen", "ema", "live"] = "frozen"
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     swaps: dict[Annotated[int, Field(ge=2)], str] = Field(default_factory=dict)
@@ -52,6 +67,15 @@ class Model(Node):
         if (self.path is None) == (self.weights == "frozen"):
             raise ValueError("needs a path when its weights are frozen, and none when they follow the student")
         return self
+
+    @field_validator("template")
+    @classmethod
+    def _is_the_templates(cls, template: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_RENDERING & template.keys()):
+            raise ValueError(
+                f"{', '.join(taken)}: is no argument of a chat template, or one that every prompt sets itself"
+            )
+        return template
 
     @property
     def privileged(self) -> bool:

@@ -72,7 +72,7 @@ def check(
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
         f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
     )
-    for warning in resolved.warnings:
+    for warning in (*resolved.warnings, *inputs.warnings):
         console.print(f"warning: {warning}", markup=False)
     for bias in resolved.biases:
         console.print(f"biased on request: {bias}", markup=False)

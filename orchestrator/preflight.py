@@ -19,13 +19,14 @@ from configs.objective import Route
 from configs.schema import Recipe
 from orchestrator.flow import teacher_of
 from orchestrator.layout import demands
-from orchestrator.prompts import Prompt, read_rows, tokenize
+from orchestrator.prompts import Prompt, read_rows, tokenize, with_responses
+from orchestrator.templates import Chat
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What the files of a recipe amount to. `vocabulary` is the models' common logit width, `version_bytes` the size
-    of one weight version as published."""
+    of one weight version as published, `warnings` what is allowed and rarely meant, a line each."""
 
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
@@ -34,6 +35,7 @@ class Inputs:
     end_token_ids: tuple[int, ...]
     version_bytes: int
     parameters: int
+    warnings: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):
@@ -62,9 +64,14 @@ def read_inputs(recipe: Recipe) -> Inputs:
         _own_loss(recipe.objective.loss)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
+    chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
     student = models.folders[Place(STUDENT)]
-    train = _prompts(recipe, recipe.data.prompts, tokenizers, "dataset" in recipe.objective.sources)
-    heldout = _prompts(recipe, recipe.data.heldout, tokenizers, False) if recipe.data.heldout else []
+    demonstrated = "dataset" in recipe.objective.sources
+    train = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
+    warnings: list[str] = []
+    if demonstrated:
+        train, warnings = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
+    heldout = _prompts(recipe, recipe.data.heldout, chats, False) if recipe.data.heldout else []
     _fit_prompts(recipe, [*train, *heldout])
     if recipe.reward.model is not None:
         _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
@@ -76,6 +83,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         end_token_ids=models.end_token_ids,
         version_bytes=weight_bytes(student, recipe.rollout.dtype),
         parameters=parameters(student),
+        warnings=tuple(warnings),
     )
 
 
@@ -232,11 +240,11 @@ def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Pro
         )
 
 
-def _prompts(recipe: Recipe, path: str, tokenizers: Mapping[str, Any], need_response: bool) -> list[Prompt]:
+def _prompts(recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool) -> list[Prompt]:
     rows = read_rows(Path(path), need_response)
     if isinstance(recipe.objective.target, Route):
         _check_route(recipe.objective.target, rows, path)
-    return tokenize(rows, recipe.models, tokenizers, Path(path))
+    return tokenize(rows, chats, Path(path))
 
 
 def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> None:

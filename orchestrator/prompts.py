@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configs.load import RecipeError
-from configs.node import STUDENT
-from configs.schema import Model
+from orchestrator.templates import Chat, Demonstrations
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,50 @@ def read_rows(path: Path, need_response: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def tokenize(
-    rows: Sequence[Mapping[str, Any]], models: Mapping[str, Model], tokenizers: Mapping[str, Any], where: Path
-) -> list[Prompt]:
-    """Rows -> prompts. Raises RecipeError when a row lacks a field that a model's prompt names."""
-    student = tokenizers[STUDENT]
+def tokenize(rows: Sequence[Mapping[str, Any]], chats: Mapping[str, Chat], where: Path) -> list[Prompt]:
+    """Rows -> prompts, without their responses. Raises RecipeError when a row lacks a field that a model's prompt
+    names, and where a model's chat template does not take the turns."""
+    for chat in chats.values():
+        chat.check()
     return [
         Prompt(
             row=row,
-            ids={name: _prompt_ids(row, models[name], tokenizers[name], f"{where} row {i}") for name in tokenizers},
-            response_ids=_response_ids(row, student),
+            ids={name: chat.ids(chat.prompt(_turns(row, chat, f"{where} row {i}"))) for name, chat in chats.items()},
+            response_ids=None,
         )
         for i, row in enumerate(rows, 1)
     ]
+
+
+def with_responses(
+    prompts: Sequence[Prompt], student: Chat, end_token_ids: Collection[int], where: Path
+) -> tuple[list[Prompt], list[str]]:
+    """The prompts with the ids of their rows' responses, and what is worth a warning. Raises RecipeError where a
+    response cannot be ended as generation ends."""
+    demonstrations = Demonstrations(student, end_token_ids)
+    whole: list[Prompt] = []
+    altered: list[int] = []
+    for i, prompt in enumerate(prompts, 1):
+        turns = _turns(prompt.row, student, f"{where} row {i}")
+        answer = demonstrations.answer(turns, prompt.row["response"], f"{where} row {i}")
+        whole.append(replace(prompt, response_ids=answer.ids))
+        altered += [i] if answer.altered else []
+    return whole, _said(demonstrations, altered, len(whole), where)
+
+
+def _said(demonstrations: Demonstrations, altered: Sequence[int], count: int, where: Path) -> list[str]:
+    said: list[str] = []
+    if demonstrations.lead:
+        said.append(
+            f"{where}: the student's chat template begins an assistant's turn with {demonstrations.lead!r}; responses "
+            "that do not bring it themselves are trained behind it"
+        )
+    if altered:
+        said.append(
+            f"{where}: the student's chat template would write {len(altered)} of {count} responses otherwise, the "
+            f"first in row {altered[0]}; they are trained as the rows have them"
+        )
+    return said
 
 
 def _row(path: Path, number: int, line: str, need_response: bool) -> dict[str, Any]:
@@ -86,7 +116,9 @@ def _row(path: Path, number: int, line: str, need_response: bool) -> dict[str, A
     return row
 
 
-def _prompt_ids(row: Mapping[str, Any], model: Model, tokenizer: Any, where: str) -> list[int]:
+def _turns(row: Mapping[str, Any], chat: Chat, where: str) -> list[dict[str, str]]:
+    """The turns of a row's prompt under a model."""
+    model = chat.model
     try:
         text = model.prompt.format(**row)
     except KeyError as error:
@@ -95,14 +127,4 @@ def _prompt_ids(row: Mapping[str, Any], model: Model, tokenizer: Any, where: str
         raise RecipeError(
             f"models: prompt {model.prompt!r} is no format string over a row's fields ({error})"
         ) from None
-    turns = [{"role": "system", "content": model.system}] if model.system else []
-    turns.append({"role": "user", "content": text})
-    if tokenizer.chat_template is None:
-        return list(tokenizer("\n".join(turn["content"] for turn in turns))["input_ids"])
-    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
-
-
-def _response_ids(row: Mapping[str, Any], tokenizer: Any) -> list[int] | None:
-    if "response" not in row:
-        return None
-    return [*tokenizer(str(row["response"]), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return chat.turns(text)

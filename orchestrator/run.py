@@ -263,7 +263,7 @@ class Run:
         return {t.uid: why for t, why in known.items() if t.index >= HELDOUT_INDEX or t.index in ledger}
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
-        for warning in self.recipe.warnings:
+        for warning in (*self.recipe.warnings, *self.inputs.warnings):
             self.observer.notice(f"warning: {warning}")
         for bias in self.recipe.biases:
             self.observer.notice(f"biased on request: {bias}")

@@ -172,7 +172,8 @@ def _extrapolations(recipe: Recipe) -> Finding:
 def _self_distillation(recipe: Recipe) -> Finding:
     for name in recipe.objective.teachers:
         model = recipe.models[name]
-        if model.weights == "live" and not model.privileged:
+        own = model.template == recipe.models[STUDENT].template and not model.privileged
+        if model.weights == "live" and own:
             return (
                 f"models.{name}: live weights behind the student's own prompt are the student, nothing to learn; give "
                 "it a privileged system or prompt, or weights: ema"

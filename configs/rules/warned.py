@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from configs.node import STUDENT
 from configs.rules.rule import Finding, Rule
 
 if TYPE_CHECKING:
@@ -62,6 +63,18 @@ def _turns_without_a_gpu(recipe: Recipe) -> Finding:
     return "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it"
 
 
+def _arguments_that_one_template_lacks(recipe: Recipe) -> Finding:
+    given = recipe.models[STUDENT].template
+    for name in recipe.served_models:
+        model = recipe.models[name]
+        if lacking := [argument for argument in given if argument not in model.template]:
+            return (
+                f"models.{name}.template: lacks the student's {lacking[0]}, so that it reads another kind of prompt; "
+                "give it the same"
+            )
+    return None
+
+
 WARNED: tuple[Rule, ...] = (
     _forward_on_the_students_support,
     _reverse_on_a_renormalised_support,
@@ -69,4 +82,5 @@ WARNED: tuple[Rule, ...] = (
     _clipped_forward,
     _divided_beta,
     _turns_without_a_gpu,
+    _arguments_that_one_template_lacks,
 )

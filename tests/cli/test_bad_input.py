@@ -108,6 +108,16 @@ def test_a_swap_is_read_like_the_model_that_it_takes_the_place_of(
     assert "'vllm' normalises over all 268 columns of models.teacher.swaps.3" in wide
 
 
+def test_a_chat_template_that_does_not_take_the_turns(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models["teacher"], tmp_path / "strict")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    error = refused(merged(recipe, {"models": {"teacher": {"path": str(folder), "system": "be brief"}}}))
+    assert "models.teacher: its chat template does not take the turns system and user" in error
+    assert "System role not supported" in error and "put the text of `system` into `prompt`" in error
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

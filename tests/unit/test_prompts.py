@@ -11,6 +11,7 @@ import pytest
 from configs.load import RecipeError
 from configs.schema import Model
 from orchestrator.prompts import Prompt, PromptStream, read_rows, tokenize
+from orchestrator.templates import Chat
 
 
 class Letters:
@@ -24,13 +25,23 @@ class Letters:
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in ("^" if add_special_tokens else "") + text]}
 
-    def apply_chat_template(self, turns: list[dict[str, str]], **options: Any) -> dict[str, list[int]]:
-        assert options == {"add_generation_prompt": True, "return_dict": True}
-        return self("".join(f"{t['role'][0]}:{t['content']};" for t in turns) + ">", add_special_tokens=False)
+    def apply_chat_template(
+        self, turns: list[dict[str, str]], add_generation_prompt: bool, tokenize: bool, **arguments: Any
+    ) -> str:
+        assert add_generation_prompt and not tokenize
+        written = "".join(f"{t['role'][0]}:{t['content']};" for t in turns)
+        return written + "".join(f"{name}={value};" for name, value in arguments.items()) + ">"
+
+    def get_chat_template(self) -> str | None:
+        return self.chat_template
 
 
 def text(ids: list[int]) -> str:
     return "".join(map(chr, ids))
+
+
+def student(tokenizer: Letters | None = None, **keys: Any) -> dict[str, Chat]:
+    return {"student": Chat("student", Model(path="s", **keys), tokenizer or Letters())}
 
 
 def read(tmp_path: Path, content: str, need_response: bool = False) -> list[dict[str, Any]]:
@@ -88,7 +99,8 @@ def test_each_model_reads_its_own_prompt() -> None:
         "teacher": Model(path="t", system="be brief", prompt="{prompt} ({answer})"),
         "unused": Model(path="u", prompt="{nowhere}"),
     }
-    (prompt,) = tokenize([{"prompt": "why", "answer": 4}], models, dict.fromkeys(["student", "teacher"], Letters()), P)
+    chats = {name: Chat(name, models[name], Letters()) for name in ("student", "teacher")}
+    (prompt,) = tokenize([{"prompt": "why", "answer": 4}], chats, P)
     assert {name: text(ids) for name, ids in prompt.ids.items()} == {
         "student": "u:why;>",
         "teacher": "s:be brief;u:why (4);>",
@@ -97,32 +109,36 @@ def test_each_model_reads_its_own_prompt() -> None:
 
 
 def test_braces_in_a_row_are_text() -> None:
-    (prompt,) = tokenize([{"prompt": "{x} {}"}], {"student": Model(path="s")}, {"student": Letters()}, P)
+    (prompt,) = tokenize([{"prompt": "{x} {}"}], student(), P)
     assert text(prompt.ids["student"]) == "u:{x} {};>"
 
 
 def test_without_a_chat_template_turns_are_lines() -> None:
-    models = {"student": Model(path="s", system="sys")}
-    (prompt,) = tokenize([{"prompt": "why"}], models, {"student": Letters(template=None)}, P)
+    (prompt,) = tokenize([{"prompt": "why"}], student(Letters(template=None), system="sys"), P)
     assert text(prompt.ids["student"]) == "^sys\nwhy"
 
 
-def test_a_response_ends_with_the_end_token_and_has_no_other_special_one() -> None:
-    rows = [{"prompt": "why", "response": "so"}]
-    (prompt,) = tokenize(rows, {"student": Model(path="s")}, {"student": Letters()}, P)
-    assert prompt.response_ids == [ord("s"), ord("o"), Letters.eos_token_id]
+def test_arguments_of_the_recipe_reach_every_models_template() -> None:
+    letters = Letters("chat, mood")
+    chats = {
+        "student": Chat("student", Model(path="s", template={"mood": "calm"}), letters),
+        "teacher": Chat("teacher", Model(path="t", template={"mood": "wild"}, prompt="well, {prompt}"), letters),
+    }
+    (prompt,) = tokenize([{"prompt": "why"}], chats, P)
+    assert text(prompt.ids["student"]) == "u:why;mood=calm;>"
+    assert text(prompt.ids["teacher"]) == "u:well, why;mood=wild;>"
 
 
 def test_a_field_that_a_row_lacks_is_refused_by_name_and_row() -> None:
     rows = [{"prompt": "a", "solution": "b"}, {"prompt": "c"}]
     with pytest.raises(RecipeError, match=r"p.jsonl row 2: the model's prompt names the field 'solution', which"):
-        tokenize(rows, {"student": Model(path="s", prompt="{solution}")}, {"student": Letters()}, P)
+        tokenize(rows, student(prompt="{solution}"), P)
 
 
 @pytest.mark.parametrize("template", ["{prompt", "{}", "{prompt.nothing}"])
 def test_a_prompt_that_is_no_format_string_is_refused(template: str) -> None:
     with pytest.raises(RecipeError):
-        tokenize([{"prompt": "a"}], {"student": Model(path="s", prompt=template)}, {"student": Letters()}, P)
+        tokenize([{"prompt": "a"}], student(prompt=template), P)
 
 
 P = Path("p.jsonl")

@@ -605,6 +605,10 @@ WARNED: dict[str, tuple[Changes, str]] = {
         {"colocate": True, "learner.zero_stage": 1},
         "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it",
     ),
+    "_arguments_that_one_template_lacks": (
+        {"models.student.template": {"enable_thinking": False}},
+        "models.teacher.template: lacks the student's enable_thinking, so that it reads another kind of prompt; give",
+    ),
 }
 
 

@@ -1,0 +1,220 @@
+"""What a model's chat template makes of turns: the text of a prompt, and of a demonstration behind it.
+
+A template is a program from the model's directory. What it raises is a RecipeError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from configs.load import RecipeError
+from configs.schema import Model
+
+_PROBE = "answer4711"  # an assistant's text that no template alters
+
+Turns = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A model of the recipe with its tokenizer. `template` of the recipe reaches every rendering."""
+
+    name: str
+    model: Model
+    tokenizer: Any
+
+    def turns(self, text: str) -> list[dict[str, str]]:
+        """The turns in front of a response: the system turn, where the model has one, and the user's."""
+        system = [{"role": "system", "content": self.model.system}] if self.model.system else []
+        return [*system, {"role": "user", "content": text}]
+
+    def prompt(self, turns: Turns) -> str:
+        """Text that a response follows; without a template the turns are lines."""
+        if not self.has_template:
+            return "\n".join(turn["content"] for turn in turns)
+        return self.render(turns, begin=True)
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of `prompt`. A template writes the special tokens itself."""
+        return list(self.tokenizer(prompt, add_special_tokens=not self.has_template)["input_ids"])
+
+    @property
+    def has_template(self) -> bool:
+        return self.tokenizer.chat_template is not None
+
+    def render(self, turns: Turns, begin: bool) -> str:
+        """What the template writes for turns; with `begin` also what an assistant's turn begins with."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(turns), add_generation_prompt=begin, tokenize=False, **self.model.template
+            )
+        except Exception as error:  # whatever the template's code raises
+            remedy = "put the text of `system` into `prompt`, or " if self.model.system else ""
+            said = (str(error).splitlines() or [""])[0]
+            roles = " and ".join(turn["role"] for turn in turns)
+            raise RecipeError(
+                f"models.{self.name}: its chat template does not take the turns {roles} "
+                f"({type(error).__name__}: {said}); {remedy}give it another chat_template"
+            ) from None
+
+    def check(self) -> None:
+        """The template takes what the recipe gives it. Raises RecipeError."""
+        if not self.has_template:
+            if self.model.template:
+                raise RecipeError(f"models.{self.name}.template: its tokenizer has no chat template; leave it out")
+            return
+        source = self._source()
+        for argument in self.model.template:
+            if not re.search(rf"\b{re.escape(argument)}\b", source):
+                raise RecipeError(
+                    f"models.{self.name}.template: {argument!r} is nothing that its chat template reads; "
+                    "look for the argument's name in the template, or leave it out"
+                )
+        if self.model.system and _bare(self.model.system) not in _bare(self.prompt(self.turns(_PROBE))):
+            raise RecipeError(
+                f"models.{self.name}.system: its chat template leaves the system turn out; put the text into `prompt`"
+            )
+
+    def _source(self) -> str:
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError as error:  # several templates, none of them the default
+            raise RecipeError(f"models.{self.name}: {str(error).splitlines()[0]}") from None
+
+
+class Answer(NamedTuple):
+    """A demonstration's token ids, end token included, and what the template does to it that the ids do not show."""
+
+    ids: list[int]
+    altered: bool
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """How one model's demonstrations are written: as the row has them, behind what the template begins an assistant's
+    turn with (an empty block of thoughts, for one), and up to the token with which it ends the turn."""
+
+    chat: Chat
+    end_token_ids: Collection[int]
+
+    def answer(self, turns: Turns, response: str, where: str) -> Answer:
+        """Raises RecipeError where the response itself holds an end token."""
+        text, altered = self._text(turns, response)
+        ids = list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not self.chat.has_template:
+            ids.append(self._plain_end)
+        elif not ids or ids[-1] not in self._ends:
+            raise self._endless()
+        if inside := [i for i in ids[:-1] if i in self._ends]:
+            raise RecipeError(
+                f"{where}: its response holds the end token {self._ends[inside[0]]!r}; leave it out, a response's end "
+                "is written by the chat template"
+            )
+        return Answer(ids, altered)
+
+    @cached_property
+    def lead(self) -> str:
+        """What the template writes between a prompt and an assistant's text. Empty where it goes another way than the
+        prompt does, since then nothing says what belongs there."""
+        if not self.chat.has_template:
+            return ""
+        return self._written.rpartition(_PROBE)[0].removeprefix(self._prompt) if self._continues else ""
+
+    @cached_property
+    def end(self) -> str:
+        """What follows an assistant's text, up to the first end token."""
+        behind = self._behind
+        found = [(behind.find(text), -len(text)) for text in self._ends.values() if text in behind]
+        if not found:
+            raise self._endless()
+        start, length = min(found)
+        return behind[: start - length]
+
+    def _text(self, turns: Turns, response: str) -> tuple[str, bool]:
+        """The response as it is trained, and whether the template would write it otherwise (spaces do not count)."""
+        if not self.chat.has_template:
+            return response, False
+        prompt = self.chat.prompt(turns)
+        written = self.chat.render([*turns, {"role": "assistant", "content": response}], begin=False)
+        own = _bare(response)
+        end = self.end
+        if not written.startswith(prompt):
+            return response + end, own not in _bare(written)
+        body = _bare(written[len(prompt) :]).removesuffix(_bare(self._behind))
+        if body == _bare(self.lead) + own:
+            return self.lead + response + end, False
+        if body == own:  # it brings what the template begins with
+            return response + end, False
+        begun = len(own) - len(body)
+        if begun > 0 and own.endswith(body) and _bare(prompt).endswith(own[:begun]):  # the prompt begins with it
+            spaces = prompt[len(prompt.rstrip()) :]
+            return _without(response, begun).removeprefix(spaces) + end, False
+        return response + end, True
+
+    @cached_property
+    def _ends(self) -> dict[int, str]:
+        """Text of each end token."""
+        tokenizer = self.chat.tokenizer
+        known = {int(i) for i in tokenizer.get_vocab().values()}
+        ids = {*self.end_token_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
+        texts = {i: tokenizer.decode([i]) for i in sorted(ids & known)}
+        return {i: text for i, text in texts.items() if text}
+
+    @cached_property
+    def _plain_end(self) -> int:
+        end = self.chat.tokenizer.eos_token_id
+        if end is None:
+            raise RecipeError(
+                f"models.{self.chat.name}: its tokenizer has neither a chat template nor an eos_token, so nothing says "
+                "how a response ends; give it one"
+            )
+        return end
+
+    @cached_property
+    def _prompt(self) -> str:
+        return self.chat.prompt(self.chat.turns("question"))
+
+    @cached_property
+    def _written(self) -> str:
+        turns = [*self.chat.turns("question"), {"role": "assistant", "content": _PROBE}]
+        written = self.chat.render(turns, begin=False)
+        if _PROBE not in written:
+            raise RecipeError(
+                f"models.{self.chat.name}: its chat template does not write an assistant's text, so nothing says how "
+                "a demonstration ends; give it another chat_template"
+            )
+        return written
+
+    @property
+    def _continues(self) -> bool:
+        return self._written.startswith(self._prompt)
+
+    @cached_property
+    def _behind(self) -> str:
+        return self._written.rpartition(_PROBE)[2]
+
+    def _endless(self) -> RecipeError:
+        return RecipeError(
+            f"models.{self.chat.name}: its chat template ends an assistant's turn with {self._behind!r}, which holds "
+            f"none of the end tokens {list(self._ends.values())} that generation stops at; put the id of the one it "
+            "ends with into eos_token_id of generation_config.json"
+        )
+
+
+def _bare(text: str) -> str:
+    """Text without spaces and line ends, which templates strip, add and collapse."""
+    return "".join(text.split())
+
+
+def _without(text: str, count: int) -> str:
+    """Text behind its first `count` characters that are no spaces."""
+    seen = 0
+    for place, letter in enumerate(text):
+        if seen == count:
+            return text[place:]
+        seen += not letter.isspace()
+    return ""
