@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.refusal import shown
+
 Path = tuple[int | str, ...]
+_FINITE = ConfigDict(allow_inf_nan=False)  # as every node of a recipe has it
 KEY = "[key]"  # pydantic's mark of a finding about a key, not about its value
 
 
@@ -35,7 +38,7 @@ def _resolve(kind: Any, tree: Any, error: ValidationError) -> Iterator[tuple[Pat
             value = _value_at(tree, union)
             meant = _meant(_kind_at(kind, union), value)
             try:
-                TypeAdapter(meant).validate_python(value)
+                TypeAdapter(meant, config=None if _is_model(meant) else _FINITE).validate_python(value)
             except ValidationError as inner:
                 yield from ((union + path, found) for path, found in _resolve(meant, value, inner))
 
@@ -46,13 +49,16 @@ def _say(model: type[BaseModel], tree: Any, item: ErrorDetails, loc: Path) -> st
     message = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list").replace("Tuple", "list")
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_allowed_keys(_kind_at(model, loc[:-1]))}"
+    if loc[-1:] == (KEY,) and item["type"] == "string_type":
+        kind = "a truth value" if isinstance(where[-1], bool) else "a number"
+        return f"{path}: YAML reads this key as {kind}; quote it: '{where[-1]}':"
     if loc[-1:] == (KEY,):
         return f"{path}: unknown key; allowed: {message.removeprefix('Input should be ')}"
     if item["type"] == "missing" and isinstance(loc[-1], str):
         return f"{'.'.join(str(part) for part in loc)}: missing; add it to the recipe"
     if item["type"] == "value_error" and (not path or isinstance(value, Mapping)):
         return f"{path}: {message}" if path else message
-    return f"{path}: {value!r} is wrong: {_allowed(_kind_at(model, where), item, message)}"
+    return f"{path}: {shown(value)} is wrong: {_allowed(_kind_at(model, where), item, message)}"
 
 
 def _allowed(kind: Any, item: ErrorDetails, message: str) -> str:
@@ -61,6 +67,8 @@ def _allowed(kind: Any, item: ErrorDetails, message: str) -> str:
     if item["type"] in ("model_type", "dict_type"):
         return f"input should be {_mapping_of(kind)}"
     branches = _branches(kind)
+    if item["type"] == "string_type" and isinstance(item["input"], bool | int | float) and len(branches) == 1:
+        message += "; quote it"
     others = [_mapping_of(branch) for branch in branches if len(branches) > 1 and _is_mapping(branch)]
     return ", or ".join([f"{message[0].lower()}{message[1:]}", *others])
 
@@ -132,13 +140,16 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _written(tree: Any, loc: Path) -> Path:
-    """The part of a path that the recipe itself spells: a short form has no keys inside."""
-    for depth, part in enumerate(loc):
-        inside = part in tree if isinstance(tree, Mapping) else isinstance(part, int) and _has(tree, part)
-        if not inside:
-            return loc[:depth]
-        tree = tree[part]
-    return loc
+    """The part of a path that the recipe itself spells: a short form has no keys inside. Keys are the recipe's own,
+    which pydantic reports as words or numbers."""
+    found: list[Any] = []
+    for part in loc:
+        keys = [key for key in tree if key == part or str(key) == part] if isinstance(tree, Mapping) else [part]
+        if not keys or not (isinstance(tree, Mapping) or (isinstance(part, int) and _has(tree, part))):
+            break
+        found.append(keys[0])
+        tree = tree[keys[0]]
+    return tuple(found)
 
 
 def _has(tree: Any, index: int) -> bool:

@@ -10,15 +10,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs import findings
+from configs import findings, yaml_tree
+from configs.refusal import RecipeError, reason, shown
 from configs.schema import Recipe
+from configs.text_file import read_text
 
 BUNDLED = "bundled:"
-
-
-class RecipeError(Exception):
-    """Bad input, in one line that joins its findings: the path, the value and the remedy of each. Commands turn it into
-    exit code 2."""
+LONGEST_FILE = 2**24  # bytes; what is longer is no recipe
+MOST_PARENTS = 32
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,7 +28,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     tree = _read(Path(path), seen=())
     for override in overrides:
-        tree = _merge(tree, _anchor(_parse_override(override), Path.cwd()))
+        tree = _merge(tree, _anchor(_parse_override(override), current_folder()))
     return parse_recipe(tree)
 
 
@@ -71,41 +70,52 @@ def cache_directory() -> Path:
     return Path(os.environ.get("LOGRATIO_CACHE") or default)
 
 
+def current_folder() -> Path:
+    """Raises RecipeError where it was removed under the process."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise RecipeError(f"the current folder cannot be found ({reason(error)}); change to one that exists") from None
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
+    path = _resolved(path, current_folder())
     if path in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}; remove one extends")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+    if len(seen) > MOST_PARENTS:
+        raise RecipeError(f"{path}: is extended through more than {MOST_PARENTS} files; merge some of them")
+    tree = yaml_tree.parse(read_text(path, "give the path of a recipe", LONGEST_FILE), str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(tree).__name__}")
     parent = tree.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
-        raise RecipeError(f"{path}: extends: {parent!r} is no path; name one recipe file")
+        raise RecipeError(f"{path}: extends: {shown(parent)} is no path; name one recipe file")
     tree = _anchor(tree, path.parent)
     return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise RecipeError(f"override {override!r}: write it as key=value, e.g. batch.prompts_per_step=8")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > yaml_tree.DEEPEST:
+        raise RecipeError(f"override {shown(override)}: write it as key=value, e.g. batch.prompts_per_step=8")
     try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {override!r}: the value is no YAML; quote it") from None
-    for part in reversed(key.split(".")):
+        key.encode()
+        tree = yaml_tree.parse(value, f"override {shown(override)}")
+    except UnicodeEncodeError:
+        raise RecipeError(f"override {shown(override)}: is no UTF-8; write it in UTF-8") from None
+    except yaml_tree.NoYaml:
+        raise RecipeError(f"override {shown(override)}: the value is no YAML; quote it") from None
+    for part in reversed(parts):
         tree = {part: tree}
     return tree
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
+    """Keys are the same whether they are written as a word or as a number: the steps of swaps in an override."""
+    merged, spelt = dict(base), {str(key): key for key in base}
+    for name, value in over.items():
+        key = spelt.get(str(name), name)
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
@@ -140,4 +150,11 @@ def absolute_path(value: Any, folder: Path) -> Any:
     """A path of a recipe, from the folder that it is relative to; what is no path is left as it is."""
     if not isinstance(value, str) or value.startswith(BUNDLED):
         return value
-    return str((folder / Path(value).expanduser()).resolve())
+    return str(_resolved(Path(value), folder))
+
+
+def _resolved(path: Path, folder: Path) -> Path:
+    try:
+        return (folder / path.expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, `~` without a home, a NUL
+        raise RecipeError(f"{shown(str(path))}: is no path ({reason(error)}); write it out in full") from None

@@ -8,11 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 STUDENT = "student"  # the model that is trained
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST_INTEGER = 2**53  # what every format that a run writes, and a float, holds exactly
+
+Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
+Members = Annotated[int, Field(gt=0, le=65_536)]  # of a role; each is a process
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Node(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Its numbers are finite, unless a field says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -5,11 +5,13 @@ docs/objectives.md defines them; configs/rules/ says which combinations have no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from configs.node import Fraction, Node, Positive
+from configs.row_fields import field_of
 
 DATA = "data"  # objective.target when the response's own tokens are the target
 NONE = "none"  # objective.target when there is no teacher: a reward alone
@@ -28,7 +30,7 @@ Dial = float | Schedule
 
 
 class Route(Node):
-    """One teacher a prompt: the row's `field` says which of `models`, by its value."""
+    """One teacher a prompt: the row's `field`, a name or a dotted path, says which of `models`, by its value."""
 
     field: str
     models: dict[str, str]
@@ -39,6 +41,13 @@ class Route(Node):
             raise ValueError("a route needs at least one model")
         return self
 
+    def value_of(self, row: Mapping[str, Any]) -> str | None:
+        """What a prompt row says, as a key of `models`; None where it lacks the field. JSON's truth values."""
+        value = field_of(row, self.field)
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return None if value is None else str(value)
+
 
 class Extrapolate(Node):
     """ExOPD: the target is p^weight base^(1 - weight), normalised; weight 1 is the teacher p itself."""
@@ -47,11 +56,14 @@ class Extrapolate(Node):
     weight: Annotated[float, Field(gt=0.0)]
 
 
+Bound = Annotated[float, Field(allow_inf_nan=True)]  # an infinite one bounds nothing
+
+
 class Clip(Node):
     """`log_ratio` bounds l (nats) before the sampled signal is formed. On topk and full supports `vocab_element` cuts
     each outcome's term from above before the sum over outcomes, `token_sum` the sum of a token."""
 
-    log_ratio: tuple[float, float] | None = None
+    log_ratio: tuple[Bound, Bound] | None = None
     vocab_element: Annotated[float, Field(gt=0.0)] | None = None
     token_sum: Annotated[float, Field(gt=0.0)] | None = None
 

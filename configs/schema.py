@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs import rules
-from configs.node import STUDENT, Momentum, Node, NonNegative, Positive
+from configs.node import STUDENT, Members, Momentum, Node, NonNegative, Positive
 from configs.objective import (
     Objective,
 )
@@ -137,7 +137,7 @@ class Rollout(Node):
     """
 
     engine: Literal["vllm", "simulated"] = "vllm"
-    members: Positive = 1
+    members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     max_context_tokens: Positive = 512
@@ -161,7 +161,7 @@ class Scorer(Node):
     """
 
     engine: Literal["torch", "vllm", "simulated"] = "torch"
-    members: Positive = 1
+    members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     tokens_per_batch: Positive = 1024
@@ -181,7 +181,7 @@ class Rule(Node):
     kind: Literal["length", "contains", "regex", "exact", "overlong"]
     weight: float = 1.0
     text: str | None = None  # contains, regex: the pattern
-    field: str = "answer"  # exact: the row field that holds the expected text
+    field: str = "answer"  # exact: the row field that holds the expected text; dots lead into what is nested
     low: NonNegative = 0
     high: Positive = 1_000_000
 
@@ -204,7 +204,7 @@ class Reward(Node):
     output that shares the student's tokenizer, where `model` names its directory."""
 
     engine: Literal["rules", "simulated"] = "rules"
-    members: Positive = 1
+    members: Members = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
     rules: tuple[Rule, ...] = ()
     model: str | None = None
@@ -230,7 +230,7 @@ class Learner(Node):
     """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors."""
 
     engine: Literal["deepspeed", "simulated"] = "deepspeed"
-    ranks: Positive = 1
+    ranks: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -290,8 +290,8 @@ _DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start"} | d
 class Bounds(Node):
     """Members that autoscaling may give a role."""
 
-    min: Positive
-    max: Positive
+    min: Members
+    max: Members
 
     @model_validator(mode="after")
     def _has_room(self) -> Bounds:

@@ -186,7 +186,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
-        for line in str(error).splitlines():
+        for line in error.lines:
             say_error(line)
         sys.exit(2)
     except Exception as error:

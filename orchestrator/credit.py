@@ -34,6 +34,19 @@ def advantages(recipe: Recipe, shaped: Mapping[str, float], groups: Mapping[str,
     return dict(zip(uids, values, strict=True))
 
 
+def rewards_by_group(recipe: Recipe, batch: Sequence[Scored]) -> list[list[float]]:
+    """What the objective makes an advantage of, of the student's samples; nothing where it reads no reward."""
+    if not recipe.objective.needs_advantages:
+        return []
+    rewarded = [scored for scored in batch if scored.reward is not None]
+    shaped = shaped_rewards(recipe, rewarded, 0.0, {})
+    groups: dict[str, list[float]] = {}
+    for scored in rewarded:
+        if scored.header.uid in shaped:
+            groups.setdefault(scored.header.group, []).append(shaped[scored.header.uid])
+    return list(groups.values())
+
+
 def groups_without_signal(batch: Sequence[Scored]) -> float | None:
     """Share of the groups with rewards whose rewards are all equal; None without rewards or groups."""
     rewards: dict[str, list[float]] = {}

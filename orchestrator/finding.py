@@ -44,7 +44,7 @@ def notable(findings: Iterable[Finding]) -> list[Finding]:
 def refuse(findings: Iterable[Finding]) -> None:
     """Raises RecipeError with a line for everything that is short."""
     if short := [finding.line for finding in findings if finding.grade == "short"]:
-        raise RecipeError("\n".join(short))
+        raise RecipeError(*short)
 
 
 def size(amount: float) -> str:

@@ -292,7 +292,8 @@ async def isolating(
 
 def teacher_of(route: Route, row: Mapping[str, Any]) -> str | None:
     """The model that a prompt row's field leads to; None where it leads nowhere."""
-    return route.models.get(str(row.get(route.field)))
+    value = route.value_of(row)
+    return None if value is None else route.models.get(value)
 
 
 def kept_seed(prompt_ids: Sequence[int], sample: int, run_seed: int) -> int:

@@ -17,9 +17,9 @@ from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
 from configs.schema import Recipe
-from orchestrator.flow import teacher_of
 from orchestrator.layout import demands
-from orchestrator.prompts import Prompt, read_rows, tokenize, with_responses
+from orchestrator.prompts import Prompt, tokenize, with_responses
+from orchestrator.rows import check_answers, check_route, read_rows
 from orchestrator.templates import Chat
 
 
@@ -67,11 +67,14 @@ def read_inputs(recipe: Recipe) -> Inputs:
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
     student = models.folders[Place(STUDENT)]
     demonstrated = "dataset" in recipe.objective.sources
-    train = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
-    warnings: list[str] = []
+    train, warnings = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
     if demonstrated:
-        train, warnings = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
-    heldout = _prompts(recipe, recipe.data.heldout, chats, False) if recipe.data.heldout else []
+        train, said = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
+        warnings += said
+    heldout: list[Prompt] = []
+    if recipe.data.heldout:
+        heldout, said = _prompts(recipe, recipe.data.heldout, chats, False)
+        warnings += said
     _fit_prompts(recipe, [*train, *heldout])
     if recipe.reward.model is not None:
         _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
@@ -240,20 +243,15 @@ def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Pro
         )
 
 
-def _prompts(recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool) -> list[Prompt]:
+def _prompts(
+    recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool
+) -> tuple[list[Prompt], list[str]]:
+    """Prompts of a file, and what is to be warned of."""
     rows = read_rows(Path(path), need_response)
     if isinstance(recipe.objective.target, Route):
-        _check_route(recipe.objective.target, rows, path)
-    return tokenize(rows, chats, Path(path))
-
-
-def _check_route(route: Route, rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    for number, row in enumerate(rows, 1):
-        if teacher_of(route, row) is None:
-            raise RecipeError(
-                f"{path} row {number}: {route.field} is {row.get(route.field)!r}, which leads to no teacher; "
-                f"objective.target.models knows {sorted(route.models)}"
-            )
+        check_route(recipe.objective.target, rows, Path(path))
+    warned = check_answers(recipe.reward.rules, rows, Path(path))
+    return tokenize(rows, chats, Path(path)), warned
 
 
 def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:

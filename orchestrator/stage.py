@@ -21,7 +21,7 @@ from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.buffer import Batch, Buffer, Scored
-from orchestrator.credit import groups_without_signal
+from orchestrator.credit import groups_without_signal, rewards_by_group
 from orchestrator.dispatch import Dispatch, Lease, Room, room_for, source_of
 from orchestrator.flow import Flow, Pools
 from orchestrator.intake import Intake
@@ -29,6 +29,7 @@ from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import PromptStream
+from orchestrator.signals import Signals
 from orchestrator.suspects import Suspects
 from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied
@@ -96,6 +97,7 @@ class Stage:
             drops=self.progress.drops,
         )
         self.stopping = False
+        self._signals = Signals()
         self._barren = 0  # prompt groups in a row without a sample that can be trained
         self._following = False  # scored models are being brought to what the coming step is to have
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
@@ -155,6 +157,7 @@ class Stage:
             self.intake.take_back(batch, loss.uids)
             return
         self._adapt(batch, metrics)
+        self._listen(batch)
         pulled = tasks.create_task(self.pull())
         if self.recipe.max_staleness == 0:
             await pulled
@@ -277,6 +280,13 @@ class Stage:
             self.progress.beta = adapted_beta(self.recipe.objective, self.progress.beta, of_response, len(drawn))
         if self.recipe.objective.length:
             self.progress.ladder = self.progress.ladder.stepped()
+
+    def _listen(self, batch: Batch) -> None:
+        """Say it when rewards have told no responses apart for long."""
+        centred = self.recipe.objective.outcome.baseline in ("mean", "rloo")
+        self._signals, said = self._signals.after(rewards_by_group(self.recipe, batch.samples), centred)
+        if said:
+            self.notice(said)
 
     def _line(self, batch: Batch, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts, objective = self.meter.take(), self.recipe.objective

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from configs.row_fields import answer_of
 from configs.schema import Rule
 
 
@@ -30,7 +31,8 @@ def _regex(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
 
 
 def _exact(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
-    return rule.field in row and text.strip() == str(row[rule.field]).strip()
+    """A row without an answer has no right response."""
+    return text.strip() == answer_of(row, rule.field)
 
 
 def _overlong(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:

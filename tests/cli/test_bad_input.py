@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -249,10 +250,69 @@ def test_a_loss_that_cannot_be_imported_is_refused(recipe: dict[str, Any], refus
     assert "objective.loss: 'nowhere.at_all:loss' cannot be imported" in error
 
 
+def test_a_rule_whose_field_no_row_has(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    file = tmp_path / "other.jsonl"
+    file.write_text(json.dumps({"prompt": "2 + 2", "reward_model": {"ground_truth": "4"}}) + "\n")
+    rewarded = {"outcome": {"weight": 1.0}, "support": "sampled"}
+    tree = merged(recipe, {"data": {"prompts": str(file)}, "objective": rewarded})
+    error = refused(merged(tree, {"reward": {"rules": [{"kind": "exact"}]}}))
+    assert "reward.rules.0.field: no row of" in error and "reward_model.ground_truth" in error
+
+
+def test_rows_that_lack_a_rules_field_are_warned_of(
+    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "a", "gold": {"is": 1}}, {"prompt": "b"}, {"prompt": "c"}]
+    (tmp_path / "p.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    rule = {"kind": "exact", "field": "gold.is"}
+    tree = merged(recipe, {"data": {"prompts": str(tmp_path / "p.jsonl")}, "reward": {"rules": [rule]}})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(sys, "argv", ["logratio", "check", str(tmp_path / "r.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert not ended.value.code and "warning: reward.rules.0.field: 2 of 3 rows" in said
+    assert "lack 'gold.is', the first in line 3" in said
+
+
+def test_a_recipe_that_was_pasted_behind_another(
+    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    text = yaml.safe_dump(recipe)
+    (tmp_path / "r.yaml").write_text(text + "objective: {target: teacher, support: sampled}\n")
+    code, error = _logratio(monkeypatch, capsys, "check", str(tmp_path / "r.yaml"))
+    lines = [text[: text.index("objective:")].count("\n") + 1, text.count("\n") + 1]
+    assert code == 2 and f"the key 'objective' stands twice, in lines {lines[0]} and {lines[1]}" in error
+
+
+@pytest.mark.parametrize("key", ["no", "1"])
+def test_a_route_by_a_word_that_yaml_does_not_take_for_one(recipe: dict[str, Any], refused: Any, key: str) -> None:
+    target = {"field": "persona", "models": {yaml.safe_load(key): "teacher"}}
+    assert re.search(
+        rf"YAML reads th\w+ key.* quote it: '{key}|quote it: 'false'",
+        refused(merged(recipe, {"objective": {"target": target}})),
+    )
+
+
+def test_prompts_as_one_json_array(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    file = tmp_path / "array.json"
+    for indent in (None, 1):
+        file.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=indent))
+        assert "is one JSON array; write an object a line: jq" in refused(
+            merged(recipe, {"data": {"prompts": str(file)}})
+        )
+
+
+@pytest.mark.parametrize("key", ["objective.outcome.weight", "reward.model_weight"])
+def test_weights_are_finite(recipe: dict[str, Any], refused: Any, key: str) -> None:
+    for value in (".inf", ".nan", "1e999"):
+        assert f"{key}: " in refused(recipe, f"{key}={value}", "reward.rules=[{kind: length}]")
+
+
 def test_a_route_that_leads_nowhere_is_refused_with_its_row(recipe: dict[str, Any], refused: Any) -> None:
     target = {"field": "persona", "models": {"pirate": "teacher"}}
     error = refused(recipe | {"objective": {"target": target, "support": "full"}})
-    assert "row 2: persona is 'poet', which leads to no teacher" in error
+    assert "line 2: persona is 'poet', which leads to no teacher" in error
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(

@@ -10,7 +10,8 @@ import pytest
 
 from configs.load import RecipeError
 from configs.schema import Model
-from orchestrator.prompts import Prompt, PromptStream, read_rows, tokenize
+from orchestrator.prompts import Prompt, PromptStream, tokenize
+from orchestrator.rows import read_rows
 from orchestrator.templates import Chat
 
 
@@ -47,7 +48,7 @@ def student(tokenizer: Letters | None = None, **keys: Any) -> dict[str, Chat]:
 def read(tmp_path: Path, content: str, need_response: bool = False) -> list[dict[str, Any]]:
     file = tmp_path / "p.jsonl"
     file.write_text(content, encoding="utf-8")
-    return read_rows(file, need_response)
+    return list(read_rows(file, need_response).values())
 
 
 def test_rows_keep_their_fields_and_blank_lines_are_skipped(tmp_path: Path) -> None:
@@ -61,7 +62,17 @@ def test_rows_keep_their_fields_and_blank_lines_are_skipped(tmp_path: Path) -> N
         ("", 'p.jsonl: prompt file is empty; give at least one line {"prompt": "..."}'),
         ("\n \n", "p.jsonl: prompt file is empty"),
         ('{"prompt": "a"}\n\n{"prompt": ', "p.jsonl line 3: is no JSON (Expecting value); write one object a line"),
-        ('["a"]', 'p.jsonl line 1: needs a non-empty "prompt"; found \'["a"]\''),
+        ('["a"]\n{}', 'p.jsonl line 1: needs a non-empty "prompt"; found \'["a"]\''),
+        ('["a"]', "p.jsonl: is one JSON array; write an object a line: jq -c '.[]'"),
+        ('[{"prompt": "a"},\n {"prompt": "b"}]', "is one JSON array; write an object a line: jq -c '.[]'"),
+        ('{\n"prompt": "a"\n}\n', "is one JSON object over several lines; write an object a line: jq -c '.'"),
+        ('{"prompt": "a", "x": {"y": 1, "y": 2}}', "p.jsonl line 1: the key 'y' stands twice; remove one of them"),
+        ('{"prompt": "\\ud83d"}', "ends in half a surrogate pair, which is no character"),
+        ('{"prompt": "a", "x": [{"\\udc00": 1}]}', "ends in half a surrogate pair, which is no character"),
+        ('{"prompt": "a", "x": NaN}', "p.jsonl line 1: NaN is no JSON; write a number, or null"),
+        ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "p.jsonl line 1: is no JSON that can be read (Exceeds the limit"),
+        ('{"prompt": "a", "x": ' + "[" * 100_000, "p.jsonl line 1: is nested too deeply; flatten it"),
+        ('\0{"prompt": "a"}', "p.jsonl line 1: is no JSON"),
         ('{"text": "a"}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
         ('{"prompt": 3}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
         ('{"prompt": " "}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),
@@ -84,7 +95,7 @@ def test_a_dataset_row_needs_a_response(tmp_path: Path, row: dict[str, Any]) -> 
 def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("absent.jsonl", "binary", "."):
-        with pytest.raises(RecipeError, match=r"prompt file cannot be read \(.*\); check data"):
+        with pytest.raises(RecipeError, match=r"cannot be read \(.*\); (give a file of JSON lines in|save it as)"):
             read_rows(tmp_path / name)
 
 
@@ -100,7 +111,7 @@ def test_each_model_reads_its_own_prompt() -> None:
         "unused": Model(path="u", prompt="{nowhere}"),
     }
     chats = {name: Chat(name, models[name], Letters()) for name in ("student", "teacher")}
-    (prompt,) = tokenize([{"prompt": "why", "answer": 4}], chats, P)
+    (prompt,) = tokenize({1: {"prompt": "why", "answer": 4}}, chats, P)
     assert {name: text(ids) for name, ids in prompt.ids.items()} == {
         "student": "u:why;>",
         "teacher": "s:be brief;u:why (4);>",
@@ -109,12 +120,12 @@ def test_each_model_reads_its_own_prompt() -> None:
 
 
 def test_braces_in_a_row_are_text() -> None:
-    (prompt,) = tokenize([{"prompt": "{x} {}"}], student(), P)
+    (prompt,) = tokenize({1: {"prompt": "{x} {}"}}, student(), P)
     assert text(prompt.ids["student"]) == "u:{x} {};>"
 
 
 def test_without_a_chat_template_turns_are_lines() -> None:
-    (prompt,) = tokenize([{"prompt": "why"}], student(Letters(template=None), system="sys"), P)
+    (prompt,) = tokenize({1: {"prompt": "why"}}, student(Letters(template=None), system="sys"), P)
     assert text(prompt.ids["student"]) == "^sys\nwhy"
 
 
@@ -124,21 +135,21 @@ def test_arguments_of_the_recipe_reach_every_models_template() -> None:
         "student": Chat("student", Model(path="s", template={"mood": "calm"}), letters),
         "teacher": Chat("teacher", Model(path="t", template={"mood": "wild"}, prompt="well, {prompt}"), letters),
     }
-    (prompt,) = tokenize([{"prompt": "why"}], chats, P)
+    (prompt,) = tokenize({1: {"prompt": "why"}}, chats, P)
     assert text(prompt.ids["student"]) == "u:why;mood=calm;>"
     assert text(prompt.ids["teacher"]) == "u:well, why;mood=wild;>"
 
 
 def test_a_field_that_a_row_lacks_is_refused_by_name_and_row() -> None:
     rows = [{"prompt": "a", "solution": "b"}, {"prompt": "c"}]
-    with pytest.raises(RecipeError, match=r"p.jsonl row 2: the model's prompt names the field 'solution', which"):
-        tokenize(rows, student(prompt="{solution}"), P)
+    with pytest.raises(RecipeError, match=r"p.jsonl line 2: the model's prompt names the field 'solution', which"):
+        tokenize(dict(enumerate(rows, 1)), student(prompt="{solution}"), P)
 
 
 @pytest.mark.parametrize("template", ["{prompt", "{}", "{prompt.nothing}"])
 def test_a_prompt_that_is_no_format_string_is_refused(template: str) -> None:
     with pytest.raises(RecipeError):
-        tokenize([{"prompt": "a"}], student(prompt=template), P)
+        tokenize({1: {"prompt": "a"}}, student(prompt=template), P)
 
 
 P = Path("p.jsonl")

@@ -26,6 +26,10 @@ from rewards.rules import rule_reward
         ({"kind": "exact"}, "43", 3, {"answer": "42"}, 0.0),
         ({"kind": "exact", "field": "gold"}, "42", 3, {"gold": " 42 ", "answer": "43"}, 1.0),
         ({"kind": "exact"}, "", 3, {}, 0.0),
+        ({"kind": "exact"}, "None", 3, {"answer": None}, 0.0),
+        ({"kind": "exact", "field": "reward_model.ground_truth"}, "4", 3, {"reward_model": {"ground_truth": 4}}, 1.0),
+        ({"kind": "exact", "field": "gold.1"}, "5", 3, {"gold": ["4", "5"]}, 1.0),
+        ({"kind": "exact", "field": "a.b"}, "5", 3, {"a.b": 5, "a": {"b": 6}}, 1.0),
     ],
 )
 def test_a_rule_is_fulfilled_or_not(

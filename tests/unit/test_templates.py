@@ -87,7 +87,7 @@ def test_a_template_that_would_forget_thoughts_takes_none_away_and_is_named() ->
     prompts, said = demonstrated("three!", FORGETS, more=("<think>two</think>three!",))
     assert [read(prompt) for prompt in prompts] == ["three!<|im_end|>", "<think>two</think>three!<|im_end|>"]
     assert said == [
-        "p.jsonl: the student's chat template would write 1 of 2 responses otherwise, the first in row 2; "
+        "p.jsonl: the student's chat template would write 1 of 2 responses otherwise, the first in line 2; "
         "they are trained as the rows have them"
     ]
 
@@ -109,7 +109,9 @@ def test_a_template_whose_turns_do_not_end_where_generation_stops_is_refused(tem
 
 def test_a_response_that_holds_an_end_token_is_refused_by_row() -> None:
     for response in ("three!<|im_end|>", "three<|im_end|>!"):
-        with pytest.raises(RecipeError, match=r"p.jsonl row 2: its response holds the end token '<\|im_end\|>'; leave"):
+        with pytest.raises(
+            RecipeError, match=r"p.jsonl line 2: its response holds the end token '<\|im_end\|>'; leave"
+        ):
             demonstrated("three!", more=(response,))
 
 
@@ -168,11 +170,11 @@ def demonstrated(
 ) -> tuple[list[Prompt], list[str]]:
     chat = chat_of(jinja, eos, **keys)
     rows = [{"prompt": "two", "response": text} for text in (response, *more)]
-    return with_responses(tokenize(rows, {"student": chat}, P), chat, ends, P)
+    return with_responses(tokenize(dict(enumerate(rows, 1)), {"student": chat}, P), chat, ends, P)
 
 
 def prompts_of(jinja: Any, **keys: Any) -> list[Prompt]:
-    return tokenize([{"prompt": "two"}], {"student": chat_of(jinja, **keys)}, P)
+    return tokenize({1: {"prompt": "two"}}, {"student": chat_of(jinja, **keys)}, P)
 
 
 def chat_of(jinja: Any, eos: str | None = "<|im_end|>", **keys: Any) -> Chat:

@@ -1,0 +1,137 @@
+"""Rows of a prompt file: JSON lines, an object a line. What is no such row is refused by its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from configs.objective import Route
+from configs.refusal import RecipeError, shortened, shown
+from configs.row_fields import answer_of
+from configs.schema import Rule
+from configs.text_file import read_text
+
+Rows = Mapping[int, Mapping[str, Any]]  # by line of the file, from 1
+
+
+def read_rows(path: Path, need_response: bool = False) -> dict[int, dict[str, Any]]:
+    """Rows of a JSON-lines file by line. Raises RecipeError naming the file, the line and the remedy."""
+    text = read_text(path, "give a file of JSON lines in data.prompts and data.heldout")
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+    if not lines:
+        raise RecipeError(f'{path}: prompt file is empty; give at least one line {{"prompt": "..."}}')
+    _refuse_one_value(path, text)
+    return {number: _row(f"{path} line {number}", line, need_response) for number, line in lines.items()}
+
+
+def check_answers(rules: Sequence[Rule], rows: Rows, where: Path) -> list[str]:
+    """Warnings of rows in which a rule has nothing to compare a response with. Raises RecipeError where no row has it,
+    or where one has what no response can equal."""
+    fields = {f"reward.rules.{i}.field": rule.field for i, rule in enumerate(rules) if rule.kind == "exact"}
+    return [line for key, field in fields.items() for line in _without_answer(key, field, rows, where)]
+
+
+def _without_answer(key: str, field: str, rows: Rows, where: Path) -> list[str]:
+    lacking = [line for line, row in rows.items() if _answer(f"{where} line {line}", field, row) is None]
+    if not lacking:
+        return []
+    first = rows[lacking[0]]
+    if len(lacking) == len(rows):
+        raise RecipeError(
+            f"{key}: no row of {where} has {field!r}, so that no response would ever be right; the first has "
+            f"{shown(_paths(first))}"
+        )
+    return [
+        f"{key}: {len(lacking)} of {len(rows)} rows of {where} lack {field!r}, the first in line {lacking[0]}; the "
+        "rule gives every response to them 0"
+    ]
+
+
+def _answer(where: str, field: str, row: Mapping[str, Any]) -> str | None:
+    try:
+        return answer_of(row, field)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _paths(row: Mapping[str, Any], above: str = "") -> list[str]:
+    """The fields of a row by their dotted paths."""
+    found: list[str] = []
+    for name, value in row.items():
+        path = f"{above}{name}"
+        found += _paths(value, f"{path}.") if isinstance(value, Mapping) and value else [path]
+    return found
+
+
+def check_route(route: Route, rows: Rows, where: Path) -> None:
+    """Raises RecipeError for a row that leads to no model."""
+    for line, row in rows.items():
+        value = route.value_of(row)
+        if value not in route.models:
+            raise RecipeError(
+                f"{where} line {line}: {route.field} is {shown(value)}, which leads to no teacher; "
+                f"objective.target.models knows {sorted(route.models)}"
+            )
+
+
+def _refuse_one_value(path: Path, text: str) -> None:
+    """The whole file as one JSON value, as other tools write it, is told from lines with a mistake in one of them."""
+    start = text.lstrip()[:1]
+    if start not in ("[", "{") or (start == "{" and text.strip().split("\n", 1)[0].rstrip().endswith("}")):
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # lines, then
+        return
+    kind = "array" if isinstance(value, list) else "object over several lines"
+    query = ".[]" if isinstance(value, list) else "."
+    raise RecipeError(f"{path}: is one JSON {kind}; write an object a line: jq -c '{query}' {path} > prompts.jsonl")
+
+
+def _row(where: str, line: str, need_response: bool) -> dict[str, Any]:
+    row = _parsed(where, line)
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise RecipeError(f'{where}: needs a non-empty "prompt"; found {shown(line.strip(), 60)}')
+    if need_response and (not isinstance(row.get("response"), str) or not row["response"]):
+        raise RecipeError(f'{where}: prefix: dataset needs a "response" in each row')
+    return row
+
+
+def _parsed(where: str, line: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise RecipeError(f"{where}: the key {shown(twice)} stands twice; remove one of them")
+        return row
+
+    def finite(word: str) -> NoReturn:
+        raise RecipeError(f"{where}: {word} is no JSON; write a number, or null")
+
+    try:
+        row = json.loads(line, object_pairs_hook=once, parse_constant=finite)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{where}: is no JSON ({error.msg}); write one object a line") from None
+    except ValueError as error:
+        raise RecipeError(f"{where}: is no JSON that can be read ({error}); quote the number") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: is nested too deeply; flatten it") from None
+    if "\\u" in line:
+        _refuse_half_characters(where, row)
+    return row
+
+
+def _refuse_half_characters(where: str, row: Any) -> None:
+    """JSON can spell half of a surrogate pair, which is no character: nothing can write it, and no tokenizer reads
+    it."""
+    written = json.dumps(row, ensure_ascii=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError as error:
+        found = written[max(0, error.start - 20) : error.end]
+        raise RecipeError(
+            f"{where}: {shortened(found)!r} ends in half a surrogate pair, which is no character; write both halves, "
+            "or remove it"
+        ) from None

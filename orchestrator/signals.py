@@ -1,0 +1,47 @@
+"""Whether rewards still tell a run's responses apart: a run that learns nothing from them says so, and not at every
+step. Pure: a state that is replaced, and a line to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from objectives.advantage import all_equal
+
+SILENT = 10  # steps in a row without a signal after which it is said; again when they have doubled
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Steps in a row in which no group had a signal, their responses, and the range of their rewards."""
+
+    silent: int = 0
+    responses: int = 0
+    lowest: float = 0.0
+    highest: float = 0.0
+
+    def after(self, groups: Sequence[Sequence[float]], centred: bool) -> tuple[Signals, str | None]:
+        """After a step with these rewards, group by group, and what is to be said then.
+
+        `centred`: a group's own mean is taken off, so that a signal is a difference within a group; otherwise it is a
+        reward other than 0. A step without rewards says nothing, and ends nothing.
+        """
+        rewards = [reward for group in groups for reward in group]
+        if not rewards:
+            return self, None
+        if not all(map(all_equal, groups)) if centred else any(rewards):
+            return Signals(), None
+        seen = (*rewards, *((self.lowest, self.highest) if self.silent else ()))
+        now = Signals(self.silent + 1, self.responses + len(rewards), min(seen), max(seen))
+        doublings, left = divmod(now.silent, SILENT)
+        due = left == 0 and doublings & (doublings - 1) == 0
+        return now, now._line(centred) if due else None
+
+    def _line(self, centred: bool) -> str:
+        of = f"{self.lowest:g}" if self.lowest == self.highest else f"{self.lowest:g} to {self.highest:g}"
+        what = "all responses of a group had the same reward" if centred else "every reward was 0"
+        return (
+            f"warning: no prompt group has had a signal for {self.silent} steps: {what} ({self.responses} responses, "
+            f"rewards {of}), so that rewards move nothing; look at reward.rules and at samples/, use prompts that are "
+            "sometimes solved, or raise batch.samples_per_prompt"
+        )
