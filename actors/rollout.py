@@ -18,6 +18,7 @@ from actors.outbox import Outbox
 from actors.records import Request, Sample, pack_samples
 from actors.response import Response
 from actors.shared_memory import MemberFolder
+from actors.turn import Idle
 from actors.writer import Writer
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Rollout as RolloutConfig
@@ -39,7 +40,7 @@ class Rollout(Writer):
         self._loading = asyncio.Lock()
         self._running: dict[str, Response] = {}  # by uid
         self._cut: set[str] = set()  # uids of running responses that end where they are
-        self._idle = _Idle()
+        self._idle = Idle()
 
     async def start(self) -> None:
         """Build the engine; half a minute on a CPU."""
@@ -208,27 +209,3 @@ class Rollout(Writer):
 
 def _request_id(request: Request) -> str:
     return f"{request.uid}#{request.attempt}"
-
-
-class _Idle:
-    """Counts work in progress; `wait` returns when there is none."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
-
-    def busy(self) -> _Idle:
-        return self
-
-    def __enter__(self) -> None:
-        self._count += 1
-        self._none.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if not self._count:
-            self._none.set()
-
-    async def wait(self) -> None:
-        await self._none.wait()

@@ -2,7 +2,8 @@
 
 One interface, two engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
 last hidden state for full-vocabulary targets); `vllm` gives sampled tokens and the teacher's top-k through prompt
-log-probs. Requests of all callers are grouped by token budget, not served one at a time.
+log-probs. Requests of all callers are scored together: grouped by token budget, or handed on at once to an engine that
+forms its own batches.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from actors.records import (
     unpack_samples,
 )
 from actors.score_cache import ScoreCache, key_of
+from actors.turn import Idle, Turn
 from configs.schema import Scorer as ScorerConfig
 
 
@@ -63,9 +65,11 @@ class Item:
 
 
 class Engine(Protocol):
-    """What scores a batch. `hidden_dtype` names the bits of a Score's hidden states."""
+    """What scores a batch. `hidden_dtype` names the bits of a Score's hidden states. One that is `continuous` forms its
+    own batches of what it is given, whenever that comes."""
 
     hidden_dtype: str
+    continuous: bool
 
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]: ...
 
@@ -95,9 +99,8 @@ class Scorer(Member):
         self._beginnings = Beginnings()
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
         self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._turn = asyncio.Lock()  # a batch is scored with one version
+        self._idle = Idle()
+        self._turn = Turn()  # a batch is scored with one version
         self._server: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -132,7 +135,7 @@ class Scorer(Member):
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
         assert self._engine is not None
-        async with self._turn:
+        async with self._turn.together():
             return self._engine.projection(), self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
@@ -142,7 +145,7 @@ class Scorer(Member):
         assert self._engine is not None
         tensors = unpack(headers, buckets)
         check_names(tensors, self._model)
-        async with self._turn:
+        async with self._turn.alone():
             await self._engine.replace(tensors)
             self._version, self._unmoved = version, False
             self._cache.clear()
@@ -152,7 +155,7 @@ class Scorer(Member):
         """Score with the weights of another directory from the next batch on, which may be of another size. Raises
         SwapRefused, and then scores as before."""
         assert self._engine is not None
-        async with self._turn:
+        async with self._turn.alone():
             if not (self._unmoved and (version, Path(model)) == (self._version, self._model)):
                 self._engine.stop()  # first: there may be no room for two
                 self._engine = await self._build_or_go_back(Path(model))
@@ -163,7 +166,7 @@ class Scorer(Member):
     async def sleep(self) -> None:
         """Asleep it keeps its turn to itself: what is asked of it waits until `wake`."""
         assert self._engine is not None
-        await self._turn.acquire()
+        await self._turn.take()
         await self._engine.sleep()
 
     async def wake(self) -> None:
@@ -211,21 +214,30 @@ class Scorer(Member):
         return score
 
     async def _enqueue(self, item: Item, request: ScoreRequest) -> Score:
-        future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
-        self._queue.append((item, request, future))
-        self._idle.clear()
-        self._arrived.set()
-        return await future
+        assert self._engine is not None
+        with self._idle.busy():
+            if self._engine.continuous:
+                return await self._hand_on(item, request)
+            future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+            self._queue.append((item, request, future))
+            self._arrived.set()
+            return await future
+
+    async def _hand_on(self, item: Item, request: ScoreRequest) -> Score:
+        """To an engine that batches by itself: it is not kept waiting for what others asked before."""
+        async with self._turn.together():
+            assert self._engine is not None
+            (score,) = await self._engine.score([item], request)
+            return replace(score, version=self._version)
 
     async def _serve(self) -> None:
         while True:
             await self._arrived.wait()
             await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
-            async with self._turn:
+            async with self._turn.together():
                 await self._score_batch(self._cut_batch())
             if not self._queue:
                 self._arrived.clear()
-                self._idle.set()
 
     def _cut_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
         first = self._queue[0][1]

@@ -28,6 +28,8 @@ CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] alive at a time
 
 
 class TorchEngine:
+    continuous = False
+
     def __init__(self, config: ScorerConfig, model: Path, vocabulary: int) -> None:
         torch.set_num_threads(config.resources.threads)
         self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")

@@ -2,6 +2,8 @@
 
 It keeps nothing between the segments of a response: prompt log-probs need every position computed, so each segment
 costs the whole response so far. Responses that come in many segments are for engine: torch.
+
+vLLM forms its batches anew for every forward, of `tokens_per_batch` tokens from whatever it has been given by then.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from configs.schema import Scorer as ScorerConfig
 
 class VllmEngine:
     hidden_dtype = "none"
+    continuous = True
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -81,7 +84,7 @@ class VllmEngine:
         prompt = {"prompt_token_ids": [*item.prompt_ids, *item.response_ids]}
         outputs = self._engine.generate(prompt, params, request_id=f"{item.uid}-{next(self._numbers)}")
         (output,) = [output async for output in outputs if output.finished]
-        return _score_of(item, output.prompt_logprobs, k)
+        return await asyncio.to_thread(_score_of, item, output.prompt_logprobs, k)
 
 
 def _score_of(item: Item, flat: Any, k: int) -> Score:

@@ -47,6 +47,7 @@ class Counting:
     """An engine that counts what it is asked to score."""
 
     hidden_dtype = "float32"
+    continuous = False
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Recording:
     """An engine that keeps which items it was given together, and for what; `logprobs` of all tokens, by uid."""
 
     hidden_dtype = "float32"
+    continuous = False
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, ...]] = []
@@ -91,6 +92,114 @@ def test_what_is_asked_for_otherwise_is_scored_apart_and_who_came_first_is_serve
     scored(*(([response(uid, 3)], kind) for uid, kind in zip("abcdefg", kinds, strict=True)))
     assert engine.batches == [("a", "c"), ("b", "e"), ("d",), ("f",), ("g",)]
     assert engine.asked == [SAMPLED, topk, own, wider, full]
+
+
+class Continuous(Recording):
+    """An engine that forms its own batches: it answers each response when the test says so."""
+
+    continuous = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finished: dict[str, asyncio.Event] = {}
+        self.weights = "old"
+
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
+        scores = await super().score(items, request)
+        (item,) = items
+        self.finished[item.uid] = asyncio.Event()
+        await self.finished[item.uid].wait()
+        return scores
+
+    async def replace(self, tensors: dict[str, Any]) -> None: ...
+
+    async def sleep(self) -> None:
+        self.weights = "asleep"
+
+    async def wake(self) -> None:
+        self.weights = "awake"
+
+
+def continuously(monkeypatch: pytest.MonkeyPatch, story: Callable[[Scorer, Continuous], Awaitable[None]]) -> None:
+    """A story of a scorer whose engine batches by itself."""
+    engine = Continuous()
+
+    async def build(*_: Any) -> Continuous:
+        return engine
+
+    async def told() -> None:
+        scorer = Scorer(ScorerConfig(tokens_per_batch=BUDGET), "nowhere", vocabulary=100)
+        await scorer.start()
+        await asyncio.wait_for(story(scorer, engine), 5)
+        await scorer.stop()
+
+    monkeypatch.setattr("actors.scorer._build", build)
+    asyncio.run(told())
+
+
+def asked(scorer: Scorer, uid: str, tokens: int = 9) -> asyncio.Task[Any]:
+    return asyncio.create_task(scorer.score(pack_samples([response(uid, tokens)])[0], SAMPLED))
+
+
+async def given(engine: Continuous, *uids: str) -> None:
+    while not engine.finished.keys() >= set(uids):
+        await asyncio.sleep(0.001)
+
+
+def test_a_continuous_engine_has_a_request_before_it_is_done_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scorer: Scorer, engine: Continuous) -> None:
+        first = asked(scorer, "a")
+        await given(engine, "a")
+        more = [asked(scorer, uid) for uid in "bcd"]  # far beyond a budget: the engine's own scheduler cuts its batches
+        await given(engine, *"bcd")
+        assert not first.done()
+        engine.finished["c"].set()  # who is done first is answered first
+        assert (await more[1])[1].uids == ("c",)
+        assert not first.done() and not more[0].done()
+        for event in engine.finished.values():
+            event.set()
+        await asyncio.gather(first, *more)
+        await scorer.drain()
+
+    continuously(monkeypatch, story)
+
+
+def test_a_continuous_engine_is_put_to_sleep_between_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has is done before, what comes meanwhile waits for `wake`; nobody overtakes who waits to be alone."""
+
+    async def story(scorer: Scorer, engine: Continuous) -> None:
+        first = asked(scorer, "a")
+        await given(engine, "a")
+        sleeping = asyncio.create_task(scorer.sleep())
+        await asyncio.sleep(0)
+        late = asked(scorer, "b")
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert engine.weights == "old" and "b" not in engine.finished
+        engine.finished["a"].set()
+        await sleeping
+        await first
+        assert engine.weights == "asleep" and "b" not in engine.finished
+        await scorer.wake()
+        await given(engine, "b")
+        engine.finished["b"].set()
+        await late
+
+    continuously(monkeypatch, story)
+
+
+def test_a_caller_that_gives_up_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scorer: Scorer, engine: Continuous) -> None:
+        given_up = asked(scorer, "a")
+        well = asked(scorer, "b")
+        await given(engine, "a", "b")
+        engine.finished["b"].set()
+        assert (await well)[1].uids == ("b",)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        await scorer.drain()
+
+    continuously(monkeypatch, story)
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
