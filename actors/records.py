@@ -243,13 +243,13 @@ class SwapRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BucketHeader:
-    """Tensors of one bucket in order; `sha256` is of the bucket's bytes."""
+    """Tensors of one bucket in order; `fingerprint` is of the bucket's bytes."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     nbytes: int
-    sha256: str
+    fingerprint: str
 
 
 def pack_samples(samples: Sequence[Sample]) -> tuple[pa.RecordBatch, BlockHeader]:

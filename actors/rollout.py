@@ -47,7 +47,7 @@ class Rollout(Writer):
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._folder = MemberFolder(self._shared)
+        self._folder = await asyncio.to_thread(MemberFolder, self._shared)
         config = self._config
         on_gpu = config.resources.gpus > 0
         self._engine = AsyncLLM.from_engine_args(
@@ -107,11 +107,10 @@ class Rollout(Writer):
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Check every bucket, then swap the weights in one go. Raises BadWeights before the engine is touched."""
-        from actors.weights import check_names, unpack, write_shared
+        from actors.weights import checked, write_shared
 
         async with self._loading:
-            tensors = unpack(headers, buckets)
-            check_names(tensors, self._model)
+            tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
             path = self._own_folder.path / f"v{version}.safetensors"
             try:
                 await asyncio.to_thread(write_shared, tensors, path)

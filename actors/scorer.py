@@ -130,21 +130,20 @@ class Scorer(Member):
             for s in scores
             if s.uid not in rejected
         ]
-        return pack_scores(good, rejected, self._engine.hidden_dtype, unknown)
+        return await asyncio.to_thread(pack_scores, good, rejected, self._engine.hidden_dtype, unknown)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
         assert self._engine is not None
         async with self._turn.together():
-            return self._engine.projection(), self._version
+            return await asyncio.to_thread(self._engine.projection), self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Score with a new version from the next batch on."""
-        from actors.weights import check_names, unpack
+        from actors.weights import checked
 
         assert self._engine is not None
-        tensors = unpack(headers, buckets)
-        check_names(tensors, self._model)
+        tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
         async with self._turn.alone():
             await self._engine.replace(tensors)
             self._version, self._unmoved = version, False

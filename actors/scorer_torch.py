@@ -42,9 +42,7 @@ class TorchEngine:
         return await asyncio.to_thread(self._score, items, request)
 
     async def replace(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(tensors[name])
+        await asyncio.to_thread(self._replace, tensors)
         self._prefixes.clear()
 
     def projection(self) -> dict[str, Any]:
@@ -57,6 +55,11 @@ class TorchEngine:
 
     async def wake(self) -> None:
         await asyncio.to_thread(self._move, self._device)
+
+    @torch.no_grad()
+    def _replace(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(tensors[name])
 
     def _move(self, device: torch.device) -> None:
         self._model.to(device)

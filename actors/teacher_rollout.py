@@ -7,6 +7,7 @@ it may be. Another machine may round otherwise, and reads it all the same.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -48,12 +49,12 @@ class TeacherRollout(Rollout):
         path = self._path(request, sampling, end_token_ids)
         if path.exists():
             self._counts["kept"] += 1
-            yield self._answer(request, json.loads(path.read_text()))
+            yield self._answer(request, await asyncio.to_thread(_kept, path))
             return
         self._counts["sampled"] += 1
         async for row in super()._sample(request, sampling, end_token_ids):
             if row.finish in WHOLE:
-                _keep(path, row)
+                await asyncio.to_thread(_keep, path, row)
             yield replace(row, versions=[self._version] * len(row.versions))
 
     def _answer(self, request: Request, answer: dict[str, Any]) -> Sample:
@@ -66,6 +67,10 @@ class TeacherRollout(Rollout):
         parts.append(self._longest(request, sampling))
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._kept / key[:2] / f"{key}.json"
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
 
 
 def _keep(path: Path, sample: Sample) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.causal_lm import DTYPES, from_bytes, to_bytes
+from actors.fingerprint import fingerprint
 from actors.model_files import tensor_shapes
 from actors.records import BadWeights, BucketHeader
 
@@ -40,8 +40,7 @@ def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[
         raise BadWeights(f"{len(data)} weight buckets arrived, {len(headers)} were announced; pull the version again")
     tensors: dict[str, Tensor] = {}
     for header, bucket in zip(headers, data, strict=True):
-        digest = hashlib.sha256(memoryview(bucket)).hexdigest()
-        if bucket.nbytes != header.nbytes or digest != header.sha256:
+        if bucket.nbytes != header.nbytes or fingerprint(bucket) != header.fingerprint:
             raise BadWeights(
                 f"the bucket that begins with {header.names[0]} changed on the way; pull the version again"
             )
@@ -51,6 +50,14 @@ def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[
             size = int(np.prod(shape, dtype=np.int64))
             tensors[name] = flat[offset : offset + size].reshape(shape)
             offset += size
+    return tensors
+
+
+def checked(headers: Sequence[BucketHeader], data: Sequence[np.ndarray], directory: Path) -> dict[str, Tensor]:
+    """Tensors of a version that fits the model in `directory`. Raises BadWeights. It hashes and reads files: not for an
+    event loop."""
+    tensors = unpack(headers, data)
+    check_names(tensors, directory)
     return tensors
 
 
@@ -79,5 +86,4 @@ def _bucket(
     names: list[str], shapes: list[tuple[int, ...]], parts: list[np.ndarray], dtype: str
 ) -> tuple[np.ndarray, BucketHeader]:
     data = np.concatenate(parts)
-    digest = hashlib.sha256(memoryview(data)).hexdigest()
-    return data, BucketHeader(tuple(names), tuple(shapes), dtype, data.nbytes, digest)
+    return data, BucketHeader(tuple(names), tuple(shapes), dtype, data.nbytes, fingerprint(data))

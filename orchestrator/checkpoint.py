@@ -97,6 +97,19 @@ def rewind(run: Path, saved: Saved | None) -> None:
         shutil.rmtree(partial)
 
 
+def append_line(run: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to metrics.jsonl; on the disk when this returns."""
+    with (run / METRICS).open("a") as metrics:
+        metrics.write(json.dumps(line) + "\n")
+        metrics.flush()
+        os.fsync(metrics.fileno())
+
+
+def beta_of(folder: Path) -> float:
+    """The reference's coefficient when a checkpoint was saved."""
+    return json.loads((folder / STATE).read_text())["beta"]
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a file such that a kill leaves the old text or the new one, and nothing between; on the disk when this
     returns."""

@@ -256,8 +256,8 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
     except Exception as failure:
         if isinstance(error := first_of(failure), RecipeError):
             raise error from None
-        code, said = FAILED, described(failure, directory)
-        training.summarise(FAILED)
+        code, said = FAILED, await asyncio.to_thread(described, failure, directory)
+        await training.summarise(FAILED)
     finally:
         display.phase("stopping the roles")
         await asyncio.gather(*(pool.stop() for pool in pools.all().values()))

@@ -72,6 +72,7 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
         elif command == "swap":
             try:
                 run.swap(arguments)
+                await run.written()
             except (RecipeError, OSError) as error:  # the command has looked: the run has moved on since
                 run.observer.notice(f"swap: {error}")
 

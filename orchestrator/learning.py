@@ -7,8 +7,8 @@ is said before anybody waits for anybody. The death of one rank is the learner's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from configs.schema import Recipe
 from objectives.schedule import Dials
 from orchestrator import credit
 from orchestrator.buffer import Scored
-from orchestrator.pool import Pool, PoolMember, RoleFailed, quote_log
+from orchestrator.pool import Pool, PoolMember, RoleFailed, quoted
 from orchestrator.transport import MemberDied, ValueLost
 from orchestrator.turns import Apart, Colocated, Turns
 
@@ -94,7 +94,7 @@ class LearnerGroup:
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
         yields: buckets stay references, headers are opened."""
-        with self._alive("publish") as member:
+        async with self._alive("publish") as member:
             parts = [asyncio.ensure_future(self._published(actor, model)) for actor in member.actors]
             try:
                 with self._pool.clock.busy(member.number):
@@ -175,12 +175,12 @@ class LearnerGroup:
                 return True
             return False
 
-        with self._alive("fetch"):
+        async with self._alive("fetch"):
             found = await asyncio.gather(*(gone(*place) for place in needed.values()))
         return {key for key, is_gone in zip(needed, found, strict=True) if is_gone} or set(needed)
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
-        with self._alive(method) as member:
+        async with self._alive(method) as member:
             calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(member.actors))]
             values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
             try:
@@ -210,14 +210,14 @@ class LearnerGroup:
             raise LearnerDied("the learner is gone, and is being built anew")
         return self._pool.members[0]
 
-    @contextmanager
-    def _alive(self, method: str) -> Iterator[PoolMember]:
+    @asynccontextmanager
+    async def _alive(self, method: str) -> AsyncIterator[PoolMember]:
         """The ranks that a call is made to: the death of one is the learner's, unless all were given up meanwhile."""
         member = self.member
         try:
             yield member
         except MemberDied as cause:
-            death = LearnerDied(f"learner died in {method}: {cause}{quote_log(member.log)}")
+            death = LearnerDied(f"learner died in {method}: {cause}{await quoted(member.log)}")
             if member in self._pool.members:
                 self.death = death
                 self.died.set()

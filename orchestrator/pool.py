@@ -9,6 +9,7 @@ brought it up to date. What a call returns decides nothing here.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -330,7 +331,7 @@ class Pool:
             if member.leaving:  # called off: nobody waits for it any more
                 return
             if isinstance(error, MemberDied):
-                raise DiedStarting(f"{name} died while starting: {error}{quote_log(member.log)}") from error
+                raise DiedStarting(f"{name} died while starting: {error}{await quoted(member.log)}") from error
             raise
         member.serving, member.joining = True, None
         self._failure = None
@@ -372,8 +373,12 @@ class Pool:
             self._spawn_task(self.transport.kill(member.actors))
             return
         why = f" ({death})" if death else ""
-        self.notice(f"{self.role}-{member.number} is gone and is being replaced{why}{quote_log(member.log)}")
+        self._spawn_task(self._say_gone(member, why))
         self._succeed(member, why)
+
+    async def _say_gone(self, member: PoolMember, why: str) -> None:
+        log = await quoted(member.log)
+        self.notice(f"{self.role}-{member.number} is gone and is being replaced{why}{log}")
 
     def _succeed(self, dead: PoolMember, why: str) -> None:
         """Count a death, and bring up another member unless all die."""
@@ -453,13 +458,20 @@ async def _awaited(answer: asyncio.Future[Any]) -> None:
         await answer
 
 
-def quote_log(log: Path | None, lines: int = 20) -> str:
+async def quoted(log: Path | None) -> str:
     """The last lines of a member's log, to be read under an error."""
-    if log is None:
-        return ""
+    return await asyncio.to_thread(quote_log, log) if log else ""
+
+
+def quote_log(log: Path, lines: int = 20) -> str:
+    """The last lines of a log, of its last 16 KiB: it may be long."""
     files = [log] if log.exists() else sorted(log.parent.glob(f"{log.stem}.rank*.log"))
-    quoted = [
-        f"\n  --- last lines of {file} ---\n  " + "\n  ".join(file.read_text(errors="replace").splitlines()[-lines:])
-        for file in files[:1]
-    ]
-    return "".join(quoted)
+    return "".join(
+        f"\n  --- last lines of {file} ---\n  " + "\n  ".join(_tail(file).splitlines()[-lines:]) for file in files[:1]
+    )
+
+
+def _tail(file: Path, size: int = 16 * 2**10) -> str:
+    with file.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+        return log.read().decode(errors="replace")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -108,6 +107,8 @@ class Run:
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
         # swaps that commands asked for, by model and first step, and what the recipe had there before
         self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
+        self._writing = asyncio.Lock()
+        self._on_disk: Recipe | None = None  # what recipe.yaml says, as far as this process knows
         self._deaths: list[int] = []  # steps that the learner died after; those made again are no news
         self._served_others = {role: pool.restarts for role, pool in self.pools.all().items()}
         self._earlier: Faults | None = None  # of this run's lives before this one; None until they are known
@@ -149,7 +150,7 @@ class Run:
 
     async def _attempt(self) -> int:
         saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads all of it: others go on meanwhile
-        self._rewind(saved)
+        await self._rewind(saved)
         await self._bring_up(saved)
         if self._deaths:  # of what was on the way to a dead learner no payload is to stay in the object store
             gc.collect()
@@ -169,7 +170,7 @@ class Run:
             async with self.learner.turns.learner():
                 await self.learner.export(self.directory / "model")
         code = STOPPED if stopped else DONE
-        self.summarise(code)
+        await self.summarise(code)
         return code
 
     async def _bury(self, death: LearnerDied) -> None:
@@ -210,13 +211,21 @@ class Run:
         return sorted((s for s in swaps if s["step"] <= coming), key=lambda s: s["step"])
 
     def _use(self, recipe: Recipe) -> None:
-        """Go on with a recipe that has other swaps, as will a resume."""
-        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(recipe))
+        """Go on with a recipe that has other swaps, as will a resume once it is `written`."""
         self.recipe = self.roles.teachers.recipe = recipe
+
+    async def written(self) -> None:
+        """Return when the recipe that the run goes on with is on the disk. Raises OSError."""
+        async with self._writing:
+            if self._on_disk is not (recipe := self.recipe):
+                text = dump_recipe(recipe)
+                await asyncio.to_thread(checkpoint.write_whole, self.directory / "recipe.yaml", text)
+                self._on_disk = recipe
 
     async def _follow(self) -> None:
         """Bring scored models to what the coming step is to have. What a command asked for may come to nothing; what
         the recipe says may not."""
+        await self.written()  # first: a resume must not find other weights than these
         try:
             await self.roles.teachers.follow(self.progress.step + 1)
         except SwapFailed as failure:
@@ -227,7 +236,7 @@ class Run:
             self._use(with_swaps(self.recipe, step, {model: before}))
             await self._follow()
 
-    def _rewind(self, saved: checkpoint.Saved | None) -> None:
+    async def _rewind(self, saved: checkpoint.Saved | None) -> None:
         if saved and saved.state["ranks"] != self.recipe.learner.ranks:
             raise RecipeError(
                 f"learner.ranks: {self.recipe.learner.ranks}, but {saved.folder} was saved by {saved.state['ranks']}; "
@@ -235,8 +244,8 @@ class Run:
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
-        checkpoint.write_whole(self.directory / "recipe.yaml", dump_recipe(self.recipe))
-        checkpoint.rewind(self.directory, saved)
+        await self.written()
+        await asyncio.to_thread(checkpoint.rewind, self.directory, saved)
         self.progress, self._anchor, self._ended_early = self._beginning(), None, False
         self.evaluations["steps"] = []
         if saved:
@@ -250,7 +259,7 @@ class Run:
             self.evaluations |= saved.state["evaluation"]
         self._earlier = self._earlier or Faults(**saved.state["faults"] if saved else {})
         self.skipped = self._still_skipped(saved.state["skipped"] if saved else {})
-        highest = checkpoint.highest_version(self.directory)
+        highest = await asyncio.to_thread(checkpoint.highest_version, self.directory)
         self.progress.version = 0 if highest is None else highest + 1  # a number names one set of weights, for ever
 
     def _beginning(self) -> Progress:
@@ -299,10 +308,7 @@ class Run:
         return PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
-        with (self.directory / checkpoint.METRICS).open("a") as metrics:
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
-            os.fsync(metrics.fileno())
+        await asyncio.to_thread(checkpoint.append_line, self.directory, line)
         self.observer.step(line)
         await self._judge_length()
         step, steps = self.progress.step, self.recipe.run.steps
@@ -352,7 +358,7 @@ class Run:
     async def _roll_back(self) -> None:
         """Take the weights that the longest good cap passed with; they are published as a new version."""
         anchor = self.directory / "checkpoints" / f"step_{self._anchor}"
-        self.progress.beta = json.loads((anchor / checkpoint.STATE).read_text())["beta"]
+        self.progress.beta = await asyncio.to_thread(checkpoint.beta_of, anchor)
         self.progress.version += 1
         async with self.learner.turns.learner():
             await self.learner.restore(anchor)
@@ -374,7 +380,7 @@ class Run:
 
     async def _save(self) -> None:
         self.observer.phase(f"saving step {self.progress.step}")
-        folder = checkpoint.partial_folder(self.directory, self.progress.step)
+        folder = await asyncio.to_thread(checkpoint.partial_folder, self.directory, self.progress.step)
         state = {
             "step": self.progress.step,
             "ledger": self.progress.ledger.to_state(),
@@ -395,7 +401,9 @@ class Run:
                 await self.learner.save(folder)
             await asyncio.to_thread(checkpoint.seal, self.directory, folder, state, keep, self._anchor)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its room back; the last whole one stays
+            await asyncio.to_thread(
+                shutil.rmtree, folder, ignore_errors=True
+            )  # a full disk gets its room back; the last whole one stays
             raise
 
     async def _save_on_the_way(self) -> None:
@@ -405,7 +413,7 @@ class Run:
         except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
             self.observer.notice(f"step {self.progress.step} was not saved, the last checkpoint stays: {error}")
 
-    def summarise(self, code: int) -> None:
+    async def summarise(self, code: int) -> None:
         """Write summary.json: how the run ended, whatever the end."""
         summary = {
             "exit": code,
@@ -419,7 +427,8 @@ class Run:
             "skipped_prompts": self._skipped_prompts(),
             **asdict(self._faults()),
         }
-        checkpoint.write_whole(self.directory / "summary.json", json.dumps(summary, indent=1))
+        text = json.dumps(summary, indent=1)  # here, where nothing moves meanwhile
+        await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
 
     def _faults(self) -> Faults:
         """Of all the run's lives: those before a resume as far as its checkpoint knew."""

@@ -34,7 +34,7 @@ class Versions:
 
     async def publish(self, number: int) -> None:
         """Make the learner's weights the current version."""
-        self._claim(number)
+        await asyncio.to_thread(self._claim, number)
         self.current = await self._carrier.publish(self._learner, number, self._model)
 
     async def pull(self, pool: Pool, member: PoolMember) -> None:

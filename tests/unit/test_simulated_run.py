@@ -420,7 +420,7 @@ def test_a_skipped_held_out_prompt_is_named_by_its_text(tmp_path: Path) -> None:
     simulation = Simulation(recipe(tmp_path))
     simulation.directory.mkdir(parents=True)
     simulation.run.skipped["90000001.000"] = "quarantined"
-    simulation.run.summarise(1)
+    asyncio.run(simulation.run.summarise(1))
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["skipped_prompts"] == {"90000001": HELDOUT[1].row["prompt"]}
 

@@ -157,6 +157,7 @@ def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_pat
     run.progress.step = 1
     run.swap({"teacher": "/newer"})
     assert run.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
+    asyncio.run(run.written())
     assert load_recipe(simulation.directory / "recipe.yaml") == run.recipe
 
 
