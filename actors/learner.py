@@ -100,8 +100,11 @@ class Learner(Member):
         return metrics | last | {"held_fraction": held / passes if passes else None}
 
     def evaluate(self, share: Share) -> dict[str, Any]:
-        """The same readings without a gradient."""
-        return self._read(self._batch(share)).reduced(share)
+        """The same readings without a gradient and, as `each`, those of this rank's samples by uid."""
+        batch = self._batch(share)
+        self._payloads = ()
+        read = self._read(batch)
+        return read.reduced(share) | {"each": read.each()}
 
     def reference_sums(self, share: Share) -> dict[str, float]:
         """Sum over each response's loss tokens of log q - log p of the reference, nats, for this rank's samples."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actors import causal_lm
 from actors.jobs import Share
+from actors.metrics import EVALUATION_METRICS
 from actors.records import Sample, trained_batch
 from actors.segments import JoinedScores, given_samples, tables_of, without_aged
 from actors.student import Hidden, Targets
@@ -197,6 +198,16 @@ class Readings:
             **_quantiles("ratio", np.exp(np.clip(drift, -50.0, 50.0))),
             "effective_sample_size": _effective(drift),
         }
+
+    def each(self) -> dict[str, dict[str, float]]:
+        """By uid, the sums over loss tokens of what is read of each, nats, and how many `tokens` there are."""
+        found: dict[str, dict[str, float]] = {}
+        for uid in self.student.get("logprob", {}):
+            on = _on(self._batch.samples[uid]).numpy()
+            values = {n: by_uid[uid] for n, by_uid in self.student.items() if n in EVALUATION_METRICS}
+            found[uid] = {name: float(value[on].sum(dtype=np.float64)) for name, value in values.items()}
+            found[uid]["tokens"] = float(on.sum())
+        return found
 
     def _compare(self, tokens: Tokens, logprob: np.ndarray, samples: Sequence[Sample]) -> None:
         on, drawn = tokens.on.numpy(), (tokens.drawn & tokens.on).numpy()

@@ -78,6 +78,8 @@ EVALUATION_METRICS = (
     "reward_mean",
 )
 
+EVALUATION_COUNTS = ("samples", "samples_skipped")  # what the means are over, and what could not be sampled or scored
+
 
 def step_line(values: dict[str, Any]) -> dict[str, Any]:
     """One line of metrics.jsonl in the canonical order. Raises KeyError for a name nobody defined."""

@@ -218,13 +218,14 @@ class SimulatedLearner(Member):
     def reference_sums(self, share: Share) -> dict[str, float]:
         return {s.uid: REFERENCE_KL * len(_loss_tokens(s)) for s in self._samples(share)}
 
-    def step(self, share: Share) -> dict[str, float | None]:
+    def step(self, share: Share) -> dict[str, Any]:
         metrics = self.evaluate(share)
+        del metrics["each"]
         gradient = np.full(WEIGHTS, metrics["loss"], np.float32)
         self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
         return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient))}
 
-    def evaluate(self, share: Share) -> dict[str, float | None]:
+    def evaluate(self, share: Share) -> dict[str, Any]:
         samples = self._samples(share)
         time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
         tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
@@ -232,7 +233,14 @@ class SimulatedLearner(Member):
         self._record(share, samples)
         gap = 0.0 if any(share.version in s.versions for s in samples) else None
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
-        return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None}
+        self._payloads = ()
+        each = {s.uid: self._sums(_loss_tokens(s)) for s in samples}
+        return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None, "each": each}
+
+    def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
+        """As if a sample were a batch of its own."""
+        kl = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0)
+        return {"tokens": float(len(tokens)), "reverse_kl": kl * len(tokens), "entropy": float(len(tokens))}
 
     def _samples(self, share: Share) -> list[Sample]:
         return list(samples_of(share, self._payloads).values())

@@ -61,7 +61,10 @@ class Targets:
 
 
 class Student(nn.Module):
-    """`forward` returns (loss, metric sums, detached `logprob` and, with a value head, `value` [N] of each token)."""
+    """`forward` returns (loss, metric sums, detached `logprob` and, with a value head, `value` [N] of each token).
+
+    Without a gradient also the KLs and the entropy of each, nats.
+    """
 
     def __init__(
         self,
@@ -101,7 +104,10 @@ class Student(nn.Module):
             streams["value"] = self.value_head(hidden.detach()).float().squeeze(-1)
         loss = self.objective.loss(streams, targets.tokens, dials)
         sums = self.objective.metrics(streams, targets.tokens, dials)
-        return loss, sums, {name: streams[name].detach() for name in ("logprob", "value") if name in streams}
+        told = {name: streams[name].detach() for name in ("logprob", "value") if name in streams}
+        if not torch.is_grad_enabled():  # read, and not trained on
+            told |= self.objective.each(streams, targets.tokens)
+        return loss, sums, told
 
     def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._temperature)

@@ -17,6 +17,8 @@ from configs.objective import (
     Objective,
 )
 
+LOST_AT_MOST = 50  # steps between two checkpoints, unless a recipe says how many
+
 Seconds = Annotated[float, Field(gt=0.0)]
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
@@ -308,9 +310,10 @@ class Evaluate(Node):
 
 
 class Checkpoint(Node):
-    """A checkpoint every `every` steps (0: only when the run ends or is stopped); the newest `keep` stay."""
+    """A checkpoint every `every` steps (0: only when the run ends or is stopped; null: a fifth of the run, at most
+    LOST_AT_MOST steps); the newest `keep` stay."""
 
-    every: NonNegative = 0
+    every: NonNegative | None = None
     keep: Positive = 1
 
 
@@ -396,6 +399,12 @@ class Recipe(Node):
     def age_policy(self) -> str:
         """`on_stale`, or what the objective makes of its absence."""
         return self.on_stale or ("wait" if self.objective.reads_whole_responses else "mask_tokens")
+
+    @property
+    def saved_every(self) -> int:
+        """`checkpoint.every`, or what the length of the run makes of its absence; 0: never on the way."""
+        every = self.checkpoint.every
+        return min(LOST_AT_MOST, -(-self.run.steps // 5)) if every is None else every
 
     @property
     def elastic_roles(self) -> dict[str, int]:

@@ -96,6 +96,11 @@ class Objective:
             sums["held"] = torch.stack(held).any(0)[tokens.on].sum()
         return sums
 
+    @torch.no_grad()
+    def each(self, streams: Streams, tokens: Tokens) -> dict[str, Tensor]:
+        """The readings of each token, [N], that evaluations are compared by: KLs and entropy, nats."""
+        return readings.each(self.config, streams, tokens, teacher_slots(self.config))
+
     def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> list[Tensor]:
         """What the policy gradients of this objective push by, [N] each."""
         config = self.config

@@ -59,7 +59,7 @@ def sums(
     share = sum(teachers.values()) or 1.0
     if teachers:
         ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
-        values["k1"] = -torch.stack([(teachers[s] / share) * r for s, r in ratios.items()]).sum(0)
+        values["k1"] = _k1(config, logprob, tokens, teachers)
         floored = {s: _floored(config, tokens.scores[s].logprob) for s in teachers}
         k3s = [(weight / share) * signal.k3(logprob, floored[s]) for s, weight in teachers.items()]
         values["k3"] = torch.stack(k3s).sum(0)
@@ -76,6 +76,23 @@ def sums(
     result["off_loss"] = (~on).sum()
     result["drawn"] = (on & tokens.drawn).sum()
     return result | _by_position(values.get("reverse_kl", values.get("k1")), tokens)
+
+
+def each(
+    config: ObjectiveConfig, streams: Mapping[str, Tensor], tokens: Tokens, teachers: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """The KLs and the entropy of each token, [n], nats, whose means `sums` leads to; what is not read is left out."""
+    found = {name: streams[name] for name in ("reverse_kl", "forward_kl", "entropy") if name in streams}
+    if teachers and "reverse_kl" not in found:
+        found["reverse_kl"] = _k1(config, streams["logprob"], tokens, teachers)
+    return found
+
+
+def _k1(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens, teachers: Mapping[str, float]) -> Tensor:
+    """[n] log q - log p of the sampled token, nats; the teachers' mean by their weights."""
+    share = sum(teachers.values()) or 1.0
+    ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
+    return -torch.stack([(teachers[s] / share) * r for s, r in ratios.items()]).sum(0)
 
 
 def _of_scores(config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.modes import open_up
+
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
@@ -43,6 +45,7 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
     """Write state and manifest, give the folder its name, and drop all but the newest `keep` checkpoints and that of
     step `pinned`."""
     (partial / STATE).write_text(json.dumps(state, indent=1))
+    open_up(partial)
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
     logs = {METRICS: _bytes(run / METRICS)}
     manifest = {"step": state["step"], "files": files, "logs": logs}

@@ -34,10 +34,10 @@ class Elastic:
         self._judged_at, self._judged_step = self._read_at, run.progress.step
         self._resizing: set[asyncio.Task[None]] = set()
 
-    def scale(self, sizes: Mapping[str, int]) -> None:
-        """Begin to bring elastic roles to sizes of at least 1."""
+    def scale(self, sizes: Mapping[str, int], by_itself: bool = False) -> None:
+        """Begin to bring elastic roles to sizes of at least 1. Autoscaling, `by_itself`, learns from what fails."""
         for role, size in sizes.items():
-            task = asyncio.get_running_loop().create_task(self._resize(role, size))
+            task = asyncio.get_running_loop().create_task(self._resize(role, size, by_itself))
             self._resizing.add(task)
             task.add_done_callback(self._resizing.discard)
 
@@ -51,7 +51,7 @@ class Elastic:
         sizes = {role: len(pool.serving()) for role, pool in self._pools.items()}
         if decision := self._autoscaler.decide(self.verdict(), sizes, self._settled()):
             self._notice(f"autoscale: {decision.role} {sizes[decision.role]} -> {decision.size} ({decision.why})")
-            self.scale({decision.role: decision.size})
+            self.scale({decision.role: decision.size}, by_itself=True)
 
     def last_minute(self) -> Use | None:
         return self._window.last_minute()
@@ -73,11 +73,12 @@ class Elastic:
             task.cancel()
         await asyncio.gather(*self._resizing, return_exceptions=True)
 
-    async def _resize(self, role: str, size: int) -> None:
+    async def _resize(self, role: str, size: int, by_itself: bool) -> None:
         try:
             await self._pools[role].resize(size)
         except Exception as failure:  # the run goes on with the members it has
-            self._autoscaler.no_place(role)
+            if by_itself:
+                self._autoscaler.no_place(role)
             self._notice(f"scale: {role}={size} came to nothing: {failure}")
         finally:
             self._window.restart()  # what was measured was of other members

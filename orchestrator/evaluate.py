@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from actors.metrics import EVALUATION_METRICS
+from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS
 from configs.schema import Recipe
 from objectives.schedule import Dials
 from orchestrator.buffer import Scored
 from orchestrator.dispatch import Ticket
 from orchestrator.flow import Block, Flow, Pools
+from orchestrator.heldout import Found
 from orchestrator.intake import quarantined
 from orchestrator.learning import LearnerGroup, PayloadsLost
 from orchestrator.pool import PoolMember
@@ -26,7 +27,7 @@ HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here,
 
 class Evaluation:
     """The same prompts and the same seeds every time, so that before and after differ by the weights alone. A prompt
-    that kills its rollouts is left out, and `skip` told of it."""
+    that kills its rollouts, and what cannot be scored, is left out, and `skip` told of it."""
 
     def __init__(
         self,
@@ -46,16 +47,15 @@ class Evaluation:
         self._suspects = suspects
         self._skip = skip
 
-    async def run(
-        self, version: int, dials: Dials, record: Path | None, cap: int | None = None
-    ) -> dict[str, Any] | None:
+    async def run(self, version: int, dials: Dials, record: Path | None, cap: int | None = None) -> Found | None:
         """Means over response tokens (KLs, entropy: nats) and responses (length, reward), of responses of up to `cap`
-        tokens; None without held-out prompts."""
+        tokens; None without held-out prompts, and where none could be scored."""
         if not self._prompts or self._pools.rollout is None:
             return None
         each = self._recipe.evaluate.samples_per_prompt
         tickets = [Ticket(HELDOUT_INDEX + i, k) for i in range(len(self._prompts)) for k in range(each)]
         scored, metrics = await self._read(tickets, cap, version, dials, record)
+        each = metrics.pop("each", {})
         for index in {int(s.header.group) for s in scored}:  # it comes again: let no old death count against it
             self._suspects.acquit(index)
         if not scored:
@@ -67,8 +67,11 @@ class Evaluation:
             "reward_mean": sum(rewards) / len(rewards) if rewards else None,
             "response_length": sum(h.response_tokens for h in headers) / len(headers),
             "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
+            "samples": len(scored),
+            "samples_skipped": len(tickets) - len(scored),
         }
-        return {name: values.get(name) for name in EVALUATION_METRICS}
+        means = {name: values.get(name) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
+        return Found(means, {s.header.uid: each[s.header.uid] | _of_response(s) for s in scored})
 
     async def _read(
         self, tickets: Sequence[Ticket], cap: int | None, version: int, dials: Dials, record: Path | None
@@ -132,8 +135,10 @@ class Evaluation:
 
         async def judge(block: Block) -> None:
             with suppress(ValueLost):  # its tickets are still owed
-                good, _ = await self._flow.judge(block, prompts)
+                good, rejected = await self._flow.judge(block, prompts)
                 done.extend(good)
+                for uid, reason in rejected.items():
+                    self._skip(uid, reason)
                 for sample in block.samples:
                     del owed[sample.uid]
 
@@ -150,3 +155,10 @@ class Evaluation:
                         self._skip(uid, quarantined(pool.role))
                         del owed[uid]
         return done, list(owed.values())
+
+
+def _of_response(scored: Scored) -> dict[str, float]:
+    """What is known of a response as a whole, by the names of EVALUATION_METRICS."""
+    header = scored.header
+    known = {"response_length": float(header.response_tokens), "truncated_fraction": float(header.finish == "length")}
+    return known if scored.reward is None else known | {"reward_mean": scored.reward}

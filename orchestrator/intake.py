@@ -176,6 +176,7 @@ class Intake:
             good, rejected = await self.flow.judge(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
             self._lose(responses.values(), wanted)
+            self.moved()
             await self._cut(block.source, wanted, responses.values())
         else:
             good = [part for part in good if not responses[part.header.uid].gone]
@@ -190,8 +191,8 @@ class Intake:
             for response in adrift:
                 response.cut = True
             self.meter.count("samples_cut", len(adrift))
+            self.moved()  # a batch may be whole: nobody waits for the cut
             await self._cut(block.source, wanted, bad + adrift)
-        self.moved()
 
     def skip(self, uid: str, reason: str) -> None:
         """Bad data is counted and named, and not asked for again."""

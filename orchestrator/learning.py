@@ -86,10 +86,12 @@ class LearnerGroup:
     async def evaluate(
         self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
     ) -> dict[str, Any]:
-        """The same readings without an update. Raises PayloadsLost, LearnerDied."""
+        """The same readings without an update and, as `each`, those of every sample by uid. Raises PayloadsLost,
+        LearnerDied."""
         shares = self._shares(batch, 0, version, dials, record, 0)
         await self._fetch(batch, shares)
-        return (await self._together("evaluate", lambda rank: (shares[rank].share,)))[0]
+        found = await self._together("evaluate", lambda rank: (shares[rank].share,))
+        return found[0] | {"each": {uid: sums for part in found for uid, sums in part["each"].items()}}
 
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0

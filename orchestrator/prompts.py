@@ -6,8 +6,10 @@ Tokenised once, here; the same response tokens are later scored behind any of th
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from orchestrator.rows import Rows
 from orchestrator.templates import Chat, Demonstrations
 
 _TEMPLATE = Template()
+ORDERS = 1_000_000  # places of epochs' orders that are kept, 8 bytes each; of two epochs at least
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,26 @@ class Prompt:
 
 
 class PromptStream:
-    """An endless sequence of prompts: every epoch is a permutation by seed, so a position is the whole state."""
+    """An endless sequence of prompts: every epoch is a permutation by seed, so a position is the whole state.
+
+    The orders of the last epochs that were asked for are kept: a retry of an old one shuffles nothing.
+    """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
         self._prompts = prompts
         self._seed = seed
         self._shuffle = shuffle
-        self._epoch = -1
-        self._order: list[int] = []
+        self._order = lru_cache(maxsize=max(2, ORDERS // max(1, len(prompts))))(self._shuffled)
 
     def __getitem__(self, index: int) -> Prompt:
         epoch, place = divmod(index, len(self._prompts))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self._prompts)))
-            if self._shuffle:
-                random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
-        return self._prompts[self._order[place]]
+        return self._prompts[self._order(epoch)[place]]
+
+    def _shuffled(self, epoch: int) -> array[int]:
+        order = array("l", range(len(self._prompts)))
+        if self._shuffle:
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        return order
 
 
 def tokenize(rows: Rows, chats: Mapping[str, Chat], where: Path) -> list[Prompt]:

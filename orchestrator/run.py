@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from orchestrator.carriers import Carrier, ObjectStore
 from orchestrator.dispatch import Ticket
 from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
 from orchestrator.flow import Flow, Pools
+from orchestrator.heldout import Found, compared
 from orchestrator.learning import LearnerDied
 from orchestrator.ledger import Ledger
+from orchestrator.modes import open_up
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.roles import Roles
@@ -104,6 +107,7 @@ class Run:
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
         self._ended_early = False
         self.evaluations: dict[str, Any] = {"before": None, "steps": [], "after": None}
+        self._before: Found | None = None  # what the evaluation before found, sample by sample
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
         # swaps that commands asked for, by model and first step, and what the recipe had there before
         self._swaps_asked_for: dict[tuple[str, int], str | None] = {}
@@ -156,7 +160,8 @@ class Run:
             gc.collect()
         self._startup = self._startup or time.monotonic() - self._began
         if self.evaluations["before"] is None:
-            self.evaluations["before"] = await self._evaluate("before")
+            self._before = await self._evaluate("before")
+            self.evaluations["before"] = dict(self._before.means) if self._before else None
         self.observer.phase("training")
         self.meter.take()
         self.stage = self._stage()
@@ -165,10 +170,11 @@ class Run:
         stopped = self.progress.step < self.recipe.run.steps and not self._ended_early
         await self._save()
         if not stopped:
-            self.evaluations["after"] = await self._evaluate("after")
+            self._compare(await self._evaluate("after"))
             self.observer.phase("exporting the model")
             async with self.learner.turns.learner():
                 await self.learner.export(self.directory / "model")
+            await asyncio.to_thread(open_up, self.directory / "model")
         code = STOPPED if stopped else DONE
         await self.summarise(code)
         return code
@@ -257,6 +263,7 @@ class Run:
             self.suspects.recall(saved.state["suspects"])
             self._anchor, self._ended_early = saved.state["anchor"], saved.state["ended"]
             self.evaluations |= saved.state["evaluation"]
+            self._before = Found(**saved.state["before"]) if saved.state.get("before") else None
         self._earlier = self._earlier or Faults(**saved.state["faults"] if saved else {})
         self.skipped = self._still_skipped(saved.state["skipped"] if saved else {})
         highest = await asyncio.to_thread(checkpoint.highest_version, self.directory)
@@ -316,8 +323,8 @@ class Run:
             return
         if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:  # first, so that it is saved
             result = await self._evaluate(f"step {step}")
-            self.evaluations["steps"] += [{"step": step, **result}] if result else []
-        if self.recipe.checkpoint.every and step % self.recipe.checkpoint.every == 0:
+            self.evaluations["steps"] += [{"step": step, **result.means}] if result else []
+        if self.recipe.saved_every and step % self.recipe.saved_every == 0:
             await self._save_on_the_way()
         self.observer.phase("training")
 
@@ -331,7 +338,8 @@ class Run:
             await self.roles.pull()
             dials = dials_at(self.recipe.objective, self.progress.step, self.progress.beta)
             cap = length.gate.eval_length
-            measured = await self.evaluation.run(self.progress.version, dials, None, cap) or {}
+            found = await self.evaluation.run(self.progress.version, dials, None, cap)
+            measured = found.means if found else {}
         cap, entropy = ladder.cap(length), measured.get("entropy")
         ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
         if action is Action.ROLLBACK:  # before anything is leased at the cap that is gone on with
@@ -366,7 +374,18 @@ class Run:
         await self.roles.pull()
         await self._follow()
 
-    async def _evaluate(self, when: str) -> dict[str, Any] | None:
+    def _compare(self, after: Found | None) -> None:
+        """The evaluation after, and the one before anew: both on the samples that both could score."""
+        self.evaluations["after"] = dict(after.means) if after else None
+        if self._before and after and self._before.each.keys() != after.each.keys():
+            self.evaluations["before"], self.evaluations["after"] = compared(self._before, after)
+            common = self._before.each.keys() & after.each.keys()
+            self.observer.notice(
+                f"before and after are compared on the {len(common)} held-out samples that were scored both times; "
+                f"before: {len(self._before.each)}, after: {len(after.each)}"
+            )
+
+    async def _evaluate(self, when: str) -> Found | None:
         if not self.inputs.heldout:
             return None
         self.observer.phase(f"evaluating on {len(self.inputs.heldout)} held-out prompts ({when})")
@@ -375,7 +394,7 @@ class Run:
         with self.evaluation_meter.clock("evaluation").busy():
             dials = dials_at(self.recipe.objective, max(1, self.progress.step), self.progress.beta)
             result = await self.evaluation.run(self.progress.version, dials, record)
-        self.observer.evaluated(when, result)
+        self.observer.evaluated(when, result and result.means)
         return result
 
     async def _save(self) -> None:
@@ -385,6 +404,7 @@ class Run:
             "step": self.progress.step,
             "ledger": self.progress.ledger.to_state(),
             "evaluation": self.evaluations,
+            "before": self._before and self._before.to_state(),
             "ranks": self.recipe.learner.ranks,
             "beta": self.progress.beta,
             "ladder": self.progress.ladder.to_state(),
@@ -395,6 +415,7 @@ class Run:
             "drops": sorted(self.progress.drops.items()),
             "faults": asdict(self._faults()),
         }
+        state = deepcopy(state)  # what a thread writes, while members come and go here
         keep = self.recipe.checkpoint.keep
         try:
             async with self.learner.turns.learner():

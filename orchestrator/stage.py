@@ -193,6 +193,7 @@ class Stage:
         self.progress.ledger = self.progress.ledger.trained(batch.groups)
         for index in batch.groups:
             self.progress.drops.pop(index, None)
+            self.progress.suspects.acquit(index)
 
     async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
         """One learner step and the version it leads to; the samples it trained on are recorded when the recipe says so.

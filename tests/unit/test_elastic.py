@@ -431,6 +431,20 @@ def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path:
     asyncio.run(story())
 
 
+def test_a_failed_scale_of_a_person_tells_autoscaling_nothing(tmp_path: Path) -> None:
+    """A size that no cluster has room for says nothing of one member more."""
+
+    async def story() -> None:
+        elastic = Elastic(Simulation(recipe(tmp_path)).run, lambda text: None)
+        for by_itself, full in ((False, set()), (True, {"rollout"})):
+            elastic._pools["rollout"].spec = lambda number: (_ for _ in ()).throw(RuntimeError("no place"))
+            elastic.scale({"rollout": 50}, by_itself)
+            await until(lambda: not elastic._resizing)
+            assert elastic._autoscaler._full == full
+
+    asyncio.run(story())
+
+
 def test_closing_calls_off_who_has_no_place_yet(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run

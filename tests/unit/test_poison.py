@@ -233,6 +233,18 @@ def test_members_that_were_dead_before_they_were_asked_blame_nobody(tmp_path: Pa
     assert asyncio.run(story(simulation.pools.scorers["teacher"], transport))
 
 
+def test_suspects_of_trained_groups_are_forgotten(tmp_path: Path) -> None:
+    """Their deaths would be kept, and saved, for as long as the run goes on."""
+    kept: list[set[int]] = []
+
+    def on_step(run: Run, line: Mapping[str, Any]) -> None:
+        run.suspects.died({line["step"] * GROUPS, line["step"] * GROUPS + 1})
+        kept.append({*run.suspects.deaths, *run.suspects.alone})
+
+    assert Simulation(recipe(tmp_path), on_step).go() == DONE
+    assert kept == [{step * GROUPS, step * GROUPS + 1} for step in range(1, STEPS + 1)]
+
+
 def test_deaths_that_an_evaluation_outlived_count_in_no_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

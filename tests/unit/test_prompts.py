@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,20 @@ def test_a_position_is_the_whole_state() -> None:
 
 def test_the_order_follows_from_the_seed() -> None:
     assert order(1, 10) == order(1, 10) != order(2, 10)
+
+
+def test_a_retry_of_an_old_epoch_shuffles_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of two epochs in turn, as where members are asked again for what died with others."""
+    shuffled: list[str] = []
+
+    class Counted(random.Random):
+        def __init__(self, seed: str) -> None:
+            shuffled.append(seed)
+            super().__init__(seed)
+
+    monkeypatch.setattr("orchestrator.prompts.random.Random", Counted)
+    rows = [Prompt({"prompt": str(i)}, {}, None) for i in range(50)]
+    stream = PromptStream(rows, 7, True)
+    seen = [[stream[index].row["prompt"] for index in (i, 50 + i)] for i in range(50)]
+    assert shuffled == ["7/0", "7/1"]
+    assert [sorted(order, key=int) for order in zip(*seen, strict=True)] == [[str(i) for i in range(50)]] * 2

@@ -176,10 +176,9 @@ class Entropies:
         evaluate = SimulatedLearner.evaluate
 
         def measured(learner: SimulatedLearner, share: Share) -> dict[str, float | None]:
-            found = evaluate(learner, share)
+            samples, found = samples_of(share, learner._payloads).values(), evaluate(learner, share)
             if share.step or share.record:  # a training step, or an evaluation of the run's
                 return found
-            samples = samples_of(share, learner._payloads).values()
             self.judged.append(sorted((s.uid, s.response_ids) for s in samples))
             return found | {"entropy": by_step.get(self.step, 1.0)}
 
