@@ -20,11 +20,13 @@ from torch import Tensor
 from actors import causal_lm, weights
 from actors.address import own_address
 from actors.compiled import load_ops
+from actors.export import write_model
 from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
 from actors.member import Member
 from actors.optimizer import build_optimizer, deepspeed_config, learning_rate
+from actors.stored import Stored, stored
 from actors.student import Student
 from objectives import objective
 
@@ -38,6 +40,7 @@ class Learner(Member):
         self._student: Student | None = None
         self._device = torch.device("cpu")
         self._place = self._device  # where its states are: the host while it sleeps
+        self._stored = Stored()
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
         self._faults = LateFaults()
@@ -54,6 +57,7 @@ class Learner(Member):
         import deepspeed
 
         self._spec = spec
+        self._stored = stored(Path(spec.model))
         torch.set_num_threads(spec.config.resources.threads)
         torch.manual_seed(spec.seed)
         self._join(meeting)
@@ -116,7 +120,7 @@ class Learner(Member):
         """Rank 0 yields bucket, header, bucket, header, ... of the student, or of one of its averages; other ranks
         take part in gathering and yield nothing."""
         tensors = self._gathered() if model is None else self._averages[model].items()
-        for bucket, header in weights.buckets(tensors, self._specified.publish_dtype):
+        for bucket, header in weights.buckets(tensors, self._specified.publish_dtype, self._stored.precise):
             yield bucket
             yield header
 
@@ -143,10 +147,8 @@ class Learner(Member):
         """A Hugging Face directory in safetensors, with the tokenizer. Every rank takes part, rank 0 writes."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._gathered()}
         if self._rank == 0:
-            from transformers import AutoTokenizer
-
-            self._built.model.save_pretrained(directory, state_dict=state)
-            AutoTokenizer.from_pretrained(self._specified.model, local_files_only=True).save_pretrained(directory)
+            source = Path(self._specified.model)
+            write_model(self._built.model, state, self._stored.others, source, Path(directory))
 
     def sleep(self) -> None:
         """Weights, gradients, optimizer states and heads to the host. Gradients do not outlive it."""
@@ -276,11 +278,15 @@ class Learner(Member):
         return model
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """On rank 0 whole parameters by their Hugging Face names; under ZeRO-3 gathered one at a time. Other ranks
-        take part, and have nothing to copy, convert or hash."""
+        """On rank 0 whole tensors, named and shaped as those of the student's files; under ZeRO-3 gathered group by
+        group, which is mostly a parameter each. Other ranks take part, and have nothing to copy, convert or hash."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        for name, parameter in self._built.model.named_parameters():
-            with GatheredParameters([parameter], enabled=self._specified.config.zero_stage == 3):
+        model, partitioned = self._built.model, self._specified.config.zero_stage == 3
+        values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        for group in self._stored.groups:
+            held = {name: values[name] for name in group.parameters}
+            parameters = [value for value in held.values() if isinstance(value, torch.nn.Parameter)]
+            with GatheredParameters(parameters, enabled=partitioned and bool(parameters)):
                 if self._rank == 0:
-                    yield name, parameter.detach()
+                    yield from group.split({name: value.detach() for name, value in held.items()}).items()

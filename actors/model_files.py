@@ -20,6 +20,16 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return tensors
 
 
+def tensor_files(directory: Path) -> dict[str, Path]:
+    """Name -> the file that holds it, of every tensor."""
+    return {name: file for file in _weight_files(directory) for name in _header(file)[0]}
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """config.json as it stands."""
+    return _read_json(Path(directory) / "config.json")
+
+
 def incomplete(directory: Path) -> str | None:
     """What a model lacks, as after a copy that broke off: engines may take such a directory without a word."""
     for name in ("config.json", "generation_config.json", _INDEX):

@@ -16,8 +16,21 @@ class VersionLoader(EndsWithActor):
         """Reload all weights in place. On a CPU parameters are repacked, so `model.load_weights` would fail."""
         from safetensors.torch import load_file
 
+        self._forget_packed_experts()
         self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
         self._tie_head()
+
+    def _forget_packed_experts(self) -> None:
+        """On a CPU the kernel of a layer of experts packs their weights when it is built, and no second time: after a
+        reload it would read plain weights as packed ones. Without a kernel the reload builds and packs anew."""
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        for module in self.model_runner.get_model().modules():
+            method: Any = getattr(module, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None
 
     def _tie_head(self) -> None:
         """A head that shares the embeddings' weights is in no file: the reload passes over it, and on a CPU it would go

@@ -21,6 +21,7 @@ from actors import causal_lm
 from actors.prefix_cache import PrefixCache
 from actors.records import Score, ScoreRequest
 from actors.scorer import Item
+from actors.stored import stored
 from configs.schema import Scorer as ScorerConfig
 from objectives.divergence import entropy
 
@@ -34,6 +35,7 @@ class TorchEngine:
         torch.set_num_threads(config.resources.threads)
         self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
         self._model: Any = causal_lm.load_model(model, config.dtype).eval().to(self._device)
+        self._directory = model
         self._vocabulary = vocabulary
         self._prefixes: PrefixCache[Any] = PrefixCache(config.cache_tokens)
         self.hidden_dtype = config.dtype
@@ -58,8 +60,11 @@ class TorchEngine:
 
     @torch.no_grad()
     def _replace(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self._model.named_parameters():
-            parameter.copy_(tensors[name])
+        """Take over a version's tensors, which are named as those of the model's files."""
+        own = self._model.state_dict()
+        for group in stored(self._directory).groups:
+            for name, tensor in group.join(tensors).items():
+                own[name].copy_(tensor)
 
     def _move(self, device: torch.device) -> None:
         self._model.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +11,33 @@ from torch import Tensor
 
 from actors.causal_lm import DTYPES, from_bytes, to_bytes
 from actors.fingerprint import fingerprint
-from actors.model_files import tensor_shapes
 from actors.records import BadWeights, BucketHeader
+from actors.stored import stored
 
 BUCKET_BYTES = 64 * 2**20
 
 
-def buckets(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[np.ndarray, BucketHeader]]:
-    """Named tensors -> (uint8 array, header), up to BUCKET_BYTES each; a larger tensor has a bucket of its own."""
+def buckets(
+    tensors: Iterable[tuple[str, Tensor]], dtype: str, precise: Collection[str] = ()
+) -> Iterator[tuple[np.ndarray, BucketHeader]]:
+    """Named tensors -> (uint8 array, header), up to BUCKET_BYTES each; a larger tensor has a bucket of its own. Those
+    that are `precise` travel in float32, whatever the others' dtype is: a bucket has one."""
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
     parts: list[np.ndarray] = []
+    current = dtype
     for name, tensor in tensors:
-        part = to_bytes(tensor.to(DTYPES[dtype]))
-        if parts and sum(p.nbytes for p in parts) + part.nbytes > BUCKET_BYTES:
-            yield _bucket(names, shapes, parts, dtype)
+        own = "float32" if name in precise else dtype
+        part = to_bytes(tensor.to(DTYPES[own]))
+        if parts and (own != current or sum(p.nbytes for p in parts) + part.nbytes > BUCKET_BYTES):
+            yield _bucket(names, shapes, parts, current)
             names, shapes, parts = [], [], []
+        current = own
         names.append(name)
         shapes.append(tuple(tensor.shape))
         parts.append(part)
     if parts:
-        yield _bucket(names, shapes, parts, dtype)
+        yield _bucket(names, shapes, parts, current)
 
 
 def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -62,13 +68,12 @@ def checked(headers: Sequence[BucketHeader], data: Sequence[np.ndarray], directo
 
 
 def check_names(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Compare with the model's own files: same names and shapes, but for a head tied to the embeddings."""
-    expected = {name: shape for name, (shape, _) in tensor_shapes(directory).items()}
+    """Compare with what a version of the directory's model holds: same names and shapes. Raises BadWeights."""
+    expected = stored(directory).tensors
     for name, tensor in tensors.items():
-        if expected.get(name, tuple(tensor.shape)) != tuple(tensor.shape) or name not in expected:
+        if expected.get(name) != tuple(tensor.shape):
             raise BadWeights(f"weight {name} {tuple(tensor.shape)}: {directory} has {expected.get(name)}; same model?")
-    missing = expected.keys() - tensors.keys() - {"lm_head.weight"}
-    if missing:
+    if missing := expected.keys() - tensors.keys():
         raise BadWeights(f"weights {sorted(missing)[:3]} of {directory} were not published; same model?")
 
 

@@ -18,6 +18,7 @@ from configs.node import STUDENT
 from configs.objective import Route
 from configs.schema import Recipe
 from orchestrator.layout import demands
+from orchestrator.loadable import check_models
 from orchestrator.prompts import Prompt, tokenize, with_responses
 from orchestrator.rows import check_answers, check_route, read_rows
 from orchestrator.templates import Chat
@@ -98,6 +99,7 @@ def read_models(recipe: Recipe) -> Models:
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
     _same_templates(tokenizers)
     _fit_contexts(recipe, folders)
+    check_models(recipe, folders)
     return Models(folders, tokenizers, vocabulary, end)
 
 

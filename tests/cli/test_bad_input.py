@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from configs.load import RecipeError, parse_recipe, with_swaps
 from orchestrator import cli, cluster, preflight
@@ -107,6 +108,32 @@ def test_a_swap_is_read_like_the_model_that_it_takes_the_place_of(
     sampled = {"objective": {"support": "sampled"}}
     wide = refused(merged(swapped(models["wide"], engine="vllm"), sampled))
     assert "'vllm' normalises over all 268 columns of models.teacher.swaps.3" in wide
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+def test_weights_that_do_not_make_the_model_of_the_configuration(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path, model: str
+) -> None:
+    folder = shutil.copytree(models[model], tmp_path / "copy")
+    named = merged(recipe, {"models": {model: {"path": str(folder)}}})
+    tensors = load_file(folder / "model.safetensors")
+    lacking = "model.layers.1.mlp.up_proj.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, folder / "model.safetensors")
+    assert f"models.{model}.path: {folder}: it lacks the weights ['{lacking}']" in refused(named)
+    save_file(tensors | {lacking: tensors[lacking][:64].clone()}, folder / "model.safetensors")
+    assert f"{lacking} is [64, 64] in its files and [128, 64] by its config.json" in refused(named)
+
+
+def test_a_student_that_is_quantised_or_no_causal_language_model(
+    recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models["student"], tmp_path / "copy")
+    named = merged(recipe, {"models": {"student": {"path": str(folder)}}})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    assert "are quantised (fp8), and what is trained is not; give the model in bfloat16" in refused(named)
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
+    assert f"transformers builds no causal language model from {folder}/config.json" in refused(named)
 
 
 def test_a_chat_template_that_does_not_take_the_turns(

@@ -12,6 +12,7 @@ import torch
 from actors import weights
 from actors.jobs import LearnerSpec
 from actors.learner import Learner
+from actors.stored import Group, Stored
 from tests.unit.simulation import recipe
 
 
@@ -21,6 +22,7 @@ def rank_of_two(rank: int, root: Path) -> Learner:
     learner._spec = LearnerSpec(
         settings.learner, settings.objective, "/none", 9, 1, 0, "float32", averages={"ema": 0.5}
     )
+    learner._stored = Stored((Group({"weight": (3, 4)}, {"w": (3, 4)}), Group({"bias": (3,)}, {"b": (3,)})))
     learner._student = SimpleNamespace(model=torch.nn.Linear(4, 3))  # pyright: ignore[reportAttributeAccessIssue]
     return learner
 
