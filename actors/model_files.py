@@ -11,6 +11,10 @@ _INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
+# read by nobody here, and no fault of a file
+_NARROW = dict.fromkeys(("U16", "U32", "U64", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"), 0)
+
+
 def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, safetensors dtype) of every tensor, from the file headers alone."""
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -34,17 +38,20 @@ def incomplete(directory: Path) -> str | None:
     """What a model lacks, as after a copy that broke off: engines may take such a directory without a word."""
     for name in ("config.json", "generation_config.json", _INDEX):
         try:
-            _read_json(directory / name)
-        except ValueError:
+            if not isinstance(_read_json(directory / name), dict):
+                return f"{name} is no JSON object"
+        except (ValueError, RecursionError):
             return f"{name} is no JSON"
     for file in _weight_files(directory):
         try:
             _, size = _header(file)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError):
             return f"{file.name} is no safetensors file"
         if file.stat().st_size != size:
             return f"{file.name} has {file.stat().st_size} of its {size} bytes"
     listed = _read_json(directory / _INDEX).get("weight_map", {})
+    if not isinstance(listed, dict) or not all(isinstance(file, str) and "\0" not in file for file in listed.values()):
+        return f"{_INDEX} has no weight_map from tensors to files"
     if missing := sorted({file for file in listed.values() if not (directory / file).exists()}):
         return f"{', '.join(missing[:3])} of {len(set(listed.values()))} files are missing"
     return None
@@ -117,6 +124,10 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{file} is no safetensors file")
         entries = json.loads(stream.read(length))
     entries.pop("__metadata__", None)
+    for entry in entries.values():
+        counts = [*entry["shape"], *entry["data_offsets"]]
+        if not all(type(n) is int and 0 <= n < 2**63 for n in counts) or entry["dtype"] not in _BYTES | _NARROW:
+            raise ValueError(f"{file} is no safetensors file")
     return entries, 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
 
 

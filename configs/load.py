@@ -65,9 +65,18 @@ def model_directory(path: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """LOGRATIO_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logratio"
-    return Path(os.environ.get("LOGRATIO_CACHE") or default)
+    """LOGRATIO_CACHE, or the user's cache folder. Raises RecipeError where the user has no home."""
+    if own := os.environ.get("LOGRATIO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache") / "logratio"
+
+
+def home_directory() -> Path:
+    """Raises RecipeError where nothing says where it is."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise RecipeError(f"HOME: is not set, and {reason(error)}; set it to your own folder") from None
 
 
 def current_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, absolute_path, load_recipe, with_swaps
+from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
+from configs.refusal import printable, reason
 from configs.schema import Recipe
 from orchestrator.outcome import Outcome, console, described, first_of, say_error
 
@@ -38,6 +41,7 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train what RECIPE says, in a new run directory."""
     resolved = _load(recipe, overrides)
     directory = run_directory(resolved)
+    _check_environment(resolved, directory)
     if (directory / "recipe.yaml").exists() and not _is_alive(directory):
         raise RecipeError(
             f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) "
@@ -53,6 +57,7 @@ def resume(run: RunName) -> None:
     if not (directory / "recipe.yaml").exists():
         raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
     recipe = load_recipe(directory / "recipe.yaml")
+    _check_environment(recipe, directory)
     _execute(recipe, directory)
 
 
@@ -163,7 +168,7 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
     """A recipe's objective, or the function that `module:function` names, looked for from the current folder too."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(current_folder()))
     if Path(target).suffix in (".yaml", ".yml") or ":" not in target:
         objective = load_recipe(Path(target), overrides or ()).objective
         if objective.loss:
@@ -176,13 +181,16 @@ def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{path}: cannot be imported ({error}); write module:function") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        raise RecipeError(f"{path}: cannot be imported ({reason(error)}); write module:function") from None
 
 
 def main() -> None:
     """Entry point: bad input becomes one line, or one a finding, and exit code 2."""
     warnings.filterwarnings("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot write a name still gets its line
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
@@ -208,7 +216,14 @@ def run_directory(recipe: Recipe) -> Path:
         raise RecipeError(
             f"run.root: {root} is relative, and a Ray job's folder is temporary; set an absolute run.root"
         )
-    return root.absolute() / recipe.run.name
+    return (root if root.is_absolute() else current_folder() / root) / recipe.run.name
+
+
+def _check_environment(recipe: Recipe, directory: Path) -> None:
+    from orchestrator import cluster
+    from orchestrator.environment import check_environment
+
+    check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 
 def _execute(recipe: Recipe, directory: Path) -> None:
@@ -321,8 +336,7 @@ def _get(ref: Any) -> Any:
     try:
         return ray.get(ref, timeout=30)
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"the run gave no answer ({reason}); it may have ended, else ask again") from None
+        raise RecipeError(f"the run gave no answer ({reason(error)}); it may have ended, else ask again") from None
 
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
@@ -330,6 +344,7 @@ def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
     from orchestrator import cluster
     from orchestrator.finding import refuse
 
+    _check_environment(recipe, run_directory(recipe))
     joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
     with joined:
         findings = _compared(recipe, inputs, run_directory(recipe))
@@ -400,7 +415,7 @@ def _state_of(run: str, control: Any) -> dict[str, Any]:
 def _layout_table(rows: Sequence[Sequence[Any]]) -> Table:
     table = Table("role", "members", "actors each", "CPUs", "GPUs", "runs")
     for row in rows:
-        table.add_row(*(f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(f"{cell:g}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row))
     return table
 
 

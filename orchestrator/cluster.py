@@ -18,7 +18,7 @@ from typing import Any
 from actors.address import own_address
 from actors.control import NAMESPACE, control_name
 from actors.shared_memory import shared_folder
-from configs.load import RecipeError
+from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.finding import MIB
 from orchestrator.survey import Survey, survey_cluster, survey_here
@@ -67,9 +67,8 @@ def driver(recipe: Recipe) -> Iterator[None]:
         try:
             _prepare_to_join(address)
             _ray().init(address=address, **_DRIVER)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RecipeError(f"cluster.address: {address} cannot be joined ({reason}); is it up?") from None
+        except Exception as error:  # Ray has many of its own, down to a bare one
+            raise RecipeError(f"cluster.address: {address} cannot be joined ({reason(error)}); is it up?") from None
     else:
         start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
     try:
@@ -98,7 +97,7 @@ def _control_at(address: str, directory: Path) -> Any:
         return _ray().get_actor(control_name(directory.name))
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"{directory} does not answer ({str(error).splitlines()[0]}); it may have died "
+            f"{directory} does not answer ({reason(error)}); it may have died "
             f"(`logratio resume {directory.name}` goes on with it)"
         ) from None
 
@@ -148,17 +147,21 @@ def loopback_only() -> None:
 
 
 def start_local(cpus: int, object_store_mib: int | None) -> None:
-    """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard."""
+    """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard. Raises RecipeError where
+    the machine does not let it start."""
     loopback_only()
     _prepare_environment()
-    _ray().init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=object_store_mib * MIB if object_store_mib else None,
-        _node_ip_address=LOOPBACK,
-        **_DRIVER,
-    )
+    try:
+        _ray().init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=object_store_mib * MIB if object_store_mib else None,
+            _node_ip_address=LOOPBACK,
+            **_DRIVER,
+        )
+    except Exception as error:  # Ray has many of its own, down to a bare one
+        raise RecipeError(f"Ray does not start on this machine: {reason(error)}") from error
 
 
 def _address(recipe: Recipe) -> str | None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actors.model_files import context_length, end_token_ids, incomplete, logit_width, parameters, weight_bytes
+from actors.model_faults import unreadable
+from actors.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
+from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.layout import demands
 from orchestrator.loadable import check_models
@@ -159,13 +161,17 @@ def _learner_name(recipe: Recipe) -> str:
 
 def _model_folder(key: str, path: str) -> Path:
     folder = model_directory(path)
-    if not folder.is_dir():
-        remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
-        raise RecipeError(f"{key}: {folder} is no directory; {remedy}")
-    if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+    remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (NotADirectoryError, FileNotFoundError):
+        raise RecipeError(f"{key}: {folder} is no directory; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{key}: {folder} cannot be read ({reason(error)}); {remedy}") from None
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise RecipeError(f"{key}: {folder} needs config.json and *.safetensors; export it as safetensors")
-    if lack := incomplete(folder):
-        raise RecipeError(f"{key}: {folder} is not whole: {lack}; copy it again")
+    if lack := unreadable(folder):
+        raise RecipeError(f"{key}: {folder} is not whole: {lack}; correct that, or copy it again")
     return folder
 
 
@@ -173,10 +179,14 @@ def _tokenizer(key: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"{key}: {folder} has no tokenizer that loads ({reason})") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.chat_template
+    except Exception as error:  # tokenizers raises bare ones, and transformers whatever its readers of files meet
+        raise RecipeError(
+            f"{key}: {folder} has no tokenizer that loads ({type(error).__name__}: {reason(error)}); save it anew with "
+            "the installed transformers, or copy it again"
+        ) from None
+    return tokenizer
 
 
 def _same_end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> tuple[int, ...]:
@@ -229,9 +239,10 @@ def _own_loss(path: str) -> None:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise RecipeError(
-            f"objective.loss: {path!r} cannot be imported ({error}); put its folder on PYTHONPATH"
+            f"objective.loss: {path!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
+            "folder on PYTHONPATH"
         ) from None
     if not callable(found):
         raise RecipeError(f"objective.loss: {path!r} is no function; give one of (student_logprobs, tokens)")

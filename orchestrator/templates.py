@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from configs.load import RecipeError
+from configs.refusal import RecipeError, reason, shown
 from configs.schema import Model
 
 _PROBE = "answer4711"  # an assistant's text that no template alters
@@ -40,7 +40,17 @@ class Chat:
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of `prompt`. A template writes the special tokens itself."""
-        return list(self.tokenizer(prompt, add_special_tokens=not self.has_template)["input_ids"])
+        return self.encoded(prompt, special=not self.has_template)
+
+    def encoded(self, text: str, special: bool = False) -> list[int]:
+        """Raises RecipeError where the tokenizer does not take the text."""
+        try:
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        except Exception as error:  # tokenizers raises bare ones
+            raise RecipeError(
+                f"models.{self.name}: its tokenizer does not take {shown(text, 60)} ({reason(error)}); give it one "
+                "that this version of transformers reads"
+            ) from None
 
     @property
     def has_template(self) -> bool:
@@ -104,7 +114,7 @@ class Demonstrations:
     def answer(self, turns: Turns, response: str, where: str) -> Answer:
         """Raises RecipeError where the response itself holds an end token."""
         text, altered = self._text(turns, response)
-        ids = list(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.chat.encoded(text)
         if not self.chat.has_template:
             ids.append(self._plain_end)
         elif not ids or ids[-1] not in self._ends:
