@@ -103,12 +103,15 @@ def _control_at(address: str, directory: Path) -> Any:
 
 
 def _prepare_to_join(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray would wait for them for ever. It also takes a loopback
+    """Raises ValueError where an address has no form that Ray knows, and OSError where nobody listens at HOST:PORT: Ray
+    would wait for them for ever. It also takes a loopback
     address for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
     _prepare_environment()
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if "://" in address or address in ("auto", "local"):
         return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+        raise ValueError("write HOST:PORT, auto, or ray://HOST:PORT")
     _knock(host.strip("[]"), int(port))
     if host in (LOOPBACK, "localhost"):
         try:

@@ -180,7 +180,7 @@ def _tokenizer(key: str, folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.chat_template
+        _ = tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.chat_template
     except Exception as error:  # tokenizers raises bare ones, and transformers whatever its readers of files meet
         raise RecipeError(
             f"{key}: {folder} has no tokenizer that loads ({type(error).__name__}: {reason(error)}); save it anew with "
