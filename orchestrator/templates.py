@@ -84,9 +84,15 @@ class Chat:
                     f"models.{self.name}.template: {argument!r} is nothing that its chat template reads; "
                     "look for the argument's name in the template, or leave it out"
                 )
-        if self.model.system and _bare(self.model.system) not in _bare(self.prompt(self.turns(_PROBE))):
+        written = _bare(self.prompt(self.turns(_PROBE))).casefold()
+        if self.model.system and _bare(self.model.system).casefold() not in written:
             raise RecipeError(
                 f"models.{self.name}.system: its chat template leaves the system turn out; put the text into `prompt`"
+            )
+        if _PROBE not in written:
+            raise RecipeError(
+                f"models.{self.name}: its chat template leaves the user's turn out, so that all prompts are alike; "
+                "give it another chat_template"
             )
 
     def _source(self) -> str:

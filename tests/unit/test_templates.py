@@ -141,6 +141,12 @@ def test_a_template_that_leaves_the_system_turn_out_is_refused() -> None:
         prompts_of(deaf, system="be brief")
 
 
+@pytest.mark.parametrize("template", ["", "say something", CHAT_TEMPLATE.replace("m['content']", "m['text']")])
+def test_a_template_that_leaves_the_users_turn_out_is_refused(template: str) -> None:
+    with pytest.raises(RecipeError, match=r"models.student: its chat template leaves the user's turn out, so that all"):
+        prompts_of(template)
+
+
 def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
     assert prompts_of(THINKS, template={"enable_thinking": False})
     with pytest.raises(RecipeError, match=r"models.student.template: 'enable_thinkin' is nothing that its chat"):
