@@ -20,8 +20,8 @@ from tests.cli.test_bad_input import recipe
 
 __all__ = ["recipe"]
 
-LONGEST = 20.0  # seconds of one check
-FAST, ALL = 120, 6000  # cases
+LONGEST = 100.0  # seconds of one check, on a machine that has much else to do
+FAST, ALL = 100, 6000  # cases
 
 
 class Hung(BaseException):
@@ -99,7 +99,6 @@ def where(error: BaseException) -> str:
     return " > ".join(places[-6:])
 
 
-@pytest.mark.timeout(120)
 def test_a_hundred_spoilt_checks_end_with_0_or_2(
     recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
