@@ -52,6 +52,7 @@ STEP_METRICS: dict[str, str] = {
     "logprob_gap_mean": "mean |learner - rollout| log-prob over tokens of the learner's own version, nats",
     "tokens_generated": "response tokens sampled since the last step",
     "tokens_scored": "response tokens times models scored since the last step",
+    "scores_suspicious": "response tokens since the last step with scores that no working model gives",
     "tokens_trained": "loss tokens of this step's batch",
     "tokens_masked": "tokens of this step's samples that carry no loss because they are too old",
     "samples_cut": "responses ended early since the last step because their target had lost the thread",

@@ -133,7 +133,7 @@ class ScoreHeader(NamedTuple):
     """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `unknown` are segments
     whose beginning it does not have; `tokens` counts the tokens scored. Sums over them in the order of `uids`, nats:
     `entropies`, None where the engine does not know them; `log_ratios`, this model's log-prob less the sampler's, NaN
-    where the sampler's is not known."""
+    where the sampler's is not known. `suspicion` says what of the scores no working model gives; empty if nothing."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -143,6 +143,7 @@ class ScoreHeader(NamedTuple):
     entropies: tuple[float, ...] | None = None
     log_ratios: tuple[float, ...] | None = None
     unknown: tuple[str, ...] = ()
+    suspicion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ forms its own batches.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.beginnings import Beginnings
+from actors.canary import suspicion_of, ways_to_batch
 from actors.member import Member
 from actors.packing import take_by_budget
 from actors.records import (
@@ -130,7 +131,26 @@ class Scorer(Member):
             for s in scores
             if s.uid not in rejected
         ]
-        return await asyncio.to_thread(pack_scores, good, rejected, self._engine.hidden_dtype, unknown)
+        payload, header = await asyncio.to_thread(pack_scores, good, rejected, self._engine.hidden_dtype, unknown)
+        tokens = [token for s in good for token in samples[s.uid].response_ids[samples[s.uid].new]]
+        return payload, header._replace(suspicion=suspicion_of(good, tokens, self._vocabulary))
+
+    async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
+        """Log-probs of all tokens of the texts but their first, nats; with `repeats` once more for each other way to
+        batch them. Nothing else is scored meanwhile."""
+        assert self._engine is not None
+        items = [Item(f"canary.{i}", list(ids[:1]), list(ids[1:]), 0, True, []) for i, ids in enumerate(texts)]
+        ways = ways_to_batch(len(items))
+        async with self._turn.alone():
+            return [await self._reading(items, way) for way in (ways if repeats else ways[:1])]
+
+    async def _reading(self, items: Sequence[Item], batches: Iterable[Sequence[int]]) -> list[float]:
+        assert self._engine is not None
+        found: dict[int, list[float]] = {}
+        for batch in batches:
+            scores = await self._engine.score([items[i] for i in batch], ScoreRequest("sampled"))
+            found |= {i: score.logprobs.tolist() for i, score in zip(batch, scores, strict=True)}
+        return [value for i in range(len(items)) for value in found[i]]
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""

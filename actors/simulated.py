@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.beginnings import Beginnings
+from actors.canary import suspicion_of, ways_to_batch
 from actors.decoding import Decoding, Piece
 from actors.fingerprint import fingerprint
 from actors.jobs import LearnerSpec, Share
@@ -159,7 +160,13 @@ class SimulatedScorer(Member):
         good = [s for s in samples if s.uid not in rejected]
         await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speed.score_seconds_per_token)
         scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
-        return pack_scores(scores, rejected, "float32", unknown)
+        payload, header = pack_scores(scores, rejected, "float32", unknown)
+        tokens = [token for s in good for token in s.response_ids[s.new]]
+        return payload, header._replace(suspicion=suspicion_of(scores, tokens, self._vocabulary))
+
+    async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
+        ways = len(ways_to_batch(len(texts))) if repeats else 1
+        return [[float(value) for text in texts for value in liked(text)[1:]] for _ in range(ways)]
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}

@@ -284,7 +284,7 @@ class Deadlines(Node):
         return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
 
 
-_DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start"} | dict.fromkeys(
+_DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start", "canary": "score"} | dict.fromkeys(
     ("submit", "cut", "ping"), "load"
 )
 

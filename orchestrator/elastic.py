@@ -85,7 +85,9 @@ class Elastic:
 
     def _settled(self) -> bool:
         """Nobody joins, leaves or is being replaced."""
-        return not self._resizing and all(m.serving for pool in self._pools.values() for m in pool.members)
+        return not self._resizing and all(
+            m.serving and not m.apart for pool in self._pools.values() for m in pool.members
+        )
 
     def _read(self, now: float) -> Reading:
         for role, pool in self._pools.items():

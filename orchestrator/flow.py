@@ -75,6 +75,7 @@ class Flow:
         self._meter = meter
         self._end_token_ids = tuple(end_token_ids)
         self._segment_tokens = segment_tokens
+        self.alarm: Callable[[str, str], Awaitable[bool]] = _unheard
 
     async def sample(
         self, pool: Pool, member: PoolMember, tickets: Sequence[tuple[Ticket, Prompt]], cap: int | None = None
@@ -202,6 +203,12 @@ class Flow:
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
         near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
 
+        async def asked(request: ScoreRequest, tokens: int, patience: Patience, *earlier: Any) -> Any:
+            with self._meter.clock("score").busy():
+                return await pool.call(
+                    "score", block.payload, request, *earlier, load=tokens, returns=2, near=near, patience=patience
+                )
+
         async def call(samples: Sequence[SampleHeader], patience: Patience, *earlier: Any) -> tuple[Any, ScoreHeader]:
             request = ScoreRequest(
                 support=support,
@@ -212,10 +219,11 @@ class Flow:
                 channel=block.channel,
             )
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
-            with self._meter.clock("score").busy():
-                ref, header = await pool.call(
-                    "score", block.payload, request, *earlier, load=tokens, returns=2, near=near, patience=patience
-                )
+            ref, header = await asked(request, tokens, patience, *earlier)
+            if header.suspicion:
+                self._meter.count("scores_suspicious", header.tokens)
+                if await self.alarm(model, header.suspicion):  # who gave them is being replaced
+                    ref, header = await asked(request, tokens, patience, *earlier)
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
             self._meter.payload(header.payload_bytes)
@@ -256,6 +264,11 @@ class Flow:
         if not isinstance(objective.target, Route) or model in always:
             return True
         return teacher_of(objective.target, prompt.row) == model
+
+
+async def _unheard(model: str, why: str) -> bool:
+    """Nobody looks at a model whose scores are suspicious."""
+    return False
 
 
 Answer = TypeVar("Answer")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +71,7 @@ class Pool:
     _numbers: int = 0
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _failure: Exception | None = None
+    _over: Exception | None = None
     _barren: int = 0  # deaths since the last answer
 
     async def start(self, size: int) -> None:
@@ -119,7 +120,7 @@ class Pool:
     async def apart(self, member: PoolMember) -> AsyncIterator[None]:
         """A member that has finished what it had, and is given nothing new meanwhile. Raises MemberDied if it is gone
         by then."""
-        member.apart = True
+        member.apart += 1
         try:
             while member.load:
                 await asyncio.sleep(0.05)
@@ -127,7 +128,17 @@ class Pool:
                 raise MemberDied(f"{self.role}-{member.number} is gone")
             yield
         finally:
-            member.apart = False
+            member.apart -= 1
+            self._wake()
+
+    @contextmanager
+    def kept_back(self, member: PoolMember) -> Iterator[None]:
+        """A member that goes on with what it has, and is given nothing new meanwhile."""
+        member.apart += 1
+        try:
+            yield
+        finally:
+            member.apart -= 1
             self._wake()
 
     def load(self) -> int:
@@ -260,8 +271,21 @@ class Pool:
         if self._failed:
             raise self._failed
 
+    async def fail(self, error: Exception) -> None:
+        """The role has failed for good: end all members, and tell everybody who asks for one."""
+        self._over = error
+        await self.discard()
+        self._wake()
+
+    @property
+    def newest(self) -> int:
+        """The number that the next member will have."""
+        return self._numbers
+
     @property
     def _failed(self) -> Exception | None:
+        if self._over:
+            return self._over
         return self._failure if not self.members or self._barren >= BARREN else None
 
     async def route(self, near: int | None = None, load: int = 0) -> PoolMember:
@@ -304,9 +328,11 @@ class Pool:
                 self.take(member, call.load)
                 call.place.set_result(member)
 
-    def _new(self, restarts: int = 0) -> PoolMember:
+    def _new(self, dead: PoolMember | None = None) -> PoolMember:
         """A member that is to join. It counts at once, so that a resize meanwhile asks for no other in its place."""
-        member = PoolMember(self._numbers, restarts)
+        member = PoolMember(self._numbers, place=self._numbers)
+        if dead:
+            member.restarts, member.place = dead.restarts + 1, dead.place
         self._numbers += 1
         self.members.append(member)
         return member
@@ -344,7 +370,7 @@ class Pool:
         except DiedStarting as death:
             self.notice(f"{death}\n  it is started once more")
             self.restarts += 1
-            await self._join(self._new(member.restarts + 1))
+            await self._join(self._new(member))
 
     async def _attach_logs(self, member: PoolMember) -> None:
         """The first call of all: it waits for the actors' imports and constructors."""
@@ -389,7 +415,7 @@ class Pool:
             self._spawn_task(self.transport.kill(dead.actors))
             self._wake()
             return
-        self._spawn_task(self._rejoin(dead, self._new(dead.restarts + 1)))
+        self._spawn_task(self._rejoin(dead, self._new(dead)))
 
     async def discard(self) -> None:
         """End all members without asking them, and bring up none."""
@@ -413,7 +439,9 @@ class Pool:
                 self._give_up(error)
                 return
             self.notice(f"{error}; it is tried again, and {len(self.serving())} go on")  # a node may come back
-            self._spawn_task(self._take_place(self._new(successor.restarts)))
+            again = self._new(successor)
+            again.restarts = successor.restarts
+            self._spawn_task(self._take_place(again))
         except Exception as error:
             self._give_up(error)
 

@@ -14,17 +14,18 @@ from typing import Any
 @dataclass(eq=False)
 class PoolMember:
     """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses). `restarts` are
-    the deaths in its place before it."""
+    the deaths in its place before it, and `place` is the number of the first member there."""
 
     number: int
     restarts: int = 0
+    place: int = -1
     actors: Sequence[Any] = ()
     serving: bool = False
     version: int = -1
     load: int = 0
     started: bool = False  # its engine is up
     leaving: bool = False
-    apart: bool = False  # serves, and is given nothing for a while
+    apart: int = 0  # by how many it is kept back: it serves, and is given nothing for a while
     joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
     log: Path | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time

@@ -11,11 +11,13 @@ from actors.jobs import LearnerSpec
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.schema import Recipe
+from orchestrator.canary_watch import CanaryWatch
 from orchestrator.carriers import Carrier
 from orchestrator.flow import Pools
 from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.pool import Admit, DiedStarting, Pool, PoolMember
 from orchestrator.teachers import Teachers
+from orchestrator.turns import Colocated
 from orchestrator.versions import Versions
 
 
@@ -43,8 +45,11 @@ class Roles:
         self._notice = notice
         self._learner_died = False
         self.learner = LearnerGroup(recipe, pools.learner, self._sharing())
-        self.versions = Versions(self.learner, carrier, claim=claim)
-        self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier)
+        self.canaries = CanaryWatch(recipe, pools, vocabulary, notice)
+        if isinstance(self.learner.turns, Colocated):
+            self.learner.turns.woken = self.canaries.woken
+        self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
+        self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier, self.canaries)
 
     async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
         """Start what does not serve yet, the learner always; it begins from a checkpoint if there is one. Everybody who

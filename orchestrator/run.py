@@ -91,8 +91,10 @@ class Run:
         claim = partial(checkpoint.claim_version, self.directory)
         vocabulary, notice = self.inputs.vocabulary, self.observer.notice
         self.roles = Roles(self.recipe, self.pools, vocabulary, self.carrier, claim, notice)
+        self.flow.alarm = self.roles.canaries.alarm
         self.learner = self.roles.learner
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, ends)
+        aside.alarm = self.roles.canaries.alarm
         self.suspects = Suspects()  # what kills members kills them in every lineage: it outlives a rebuilt learner
         self.progress = self._beginning()
         self.evaluation = Evaluation(

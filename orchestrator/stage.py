@@ -127,7 +127,7 @@ class Stage:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
-                for pool in self.writers.values():
+                for pool in (*self.writers.values(), *self.pools.scorers.values()):
                     pool.check()
                 self._moved.clear()
                 for source, member in self.intake.new_members():
@@ -292,7 +292,7 @@ class Stage:
     def _line(self, batch: Batch, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts, objective = self.meter.take(), self.recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
-        names = {"tokens_generated", "tokens_scored", "bytes_inlined", *SAMPLES_LOST, *seconds}
+        names = {"tokens_generated", "tokens_scored", "scores_suspicious", "bytes_inlined", *SAMPLES_LOST, *seconds}
         scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
             {name: counts.get(name, 0) for name in names}

@@ -12,6 +12,7 @@ from functools import partial
 from actors.records import SwapRefused
 from configs.load import model_directory
 from configs.schema import Recipe
+from orchestrator.canary_watch import CanaryWatch
 from orchestrator.carriers import Carrier, Directories
 from orchestrator.flow import Pools
 from orchestrator.layout import scorer_spec
@@ -44,6 +45,7 @@ class Teachers:
         learner: LearnerGroup,
         student: Versions,
         carrier: Carrier,
+        watch: CanaryWatch,
     ) -> None:
         self.recipe = recipe
         self._pools = pools
@@ -52,9 +54,9 @@ class Teachers:
         self._student = student
         self._heads: dict[str, tuple[int, int]] = {}  # version and oldest version that the learner was given last
         self._moving = {model: student for model in recipe.scored_with("live")}
-        self._moving |= {model: Versions(learner, carrier, model) for model in recipe.scored_with("ema")}
+        self._moving |= {model: Versions(learner, carrier, model, watch=watch) for model in recipe.scored_with("ema")}
         self._frozen = {
-            model: Versions(learner, Directories(partial(self._directory, model)), model)
+            model: Versions(learner, Directories(partial(self._directory, model)), model, watch=watch)
             for model in recipe.scored_with("frozen")
         }
         self._given = {model: pools.scorers[model].spec for model in self._frozen}  # before any swap

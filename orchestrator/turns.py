@@ -8,7 +8,7 @@ in theirs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -77,6 +77,7 @@ class Colocated:
     def __init__(self, learner: Sleeper, engines: Sequence[Pool]) -> None:
         self._learner = learner
         self._engines = engines
+        self.woken: Callable[[Pool, PoolMember], Awaitable[None]] = _nothing  # told of an engine that is awake again
         self._asleep: set[PoolMember] = set()
         self._lock = asyncio.Lock()
         self._open = asyncio.Event()  # the engines' turn
@@ -137,7 +138,7 @@ class Colocated:
     async def _hand_over(self) -> None:
         await self._learner.sleep()
         sleeping, self._asleep = self._asleep, set()
-        calls = [self._call(pool, m, "wake") for pool in self._engines for m in pool.members if m in sleeping]
+        calls = [self._rouse(pool, m) for pool in self._engines for m in pool.members if m in sleeping]
         await asyncio.gather(*calls)
         self._open.set()
 
@@ -148,6 +149,15 @@ class Colocated:
         self._asleep.add(member)
         await self._call(pool, member, "sleep")
 
+    async def _rouse(self, pool: Pool, member: PoolMember) -> None:
+        with suppress(MemberDied):
+            await pool.call_member(member, "wake")
+            await self.woken(pool, member)
+
     async def _call(self, pool: Pool, member: PoolMember, verb: str) -> None:
         with suppress(MemberDied):  # which gives its memory back too; its pool replaces it
             await pool.call_member(member, verb)
+
+
+async def _nothing(pool: Pool, member: PoolMember) -> None:
+    """Nobody looks at who is awake again."""

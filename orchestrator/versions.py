@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from actors.records import SwapRefused
+from orchestrator.canaries import Occasion
+from orchestrator.canary_watch import CanaryWatch
 from orchestrator.carriers import Carrier, Version
 from orchestrator.learning import LearnerDied, LearnerGroup
 from orchestrator.pool import Pool, PoolMember
@@ -17,7 +20,7 @@ from orchestrator.transport import MemberDied, ValueLost
 
 class Versions:
     """The current version of the student, or of one of its averages (`model`), and its way to the members of a pool.
-    `claim` is told of a number before anything carries it."""
+    `claim` is told of a number before anything carries it; `watch` looks at scorers that have loaded."""
 
     def __init__(
         self,
@@ -25,12 +28,14 @@ class Versions:
         carrier: Carrier,
         model: str | None = None,
         claim: Callable[[int], None] = lambda number: None,
+        watch: CanaryWatch | None = None,
     ) -> None:
         self.current: Version | None = None
         self._learner = learner
         self._carrier = carrier
         self._model = model
         self._claim = claim
+        self._watch = watch
 
     async def publish(self, number: int) -> None:
         """Make the learner's weights the current version."""
@@ -51,7 +56,7 @@ class Versions:
 
     async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
         """Bring one member to a version that is not the current one. Raises as `pull` does."""
-        await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member)
+        await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member, Occasion.TRIAL)
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
@@ -61,12 +66,18 @@ class Versions:
             if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
                 raise failure
 
-    async def _pull(self, version: Version, pool: Pool, member: PoolMember) -> None:
+    async def _pull(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
         async with self._learner.turns.engine(), member.turn:  # two pulls of one version load it once
             if member not in pool.members:  # it died of the pull before: no learner waits for its end of a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version != version.number:
-                member.version = await self._load(version, pool, member)
+                with self._kept_back(pool, member):  # or what is wrong would score before it is found
+                    member.version = await self._load(version, pool, member)
+                    if self._watch:
+                        await self._watch.check(pool, member, version.number, occasion)
+
+    def _kept_back(self, pool: Pool, member: PoolMember) -> AbstractContextManager[None]:
+        return pool.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()
 
     async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
         try:
