@@ -4,6 +4,7 @@ are? From headers and models without storage; no weight is read."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +58,28 @@ def _stored(place: str, folder: Path) -> Stored:
     from actors.stored import read_stored
 
     try:
-        return read_stored(folder)
+        with _unsaid():
+            return read_stored(folder)
     except Exception as error:  # whatever a model's code makes of a configuration
         said = (str(error).splitlines() or [""])[0]
         raise RecipeError(
             f"{place}: transformers builds no causal language model from {folder}/config.json "
             f"({type(error).__name__}: {said[:200]}); give another model"
         ) from None
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """What transformers says of a configuration while it reads it is said again when the model is loaded; a refusal is
+    one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
