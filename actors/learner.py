@@ -6,6 +6,7 @@ denominator, so ranks, micro-batches and packing change nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from actors import causal_lm, weights
 from actors.address import own_address
 from actors.compiled import load_ops
 from actors.export import write_model
+from actors.finite import all_finite, spoiling
 from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
 from actors.member import Member
 from actors.optimizer import build_optimizer, deepspeed_config, learning_rate
+from actors.records import BrokenWeights
 from actors.stored import Stored, stored
 from actors.student import Student
 from objectives import objective
@@ -44,6 +47,7 @@ class Learner(Member):
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
         self._faults = LateFaults()
+        self._applied = False  # whether the last update was taken
 
     def address(self) -> tuple[str, int]:
         """Host and a free port of this rank, for the others to meet at."""
@@ -91,17 +95,27 @@ class Learner(Member):
 
     def step(self, share: Share) -> dict[str, Any]:
         """One batch: a pass over it for each update. Returns the same global metrics on every rank, as the first pass
-        read them, before any update; but what the trust region held, over all passes."""
+        read them, before any update; but what the trust region held, over all passes.
+
+        Where the loss of any rank or the gradient is not finite, that update and those after it are skipped: weights,
+        the optimizer's state and averages are as if they had not been tried. Raises BrokenWeights, on every rank, when
+        an update from a finite gradient leads to weights that are not finite.
+        """
         batch = self._batch(share)
         self._payloads = ()
-        metrics, held = self._accumulate(batch), 0.0
+        updates, held, taken = self._specified.updates, 0.0, 0
+        metrics = self._accumulate(batch)
         last = self._apply(share.step)
-        for _ in range(1, self._specified.updates):
+        while self._took_update(share.step):
+            taken += 1
+            if taken == updates:
+                break
             held += self._accumulate(batch).get("held_fraction") or 0.0
             last = self._apply(share.step)
-        self._average()
-        passes = self._specified.updates - 1
-        return metrics | last | {"held_fraction": held / passes if passes else None}
+        if taken:
+            self._average()
+        passes = updates - 1
+        return metrics | last | {"held_fraction": held / passes if passes else None, "updates_skipped": updates - taken}
 
     def evaluate(self, share: Share) -> dict[str, Any]:
         """The same readings without a gradient and, as `each`, those of this rank's samples by uid."""
@@ -205,7 +219,7 @@ class Learner(Member):
             pack, targets = batch.micro_batch(uids)
             result = self._engine(pack.to(self._device), targets.to(self._device), batch.share.dials)
             # DeepSpeed averages over ranks; the weights already carry the global denominator
-            self._engine.backward(result[0] * self._ranks, scale_wrt_gas=False)
+            self._engine.backward(spoiling(result[0]) * self._ranks, scale_wrt_gas=False)
             read.add(uids, targets, *result)
         self._close(batch, read)
         return read.reduced(batch.share)
@@ -228,13 +242,27 @@ class Learner(Member):
             batch.record(self._rank)
 
     def _apply(self, step: int) -> dict[str, float]:
-        """Take the optimizer step with the schedule's rate."""
+        """Take the optimizer step with the schedule's rate, unless the gradient is not finite: then it is let go. Its
+        norm is over all ranks, so that they agree."""
         rate = learning_rate(self._specified.config.optimizer, step, self._specified.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         norm = self._plain_grad_norm()
-        self._engine.step()
-        return {"lr": rate, "grad_norm": float(self._engine.get_global_grad_norm() if norm is None else norm)}
+        if norm is None or math.isfinite(norm):
+            self._engine.step()  # DeepSpeed's optimizers let a gradient go whose norm is not finite
+            self._applied = self._engine.was_step_applied()
+        else:
+            self._engine.zero_grad()
+            self._applied = False
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm()) if self._applied else math.nan
+        return {"lr": rate, "grad_norm": norm}
+
+    def _took_update(self, step: int) -> bool:
+        """Whether the update was taken. Raises BrokenWeights."""
+        if self._applied and not all_finite(self._built.parameters()):
+            raise BrokenWeights(f"the update of step {step} led to weights that are not finite")
+        return self._applied
 
     def _plain_grad_norm(self) -> float | None:
         """Where DeepSpeed takes no norm: ZeRO-0 in float32, which keeps plain averaged gradients. Before clipping."""

@@ -1,16 +1,18 @@
 """Names, units and meanings of every metric. The only place that spells them.
 
-A line of metrics.jsonl holds every name of STEP_METRICS; what a step cannot know is null, never invented.
+A line of metrics.jsonl holds every name of STEP_METRICS; what a step cannot know is null, never invented, and so is
+what is not finite, for which JSON has no word.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 ROLES = ("rollout", "score", "reward", "learn", "publish")
 
 STEP_METRICS: dict[str, str] = {
-    "step": "learner updates made, this one included",
+    "step": "steps made, this one included; a batch is behind the run also where its update was skipped",
     "policy_version": "version of the weights after this step; never goes back",
     "loss": "objective, nats, by its own global denominator",
     "reverse_kl": "KL(student||teacher) on this step's prefixes, nats a token; on sampled support the mean k1",
@@ -37,7 +39,8 @@ STEP_METRICS: dict[str, str] = {
     "beta": "coefficient of the reference in this step",
     "reverse_weight": "lambda of this step",
     "value_mean": "mean of the value head",
-    "grad_norm": "global gradient norm before clipping",
+    "grad_norm": "global gradient norm before clipping; null where it is not finite",
+    "updates_skipped": "updates of this step that were not taken, since loss or gradient was not finite",
     "lr": "learning rate of this step's update",
     "reward_mean": "mean outcome reward of this step's samples",
     "groups_without_signal": "share of prompt groups whose rewards are all equal",
@@ -87,4 +90,11 @@ def step_line(values: dict[str, Any]) -> dict[str, Any]:
     unknown = values.keys() - STEP_METRICS.keys()
     if unknown:
         raise KeyError(f"metrics {sorted(unknown)} are not in actors/metrics.py; define them there")
-    return {name: values.get(name) for name in STEP_METRICS}
+    return {name: finite(values.get(name)) for name in STEP_METRICS}
+
+
+def finite(value: Any) -> Any:
+    """A value of a line, None in place of what is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -238,6 +238,10 @@ class BadWeights(Exception):
     """A version that must not be loaded: a name, shape or hash differs from what was announced."""
 
 
+class BrokenWeights(Exception):
+    """A learner's weights are not finite, on some rank; nothing that it holds is to be published or saved."""
+
+
 class SwapRefused(Exception):
     """A directory cannot be served; the scorer serves on what it served before."""
 

@@ -25,6 +25,7 @@ from actors.jobs import LearnerSpec, Share
 from actors.member import Member
 from actors.records import (
     BadWeights,
+    BrokenWeights,
     BucketHeader,
     Request,
     Sample,
@@ -205,6 +206,7 @@ class SimulatedLearner(Member):
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
         self._lr = 0.0
+        self._updates = 1
         self._held_back = False
         self._payloads: tuple[pa.RecordBatch, ...] = ()
 
@@ -214,6 +216,7 @@ class SimulatedLearner(Member):
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
         self._lr = spec.config.optimizer.lr
+        self._updates = spec.updates
         self._held_back = spec.objective.reference is not None
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
@@ -229,8 +232,13 @@ class SimulatedLearner(Member):
         metrics = self.evaluate(share)
         del metrics["each"]
         gradient = np.full(WEIGHTS, metrics["loss"], np.float32)
-        self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
-        return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient))}
+        taken = bool(np.isfinite(gradient).all())
+        if taken:
+            self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
+        if not np.isfinite(self._weights).all():
+            raise BrokenWeights(f"the update of step {share.step} led to weights that are not finite")
+        skipped = 0 if taken else self._updates
+        return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient)), "updates_skipped": skipped}
 
     def evaluate(self, share: Share) -> dict[str, Any]:
         samples = self._samples(share)

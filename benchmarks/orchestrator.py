@@ -132,7 +132,7 @@ class SleepingLearner(Member):
 
     async def step(self, share: Share) -> dict[str, Any]:
         await asyncio.sleep(self._seconds * sum(map(len, share.micro_batches)))
-        return {"loss": 0.0}
+        return {"loss": 0.0, "updates_skipped": 0}
 
     async def publish(self, model: str | None = None) -> AsyncIterator[Any]:
         yield NOTHING

@@ -103,7 +103,7 @@ def rewind(run: Path, saved: Saved | None) -> None:
 def append_line(run: Path, line: Mapping[str, Any]) -> None:
     """Add a line to metrics.jsonl; on the disk when this returns."""
     with (run / METRICS).open("a") as metrics:
-        metrics.write(json.dumps(line) + "\n")
+        metrics.write(json.dumps(line, allow_nan=False) + "\n")
         metrics.flush()
         os.fsync(metrics.fileno())
 

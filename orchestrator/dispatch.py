@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
@@ -87,7 +87,7 @@ class Dispatch:
     """`ledger` says what is trained already, with what was `passed_over`: groups without a sample that can be trained.
     `source(index)` says who writes a group.
 
-    A group that lost a member is leased again like any other, a suspect alone: to an idle member that is given nothing
+    A group that lost a member is leased again like any other, suspects apart: to an idle member that is given nothing
     else meanwhile. What is found guilty is leased no more.
     """
 
@@ -102,7 +102,7 @@ class Dispatch:
     _next: int = field(init=False)
     _opened: int = field(init=False)  # groups trained or leased
     _open: dict[str, list[list[Ticket]]] = field(init=False, default_factory=lambda: defaultdict(list))  # in order
-    _reserved: dict[tuple[str, int], int] = field(init=False, default_factory=dict)  # (source, member) -> suspect
+    _reserved: dict[tuple[str, int], frozenset[int]] = field(init=False, default_factory=dict)  # member -> suspects
 
     def __post_init__(self) -> None:
         self._next, self._opened = self.ledger.floor, self.ledger.count
@@ -134,12 +134,15 @@ class Dispatch:
         """A lease is over: all that was asked of its member has ended, or was lost."""
         self._reserved.pop((lease.source, lease.member), None)
 
-    def lose(self, tickets: Iterable[Ticket], died: bool = False) -> set[int]:
-        """Lease tickets again under the next attempt. Where a member `died`, they are what it ran. Returns which of
-        their groups are guilty, of this or from before: those are leased no more, and what they lack never comes."""
+    def lose(self, tickets: Iterable[Ticket], died: bool = False, told: Set[int] | None = None) -> set[int]:
+        """Lease tickets again under the next attempt. Where a member `died`, they are what it was to run, `told` as in
+        Suspects.died. Returns which of their groups are guilty, of this or from before: those are leased no more, and
+        what they lack never comes."""
         lost = sorted(tickets)
         groups = {ticket.index for ticket in lost}
-        guilty = self.suspects.died(groups) if died else {index for index in groups if self.suspects.guilty(index)}
+        guilty = (
+            self.suspects.died(groups, told) if died else {index for index in groups if self.suspects.guilty(index)}
+        )
         for ticket in lost:
             if ticket.index not in guilty:
                 again = Ticket(ticket.index, ticket.sample, ticket.attempt + 1)
@@ -178,17 +181,18 @@ class Dispatch:
         return leases + [Lease(source, member, tuple(tickets)) for member, tickets in granted.items()]
 
     def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
-        """Each suspect group, all its open tickets, alone on an idle member; and the members that are left."""
+        """Suspect groups, all their open tickets, apart on idle members; and the members that are left."""
         leases: list[Lease] = []
         if not self.suspects.deaths:
             return leases, free
-        suspects = sorted({group[0].index for group in self._open[source] if self.suspects.suspected(group[0].index)})
-        under_test = set(self._reserved.values())
-        untested, idle = (i for i in suspects if i not in under_test), (m for m in free if free[m].idle)
-        for index, member in zip(untested, idle, strict=False):
-            tickets = [t for group in self._open[source] for t in group if t.index == index]
-            self._open[source] = [group for group in self._open[source] if group[0].index != index]
-            self._reserved[source, member] = index
+        suspects = {group[0].index for group in self._open[source] if self.suspects.suspected(group[0].index)}
+        untested = suspects.difference(*self._reserved.values())
+        idle = [member for member in free if free[member].idle]
+        most = min((max(1, free[member].slots // self.samples_per_group) for member in idle), default=1)
+        for cell, member in zip(self.suspects.cells(untested, most), idle, strict=False):
+            tickets = [t for group in self._open[source] for t in group if t.index in cell]
+            self._open[source] = [group for group in self._open[source] if group[0].index not in cell]
+            self._reserved[source, member] = frozenset(cell)
             leases.append(Lease(source, member, tuple(tickets)))
         taken = {lease.member for lease in leases}
         return leases, {member: room for member, room in free.items() if member not in taken}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS
+from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
 from configs.schema import Recipe
 from objectives.schedule import Dials
 from orchestrator.buffer import Scored
@@ -70,8 +71,8 @@ class Evaluation:
             "samples": len(scored),
             "samples_skipped": len(tickets) - len(scored),
         }
-        means = {name: values.get(name) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
-        return Found(means, {s.header.uid: each[s.header.uid] | _of_response(s) for s in scored})
+        means = {name: finite(values.get(name)) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
+        return Found(means, {s.header.uid: finite(each[s.header.uid] | _of_response(s)) for s in scored})
 
     async def _read(
         self, tickets: Sequence[Ticket], cap: int | None, version: int, dials: Dials, record: Path | None
@@ -111,11 +112,11 @@ class Evaluation:
         return done
 
     def _shares(self, tickets: Sequence[Ticket], members: int) -> list[list[Ticket]]:
-        """What each member is asked for. Suspects come when all others are in, and are then alone on theirs."""
+        """What each member is asked for. Suspects come when all others are in, and are then apart on theirs."""
         if plain := [ticket for ticket in tickets if not self._suspects.suspected(ticket.index)]:
             return [plain[i::members] for i in range(members)]
-        suspects = sorted({ticket.index for ticket in tickets})[:members]
-        return [[ticket for ticket in tickets if ticket.index == index] for index in suspects]
+        cells = self._suspects.cells({ticket.index for ticket in tickets}, most=len(tickets))[:members]
+        return [[ticket for ticket in tickets if ticket.index in cell] for cell in cells]
 
     async def _lease(
         self, member: PoolMember, tickets: Sequence[Ticket], cap: int | None
@@ -129,7 +130,7 @@ class Evaluation:
             await pool.call_member(member, "ping")
         except MemberDied:  # before it was asked: no prompt is to blame
             return [], list(tickets)
-        owed = {ticket.uid: ticket for ticket in tickets}
+        asked, owed = time.monotonic(), {ticket.uid: ticket for ticket in tickets}
         running = dict(owed)
         done: list[Scored] = []
 
@@ -150,7 +151,13 @@ class Evaluation:
                             del running[sample.uid]
                         judging.create_task(judge(block))
                 except MemberDied:
-                    guilty = self._suspects.died({ticket.index for ticket in running.values()})
+                    groups, nodes, now = (
+                        {ticket.index for ticket in running.values()},
+                        self._suspects.nodes,
+                        time.monotonic(),
+                    )
+                    guilty = self._suspects.died(groups, groups if nodes.tells(member.node, asked, now) else set())
+                    nodes.note(member.node, now)
                     for uid in [uid for uid, ticket in running.items() if ticket.index in guilty]:
                         self._skip(uid, quarantined(pool.role))
                         del owed[uid]

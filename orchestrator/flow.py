@@ -280,10 +280,11 @@ async def isolating(
     alone: asyncio.Lock,
     role: str,
 ) -> tuple[list[Answer], dict[str, str]]:
-    """`ask(samples, patience)` for all of a block at once; if a second member dies under it, for each sample by itself.
+    """`ask(samples, patience)` for all of a block at once; if a second member dies under it, for halves of it, and for
+    halves of those that a member dies under, down to single samples.
 
     Returns the answers, and the reasons of samples that are to blame: those under which, asked for by themselves, as
-    many living members died as make DEATHS. While one is asked for `alone`, no other suspect is.
+    many living members died as make DEATHS. While some are asked for `alone`, no other suspect is.
     """
     if not samples:
         return [], {}
@@ -294,13 +295,23 @@ async def isolating(
             return [await ask(samples, "once")], {}
     answers: list[Answer] = []
     guilty: dict[str, str] = {}
-    for sample in samples:
-        async with alone:
-            try:
-                answers.append(await ask([sample], "living"))
-            except CallFailed as death:
-                guilty[sample.uid] = f"quarantined: {DEATHS} members of {role} died of it; {death}"
+    left = _halves(samples)
+    while left:
+        some = left.pop()
+        try:
+            async with alone:
+                answers.append(await ask(some, "living" if len(some) == 1 else "once"))
+        except CallFailed as death:
+            if len(some) == 1:
+                guilty[some[0].uid] = f"quarantined: {DEATHS} members of {role} died of it; {death}"
+            else:
+                left += _halves(some)
     return answers, guilty
+
+
+def _halves(samples: Sequence[SampleHeader]) -> list[Sequence[SampleHeader]]:
+    half = (len(samples) + 1) // 2
+    return [part for part in (samples[half:], samples[:half]) if part]
 
 
 def teacher_of(route: Route, row: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,15 +32,18 @@ from orchestrator.transport import MemberDied, ValueLost
 @dataclass(slots=True, eq=False)
 class _Response:
     """One attempt at a response. It is known as long as it runs or a block of it is being judged: what is said late of
-    it is said of no other attempt. `payloads` hold the segments that came of it. One that is `cut` will end soon. Of
-    one that is `gone`, `lost` or `rejected`, no segment is wanted. What is lost is leased again when it has ended, so
-    that no member ever writes two attempts at once."""
+    it is said of no other attempt. It was `asked` for then, and has `begun` once its member has said so. `payloads`
+    hold the segments that came of it. One that is `cut` will end soon. Of one that is `gone`, `lost` or `rejected`, no
+    segment is wanted. What is lost is leased again when it has ended, so that no member ever writes two attempts at
+    once."""
 
     uid: str
     ticket: Ticket
     prompt: Prompt
     lease: Lease
     payloads: list[Any] = field(default_factory=list)
+    asked: float = 0.0
+    begun: bool = False
     cut: bool = False
     lost: bool = False
     rejected: bool = False
@@ -122,13 +126,16 @@ class Intake:
         if not wanted.places:
             self.meter.clock("rollout").begin()
         pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
-        wanted.running |= {t.uid: _Response(t.uid, t, prompt, lease) for t, prompt in pairs}
-        wanted.left[lease] += len(pairs)
         wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
+        asked = [_Response(t.uid, t, prompt, lease, asked=wanted.heard) for t, prompt in pairs]
+        wanted.running |= {response.uid: response for response in asked}
+        wanted.left[lease] += len(pairs)
         pool = self.writers[lease.source]
         pool.take(wanted.member, len(pairs))
         with suppress(MemberDied):  # its stream tells
             await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, cap)
+            for response in asked:
+                response.begun = True
 
     async def _attend(self, source: str, wanted: _Wanted) -> None:
         pool, died = self.writers[source], False
@@ -166,8 +173,16 @@ class Intake:
             self.segments.forget(response.uid)
         for lease in wanted.left:
             self.dispatch.settle(lease)
-        self._sample_again((response.ticket for response in owed), died)
+        self._sample_again((response.ticket for response in owed), died, self._told(owed, wanted.member.node, died))
         self.moved()
+
+    def _told(self, owed: Iterable[_Response], node: str | None, died: bool) -> set[int]:
+        """The groups of which a member's death says something."""
+        nodes, now = self.dispatch.suspects.nodes, time.monotonic()
+        told = {r.ticket.index for r in owed if r.begun and nodes.tells(node, r.asked, now)}
+        if died:
+            nodes.note(node, now)
+        return told
 
     async def judge(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
         """Score, reward and admit the responses of a block. What went down with a node is sampled again; one that is
@@ -255,9 +270,11 @@ class Intake:
         if aged:
             self.moved()
 
-    def _sample_again(self, tickets: Iterable[Ticket], died: bool = False) -> None:
-        """What is lost is leased again, but for prompts that kill their members; `died` as in Dispatch.lose."""
-        for index in self.dispatch.lose(tickets, died):
+    def _sample_again(
+        self, tickets: Iterable[Ticket], died: bool = False, told: AbstractSet[int] | None = None
+    ) -> None:
+        """What is lost is leased again, but for prompts that kill their members; `died`, `told` as in Dispatch.lose."""
+        for index in self.dispatch.lose(tickets, died, told):
             self._quarantine(index)
 
     def _quarantine(self, index: int) -> None:

@@ -1,7 +1,7 @@
 """The learner as the orchestrator sees it: one member of several ranks, called together with their shares.
 
 Ranks first fetch their payloads, and only when all have them does a collective begin: a value that is lost on the way
-is said before anybody waits for anybody. The death of one rank is the learner's.
+is said before anybody waits for anybody. The death of one rank is the learner's, and so is a fault of its device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from objectives.schedule import Dials
 from orchestrator import credit
 from orchestrator.buffer import Scored
 from orchestrator.pool import Pool, PoolMember, RoleFailed, quoted
-from orchestrator.transport import MemberDied, ValueLost
+from orchestrator.sick import remedy
+from orchestrator.together import together
+from orchestrator.transport import MemberDied, MemberSick, ValueLost
 from orchestrator.turns import Apart, Colocated, Turns
 
 
@@ -97,16 +99,12 @@ class LearnerGroup:
         """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
         yields: buckets stay references, headers are opened."""
         async with self._alive("publish") as member:
-            parts = [asyncio.ensure_future(self._published(actor, model)) for actor in member.actors]
             try:
-                with self._pool.clock.busy(member.number):
-                    pairs, *_ = await asyncio.gather(*parts)  # under ZeRO-3 all must take part
+                with self._pool.clock.busy(member.number):  # under ZeRO-3 all must take part
+                    pairs, *_ = await together([self._published(actor, model) for actor in member.actors])
                 return [header for _, header in pairs], [bucket for bucket, _ in pairs]
             except ValueLost as loss:
                 raise MemberDied(str(loss)) from loss
-            finally:
-                for part in parts:
-                    part.cancel()
 
     async def sleep(self) -> None:
         """Give the memory of the GPUs back. Raises LearnerDied."""
@@ -184,13 +182,8 @@ class LearnerGroup:
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
         async with self._alive(method) as member:
             calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(member.actors))]
-            values = [asyncio.ensure_future(self._value(method, call)) for call in calls]
-            try:
-                with self._pool.clock.busy(member.number):
-                    return list(await asyncio.gather(*values))
-            finally:
-                for value in values:
-                    value.cancel()
+            with self._pool.clock.busy(member.number):
+                return await together([self._value(method, call) for call in calls])
 
     async def _published(self, actor: Any, model: str | None) -> list[tuple[Any, Any]]:
         stream = aiter(self._pool.transport.stream(actor, "publish", model))
@@ -219,7 +212,9 @@ class LearnerGroup:
         try:
             yield member
         except MemberDied as cause:
-            death = LearnerDied(f"learner died in {method}: {cause}{await quoted(member.log)}")
+            short = isinstance(cause, MemberSick) and cause.fault == "memory"
+            what = f"{cause}; {remedy('learner')}" if short else str(cause)
+            death = LearnerDied(f"learner died in {method}: {what}{await quoted(member.log)}")
             if member in self._pool.members:
                 self.death = death
                 self.died.set()

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from configs.schema import Deadlines
 from orchestrator.pool_member import PoolMember
+from orchestrator.sick import Shortages, remedy, shortage
 from orchestrator.suspects import DEATHS
 from orchestrator.telemetry import MemberClock
-from orchestrator.transport import GangSpec, MemberDied, NoPlace, Transport, ValueLost
+from orchestrator.transport import GangSpec, MemberDied, MemberSick, NoPlace, Transport, ValueLost
 from orchestrator.waiting import WaitingLine
 from orchestrator.watch import Overdue, Watch
 
@@ -60,6 +61,7 @@ class Pool:
     hedge: float | None = None  # seconds after which a call is made a second time, on another member
     clock: MemberClock = field(default_factory=MemberClock)
     watch: Watch = field(default_factory=Watch)
+    shortages: Shortages = field(default_factory=Shortages)  # of memory
     admit: Admit | None = None
     starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # held while a member starts
     on_change: Callable[[], None] = lambda: None
@@ -199,9 +201,12 @@ class Pool:
         try:
             while (pair := await self.in_time(method, anext(pairs, None), since)) is not None:
                 self._barren = 0
+                self.shortages.answered(method, member.load)
                 yield pair
         except MemberDied as death:
+            size = member.load
             self.replace(member, death)
+            self._note_shortage(method, size, death)
             raise
         finally:
             await pairs.aclose()  # type: ignore[attr-defined]
@@ -215,6 +220,7 @@ class Pool:
         except MemberDied as death:
             if member.serving:  # a joiner's death is its pool's to tell
                 self.replace(member, death)
+                self._note_shortage(method, member.load, death)
             raise
 
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
@@ -224,9 +230,11 @@ class Pool:
                 refs = self.transport.call(member.head, method, *args, returns=returns)
                 value = await self.in_time(method, self.transport.value(refs[-1]), since)
             self._barren = 0
+            self.shortages.answered(method, load)
             return [*refs[:-1], value]
         except MemberDied as death:
             self.replace(member, death)
+            self._note_shortage(method, load, death)
             raise
         finally:
             self.free(member, load)
@@ -265,6 +273,11 @@ class Pool:
             return await self.watch.within(seconds, answer, since)
         except Overdue:
             raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)") from None
+
+    def _note_shortage(self, method: str, size: int, death: MemberDied) -> None:
+        """Count a member that ran out of memory. Raises RoleFailed where work of one size does so again and again."""
+        if isinstance(death, MemberSick) and death.fault == "memory" and self.shortages.note(method, size):
+            raise RoleFailed(shortage(self.role, method, str(death))) from death
 
     def check(self) -> None:
         """Raise what kept a replacement from starting, once no member is left or on its way, or that all die."""
@@ -345,6 +358,7 @@ class Pool:
         member.log = self.logs / f"{name}.log" if self.logs else None
         try:
             member.actors = await self.transport.spawn(self.spec(member.number))
+            member.node = self.transport.node(member.actors[0])
             await self._attach_logs(member)
             if self.starts_alone:
                 await self._start(member)
@@ -357,7 +371,9 @@ class Pool:
             if member.leaving:  # called off: nobody waits for it any more
                 return
             if isinstance(error, MemberDied):
-                raise DiedStarting(f"{name} died while starting: {error}{await quoted(member.log)}") from error
+                short = isinstance(error, MemberSick) and error.fault == "memory"
+                what = f"{error}; {remedy(self.role)}" if short else str(error)
+                raise DiedStarting(f"{name} died while starting: {what}{await quoted(member.log)}") from error
             raise
         member.serving, member.joining = True, None
         self._failure = None

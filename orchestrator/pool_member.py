@@ -20,6 +20,7 @@ class PoolMember:
     restarts: int = 0
     place: int = -1
     actors: Sequence[Any] = ()
+    node: str | None = None  # where its head lives, if that is known
     serving: bool = False
     version: int = -1
     load: int = 0

@@ -122,6 +122,7 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         charts=_charts(metrics, held_out),
         skipped=skipped[:SKIPPED_ROWS],
         skipped_more=len(skipped[SKIPPED_ROWS:]),
+        updates_skipped=summary.get("updates_skipped") or (),
         restarts=summary.get("restarts") or {},
         rebuilds=summary.get("learner_rebuilds") or 0,
         answers=held_out_answers(run_directory, decode)[:HELD_OUT_ROWS],

@@ -35,6 +35,7 @@ from orchestrator.modes import open_up
 from orchestrator.preflight import Inputs
 from orchestrator.prompts import PromptStream
 from orchestrator.roles import Roles
+from orchestrator.skipped_updates import SkippedUpdates
 from orchestrator.stage import Progress, Stage
 from orchestrator.suspects import Suspects
 from orchestrator.teachers import SwapFailed
@@ -108,6 +109,7 @@ class Run:
         )
         self._anchor: int | None = None  # step of the checkpoint that a length curriculum may return to
         self._ended_early = False
+        self._save_due = False  # a checkpoint waits for a step that moves the weights
         self.evaluations: dict[str, Any] = {"before": None, "steps": [], "after": None}
         self._before: Found | None = None  # what the evaluation before found, sample by sample
         self.skipped: dict[str, str] = {}  # uid -> why it was not trained, or not evaluated
@@ -254,7 +256,8 @@ class Run:
         (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
         await self.written()
         await asyncio.to_thread(checkpoint.rewind, self.directory, saved)
-        self.progress, self._anchor, self._ended_early = self._beginning(), None, False
+        self.progress, self._anchor = self._beginning(), None
+        self._ended_early = self._save_due = False
         self.evaluations["steps"] = []
         if saved:
             self.progress.step = saved.state["step"]
@@ -262,6 +265,7 @@ class Run:
             self.progress.ladder = Ladder(**saved.state["ladder"])
             self.progress.ledger = Ledger.from_state(saved.state["ledger"])
             self.progress.drops = Counter(dict(saved.state["drops"]))
+            self.progress.skips = SkippedUpdates.from_state(saved.state.get("updates_skipped", ()))
             self.suspects.recall(saved.state["suspects"])
             self._anchor, self._ended_early = saved.state["anchor"], saved.state["ended"]
             self.evaluations |= saved.state["evaluation"]
@@ -326,7 +330,9 @@ class Run:
         if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:  # first, so that it is saved
             result = await self._evaluate(f"step {step}")
             self.evaluations["steps"] += [{"step": step, **result.means}] if result else []
-        if self.recipe.saved_every and step % self.recipe.saved_every == 0:
+        self._save_due |= bool(self.recipe.saved_every) and step % self.recipe.saved_every == 0
+        if self._save_due and self.progress.skips.moved(step):
+            self._save_due = False
             await self._save_on_the_way()
         self.observer.phase("training")
 
@@ -415,6 +421,7 @@ class Run:
             "skipped": self.skipped,
             "suspects": self.suspects.to_state(),
             "drops": sorted(self.progress.drops.items()),
+            "updates_skipped": self.progress.skips.to_state(),
             "faults": asdict(self._faults()),
         }
         state = deepcopy(state)  # what a thread writes, while members come and go here
@@ -447,10 +454,11 @@ class Run:
             "biased": list(self.recipe.biases),
             "swaps": self.swaps(),
             "skipped": self.skipped,
+            "updates_skipped": self.progress.skips.to_state(),
             "skipped_prompts": self._skipped_prompts(),
             **asdict(self._faults()),
         }
-        text = json.dumps(summary, indent=1)  # here, where nothing moves meanwhile
+        text = json.dumps(summary, indent=1, allow_nan=False)  # here, where nothing moves meanwhile
         await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
 
     def _faults(self) -> Faults:

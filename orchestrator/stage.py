@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from actors.metrics import step_line
+from actors.records import BrokenWeights
 from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
@@ -30,6 +31,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.pool import Pool, PoolMember
 from orchestrator.prompts import PromptStream
 from orchestrator.signals import Signals
+from orchestrator.skipped_updates import SkippedUpdates, named
 from orchestrator.suspects import Suspects
 from orchestrator.telemetry import Meter
 from orchestrator.transport import MemberDied
@@ -39,11 +41,16 @@ BARREN = 16  # prompt groups in a row, of all of whose samples none can be train
 SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 
+class NotFinite(Exception):
+    """The learner's loss, gradients or weights are not finite, and going on would not mend it."""
+
+
 @dataclass
 class Progress:
-    """What a resume needs to go on: updates made, the version of the weights they led to, the prompt groups they have
+    """What a resume needs to go on: steps made, the version of the weights they led to, the prompt groups they have
     trained, the reference's coefficient where it adapts, where the length curriculum stands, which groups are
-    suspected of killing members, and how often those that are not trained were sampled again for their age."""
+    suspected of killing members, how often those that are not trained were sampled again for their age, and which steps
+    skipped an update."""
 
     step: int = 0
     version: int = 0
@@ -52,6 +59,7 @@ class Progress:
     ladder: Ladder = field(default_factory=Ladder)
     suspects: Suspects = field(default_factory=Suspects)
     drops: Counter[int] = field(default_factory=Counter)
+    skips: SkippedUpdates = field(default_factory=SkippedUpdates)
 
     def passed_over(self, groups_per_step: int) -> int:
         """Prompt groups that are behind the run and made up no step: none of their samples could be trained."""
@@ -151,6 +159,7 @@ class Stage:
     async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
         """One step and what follows from it; a batch that went down with a node is waited for again."""
         dials, cap = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta), self._cap
+        version = self.progress.version
         try:
             metrics = await self.advance(batch, dials)
         except PayloadsLost as loss:  # no rank has begun
@@ -161,7 +170,9 @@ class Stage:
         pulled = tasks.create_task(self.pull())
         if self.recipe.max_staleness == 0:
             await pulled
-        await self.after_step(self._line(batch, dials, metrics, cap))
+        await self.after_step(self._line(batch, version, dials, metrics, cap))
+        if failure := self.progress.skips.failure(self.progress.step):
+            raise NotFinite(failure)
 
     async def next_batch(self) -> Batch:
         """The next batch that the staleness bound allows, or asks to wait for."""
@@ -196,21 +207,37 @@ class Stage:
             self.progress.suspects.acquit(index)
 
     async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
-        """One learner step and the version it leads to; the samples it trained on are recorded when the recipe says so.
-        Raises PayloadsLost, and then nothing has moved."""
+        """One learner step and the version it leads to, if it moved the weights; the samples it trained on are recorded
+        when the recipe says so. Raises PayloadsLost, and then nothing has moved, and NotFinite."""
         progress, step = self.progress, self.progress.step + 1
         record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
         async with self.learner.turns.learner():
             with self.meter.clock("learn").busy():
-                metrics = await self.learner.step(
-                    batch.samples, step, progress.version, dials, record, oldest=batch.oldest
-                )
-            with self.meter.clock("publish").busy():
-                await self.publish(progress.version + 1)
-        progress.step, progress.version, self._barren = step, progress.version + 1, 0
+                metrics = await self._step(batch, step, dials, record)
+            if progress.skips.moved(step):
+                with self.meter.clock("publish").busy():
+                    await self.publish(progress.version + 1)
+                progress.version += 1
+        progress.step, self._barren = step, 0
         self._close(batch)
         with self.meter.clock("publish").busy():
             await self._follow()
+        return metrics
+
+    async def _step(self, batch: Batch, step: int, dials: Dials, record: Path | None) -> dict[str, Any]:
+        """The learner's step; an update that it skipped is noted and said."""
+        uids = [scored.header.uid for scored in batch.samples]
+        version = self.progress.version
+        try:
+            metrics = await self.learner.step(batch.samples, step, version, dials, record, oldest=batch.oldest)
+        except BrokenWeights as error:
+            raise NotFinite(
+                f"learner: {error}; the newest checkpoint is untouched. Lower learner.optimizer.lr, or set "
+                f"learner.optimizer.max_grad_norm. Samples: {named(uids)}"
+            ) from error
+        if skipped := metrics["updates_skipped"]:
+            moved = skipped < self.recipe.batch.updates
+            self.notice(self.progress.skips.note(step, skipped, moved, uids))
         return metrics
 
     async def _follow(self) -> None:
@@ -276,7 +303,7 @@ class Stage:
     def _adapt(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
         """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
         kl, drawn = metrics.get("reference_kl"), [s.header for s in batch.samples if s.source == "student"]
-        if kl is not None and drawn:
+        if kl is not None and drawn and self.progress.skips.moved(self.progress.step):
             of_response = kl * sum(h.loss_tokens for h in drawn) / len(drawn)
             self.progress.beta = adapted_beta(self.recipe.objective, self.progress.beta, of_response, len(drawn))
         if self.recipe.objective.length:
@@ -289,7 +316,7 @@ class Stage:
         if said:
             self.notice(said)
 
-    def _line(self, batch: Batch, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
+    def _line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts, objective = self.meter.take(), self.recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "scores_suspicious", "bytes_inlined", *SAMPLES_LOST, *seconds}
@@ -297,7 +324,7 @@ class Stage:
         return step_line(
             {name: counts.get(name, 0) for name in names}
             | dict(metrics)
-            | described(batch, self.progress.version - 1)
+            | described(batch, version)
             | {
                 "step": self.progress.step,
                 "policy_version": self.progress.version,

@@ -1,7 +1,8 @@
 """How the orchestrator reaches members: over Ray, or in its own process. It decides nothing.
 
 A reference names a value the orchestrator owns and need not open; an argument that is a reference reaches the member
-as its value. Errors come in three kinds: the member died, a value was lost with its node, or the member raised.
+as its value. Errors come in three kinds: the member died (or raised that its device has failed), a value was lost with
+its node, or the member raised anything else.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from configs.schema import Resources
+from orchestrator.sick import Fault, fault_of
 
 
 class MemberDied(Exception):
     """The process behind a call is gone. The call may be made again elsewhere."""
+
+
+class MemberSick(MemberDied):
+    """A member raised that its device, its memory or a connection has failed. It lives, and is as good as dead."""
+
+    def __init__(self, said: str, fault: Fault) -> None:
+        super().__init__(said)
+        self.fault = fault
 
 
 class ValueLost(Exception):
@@ -58,6 +68,10 @@ class Transport(Protocol):
         """Open a reference. Raises MemberDied, ValueLost, or what the member raised."""
         ...
 
+    def node(self, actor: Any) -> str | None:
+        """A name of the node that the head of a member lives on; None where nobody knows."""
+        ...
+
     async def kill(self, actors: Sequence[Any]) -> None:
         """End the actors of a member, if it has any, and give back their place."""
         ...
@@ -69,10 +83,11 @@ class RayTransport:
     def __init__(self, placement_timeout: float = 300.0) -> None:
         self._timeout = placement_timeout
         self._groups: dict[Any, Any] = {}
+        self._nodes: dict[Any, str] = {}
 
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         import ray
-        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
@@ -85,6 +100,7 @@ class RayTransport:
         actors: list[Any] = []
         try:
             await asyncio.wait_for(group.ready(), self._timeout)
+            node = (await asyncio.to_thread(placement_group_table, group))["bundles_to_node_id"][0]
             for index, arguments in enumerate(spec.arguments):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
                 actors.append(
@@ -109,8 +125,11 @@ class RayTransport:
                     "see `ray status` for what is free"
                 ) from None
             raise
-        self._groups[actors[0]] = group
+        self._groups[actors[0]], self._nodes[actors[0]] = group, node
         return actors
+
+    def node(self, actor: Any) -> str | None:
+        return self._nodes.get(actor)
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
         refs = getattr(actor, method).options(num_returns=returns).remote(*args)
@@ -155,6 +174,7 @@ class RayTransport:
             ray.kill(actor)
         if actors and (group := self._groups.pop(actors[0], None)):
             remove_placement_group(group)
+            self._nodes.pop(actors[0], None)
 
 
 async def _second(generator: Any) -> None:
@@ -170,9 +190,9 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, exceptions.RayTaskError):
         inner = error.cause if isinstance(error.cause, Exception) else error
         lost = exceptions.ObjectLostError | exceptions.OwnerDiedError
-        if type(inner).__name__ == "EngineDeadError":  # vLLM's engine process is gone though its actor lives
-            return MemberDied(f"vLLM's engine died: {inner}")
-        return ValueLost(str(inner)) if isinstance(inner, lost) else inner
+        if isinstance(inner, lost):
+            return ValueLost(str(inner))
+        return _sick(inner, str(error)) or inner  # a cause that cannot be unpickled is in the text alone
     if isinstance(error, exceptions.ObjectLostError):
         return ValueLost(str(error))
     dead = (
@@ -185,6 +205,14 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, dead):
         return MemberDied((str(error).strip() or type(error).__name__).splitlines()[0])
     return error
+
+
+def _sick(error: Exception, traceback: str = "") -> MemberSick | None:
+    """The same error, where it is one of a member's device, memory or connections."""
+    if isinstance(error, MemberDied | ValueLost) or (fault := fault_of(error, traceback)) is None:
+        return None
+    words = str(error).strip().splitlines() or [""]
+    return MemberSick(f"{type(error).__name__}: {words[0]}", fault)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +253,9 @@ class LocalTransport:
     async def value(self, ref: Any) -> Any:
         return await ref.opened()
 
+    def node(self, actor: Any) -> str | None:
+        return None
+
     async def kill(self, actors: Sequence[Any]) -> None:
         self._dead.update({id(actor): actor for actor in actors})
         for actor in actors:
@@ -247,6 +278,10 @@ class LocalTransport:
             value = await work()
         except asyncio.CancelledError:
             self._check(actor)
+            raise
+        except Exception as error:
+            if sick := _sick(error):
+                raise sick from error
             raise
         finally:
             tasks.discard(task)

@@ -90,6 +90,9 @@ class Nodes(LocalTransport):
         """All that ever lived on its node, itself included."""
         return [other for key, other in self.spawned.items() if self._node[key] == self._node[id(actor)]]
 
+    def node(self, actor: Any) -> str | None:
+        return str(self._node[id(actor)])
+
     def living(self) -> set[int]:
         return self.spawned.keys() - self._dead.keys()
 
