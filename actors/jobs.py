@@ -15,7 +15,9 @@ from objectives.schedule import Dials
 class LearnerSpec:
     """What a learner is built from. `steps` is the length of the schedule, `updates` the passes over a batch;
     `publish_dtype` that of the buckets; `averages` are the decays of the models that are averages of the student;
-    `temperature` divides the student's logits, which is 1 but for a reward alone."""
+    `temperature` divides the student's logits, which is 1 but for a reward alone. `compares_sampler`: the sampler's
+    log-probs are of the same distribution, and metrics of q/mu mean something. `start_kl`: how the distance to the
+    starting weights is logged, if at all."""
 
     config: LearnerConfig
     objective: ObjectiveConfig
@@ -26,6 +28,8 @@ class LearnerSpec:
     publish_dtype: str
     updates: int = 1
     temperature: float = 1.0
+    compares_sampler: bool = True
+    start_kl: str | None = None
     averages: Mapping[str, float] = field(default_factory=dict)
 
 

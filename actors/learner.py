@@ -67,7 +67,11 @@ class Learner(Member):
         self._join(meeting)
         model = self._load_model(spec)
         self._student = Student(
-            model, objective.build(spec.objective), spec.vocabulary, spec.config.tokens_per_chunk, spec.temperature
+            model,
+            objective.build(spec.objective, spec.start_kl),
+            spec.vocabulary,
+            spec.config.tokens_per_chunk,
+            spec.temperature,
         )
         if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
             for parameter in model.get_output_embeddings().parameters():
@@ -208,12 +212,13 @@ class Learner(Member):
         heads.update({head: projection.to(place) for head, projection in heads.items()})
 
     def _batch(self, share: Share) -> Batch:
-        return Batch(share, self._payloads, self._specified.objective, self._specified.config.packing)
+        spec = self._specified
+        return Batch(share, self._payloads, spec.objective, spec.config.packing, spec.start_kl)
 
     def _accumulate(self, batch: Batch) -> dict[str, Any]:
         """Forward and backward of this rank's share; the gradient is whole after it, and not yet applied."""
         self._engine.train()
-        read = Readings(batch)
+        read = Readings(batch, self._specified.compares_sampler)
         for index, uids in enumerate(batch.share.micro_batches):
             self._engine.set_gradient_accumulation_boundary(index == len(batch.share.micro_batches) - 1)
             pack, targets = batch.micro_batch(uids)
@@ -227,7 +232,7 @@ class Learner(Member):
     @torch.no_grad()
     def _read(self, batch: Batch) -> Readings:
         self._engine.eval()
-        read = Readings(batch)
+        read = Readings(batch, self._specified.compares_sampler)
         for uids in batch.share.micro_batches:
             pack, targets = batch.micro_batch(uids)
             result = self._built(pack.to(self._device), targets.to(self._device), batch.share.dials)

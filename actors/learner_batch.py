@@ -30,7 +30,12 @@ class Batch:
     """This rank's samples and scores by uid. `old` is what the learner read of them before the first update."""
 
     def __init__(
-        self, share: Share, payloads: Sequence[pa.RecordBatch], config: ObjectiveConfig, packing: bool
+        self,
+        share: Share,
+        payloads: Sequence[pa.RecordBatch],
+        config: ObjectiveConfig,
+        packing: bool,
+        start_kl: str | None = None,
     ) -> None:
         self.share = share
         given = given_samples(share, payloads)
@@ -39,7 +44,8 @@ class Batch:
         self.old: dict[str, dict[str, np.ndarray]] = {}
         self._tables = tables_of(share, payloads)
         self._config = config
-        self._slots = objective.slots(config)
+        self._slots = objective.slots(config, start_kl)
+        self._full = objective.full_slots(config, start_kl)
         self._packing = packing
 
     def micro_batch(self, uids: Sequence[str]) -> tuple[causal_lm.Pack, Targets]:
@@ -63,8 +69,7 @@ class Batch:
             old_logprob=self._old("logprob", uids),
             old_value=self._old("value", uids),
         )
-        full = [slot for slot, models in self._slots.items() if self._config.support_of[models[0]] == "full"]
-        return pack, Targets(tokens, {slot: self._hidden(self._slots[slot], samples) for slot in full})
+        return pack, Targets(tokens, {slot: self._hidden(self._slots[slot], samples) for slot in self._full})
 
     def reference_sum(self, uid: str, logprobs: np.ndarray) -> float:
         """Sum of k1 to the reference over the loss tokens of a response, nats."""
@@ -151,10 +156,11 @@ class Batch:
 
 
 class Readings:
-    """Sums over this rank's tokens, reduced once over ranks."""
+    """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` q/mu is not shown."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, compares_sampler: bool = True) -> None:
         self._batch = batch
+        self._compares_sampler = compares_sampler
         self._loss = 0.0
         self._sums: dict[str, float] = {}
         self._gap = [0.0, 0.0]
@@ -211,12 +217,13 @@ class Readings:
 
     def _compare(self, tokens: Tokens, logprob: np.ndarray, samples: Sequence[Sample]) -> None:
         on, drawn = tokens.on.numpy(), (tokens.drawn & tokens.on).numpy()
-        drift = logprob - tokens.rollout_logprob.numpy()
-        self._drift.append(drift[drawn])
-        versions = np.concatenate([np.asarray(s.versions) for s in samples])
-        same = drawn & (versions == self._batch.share.version)
-        self._gap[0] += float(np.abs(drift[same]).sum())
-        self._gap[1] += float(same.sum())
+        if self._compares_sampler:
+            drift = logprob - tokens.rollout_logprob.numpy()
+            self._drift.append(drift[drawn])
+            versions = np.concatenate([np.asarray(s.versions) for s in samples])
+            same = drawn & (versions == self._batch.share.version)
+            self._gap[0] += float(np.abs(drift[same]).sum())
+            self._gap[1] += float(same.sum())
         teacher = next((tokens.scores[slot] for slot in self._batch._teachers() if slot in tokens.scores), None)
         if teacher is not None:
             self._log_ratios.append((teacher.logprob.numpy() - logprob)[on])
@@ -243,8 +250,14 @@ def _means(sums: Mapping[str, float], tokens: int) -> dict[str, Any]:
         "held_fraction": mean("held"),
         "masked_fraction": sums.get("off_loss", 0.0) / (sums.get("off_loss", 0.0) + tokens),
         "reference_kl": sums["reference_k1"] / max(1.0, sums["drawn"]) if "reference_k1" in sums else None,
+        "start_kl": mean("start_kl") if "start_kl" in sums else _over_drawn(sums, "start_k1"),
         "value_mean": mean("value"),
     }
+
+
+def _over_drawn(sums: Mapping[str, float], name: str) -> float | None:
+    """A mean over loss tokens that the student drew; None without any."""
+    return sums[name] / sums["drawn"] if name in sums and sums["drawn"] else None
 
 
 def _quantiles(name: str, values: np.ndarray) -> dict[str, float | None]:

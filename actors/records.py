@@ -133,7 +133,8 @@ class ScoreHeader(NamedTuple):
     """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `unknown` are segments
     whose beginning it does not have; `tokens` counts the tokens scored. Sums over them in the order of `uids`, nats:
     `entropies`, None where the engine does not know them; `log_ratios`, this model's log-prob less the sampler's, NaN
-    where the sampler's is not known. `suspicion` says what of the scores no working model gives; empty if nothing."""
+    where the sampler's is not known. `suspicion` says what of the scores no working model gives; empty if nothing.
+    `tails_floored` counts tokens whose tail is less than the engine can tell."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -144,6 +145,7 @@ class ScoreHeader(NamedTuple):
     log_ratios: tuple[float, ...] | None = None
     unknown: tuple[str, ...] = ()
     suspicion: str = ""
+    tails_floored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ class Score:
     version: int = 0
     start: int = 0
     log_ratio: float | None = None
+    tails_floored: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -335,7 +338,10 @@ def pack_scores(
     newest = max((s.version for s in scores), default=0)
     entropies, log_ratios = (_known(getattr(s, name) for s in scores) for name in ("entropy_sum", "log_ratio"))
     uids = tuple(s.uid for s in scores)
-    header = ScoreHeader(uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios, tuple(unknown))
+    floored = sum(s.tails_floored for s in scores)
+    header = ScoreHeader(
+        uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios, tuple(unknown), tails_floored=floored
+    )
     return payload, header
 
 

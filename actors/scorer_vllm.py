@@ -87,6 +87,9 @@ class VllmEngine:
         return await asyncio.to_thread(_score_of, item, output.prompt_logprobs, k)
 
 
+TAIL_RESOLUTION = 8.0 * float(np.finfo(np.float32).eps)  # 1e-6: what rounding leaves of 1 less a sum near 1
+
+
 def _score_of(item: Item, flat: Any, k: int) -> Score:
     """vLLM lists the actual token first, then the top k by rank; the actual token stands once if it is among them."""
     positions = range(item.tokens - len(item.new_ids), item.tokens)
@@ -100,5 +103,13 @@ def _score_of(item: Item, flat: Any, k: int) -> Score:
         by_rank = dict(zip(flat.ranks[start:end], range(start, end), strict=True))
         top = [by_rank[rank] for rank in range(1, k + 1)]
         ids[row], logprobs[row] = [flat.token_ids[i] for i in top], [flat.logprobs[i] for i in top]
-    tail = np.log(np.maximum(1.0 - np.exp(logprobs.astype(np.float64)).sum(-1), 1e-12)).astype(np.float32)
-    return Score(item.uid, sampled, ids, logprobs.astype(np.float16), tail)
+    tail, floored = _tails(logprobs)
+    return Score(item.uid, sampled, ids, logprobs.astype(np.float16), tail, tails_floored=floored)
+
+
+def _tails(logprobs: np.ndarray) -> tuple[np.ndarray, int]:
+    """log(1 - sum of the support) at each position, [T, k] -> [T] float32, and at how many of them it is less than
+    float32 log-probs can tell, and counts as the least that they can."""
+    outside = 1.0 - np.exp(logprobs.astype(np.float64)).sum(-1)
+    floored = int((outside < TAIL_RESOLUTION).sum())
+    return np.log(np.maximum(outside, TAIL_RESOLUTION)).astype(np.float32), floored

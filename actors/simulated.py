@@ -208,6 +208,7 @@ class SimulatedLearner(Member):
         self._lr = 0.0
         self._updates = 1
         self._held_back = False
+        self._start_kl: str | None = None
         self._payloads: tuple[pa.RecordBatch, ...] = ()
 
     def address(self) -> tuple[str, int]:
@@ -218,6 +219,7 @@ class SimulatedLearner(Member):
         self._lr = spec.config.optimizer.lr
         self._updates = spec.updates
         self._held_back = spec.objective.reference is not None
+        self._start_kl = spec.start_kl
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
         """There is no head."""
@@ -250,7 +252,12 @@ class SimulatedLearner(Member):
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
         self._payloads = ()
         each = {s.uid: self._sums(_loss_tokens(s)) for s in samples}
-        return metrics | {"reference_kl": REFERENCE_KL if self._held_back else None, "each": each}
+        start_kl = REFERENCE_KL if self._start_kl else None
+        return metrics | {
+            "reference_kl": REFERENCE_KL if self._held_back else None,
+            "start_kl": start_kl,
+            "each": each,
+        }
 
     def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
         """As if a sample were a batch of its own."""

@@ -113,8 +113,12 @@ class Student(nn.Module):
         logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._temperature)
         scores = dict(targets.tokens.scores)
         for slot, pieces in targets.hidden.items():
-            scores[slot] = replace(scores[slot], logprobs=self._project(pieces, len(targets.tokens)))
+            scores[slot] = replace(scores[slot], logprobs=self._tempered(self._project(pieces, len(targets.tokens))))
         return self.objective.read(logprobs, replace(targets.tokens, scores=scores), dials)
+
+    def _tempered(self, logprobs: Tensor) -> Tensor:
+        """Another model's log-probs as the student's are: at its temperature."""
+        return logprobs if self._temperature == 1.0 else (logprobs / self._temperature).log_softmax(-1)
 
     @torch.no_grad()
     def _project(self, pieces: Sequence[Hidden], count: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 STUDENT = "student"  # the model that is trained
+START = "start"  # the same as it was before the first step, where metrics.start_kl compares with it
 
 LARGEST_INTEGER = 2**53  # what every format that a run writes, and a float, holds exactly
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs import rules
-from configs.node import STUDENT, Members, Momentum, Node, NonNegative, Positive
+from configs.node import START, STUDENT, Members, Momentum, Node, NonNegative, Positive
 from configs.objective import (
     Objective,
 )
@@ -317,6 +317,14 @@ class Checkpoint(Node):
     keep: Positive = 1
 
 
+class Metrics(Node):
+    """What is logged beyond what the objective reads. `start_kl`: KL(student||its starting weights), which enters no
+    loss: the mean k1 of the tokens that the student drew, or exact over the vocabulary. The weights are scored as the
+    model `start`."""
+
+    start_kl: Literal["sampled", "exact"] | None = None
+
+
 class Record(Node):
     """Trained samples are written to samples/ every `every` steps."""
 
@@ -364,6 +372,7 @@ class Recipe(Node):
     early_stop: EarlyStop | None = None
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
     record: Record = Record()
     deadlines: Deadlines = Deadlines()
     autoscale: dict[str, Bounds] = Field(default_factory=dict)
@@ -371,6 +380,17 @@ class Recipe(Node):
     colocate: bool = False
     max_staleness: NonNegative = 0
     on_stale: Literal["wait", "mask_tokens", "drop"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_start(cls, tree: Any) -> Any:
+        """The student's starting weights are a model like any other, where something is compared with them."""
+        metrics, models = (tree.get(name) for name in ("metrics", "models")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(metrics, dict) or not isinstance(models, dict) or metrics.get("start_kl") is None:
+            return tree
+        return (
+            tree if STUDENT not in models else tree | {"models": models | {START: models.get(START, models[STUDENT])}}
+        )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Recipe:
@@ -380,14 +400,21 @@ class Recipe(Node):
     @property
     def scored_models(self) -> tuple[str, ...]:
         """Names of the models that score responses; empty for cross-entropy on a response's own tokens."""
-        return tuple(self.objective.support_of)
+        return tuple(self.support_of)
+
+    @property
+    def support_of(self) -> dict[str, str]:
+        """What each model that scores is asked for, by the objective and the metrics: sampled | topk | full."""
+        start = {"sampled": "sampled", "exact": "full"}.get(self.metrics.start_kl or "")
+        return self.objective.support_of | ({START: start} if start else {})
 
     @property
     def sampled_teacher(self) -> str | None:
         """The model that writes responses under `prefix: teacher`: the first target, or the only model there is."""
         if "teacher" not in self.objective.sources:
             return None
-        return next(iter((*self.objective.teachers, *(name for name in self.models if name != STUDENT))), None)
+        apart = (STUDENT, START) if self.metrics.start_kl else (STUDENT,)
+        return next(iter((*self.objective.teachers, *(name for name in self.models if name not in apart))), None)
 
     @property
     def served_models(self) -> tuple[str, ...]:
@@ -451,6 +478,17 @@ class Recipe(Node):
 
     def scorer_of(self, model: str) -> Scorer:
         return self.scorer.get(model, Scorer())
+
+    @property
+    def learner_temperature(self) -> float:
+        """What the learner divides the student's logits by: 1, but for a reward alone."""
+        return self.sampling.temperature if self.objective.reward_only else 1.0
+
+    @property
+    def samples_what_it_reads(self) -> bool:
+        """The sampler's log-probs are of the distribution that the learner's are of: their ratio is that of two
+        policies, and not of two temperatures."""
+        return self.sampling.top_p == 1.0 and self.sampling.temperature == self.learner_temperature
 
     @property
     def samples_per_step(self) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from configs.node import START
 from configs.objective import DATA, Route
 from configs.objective import Objective as ObjectiveConfig
 from objectives import divergence, readings, signal, trust
@@ -33,19 +34,26 @@ OwnLoss = Callable[[Tensor, Tokens], Tensor]  # (student log-probs [n, V], token
 ROUTED = "routed"  # slot of the target where each prompt has a teacher of its own
 
 
-def build(config: ObjectiveConfig) -> Objective:
-    """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest."""
-    return Objective(config, _own_loss(config.loss) if config.loss else None)
+def build(config: ObjectiveConfig, start_kl: str | None = None) -> Objective:
+    """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest.
+    `start_kl` (sampled | exact) is read beside it, and enters no loss."""
+    return Objective(config, _own_loss(config.loss) if config.loss else None, start_kl)
 
 
-def slots(config: ObjectiveConfig) -> dict[str, tuple[str, ...]]:
+def slots(config: ObjectiveConfig, start_kl: str | None = None) -> dict[str, tuple[str, ...]]:
     """Slots of `Tokens.scores`, and the models that may fill each: one, or those of a route."""
     found = {name: (name,) for name in config.support_of}
     if isinstance(config.target, Route):
         teachers = tuple(config.teachers)
         kept = [config.reference.model] if config.reference else []  # a teacher may be the reference as well
         found = {n: models for n, models in found.items() if n not in teachers or n in kept} | {ROUTED: teachers}
-    return found
+    return found | ({START: (START,)} if start_kl else {})
+
+
+def full_slots(config: ObjectiveConfig, start_kl: str | None = None) -> tuple[str, ...]:
+    """Slots whose scores are whole distributions."""
+    full = {slot for slot, models in slots(config).items() if config.support_of[models[0]] == "full"}
+    return (*sorted(full), *((START,) if start_kl == "exact" else ()))
 
 
 def teacher_slots(config: ObjectiveConfig) -> dict[str, float]:
@@ -57,6 +65,7 @@ def teacher_slots(config: ObjectiveConfig) -> dict[str, float]:
 class Objective:
     config: ObjectiveConfig
     own_loss: OwnLoss | None = None
+    start_kl: str | None = None
 
     def read(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
         """One number a token, [n] each, of a chunk: student_logprobs [n, V] over the common vocabulary, nats.
@@ -79,6 +88,10 @@ class Objective:
                 streams["baseline"] = self._expected_signal(student_logprobs, tokens, dials)
                 if config.extrapolate is not None and not config.discount:  # returns are towards p* of whole responses
                     streams["target_logprob"] = self._extrapolated(student_logprobs, tokens)
+            if self.start_kl == "exact":
+                start = tokens.scores[START].logprobs
+                assert start is not None
+                streams["start_kl"] = divergence.reverse_kl(student_logprobs, start, config.logprob_floor)
             streams |= readings.of_chunk(config, student_logprobs, tokens, teacher_slots(config))
         return streams
 
@@ -91,6 +104,9 @@ class Objective:
     def metrics(self, streams: Streams, tokens: Tokens, dials: Dials) -> Sums:
         """Sums over tokens with loss, by name; `actors/metrics.py` says what they become."""
         sums = readings.sums(self.config, streams, tokens, teacher_slots(self.config))
+        if self.start_kl == "sampled":
+            k1 = streams["logprob"] - tokens.scores[START].logprob.clamp(min=self.config.logprob_floor)
+            sums["start_k1"] = k1[tokens.on & tokens.drawn].sum()
         if tokens.old_logprob is not None and (signals := self._signals(streams, tokens, dials)):
             held = [self._surrogate(streams["logprob"], tokens, signal).held for signal in signals]
             sums["held"] = torch.stack(held).any(0)[tokens.on].sum()

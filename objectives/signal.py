@@ -13,6 +13,7 @@ from torch import Tensor
 
 from objectives.divergence import LINEAR, Family
 
+Clip = float | tuple[float, float] | None  # nats on l: c is [-c, c]
 MAX_LOG_RATIO = 20.0  # nats; keeps e^l finite where no clip is asked for
 
 
@@ -20,11 +21,12 @@ def log_ratio_signal(
     student_logprob: Tensor,
     teacher_logprob: Tensor,
     reverse_weight: float,
-    clip: tuple[float, float] | None = None,
+    clip: Clip = None,
 ) -> Tensor:
     """A = lambda * l + (1 - lambda) * (e^l - 1), detached, for the loss -A * log q.
 
-    student_logprob, teacher_logprob: [...], of the sampled token, nats. `clip` (low, high) bounds l first.
+    student_logprob, teacher_logprob: [...], of the sampled token, nats. `clip` (low, high), or c for
+    (-c, c), bounds l first; ValueError for one that is no interval.
     Returns [...]; its mean over y ~ q is -lambda * KL(q||p) when nothing is clipped.
     """
     return family_signal(student_logprob, teacher_logprob, reverse_weight, LINEAR, clip)
@@ -35,7 +37,7 @@ def family_signal(
     teacher_logprob: Tensor,
     reverse_weight: float,
     family: Family,
-    clip: tuple[float, float] | None = None,
+    clip: Clip = None,
 ) -> Tensor:
     """A of a family's divergence, 0 where the two agree; detached. [...] -> [...].
 
@@ -61,7 +63,7 @@ def expected_signal(
     teacher_logprobs: Tensor,
     reverse_weight: float,
     family: Family,
-    clip: tuple[float, float] | None = None,
+    clip: Clip = None,
 ) -> Tensor:
     """E_q[A] at each prefix, [..., V] -> [...]: the exact baseline of the signal as clipped, detached.
 
@@ -72,12 +74,18 @@ def expected_signal(
     return (mass * signal.masked_fill(mass == 0, 0.0)).sum(-1)
 
 
-def clipped_log_ratio(
-    student_logprob: Tensor, teacher_logprob: Tensor, clip: tuple[float, float] | None = None
-) -> Tensor:
-    """l = log p - log q, detached, inside `clip`. [...] -> [...], nats."""
+def clipped_log_ratio(student_logprob: Tensor, teacher_logprob: Tensor, clip: Clip = None) -> Tensor:
+    """l = log p - log q, detached, inside `clip`. [...] -> [...], nats. Raises ValueError for a `clip` that is no
+    interval."""
     ratio = (teacher_logprob - student_logprob).detach()
-    return ratio if clip is None else ratio.clamp(*clip)
+    if clip is None:
+        return ratio
+    low, high = clip if isinstance(clip, tuple | list) else (-clip, clip)
+    if not low < high:
+        raise ValueError(
+            f"clip {clip!r} is no interval; give a positive number of nats, or (low, high) with low < high"
+        )
+    return ratio.clamp(low, high)
 
 
 def policy_gradient_loss(student_logprob: Tensor, signal: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from actors.records import BlockHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
+from configs.node import START
 from configs.objective import Route
 from configs.schema import Recipe, Sampling
 from orchestrator.buffer import Scored
@@ -199,7 +200,7 @@ class Flow:
         """Scores under one model of those samples that are its own, and reasons of those that kill its members. A
         scorer that does not know how a response began is asked once more, and told."""
         objective, pool = self._recipe.objective, self._pools.scorers[model]
-        support = objective.support_of[model]
+        support = self._recipe.support_of[model]
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
         near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
 
@@ -226,6 +227,7 @@ class Flow:
                     ref, header = await asked(request, tokens, patience, *earlier)
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
+            self._meter.count("tails_floored", header.tails_floored)
             self._meter.payload(header.payload_bytes)
             return ref, header
 
@@ -258,6 +260,7 @@ class Flow:
         """A routed teacher scores the prompts that name it; every other model scores all."""
         objective = self._recipe.objective
         always = {
+            START,
             objective.reference and objective.reference.model,
             objective.extrapolate and objective.extrapolate.base,
         }

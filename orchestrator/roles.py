@@ -129,7 +129,9 @@ class Roles:
             seed=recipe.run.seed,
             publish_dtype=recipe.rollout.dtype,
             updates=recipe.batch.updates,
-            temperature=recipe.sampling.temperature if recipe.objective.reward_only else 1.0,
+            start_kl=recipe.metrics.start_kl,
+            temperature=recipe.learner_temperature,
+            compares_sampler=recipe.samples_what_it_reads,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
 

@@ -319,7 +319,8 @@ class Stage:
     def _line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         counts, objective = self.meter.take(), self.recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
-        names = {"tokens_generated", "tokens_scored", "scores_suspicious", "bytes_inlined", *SAMPLES_LOST, *seconds}
+        names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
+        names |= {*SAMPLES_LOST, *seconds}
         scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
             {name: counts.get(name, 0) for name in names}

@@ -134,7 +134,7 @@ class Teachers:
     async def _load_head(self, model: str, version: int, oldest: int) -> None:
         """Full-vocabulary targets travel as hidden states: the learner holds the head that they need. Those of versions
         before `oldest` are let go: nothing that they scored is still to be trained."""
-        if self.recipe.objective.support_of[model] != "full" or self._heads.get(model) == (version, oldest):
+        if self.recipe.support_of[model] != "full" or self._heads.get(model) == (version, oldest):
             return
         head, found = await self._pools.scorers[model].call("projection", returns=2, patience="living")
         if found != version:

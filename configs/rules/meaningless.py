@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from configs.node import STUDENT
+from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
 from configs.rules.rule import Finding, Rule
 
@@ -204,9 +204,25 @@ def _swaps(recipe: Recipe) -> Finding:
     return None
 
 
+def _start_kl(recipe: Recipe) -> Finding:
+    objective, sampling, kind = recipe.objective, recipe.sampling, recipe.metrics.start_kl
+    if kind is None:
+        return None
+    if recipe.models[START] != recipe.models[STUDENT] or START in objective.support_of:
+        return f"models.{START}: with metrics.start_kl it is the student as it starts; give your model another name"
+    if kind == "sampled" and "student" not in objective.sources:
+        return "metrics.start_kl: 'sampled' reads what the student draws, and others write here; set it to exact"
+    if kind == "sampled" and (sampling.temperature != 1.0 or sampling.top_p != 1.0):
+        return (
+            f"metrics.start_kl: at temperature {sampling.temperature:g}, top_p {sampling.top_p:g} 'sampled' reads "
+            "tokens that are not drawn from the student; set it to exact"
+        )
+    return None
+
+
 def _supports_of_engines(recipe: Recipe) -> Finding:
     objective = recipe.objective
-    for name, support in objective.support_of.items():
+    for name, support in recipe.support_of.items():
         if recipe.scorer_of(name).engine != "vllm":
             continue
         if support == "full":
@@ -387,6 +403,7 @@ MEANINGLESS: tuple[Rule, ...] = (
     _extrapolations,
     _self_distillation,
     _swaps,
+    _start_kl,
     _supports_of_engines,
     _outcomes,
     _references,

@@ -48,6 +48,17 @@ def _clipped_forward(recipe: Recipe) -> Finding:
     )
 
 
+def _clipped_extrapolation(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    normalised = objective.baseline == "exact" and not objective.discount
+    if objective.extrapolate is None or objective.clip.log_ratio is None or normalised:
+        return None
+    return (
+        "objective.clip: without its normaliser the extrapolated target's log-ratio is off by a number of its prefix, "
+        "and the clip bounds it there; use support: full, or no clip"
+    )
+
+
 def _divided_beta(recipe: Recipe) -> Finding:
     objective = recipe.objective
     if objective.reference is None or objective.outcome.scale != "std":
@@ -80,6 +91,7 @@ WARNED: tuple[Rule, ...] = (
     _reverse_on_a_renormalised_support,
     _dropped_tail,
     _clipped_forward,
+    _clipped_extrapolation,
     _divided_beta,
     _turns_without_a_gpu,
     _arguments_that_one_template_lacks,

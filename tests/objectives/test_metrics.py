@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from objectives.objective import build
+from objectives.schedule import dials_at
 from tests.objectives.enumeration import (
     assert_equal,
     every_token,
@@ -16,9 +18,11 @@ from tests.objectives.enumeration import (
     log_of,
     log_probs,
     logits,
+    loss,
     merged,
     metrics,
     recipe,
+    scores,
 )
 
 P = log_probs(1)
@@ -53,6 +57,28 @@ def test_on_topk_support_they_are_the_kls_over_k_plus_one_categories() -> None:
     assert_equal(found["topk_mass_student"], q.gather(-1, top).exp().sum())
     shared = [len({*a} & {*b}) / 3 for a, b in zip(q.topk(3).indices.tolist(), top.tolist(), strict=True)]
     assert found["topk_overlap"].item() == pytest.approx(sum(shared)) and 0 < sum(shared) < 4
+
+
+@pytest.mark.parametrize("axes", [{}, {"support": "full"}, {"target": "none", "outcome": {"weight": 1.0}}], ids=str)
+def test_the_distance_to_the_start_is_read_beside_any_objective_and_enters_no_loss(axes: dict[str, Any]) -> None:
+    theta, start = logits(0), log_probs(5)
+    q, config = theta.log_softmax(-1), recipe(**axes)
+    plain, tokens = every_token(config, q, {"teacher": P, "start": start}, drawn=torch.arange(q.numel()) % 3 > 0)
+    drawn = tokens.drawn
+    exact, rows = (
+        scores("full", start.repeat_interleave(q.shape[-1], 0), tokens.token_ids),
+        start.repeat_interleave(5, 0),
+    )
+    with_start = replace(tokens, scores=tokens.scores | {"start": exact})
+    for kind, expected in (
+        ("exact", {"start_kl": 5 * kl(q, start).sum()}),
+        ("sampled", {"start_k1": (plain - rows).gather(-1, tokens.token_ids[:, None])[drawn].sum()}),
+    ):
+        built, dials = build(config, kind), dials_at(config, 1)
+        streams = built.read(plain, with_start, dials)
+        found = built.metrics(streams, with_start, dials)
+        assert_equal({name: found[name] for name in found if name.startswith("start")}, expected)
+        assert_equal(built.loss(streams, with_start, dials), loss(config, plain, tokens))
 
 
 def test_several_teachers_are_read_as_their_weighted_mean() -> None:

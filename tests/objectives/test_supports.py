@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from objectives import log_ratio_signal, support_kl, token_kl
+from objectives.divergence import Family
+from objectives.signal import expected_signal, family_signal
 from tests.objectives.enumeration import (
     LAMBDAS,
     VOCABULARY,
@@ -241,6 +244,22 @@ def test_the_public_functions_are_the_recipes_own() -> None:
     ratio = (P - q).detach()
     assert_equal(log_ratio_signal(q, P, 0.3), 0.3 * ratio + 0.7 * (ratio.exp() - 1.0))
     assert not log_ratio_signal(q, P, 0.3).requires_grad
+
+
+@pytest.mark.parametrize("clip", [0.4, 1, np.float32(0.4), torch.tensor(0.4)], ids=type)
+def test_the_pure_functions_take_a_scalar_clip_too(clip: Any) -> None:
+    q, interval = log_probs(0), (-float(clip), float(clip))
+    assert (log_ratio_signal(q, P, 0.3) != log_ratio_signal(q, P, 0.3, clip)).any()
+    for weight, family in ((0.3, Family("linear")), (0.5, Family("jsd")), (0.7, Family("skew"))):
+        assert_equal(log_ratio_signal(q, P, weight, clip), log_ratio_signal(q, P, weight, interval))
+        assert_equal(family_signal(q, P, weight, family, clip), family_signal(q, P, weight, family, interval))
+        assert_equal(expected_signal(q, P, weight, family, clip), expected_signal(q, P, weight, family, interval))
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, (1.0, 1.0), (2.0, -2.0), float("nan")])
+def test_a_clip_that_is_no_interval_is_refused(clip: Any) -> None:
+    with pytest.raises(ValueError, match=r"clip .* is no interval; give a positive number of nats"):
+        log_ratio_signal(log_probs(0), P, 0.3, clip)
 
 
 def test_an_unknown_tail_is_refused() -> None:

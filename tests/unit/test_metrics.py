@@ -9,10 +9,12 @@ from actors.metrics import ROLES, STEP_METRICS, step_line
 CONTRACT = """
 step policy_version loss reverse_kl forward_kl kl_support reverse_kl_k3 kl_by_position entropy teacher_entropy
 log_ratio_p1 log_ratio_p50 log_ratio_p99 topk_mass_teacher topk_mass_student topk_overlap clipped_fraction
-masked_fraction held_fraction ratio_p1 ratio_p50 ratio_p99 effective_sample_size reference_kl beta reverse_weight
-value_mean grad_norm updates_skipped lr reward_mean groups_without_signal foreign_fraction response_cap response_length
+masked_fraction held_fraction ratio_p1 ratio_p50 ratio_p99 effective_sample_size reference_kl start_kl beta
+reverse_weight value_mean grad_norm updates_skipped lr reward_mean groups_without_signal foreign_fraction response_cap
+response_length
 response_length_masked response_length_aged truncated_fraction staleness_mean staleness_max logprob_gap_mean
-tokens_generated tokens_scored scores_suspicious tokens_trained tokens_masked samples_cut samples_aged samples_dropped
+tokens_generated tokens_scored scores_suspicious tails_floored tokens_trained tokens_masked samples_cut samples_aged
+samples_dropped
 score_bytes_per_token bytes_inlined seconds_step seconds_rollout seconds_score seconds_reward seconds_learn
 seconds_publish seconds_wait
 """

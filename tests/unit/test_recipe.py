@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory
+from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory, parse_recipe
 from configs.schema import Recipe
-from tests.unit.recipes import CROSS_ENTROPY, REMOVED, SMALLEST, loaded, refusal, tree
+from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, SMALLEST, loaded, refusal, tree
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -214,6 +214,36 @@ def test_a_scalar_clip_is_a_symmetric_interval() -> None:
 
 def test_no_clip_is_null_or_left_out() -> None:
     assert recipe(objective__clip=None) == recipe()
+
+
+@pytest.mark.parametrize(("kind", "support"), [("sampled", "sampled"), ("exact", "full")])
+def test_the_students_start_is_scored_beside_every_objective(kind: str, support: str) -> None:
+    system = {"models.student.system": "Be brief."}
+    for changes in ({}, CROSS_ENTROPY | {"metrics.start_kl": "exact"}, REWARD_ONLY):
+        found = loaded({"metrics.start_kl": kind} | changes | system)
+        assert found.models["start"] == found.models["student"] and found.scored_models[-1] == "start"
+        assert found.support_of["start"] == ("full" if changes.get("metrics.start_kl") else support)
+        assert "start" not in found.objective.support_of, "it enters no loss"
+        assert parse_recipe(found.model_dump(mode="json")) == found
+    writing = {"metrics.start_kl": "exact", "objective.prefix": "teacher", "models.other": {"path": "/o"}}
+    assert loaded(CROSS_ENTROPY | writing).sampled_teacher == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({}, True),
+        ({"objective.support": "full", "sampling.temperature": 0.7}, False),
+        ({"objective.support": "full", "sampling.top_p": 0.9}, False),
+        (REWARD_ONLY | {"sampling.temperature": 0.7}, True),
+        (CROSS_ENTROPY | {"sampling.temperature": 0.7}, False),
+    ],
+    ids=str,
+)
+def test_the_sampler_is_compared_with_the_learner_where_both_are_of_one_distribution(
+    changes: dict[str, Any], comparable: bool
+) -> None:
+    assert loaded(changes).samples_what_it_reads == comparable
 
 
 def test_only_the_target_is_scored() -> None:

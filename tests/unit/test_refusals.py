@@ -373,7 +373,33 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         ),
         ({"models.teacher.swaps": {3: "/b"}}, "models.teacher.swaps: 3 is beyond the last step, 2"),
     ],
+    "_start_kl": [
+        (
+            {"metrics.start_kl": "sampled", "models.start": {"path": "/o"}},
+            "models.start: with metrics.start_kl it is the student as it starts; give your model another name",
+        ),
+        (
+            {"metrics.start_kl": "exact", "objective.target": "start"},
+            "models.start: with metrics.start_kl it is the student as it starts; give your model another name",
+        ),
+        (
+            CROSS_ENTROPY | {"metrics.start_kl": "sampled"},
+            "metrics.start_kl: 'sampled' reads what the student draws, and others write here; set it to exact",
+        ),
+        (
+            REWARD_ONLY | {"metrics.start_kl": "sampled", "sampling.temperature": 0.7},
+            "metrics.start_kl: at temperature 0.7, top_p 1 'sampled' reads tokens that are not drawn from",
+        ),
+        (
+            {"metrics.start_kl": "sampled", "sampling.top_p": 0.9, "objective.support": "full"},
+            "metrics.start_kl: at temperature 1, top_p 0.9 'sampled' reads tokens that are not drawn",
+        ),
+    ],
     "_supports_of_engines": [
+        (
+            {"metrics.start_kl": "exact", "scorer.start.engine": "vllm"},
+            "scorer.start.engine: 'vllm' has no hidden states; support: full needs engine: torch",
+        ),
         (
             with_objective(support="full") | {"scorer.teacher": {"engine": "vllm"}},
             "scorer.teacher.engine: 'vllm' has no hidden states; support: full needs engine: torch",
@@ -595,6 +621,10 @@ WARNED: dict[str, tuple[Changes, str]] = {
         with_objective(clip=5, reverse_weight=0.9),
         "objective.clip: a clipped sampled forward KL no longer covers the teacher's modes; use support: topk or full",
     ),
+    "_clipped_extrapolation": (
+        OTHER | with_objective(extrapolate={"base": "other", "weight": 1.5}, clip=5),
+        "objective.clip: without its normaliser the extrapolated target's log-ratio is off by a number of its prefix",
+    ),
     "_divided_beta": (
         REWARDED
         | {"batch.samples_per_prompt": 2}
@@ -655,6 +685,7 @@ def test_every_warning_is_tested() -> None:
         with_objective(reverse_weight=SCHEDULE | {"start": 1.0, "end": 0.0}),
         OTHER | with_objective(extrapolate={"base": "other", "weight": 1.5}),
         OTHER | with_objective(extrapolate={"base": "other", "weight": 1.5}, reverse_weight=0.0, support="full"),
+        OTHER | with_objective(extrapolate={"base": "other", "weight": 1.5}, clip=5, support="full", baseline="exact"),
         PRIVILEGED,
         {"models.teacher": {"weights": "ema"}},
         with_objective(support="topk", topk=256) | {"scorer.teacher": {"engine": "vllm"}},
@@ -677,6 +708,9 @@ def test_every_warning_is_tested() -> None:
         with_objective(length=LADDER | {"caps": [8, 16]}),
         with_objective(length=LADDER | {"gate": GATE | {"eval_length": 16}}) | {"data.heldout": "/h"},
         {"models.unused": {"path": "/u"}},
+        {"metrics.start_kl": "sampled", "scorer.start.engine": "vllm"},
+        REWARD_ONLY | {"metrics.start_kl": "exact", "sampling.temperature": 0.7},
+        CROSS_ENTROPY | {"metrics.start_kl": "exact"},
     ],
     ids=str,
 )
