@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ def write_model(model: Any, tensors: dict[str, Tensor], others: Iterable[str], s
         (directory / "config.json").write_text(json.dumps(whole, indent=2) + "\n")
         for file in source.glob("*processor_config.json"):
             shutil.copyfile(file, directory / file.name)
+
+
+def name_ends(directory: Path, ends: Sequence[int]) -> None:
+    """Let the model in a directory end at each of these ids; without any it ends where it did."""
+    for name in ("config.json", "generation_config.json") if ends else ():
+        file = directory / name
+        config = json.loads(file.read_text()) if file.exists() else {}
+        parts = {"text_config": config["text_config"] | {"eos_token_id": [*ends]}} if "text_config" in config else {}
+        file.write_text(json.dumps(config | parts | {"eos_token_id": [*ends]}, indent=2) + "\n")
 
 
 def _read(source: Path, names: Iterable[str]) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ class LearnerSpec:
     `publish_dtype` that of the buckets; `averages` are the decays of the models that are averages of the student;
     `temperature` divides the student's logits, which is 1 but for a reward alone. `compares_sampler`: the sampler's
     log-probs are of the same distribution, and metrics of q/mu mean something. `start_kl`: how the distance to the
-    starting weights is logged, if at all."""
+    starting weights is logged, if at all. `end_tokens` are one outcome in the distillation term, and all end a response
+    of the exported model; empty where they are tokens like others."""
 
     config: LearnerConfig
     objective: ObjectiveConfig
@@ -30,6 +31,7 @@ class LearnerSpec:
     temperature: float = 1.0
     compares_sampler: bool = True
     start_kl: str | None = None
+    end_tokens: tuple[int, ...] = ()
     averages: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from actors import causal_lm, weights
 from actors.address import own_address
 from actors.compiled import load_ops
-from actors.export import write_model
+from actors.export import name_ends, write_model
 from actors.finite import all_finite, spoiling
 from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
@@ -68,7 +68,7 @@ class Learner(Member):
         model = self._load_model(spec)
         self._student = Student(
             model,
-            objective.build(spec.objective, spec.start_kl),
+            objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
             spec.vocabulary,
             spec.config.tokens_per_chunk,
             spec.temperature,
@@ -167,6 +167,7 @@ class Learner(Member):
         if self._rank == 0:
             source = Path(self._specified.model)
             write_model(self._built.model, state, self._stored.others, source, Path(directory))
+            name_ends(Path(directory), self._specified.end_tokens)
 
     def sleep(self) -> None:
         """Weights, gradients, optimizer states and heads to the host. Gradients do not outlive it."""

@@ -68,6 +68,7 @@ class Batch:
             scores={slot: self._scores(models, samples) for slot, models in self._slots.items()} if samples else {},
             old_logprob=self._old("logprob", uids),
             old_value=self._old("value", uids),
+            old_class_logprob=self._old("class_logprob", uids),
         )
         return pack, Targets(tokens, {slot: self._hidden(self._slots[slot], samples) for slot in self._full})
 
@@ -98,6 +99,7 @@ class Batch:
             [self.share.rewards.get(uid) for uid in uids],
             [self.old["logprob"][uid] for uid in uids],
             [self._teacher_logprobs(teachers, self.samples[uid]) if teachers else None for uid in uids],
+            [self.old["class_logprob"][uid] for uid in uids] if "class_logprob" in self.old else None,
         )
 
     def _teacher_logprobs(self, models: Sequence[str], sample: Sample) -> np.ndarray:
@@ -187,7 +189,8 @@ class Readings:
         for name, stream in streams.items():
             parts = stream.float().cpu().split(lengths)
             self.student.setdefault(name, {}).update(zip(uids, (part.numpy() for part in parts), strict=True))
-        self._compare(targets.tokens, streams["logprob"].float().cpu().numpy(), samples)
+        logprob, against = (s.float().cpu().numpy() for s in (streams["logprob"], readings.of_distillation(streams)))
+        self._compare(targets.tokens, logprob, against, samples)
 
     def reduced(self, share: Share) -> dict[str, Any]:
         """Global metrics, the same on every rank. A rank without tokens does not know the names: they are shared."""
@@ -215,7 +218,8 @@ class Readings:
             found[uid]["tokens"] = float(on.sum())
         return found
 
-    def _compare(self, tokens: Tokens, logprob: np.ndarray, samples: Sequence[Sample]) -> None:
+    def _compare(self, tokens: Tokens, logprob: np.ndarray, against: np.ndarray, samples: Sequence[Sample]) -> None:
+        """`logprob` of tokens is held against the sampler's, `against` against a teacher's."""
         on, drawn = tokens.on.numpy(), (tokens.drawn & tokens.on).numpy()
         if self._compares_sampler:
             drift = logprob - tokens.rollout_logprob.numpy()
@@ -226,7 +230,7 @@ class Readings:
             self._gap[1] += float(same.sum())
         teacher = next((tokens.scores[slot] for slot in self._batch._teachers() if slot in tokens.scores), None)
         if teacher is not None:
-            self._log_ratios.append((teacher.logprob.numpy() - logprob)[on])
+            self._log_ratios.append((teacher.logprob.numpy() - against)[on])
 
 
 def _means(sums: Mapping[str, float], tokens: int) -> dict[str, Any]:

@@ -54,6 +54,7 @@ TRAINED = pa.schema(
         ("reward", pa.float32()),
         ("student_logprobs", pa.list_(pa.float32())),  # the learner's, before this step's update
         ("teacher_logprobs", pa.list_(pa.float32())),  # null without a teacher
+        ("class_logprobs", pa.list_(pa.float32())),  # the learner's of what the teacher's are of; null: of tokens too
     ]
 )
 
@@ -160,6 +161,7 @@ class Request:
     response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
     sampled_prompt_ids: list[int] | None = None  # what is sampled behind, where it is not the student's prompt
     topk: int = 0  # of the sampler's most likely tokens to return at each position
+    ends: tuple[int, ...] = ()  # ids that do not count among its most likely ones
     segment_tokens: int = 0  # hand the response on in segments of so many tokens; 0: whole
 
     def answered(
@@ -198,7 +200,8 @@ class ScoreRequest:
     without `prompts` those of every sample, behind its own.
 
     `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1. `channel`
-    names the stream that segments come in.
+    names the stream that segments come in. `ends` are one outcome: the score of a sampled one is that of all of them,
+    and in a top k they have a column of their own, the last, under the smallest of their ids.
     """
 
     support: str  # sampled | topk | full
@@ -207,6 +210,7 @@ class ScoreRequest:
     prompts: dict[str, list[int]] = field(default_factory=dict)
     reusable: bool = False  # the same responses will be asked about again
     channel: str = ""
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,10 +391,12 @@ def trained_batch(
     rewards: Sequence[float | None],
     student_logprobs: Sequence[np.ndarray],
     teacher_logprobs: Sequence[np.ndarray | None],
+    class_logprobs: Sequence[np.ndarray] | None = None,
 ) -> pa.RecordBatch:
     """What a learner rank trained on, for samples/*.arrow. Rows in the given order."""
     columns: list[Any] = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
     columns += [list(rewards), list(student_logprobs), list(teacher_logprobs)]
+    columns.append([None] * len(samples) if class_logprobs is None else list(class_logprobs))
     arrays = [pa.array(c, f.type) for c, f in zip(columns, TRAINED, strict=True)]
     return pa.record_batch(arrays, schema=TRAINED)
 

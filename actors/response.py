@@ -6,6 +6,7 @@ whoever ends it and whenever.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from actors.records import Request, Sample
@@ -29,7 +30,7 @@ class Response:
         new = range(len(self._ids), len(completion.token_ids))
         self._ids += completion.token_ids[new.start :]
         self._logprobs += sampled_logprobs(completion.logprobs, new)
-        self._support += ranked_ids(completion.logprobs, new, self.request.topk)
+        self._support += ranked_ids(completion.logprobs, new, self.request.topk, self.request.ends)
         self._versions += [version] * len(new)
         for span in completion.weight_versions or ():
             self._versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
@@ -54,11 +55,13 @@ def sampled_logprobs(flat: Any, positions: range) -> list[float]:
     return [float(flat.logprobs[flat.start_indices[t]]) for t in positions]
 
 
-def ranked_ids(flat: Any, positions: range, k: int) -> list[int]:
-    """The k most likely tokens of each position, row-major: [tokens * k]. The sampled token stands among them once."""
+def ranked_ids(flat: Any, positions: range, k: int, ends: Sequence[int] = ()) -> list[int]:
+    """The k most likely tokens of each position but for `ends`, row-major: [tokens * k]. vLLM was asked for k + |ends|.
+    The sampled token stands among them once."""
     found: list[int] = []
     for t in positions:
         start, end = flat.start_indices[t], flat.end_indices[t]
         by_rank = dict(zip(flat.ranks[start:end], flat.token_ids[start:end], strict=True))
-        found += [by_rank[rank] for rank in range(1, k + 1)]
+        ranked = [by_rank[rank] for rank in range(1, k + len(ends) + 1)] if k else []
+        found += [token for token in ranked if token not in ends][:k]
     return found

@@ -186,7 +186,7 @@ class Rollout(Writer):
             max_tokens=self._longest(request, sampling),
             seed=request.seed,
             stop_token_ids=list(end_token_ids),
-            logprobs=request.topk,
+            logprobs=request.topk + len(request.ends),
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.CUMULATIVE if request.segment_tokens else RequestOutputKind.FINAL_ONLY,

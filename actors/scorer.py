@@ -292,8 +292,8 @@ def _item(sample: Sample, prompt_ids: list[int], response_ids: list[int]) -> Ite
     )
 
 
-def _kind(request: ScoreRequest) -> tuple[str, int, str]:
-    return request.support, request.topk, request.topk_of
+def _kind(request: ScoreRequest) -> tuple[str, int, str, tuple[int, ...]]:
+    return request.support, request.topk, request.topk_of, request.ends
 
 
 async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:

@@ -23,6 +23,7 @@ from actors.records import Score, ScoreRequest
 from actors.scorer import Item
 from actors.stored import stored
 from configs.schema import Scorer as ScorerConfig
+from objectives import ends
 from objectives.divergence import entropy
 
 CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] alive at a time
@@ -113,17 +114,38 @@ class TorchEngine:
     def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
         columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1), "entropy": entropy(logprobs)}
-        if request.support == "topk":
-            ids = own if request.topk_of == "student" else logprobs.topk(request.topk, dim=-1).indices
-            if request.topk_of == "union":
-                ids = united(ids, own)
-            used, inside = ids >= 0, ids.clamp(min=0)
-            columns["support_ids"] = ids
-            columns["support_logprobs"] = logprobs.gather(-1, inside).masked_fill(~used, -torch.inf)
-            outside = torch.ones_like(logprobs, dtype=torch.bool)
-            outside.scatter_(-1, torch.where(used, inside, inside[..., :1]), False)  # the first place is always used
-            columns["tail_logprob"] = logprobs.masked_fill(~outside, -torch.inf).logsumexp(-1)
-        return columns
+        if request.ends:
+            columns["logprobs"] = ends.class_logprob(logprobs, token_ids, request.ends)
+        return columns | (support_of(logprobs, own, request) if request.support == "topk" else {})
+
+
+def support_of(logprobs: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
+    """The top k of [N, V] log-probs, as the request wants them, and their tail; `own` are the student's ids [N, k]. End
+    tokens that are one outcome stand apart from the k, in a last column, and in no tail."""
+    others = _without(logprobs, request.ends)
+    if request.topk_of == "student":
+        ids = own
+    else:
+        best = others.topk(min(request.topk, others.shape[-1]), dim=-1)
+        ids = best.indices.masked_fill(best.values == -torch.inf, -1) if request.ends else best.indices
+    if request.topk_of == "union":
+        ids = united(ids, own)
+    used, inside = ids >= 0, ids.clamp(min=0)
+    logprob = others.gather(-1, inside).masked_fill(~used, -torch.inf)
+    outside = torch.ones_like(logprobs, dtype=torch.bool)
+    outside.scatter_(-1, torch.where(used, inside, inside[..., :1]), False)  # the first place is always used
+    tail = others.masked_fill(~outside, -torch.inf).logsumexp(-1)
+    if request.ends:
+        ids = torch.cat([ids, torch.full_like(ids[..., :1], min(request.ends))], dim=-1)
+        logprob = torch.cat([logprob, ends.class_mass(logprobs, request.ends).unsqueeze(-1)], dim=-1)
+    return {"support_ids": ids, "support_logprobs": logprob, "tail_logprob": tail}
+
+
+def _without(logprobs: Tensor, ids: Sequence[int]) -> Tensor:
+    """The same log-probs, with no mass on some ids."""
+    if not ids:
+        return logprobs
+    return logprobs.index_fill(-1, torch.tensor(ids, dtype=torch.long, device=logprobs.device), -torch.inf)
 
 
 def united(first: Tensor, second: Tensor) -> Tensor:

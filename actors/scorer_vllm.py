@@ -59,6 +59,8 @@ class VllmEngine:
         """Raises ValueError for what prompt log-probs cannot give."""
         if request.support == "full":
             raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
+        if request.ends:
+            raise ValueError("the vllm scorer gives no mass of all end tokens; use engine: torch")
         return list(await asyncio.gather(*(self._one(item, request) for item in items)))
 
     async def replace(self, tensors: dict[str, Any]) -> None:

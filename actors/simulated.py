@@ -347,8 +347,9 @@ def _score(sample: Sample, so_far: list[int], request: ScoreRequest, version: in
     logprobs = liked(so_far)[start:]
     support: dict[str, Any] = {}
     if request.support == "topk":
-        support["support_ids"] = np.tile(np.arange(request.topk, dtype=np.int32), (len(ids), 1))
-        support["support_logprobs"] = np.full((len(ids), request.topk), -3.0, np.float16)
+        columns = [*range(request.topk), *request.ends[:1]]
+        support["support_ids"] = np.tile(np.array(columns, dtype=np.int32), (len(ids), 1))
+        support["support_logprobs"] = np.full((len(ids), len(columns)), -3.0, np.float16)
         support["tail_logprob"] = np.full(len(ids), -1.0, np.float32)
     if request.support == "full":
         support["hidden"] = np.zeros(len(ids), np.float32).tobytes()

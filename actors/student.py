@@ -20,6 +20,7 @@ from objectives.objective import Objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens
 
+STREAMS = ("logprob", "class_logprob", "value")  # of each token, that a later pass and the readings look back at
 Head = tuple[str, int]  # a model and its version: which projection its hidden states need
 
 
@@ -61,9 +62,9 @@ class Targets:
 
 
 class Student(nn.Module):
-    """`forward` returns (loss, metric sums, detached `logprob` and, with a value head, `value` [N] of each token).
+    """`forward` returns (loss, metric sums, those of STREAMS that there are, detached, [N]).
 
-    Without a gradient also the KLs and the entropy of each, nats.
+    Without a gradient also the KLs and the entropy of each token, nats.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Student(nn.Module):
             streams["value"] = self.value_head(hidden.detach()).float().squeeze(-1)
         loss = self.objective.loss(streams, targets.tokens, dials)
         sums = self.objective.metrics(streams, targets.tokens, dials)
-        told = {name: streams[name].detach() for name in ("logprob", "value") if name in streams}
+        told = {name: streams[name].detach() for name in STREAMS if name in streams}
         if not torch.is_grad_enabled():  # read, and not trained on
             told |= self.objective.each(streams, targets.tokens)
         return loss, sums, told

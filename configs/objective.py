@@ -5,7 +5,7 @@ docs/objectives.md defines them; configs/rules/ says which combinations have no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -203,7 +203,9 @@ class Objective(Node):
     `target`: a model; several with weights; a route by a field of the prompt row; `data`, the response's own tokens;
     `none`, for a reward alone. `loss`: a function of your own, `package.module:function`, in place of the divergence.
     `reverse_weight` (lambda) weights REVERSE KL: lambda*KL(student||teacher) + (1-lambda)*KL(teacher||student).
-    `estimator`: how a sampled token's log-ratio is used. `baseline`, `discount`: of the sampled signal.
+    `end_tokens`: `same` refuses models that end at other ids than the student, `class` takes the ids that any of them
+    ends at for one outcome of the target's term. `estimator`: how a sampled token's log-ratio is used. `baseline`,
+    `discount`: of the sampled signal.
     """
 
     prefix: Source | dict[Source, Dial] = "student"
@@ -222,6 +224,7 @@ class Objective(Node):
     clip: Clip = Clip()
     baseline: Literal["none", "exact", "value"] = "none"
     discount: Fraction = 0.0
+    end_tokens: Literal["same", "class"] = "same"
     logprob_floor: Annotated[float, Field(lt=0.0)] = -50.0
     outcome: Outcome = Outcome()
     reference: Reference | None = None
@@ -267,6 +270,16 @@ class Objective(Node):
         if isinstance(self.target, dict):
             return dict(self.target)
         return {} if self.target in (DATA, NONE) else {self.target: 1.0}
+
+    @property
+    def target_models(self) -> tuple[str, ...]:
+        """Models that the distillation term is taken to: teachers, and what they are extrapolated against."""
+        return tuple(dict.fromkeys((*self.teachers, *([self.extrapolate.base] if self.extrapolate else ()))))
+
+    def merged_ends(self, ends: Sequence[int], model: str | None = None) -> tuple[int, ...]:
+        """End tokens that are one outcome, of the student or in the scores of a model; none where they are tokens."""
+        merges = self.end_tokens == "class" and self.target_models and (model is None or model in self.target_models)
+        return tuple(ends) if merges else ()
 
     @property
     def distributional(self) -> bool:

@@ -12,7 +12,7 @@ sums over tokens, to be divided once, globally.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from configs.node import START
 from configs.objective import DATA, Route
 from configs.objective import Objective as ObjectiveConfig
-from objectives import divergence, readings, signal, trust
+from objectives import divergence, ends, readings, signal, trust
 from objectives.advantage import generalised_advantages, returns_to_go
 from objectives.divergence import Family
 from objectives.schedule import Dials
@@ -34,10 +34,10 @@ OwnLoss = Callable[[Tensor, Tokens], Tensor]  # (student log-probs [n, V], token
 ROUTED = "routed"  # slot of the target where each prompt has a teacher of its own
 
 
-def build(config: ObjectiveConfig, start_kl: str | None = None) -> Objective:
+def build(config: ObjectiveConfig, start_kl: str | None = None, end_tokens: Sequence[int] = ()) -> Objective:
     """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest.
-    `start_kl` (sampled | exact) is read beside it, and enters no loss."""
-    return Objective(config, _own_loss(config.loss) if config.loss else None, start_kl)
+    `start_kl` (sampled | exact) is read beside it, and enters no loss. `end_tokens`: those that are one outcome."""
+    return Objective(config, _own_loss(config.loss) if config.loss else None, start_kl, tuple(end_tokens))
 
 
 def slots(config: ObjectiveConfig, start_kl: str | None = None) -> dict[str, tuple[str, ...]]:
@@ -66,34 +66,47 @@ class Objective:
     config: ObjectiveConfig
     own_loss: OwnLoss | None = None
     start_kl: str | None = None
+    ends: tuple[int, ...] = ()
 
     def read(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
         """One number a token, [n] each, of a chunk: student_logprobs [n, V] over the common vocabulary, nats.
 
-        `logprob`, `distillation` (on topk and full supports, or of a loss of your own) and `reference` (exact) have a
-        graph; all else is detached.
+        `logprob` and `class_logprob` of the sampled token, `distillation` (on topk and full supports, or of a loss of
+        your own) and `reference` (exact) have a graph; all else is detached.
         """
         config = self.config
         streams = {"logprob": student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)}
+        if self.ends:
+            streams["class_logprob"] = ends.class_logprob(student_logprobs, tokens.token_ids, self.ends)
+        outcomes, of_outcomes = self._outcomes(student_logprobs, tokens)
         if self.own_loss is not None:
-            streams["distillation"] = self.own_loss(student_logprobs, tokens)
+            streams["distillation"] = self.own_loss(outcomes, of_outcomes)
         elif config.distributional:
-            parts = [w * self._divergence(student_logprobs, tokens, s, dials) for s, w in teacher_slots(config).items()]
+            parts = [w * self._divergence(outcomes, of_outcomes, s, dials) for s, w in teacher_slots(config).items()]
             streams["distillation"] = torch.stack(parts).sum(0)
         if config.reference and config.reference.placement == "exact":
             student, reference = readings.outcomes(config, student_logprobs, tokens.scores[config.reference.model])
             streams["reference"] = divergence.reverse_kl(student, reference, config.logprob_floor)
         with torch.no_grad():
             if config.baseline == "exact":
-                streams["baseline"] = self._expected_signal(student_logprobs, tokens, dials)
+                streams["baseline"] = self._expected_signal(outcomes, of_outcomes, dials)
                 if config.extrapolate is not None and not config.discount:  # returns are towards p* of whole responses
-                    streams["target_logprob"] = self._extrapolated(student_logprobs, tokens)
+                    streams["target_logprob"] = self._extrapolated(outcomes, of_outcomes)
             if self.start_kl == "exact":
                 start = tokens.scores[START].logprobs
                 assert start is not None
                 streams["start_kl"] = divergence.reverse_kl(student_logprobs, start, config.logprob_floor)
-            streams |= readings.of_chunk(config, student_logprobs, tokens, teacher_slots(config))
+            streams["entropy"] = divergence.entropy(student_logprobs)
+            streams |= readings.of_chunk(config, outcomes, of_outcomes, teacher_slots(config))
         return streams
+
+    def _outcomes(self, student_logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        """Student and tokens as the distillation term sees them: end tokens merged, where they are a class and more
+        than the sampled token is compared."""
+        if not self.ends or (self.config.support == "sampled" and self.own_loss is None):
+            return student_logprobs, tokens
+        slots = [*teacher_slots(self.config), *([self.config.extrapolate.base] if self.config.extrapolate else ())]
+        return ends.merged(student_logprobs, self.ends), ends.merged_tokens(tokens, student_logprobs, slots, self.ends)
 
     def loss(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
         """The weighted sum to minimise, over whole responses."""
@@ -108,7 +121,7 @@ class Objective:
             k1 = streams["logprob"] - tokens.scores[START].logprob.clamp(min=self.config.logprob_floor)
             sums["start_k1"] = k1[tokens.on & tokens.drawn].sum()
         if tokens.old_logprob is not None and (signals := self._signals(streams, tokens, dials)):
-            held = [self._surrogate(streams["logprob"], tokens, signal).held for signal in signals]
+            held = [self._surrogate(*_student(streams, tokens, term), tokens, s).held for term, s in signals.items()]
             sums["held"] = torch.stack(held).any(0)[tokens.on].sum()
         return sums
 
@@ -117,12 +130,14 @@ class Objective:
         """The readings of each token, [N], that evaluations are compared by: KLs and entropy, nats."""
         return readings.each(self.config, streams, tokens, teacher_slots(self.config))
 
-    def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> list[Tensor]:
-        """What the policy gradients of this objective push by, [N] each."""
+    def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
+        """What the policy gradients of this objective push by, [N] each, by term."""
         config = self.config
-        rewards = [self.token_advantages(streams, tokens, dials)] if "outcome" in config.terms else []
+        signals = {"outcome": self.token_advantages(streams, tokens, dials)} if "outcome" in config.terms else {}
         sampled = config.teachers and not config.distributional and config.estimator in ("reward", "k3_in_reward")
-        return [*rewards, self.signal(streams, tokens, dials)] if sampled and self.own_loss is None else rewards
+        if sampled and self.own_loss is None:
+            signals["distillation"] = self.signal(streams, tokens, dials)
+        return signals
 
     def per_token(self, streams: Streams, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
         """Unweighted terms by name, [N] nats each."""
@@ -145,9 +160,9 @@ class Objective:
         elif "distillation" in streams:
             per_token = streams["distillation"]
         elif config.estimator in ("k1_in_loss", "k2_in_loss", "k3_in_loss"):
-            per_token = self._drawn_from_student(streams, tokens) * self._in_loss(streams, tokens)
+            per_token = self._drawn_from_student(streams, tokens, "distillation") * self._in_loss(streams, tokens)
         else:
-            per_token = self._policy_gradient(streams, tokens, self.signal(streams, tokens, dials))
+            per_token = self._policy_gradient(streams, tokens, self.signal(streams, tokens, dials), "distillation")
         return per_token * (tokens.advantage > 0) if config.outcome.combine == "gate" else per_token
 
     def signal(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
@@ -168,7 +183,7 @@ class Objective:
         return tokens.by_response(lambda a: returns_to_go(a, discount), total * tokens.on) if discount else total
 
     def _signal_to(self, slot: str, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        config, logprob = self.config, streams["logprob"].detach()
+        config, logprob = self.config, readings.of_distillation(streams).detach()
         teacher = self._target_logprob(slot, streams, tokens)
         if config.estimator == "k3_in_reward":
             return -signal.k3(logprob, teacher)
@@ -176,7 +191,7 @@ class Objective:
 
     def _in_loss(self, streams: Streams, tokens: Tokens) -> Tensor:
         kinds = {"k1_in_loss": lambda q, p: q - p, "k2_in_loss": signal.k2, "k3_in_loss": signal.k3}
-        estimate, logprob = kinds[self.config.estimator], streams["logprob"]
+        estimate, logprob = kinds[self.config.estimator], readings.of_distillation(streams)
         targets = {slot: self._target_logprob(slot, streams, tokens) for slot in teacher_slots(self.config)}
         return torch.stack([w * estimate(logprob, targets[s]) for s, w in teacher_slots(self.config).items()]).sum(0)
 
@@ -193,7 +208,7 @@ class Objective:
         return base + extrapolate.weight * (teacher - base)
 
     def _outcome(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        return self._policy_gradient(streams, tokens, self.token_advantages(streams, tokens, dials))
+        return self._policy_gradient(streams, tokens, self.token_advantages(streams, tokens, dials), "outcome")
 
     def token_advantages(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
         """A of each token: the response's, less the reference's share, or by the value head. [N] detached."""
@@ -240,13 +255,14 @@ class Objective:
         if self.config.reference.placement == "exact":
             return streams["reference"]
         reference = tokens.scores[self.config.reference.model].logprob.clamp(min=self.config.logprob_floor)
-        return self._drawn_from_student(streams, tokens) * signal.k2(streams["logprob"], reference)
+        return self._drawn_from_student(streams, tokens, "reference") * signal.k2(streams["logprob"], reference)
 
-    def _policy_gradient(self, streams: Streams, tokens: Tokens, advantage: Tensor) -> Tensor:
-        return self._mismatch(streams, tokens) * self._surrogate(streams["logprob"], tokens, advantage).loss
+    def _policy_gradient(self, streams: Streams, tokens: Tokens, advantage: Tensor, term: str) -> Tensor:
+        surrogate = self._surrogate(*_student(streams, tokens, term), tokens, advantage)
+        return self._mismatch(streams, tokens) * surrogate.loss
 
-    def _surrogate(self, logprob: Tensor, tokens: Tokens, advantage: Tensor) -> trust.Surrogate:
-        config, old = self.config.trust, tokens.old_logprob
+    def _surrogate(self, logprob: Tensor, old: Tensor | None, tokens: Tokens, advantage: Tensor) -> trust.Surrogate:
+        config = self.config.trust
         low, high = config.bounds
         if old is None:
             return trust.policy_gradient(logprob, advantage)
@@ -266,12 +282,10 @@ class Objective:
         logprob = streams["logprob"].detach() if tokens.old_logprob is None else tokens.old_logprob
         return mismatch_weight(self.config, logprob, tokens)
 
-    def _drawn_from_student(self, streams: Streams, tokens: Tokens) -> Tensor:
+    def _drawn_from_student(self, streams: Streams, tokens: Tokens, term: str) -> Tensor:
         """sg of the mismatch weight times q/q_old: what makes the mean of an estimate in the loss one over y ~ q."""
-        weight = self._mismatch(streams, tokens)
-        if tokens.old_logprob is None:
-            return weight
-        return weight * trust.ratio_of(streams["logprob"].detach(), tokens.old_logprob)
+        weight, (logprob, old) = self._mismatch(streams, tokens), _student(streams, tokens, term)
+        return weight if old is None else weight * trust.ratio_of(logprob.detach(), old)
 
     def _divergence(self, student_logprobs: Tensor, tokens: Tokens, slot: str, dials: Dials) -> Tensor:
         config = self.config
@@ -306,6 +320,14 @@ class Objective:
 
     def _base(self, tokens: Tokens) -> Scores | None:
         return tokens.scores[self.config.extrapolate.base] if self.config.extrapolate else None
+
+
+def _student(streams: Streams, tokens: Tokens, term: str) -> tuple[Tensor, Tensor | None]:
+    """The student's log-prob of what a term is about, now and at the start of the step: of the class in the
+    distillation term, of tokens in all others. What is held against mu is always the token's."""
+    if term == "distillation" and "class_logprob" in streams:
+        return streams["class_logprob"], tokens.old_class_logprob
+    return streams["logprob"], tokens.old_logprob
 
 
 def family(config: ObjectiveConfig) -> Family:

@@ -37,8 +37,9 @@ def outcomes(
 def of_chunk(
     config: ObjectiveConfig, student_logprobs: Tensor, tokens: Tokens, teachers: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Readings that need the student's distribution, [n] each; means over several teachers by their weights."""
-    found = {"entropy": divergence.entropy(student_logprobs)}
+    """Readings that need the student's distribution over the outcomes that teachers are compared on, [n] each; means
+    over several teachers by their weights."""
+    found: dict[str, Tensor] = {}
     if config.support == "sampled":  # though a reference may bring whole distributions
         return found
     share = sum(teachers.values()) or 1.0
@@ -54,14 +55,15 @@ def sums(
 ) -> dict[str, Tensor]:
     """Sums over loss tokens of everything read, and of what needs the sampled token alone."""
     on, logprob = tokens.on, streams["logprob"]
-    hidden = ("logprob", "distillation", "reference", "baseline", "target_logprob", "value")
+    against = of_distillation(streams)
+    hidden = ("logprob", "class_logprob", "distillation", "reference", "baseline", "target_logprob", "value")
     values = {name: value for name, value in streams.items() if name not in hidden}
     share = sum(teachers.values()) or 1.0
     if teachers:
-        ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
-        values["k1"] = _k1(config, logprob, tokens, teachers)
+        ratios = {s: signal.clipped_log_ratio(against, _floored(config, tokens.scores[s].logprob)) for s in teachers}
+        values["k1"] = _k1(config, against, tokens, teachers)
         floored = {s: _floored(config, tokens.scores[s].logprob) for s in teachers}
-        k3s = [(weight / share) * signal.k3(logprob, floored[s]) for s, weight in teachers.items()]
+        k3s = [(weight / share) * signal.k3(against, floored[s]) for s, weight in teachers.items()]
         values["k3"] = torch.stack(k3s).sum(0)
         if config.clip.log_ratio is not None:
             low, high = config.clip.log_ratio
@@ -84,7 +86,7 @@ def each(
     """The KLs and the entropy of each token, [n], nats, whose means `sums` leads to; what is not read is left out."""
     found = {name: streams[name] for name in ("reverse_kl", "forward_kl", "entropy") if name in streams}
     if teachers and "reverse_kl" not in found:
-        found["reverse_kl"] = _k1(config, streams["logprob"], tokens, teachers)
+        found["reverse_kl"] = _k1(config, of_distillation(streams), tokens, teachers)
     return found
 
 
@@ -93,6 +95,12 @@ def _k1(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens, teachers: Mapp
     share = sum(teachers.values()) or 1.0
     ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
     return -torch.stack([(teachers[s] / share) * r for s, r in ratios.items()]).sum(0)
+
+
+def of_distillation(streams: Mapping[str, Tensor]) -> Tensor:
+    """The student's log-prob that is held against a teacher's, [N]: where end tokens are a class, of the token's
+    outcome."""
+    return streams.get("class_logprob", streams["logprob"])
 
 
 def _of_scores(config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores) -> dict[str, Tensor]:

@@ -34,8 +34,9 @@ class Tokens:
 
     token_ids [N]; sequence [N]: which response of the micro-batch a token is of, non-decreasing; position [N] in its
     response; on [N] bool: carries loss; weights: by term [N], 1 / global denominator or 0; rollout_logprob [N] (mu);
-    scores: by target slot. Of the learner at the start of the step, where it has looked: old_logprob, old_value [N].
-    Of the response, on each of its tokens: advantage [N], reward [N], drawn [N] bool (the student sampled it).
+    scores: by target slot. Of the learner at the start of the step, where it has looked: old_logprob, old_value [N],
+    and old_class_logprob [N] where end tokens are a class. Of the response, on each of its tokens: advantage [N],
+    reward [N], drawn [N] bool (the student sampled it).
     """
 
     token_ids: Tensor
@@ -50,6 +51,7 @@ class Tokens:
     scores: Mapping[str, Scores] = field(default_factory=dict)
     old_logprob: Tensor | None = None
     old_value: Tensor | None = None
+    old_class_logprob: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)

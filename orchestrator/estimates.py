@@ -113,7 +113,7 @@ def planned(
     trained = recipe.samples_per_step * (recipe.max_staleness + 1)
     evaluated = heldout * recipe.evaluate.samples_per_prompt
     moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
-    topk = objective.topk * (2 if objective.topk_of == "union" else 1)
+    topk = objective.topk * (2 if objective.topk_of == "union" else 1) + (objective.end_tokens == "class")
 
     def row_bytes(tokens: int) -> int:
         return sample_bytes(prompt_tokens, tokens, _student_topk(recipe))

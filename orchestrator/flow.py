@@ -191,6 +191,7 @@ class Flow:
             response_ids=prompt.response_ids if source == "dataset" else None,
             sampled_prompt_ids=sampled,
             topk=self._recipe.objective.topk if student_support else 0,
+            ends=self._recipe.objective.merged_ends(self._end_token_ids) if student_support else (),
             segment_tokens=self._segment_tokens,
         )
 
@@ -218,6 +219,7 @@ class Flow:
                 prompts={s.uid: prompts[s.uid].ids[model] for s in samples},
                 reusable=block.source != "student",
                 channel=block.channel,
+                ends=objective.merged_ends(self._end_token_ids, model),
             )
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             ref, header = await asked(request, tokens, patience, *earlier)

@@ -19,6 +19,7 @@ from configs.node import STUDENT
 from configs.objective import Route
 from configs.refusal import reason
 from configs.schema import Recipe
+from orchestrator.end_tokens import common_ends
 from orchestrator.layout import demands
 from orchestrator.loadable import check_models
 from orchestrator.prompts import Prompt, tokenize, with_responses
@@ -97,8 +98,8 @@ def read_models(recipe: Recipe) -> Models:
     """The models that some member serves, and whether they go together. Raises RecipeError."""
     folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
     tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
-    end = _same_end_tokens(folders, tokenizers)
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
+    end = common_ends(recipe, _end_tokens(folders, tokenizers), vocabulary)
     _same_templates(tokenizers)
     _fit_contexts(recipe, folders)
     check_models(recipe, folders)
@@ -108,9 +109,17 @@ def read_models(recipe: Recipe) -> Models:
 def check_swap(recipe: Recipe, swapped: Recipe) -> None:
     """Whether a live run may go on with other swaps. Raises RecipeError."""
     common = min(logit_width(model_directory(recipe.path_of(*place))) for place in places(recipe))
-    if (after := read_models(swapped).vocabulary) < common:
+    after = read_models(swapped)
+    if after.vocabulary < common:
         raise RecipeError(
-            f"swap: its logits have {after} columns, the models of this run share {common}; use a model as wide"
+            f"swap: its logits have {after.vocabulary} columns, the models of this run share {common}; use a model as "
+            "wide"
+        )
+    if recipe.objective.end_tokens == "class" and (
+        more := {*after.end_token_ids} - {*read_models(recipe).end_token_ids}
+    ):
+        raise RecipeError(
+            f"swap: it ends at {sorted(more)}, which end no response of this run; use a model that does not"
         )
 
 
@@ -189,17 +198,10 @@ def _tokenizer(key: str, folder: Path) -> Any:
     return tokenizer
 
 
-def _same_end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> tuple[int, ...]:
-    ends = {place: set(end_token_ids(folder)) | {tokenizers[place].eos_token_id} for place, folder in folders.items()}
-    ends = {place: {i for i in ids if i is not None} for place, ids in ends.items()}
-    student = ends[Place(STUDENT)]
-    for place, ids in ends.items():
-        if ids != student:
-            raise RecipeError(
-                f"{place}: end tokens {sorted(ids)} differ from the student's {sorted(student)}; a student "
-                "scored by a teacher that ends elsewhere learns never to end; use models of one family"
-            )
-    return tuple(sorted(student))
+def _end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> dict[Place, frozenset[int]]:
+    """Where each model ends a response: by its configuration, and by its tokenizer."""
+    ids = {place: {*end_token_ids(folder), tokenizers[place].eos_token_id} for place, folder in folders.items()}
+    return {place: frozenset(i for i in of_place if i is not None) for place, of_place in ids.items()}
 
 
 def _same_templates(tokenizers: Mapping[Place, Any]) -> None:

@@ -376,7 +376,8 @@ def _pieces(ids: list[int], decode: Decode, piece: Callable[[int], str]) -> Iter
 
 def _ratios(row: Row) -> list[float | None]:
     """log p - log q of each response token, nats; None where either is not known."""
-    q, p = (row[name] or [None] * len(row["response_ids"]) for name in ("student_logprobs", "teacher_logprobs"))
+    q, p = row.get("class_logprobs") or row["student_logprobs"], row["teacher_logprobs"]
+    q, p = (column or [None] * len(row["response_ids"]) for column in (q, p))
     return [None if a is None or b is None else b - a for a, b in zip(q, p, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def role_sizes(recipe: Recipe) -> dict[str, int]:
 
 class Roles:
     """`vocabulary` is the models' common logit width; `claim` is told of a version before anything carries it, and
-    `notice` what a person should know. What already serves is taken as it is."""
+    `notice` what a person should know; `end_token_ids` end a response. What already serves is taken as it is."""
 
     def __init__(
         self,
@@ -38,8 +38,10 @@ class Roles:
         carrier: Carrier,
         claim: Callable[[int], None],
         notice: Callable[[str], None],
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self._recipe = recipe
+        self._end_token_ids = end_token_ids
         self._pools = pools
         self._vocabulary = vocabulary
         self._notice = notice
@@ -130,6 +132,7 @@ class Roles:
             publish_dtype=recipe.rollout.dtype,
             updates=recipe.batch.updates,
             start_kl=recipe.metrics.start_kl,
+            end_tokens=tuple(self._end_token_ids) if recipe.objective.end_tokens == "class" else (),
             temperature=recipe.learner_temperature,
             compares_sampler=recipe.samples_what_it_reads,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},

@@ -91,7 +91,7 @@ class Run:
         self.flow = Flow(self.recipe, self.pools, self.meter, ends, self.recipe.stream_tokens)
         claim = partial(checkpoint.claim_version, self.directory)
         vocabulary, notice = self.inputs.vocabulary, self.observer.notice
-        self.roles = Roles(self.recipe, self.pools, vocabulary, self.carrier, claim, notice)
+        self.roles = Roles(self.recipe, self.pools, vocabulary, self.carrier, claim, notice, ends)
         self.flow.alarm = self.roles.canaries.alarm
         self.learner = self.roles.learner
         aside = Flow(self.recipe, self.pools, self.evaluation_meter, ends)

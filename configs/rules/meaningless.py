@@ -204,6 +204,27 @@ def _swaps(recipe: Recipe) -> Finding:
     return None
 
 
+def _end_tokens(recipe: Recipe) -> Finding:
+    objective = recipe.objective
+    if objective.end_tokens == "same":
+        return None
+    if not objective.teachers and recipe.sampled_teacher is None:
+        return "objective.end_tokens: 'class' joins the student's with a target's, and there is none; set it to same"
+    for name in objective.target_models:
+        if recipe.scorer_of(name).engine == "vllm":
+            return (
+                f"scorer.{name}.engine: 'vllm' gives the mass of its likeliest tokens, and objective.end_tokens: class "
+                "needs that of every end token; use engine: torch"
+            )
+    reference = objective.reference.model if objective.reference else None
+    if reference in objective.target_models:
+        return (
+            f"objective.reference.model: {reference!r} is a target as well, and with end_tokens: class scores classes "
+            "where a reference needs tokens; name its directory a second time in models"
+        )
+    return None
+
+
 def _start_kl(recipe: Recipe) -> Finding:
     objective, sampling, kind = recipe.objective, recipe.sampling, recipe.metrics.start_kl
     if kind is None:
@@ -403,6 +424,7 @@ MEANINGLESS: tuple[Rule, ...] = (
     _extrapolations,
     _self_distillation,
     _swaps,
+    _end_tokens,
     _start_kl,
     _supports_of_engines,
     _outcomes,

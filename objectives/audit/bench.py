@@ -9,8 +9,9 @@ from torch import Tensor
 
 from configs.objective import Objective as ObjectiveConfig
 from objectives.advantage import group_advantages, returns_to_go
-from objectives.audit.tree import BATCH, Tree, World
+from objectives.audit.tree import BATCH, Tree, World, grow
 from objectives.divergence import extrapolated
+from objectives.ends import merged, places
 from objectives.objective import slots, teacher_slots
 from objectives.schedule import Dials, fractions_at
 from objectives.tokens import Scores, Tokens
@@ -43,6 +44,20 @@ class Bench:
         return self.world.tree
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """End tokens that are one outcome."""
+        return self.config.merged_ends(self.tree.ends)
+
+    @property
+    def outcome_tree(self) -> Tree:
+        """The language over outcomes: with one end token, that of its class."""
+        return grow() if self.ends else self.tree
+
+    def outcomes(self, logprobs: Tensor) -> Tensor:
+        """A model over the outcomes of the distillation term, [S, V] -> [S, O]; differentiable."""
+        return merged(logprobs, self.ends) if self.ends else logprobs
+
+    @property
     def mixing(self) -> dict[str, float]:
         """Share of responses by who writes them."""
         return {source: share for source, share in fractions_at(self.config, self.step).items() if share}
@@ -53,12 +68,12 @@ class Bench:
 
     @property
     def teachers(self) -> list[tuple[float, Tensor]]:
-        """Weights and target distributions [S, V]; an extrapolated one is normalised."""
-        found = [(weight, self.model_of(slot)) for slot, weight in teacher_slots(self.config).items()]
+        """Weights and target distributions over outcomes [S, O]; an extrapolated one is normalised."""
+        found = [(weight, self.outcomes(self.model_of(slot))) for slot, weight in teacher_slots(self.config).items()]
         beyond = self.config.extrapolate
         if beyond is None:
             return found
-        base = self.model_of(beyond.base)
+        base = self.outcomes(self.model_of(beyond.base))
         return [(weight, extrapolated(p, base, beyond.weight)) for weight, p in found]
 
     def writer(self, source: str, stale: bool = False) -> Tensor:
@@ -69,12 +84,16 @@ class Bench:
         return self.model_of(slot) if source == "teacher" and slot else self.world.data
 
     def support(self, slot: str) -> Tensor:
-        """Ids of the support at each prefix, [S, K]; -1 is an unused place."""
-        p, q = self.model_of(slot), self.world.student
+        """Outcomes of the support at each prefix, [S, K]; -1 is an unused place. A class of end tokens has a column of
+        its own, the last."""
+        ranked = slice(0, self.ends[0] if self.ends else None)
+        p, q = self.model_of(slot)[:, ranked], self.world.student[:, ranked]
         if self.config.topk_of == "union":
             ids = torch.cat([p.topk(1).indices, q.topk(1).indices], dim=-1)
-            return torch.where((ids == ids[:, :1]) & torch.tensor([False, True]), -1, ids)
-        return (q if self.config.topk_of == "student" else p).topk(TOPK).indices
+            ids = torch.where((ids == ids[:, :1]) & torch.tensor([False, True]), -1, ids)
+        else:
+            ids = (q if self.config.topk_of == "student" else p).topk(TOPK).indices
+        return torch.cat([ids, torch.full_like(ids[:, :1], self.ends[0])], dim=-1) if self.ends else ids
 
     def enumerated(self, source: str, stale: bool = False) -> Draws:
         """Every response of a source, or every group of two, with its exact probability."""
@@ -120,22 +139,30 @@ class Bench:
             drawn=torch.full((len(rows),), own),
             scores={slot: self.scores(slot, node, ids) for slot in slots(self.config)},
             old_logprob=self.world.student[node, ids] if self.config.trust.kind != "none" else None,
+            old_class_logprob=self._old_class(node, ids),
             old_value=self._values()[node] if valued else None,
         )
         return Draws(tokens, node, probability)
 
     def scores(self, slot: str, node: Tensor, ids: Tensor) -> Scores:
         """What the model of a slot says of the tokens `ids` [N] behind the prefixes `node` [N]."""
-        logprobs = self.model_of(slot)
-        asked = self.config.support_of[slots(self.config)[slot][0]]
-        found = Scores(logprob=logprobs[node, ids])
+        plain, model = self.model_of(slot), slots(self.config)[slot][0]
+        asked = self.config.support_of[model]
+        ends = self.config.merged_ends(self.tree.ends, model)
+        logprobs = merged(plain, ends) if ends else plain
+        found = Scores(logprob=logprobs[node, places(ids, ends) if ends else ids])
         if asked == "topk" or self.whole:
-            support = self.support(slot)
+            support = self.support(slot) if ends or not self.ends else _ranked(logprobs)
             unused = support < 0
             inside = logprobs.gather(-1, support.clamp(min=0)).masked_fill(unused, -torch.inf)
             tail = torch.log1p(-inside.exp().sum(-1))
             found = replace(found, support_ids=support[node], support_logprobs=inside[node], tail_logprob=tail[node])
-        return replace(found, logprobs=logprobs[node]) if asked == "full" or self.whole else found
+        return replace(found, logprobs=plain[node]) if asked == "full" or self.whole else found
+
+    def _old_class(self, node: Tensor, ids: Tensor) -> Tensor | None:
+        if self.config.trust.kind == "none" or not self.ends:
+            return None
+        return self.outcomes(self.world.student)[node, places(ids, self.ends)]
 
     @property
     def centred(self) -> Tensor:
@@ -189,3 +216,8 @@ class Bench:
         returns = torch.cat([returns_to_go(part, discount) for part in parts])
         chance = tree.of_responses(q).exp()[tree.sequence]
         return torch.zeros_like(tree.visits(q)).index_add(0, tree.node, chance * returns) / tree.visits(q)
+
+
+def _ranked(logprobs: Tensor) -> Tensor:
+    """Ids of the top k tokens of a model that is asked for tokens, [S, K]."""
+    return logprobs.topk(TOPK).indices

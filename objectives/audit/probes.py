@@ -10,8 +10,9 @@ from torch import Tensor
 
 from objectives.audit.bench import Bench, Draws
 from objectives.audit.estimate import NEGLIGIBLE, Estimate, Run, estimate, gradients_at, row_gradients
-from objectives.audit.tree import END, VOCABULARY, any_model
+from objectives.audit.tree import any_model
 from objectives.audit.variants import padded, with_a_zero, with_unused_places
+from objectives.objective import teacher_slots
 
 FAINT = 1e-9  # nats; as good as probability 1
 SURE, ALMOST = 40.0, 25.0  # a logit ahead by these has log-prob exactly 0 in float64, and just below 0
@@ -61,8 +62,11 @@ class Subject:
 
     @property
     def support(self) -> Tensor:
-        """Ids that the teacher ranks first at each prefix, [S, K]."""
-        return next(iter(self.bench.world.models.values())).topk(2).indices
+        """Ids that the teacher ranks first at each prefix, and end tokens that are one outcome, [S, K]."""
+        (slot, *_) = teacher_slots(self.bench.config)
+        ids = self.bench.support(slot)
+        others = torch.tensor(self.bench.ends[1:], dtype=ids.dtype).expand(len(ids), -1)
+        return torch.cat([ids, others], dim=-1)
 
 
 def probe(subject: Subject) -> list[str]:
@@ -125,7 +129,7 @@ def _of_support(subject: Subject, draws: Draws, rows: Tensor) -> str | None:
 def _dies_on_the_support(subject: Subject, draws: Draws) -> bool:
     """No gradient for a student that is the teacher on its support and has almost nothing beyond it."""
     teacher = next(iter(subject.bench.world.models.values()))
-    mass = torch.full_like(teacher, 1e-3 / (VOCABULARY - 2))
+    mass = torch.full_like(teacher, 1e-3 / (teacher.shape[-1] - subject.support.shape[-1]))
     inside = teacher.gather(-1, subject.support).softmax(-1) * (1.0 - 1e-3)
     logits = mass.scatter(-1, subject.support, inside).log()
     return not gradients_at(subject.run, draws.tokens, logits[draws.node]).any()
@@ -139,7 +143,7 @@ def _pushes_at_the_teacher(subject: Subject, rows: Tensor) -> bool:
 
 def _reads_support_alone(subject: Subject, rows: Tensor) -> bool:
     def shuffled(p: Tensor) -> Tensor:
-        outside = torch.ones_like(p).scatter(-1, p.topk(2).indices, 0.0).bool()
+        outside = torch.ones_like(p).scatter(-1, subject.support, 0.0).bool()
         return p.masked_scatter(outside, p[outside].view(len(p), -1).flip(-1).flatten())
 
     return _same(rows, subject.rows(subject.batch(subject.under(shuffled))))
@@ -196,7 +200,7 @@ def _drops_certain_tokens(subject: Subject, draws: Draws, rows: Tensor) -> bool:
     logits = subject.student[draws.node]
 
     def student_sure(gap: float) -> Tensor:
-        sure = torch.full((VOCABULARY,), -gap, dtype=logits.dtype).index_fill(0, torch.tensor([0]), 0.0)
+        sure = torch.full((logits.shape[-1],), -gap, dtype=logits.dtype).index_fill(0, torch.tensor([0]), 0.0)
         found = gradients_at(subject.run, draws.tokens, torch.where(chosen.unsqueeze(-1), sure, logits))
         return found[~chosen]  # its own is lost to rounding where a loss takes 1 - q
 
@@ -218,7 +222,7 @@ def _drops_certain_tokens(subject: Subject, draws: Draws, rows: Tensor) -> bool:
 
 
 def _drops_the_end(subject: Subject, draws: Draws, rows: Tensor) -> bool:
-    ends = draws.tokens.token_ids == END
+    ends = torch.isin(draws.tokens.token_ids, torch.tensor(subject.bench.tree.ends))
     return not rows[ends].any()
 
 

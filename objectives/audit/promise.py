@@ -14,7 +14,7 @@ from objectives.objective import family, teacher_slots
 
 def known(bench: Bench, student: Tensor) -> dict[str, Tensor]:
     """The four KLs and the reward by name, to be minimised; those that exist here. student [S, V] log-probs."""
-    tree, found = bench.tree, {}
+    tree, found, outcomes = bench.outcome_tree, {}, bench.outcomes(student)
     teachers = bench.teachers or (
         [(1.0, bench.writer(next(iter(bench.mixing))))] if bench.config.target == DATA else []
     )
@@ -23,10 +23,10 @@ def known(bench: Bench, student: Tensor) -> dict[str, Tensor]:
     if teachers:
         reverse, forward, whole_reverse, whole_forward = [], [], [], []
         for weight, p in teachers:
-            reverse.append((weight, targets.token_kl(student, p, 1.0, tree.visits(student))))
-            forward.append((weight, targets.token_kl(student, p, 0.0, own)))
-            whole_reverse.append((weight, targets.sequence_reverse_kl(tree, student, p)))
-            whole_forward.append((weight, targets.sequence_forward_kl(tree, student, p)))
+            reverse.append((weight, targets.token_kl(outcomes, p, 1.0, tree.visits(outcomes))))
+            forward.append((weight, targets.token_kl(outcomes, p, 0.0, own)))
+            whole_reverse.append((weight, targets.sequence_reverse_kl(tree, outcomes, p)))
+            whole_forward.append((weight, targets.sequence_forward_kl(tree, outcomes, p)))
         found["token reverse KL"] = targets.weighted(reverse)
         found["sequence reverse KL"] = targets.weighted(whole_reverse)
         found["token forward KL"] = targets.weighted(forward)
@@ -64,7 +64,7 @@ def _on_supports(bench: Bench, student: Tensor) -> dict[str, Tensor]:
         return {}
     (slot,) = teacher_slots(config)
     support = bench.support(slot)
-    q, p = targets.merged(student, support), targets.merged(bench.model_of(slot), support)
+    q, p = (targets.merged(bench.outcomes(x), support) for x in (student, bench.model_of(slot)))
     own = visits(bench)
     return {
         "top-k reverse KL with its tail": targets.token_kl(q, p, 1.0, own),
@@ -87,19 +87,19 @@ def _divergence_name(bench: Bench) -> str:
 
 
 def _divergence(bench: Bench, student: Tensor) -> Tensor:
-    config, tree = bench.config, bench.tree
+    config, tree, outcomes = bench.config, bench.outcome_tree, bench.outcomes(student)
     if config.target == DATA:
         writers = [(share, bench.writer(source)) for source, share in bench.mixing.items()]
         return targets.weighted([(s, targets.token_kl(student, p, 0.0, tree.visits(p))) for s, p in writers])
     if config.discount:
-        found = [(w, targets.discounted_reverse_kl(tree, student, p, config.discount)) for w, p in bench.teachers]
+        found = [(w, targets.discounted_reverse_kl(tree, outcomes, p, config.discount)) for w, p in bench.teachers]
     elif config.family == "linear":
         weight = bench.dials.reverse_weight
-        found = [(w, targets.token_kl(student, p, weight, visits(bench))) for w, p in bench.teachers]
+        found = [(w, targets.token_kl(outcomes, p, weight, visits(bench))) for w, p in bench.teachers]
     else:
         kind, weight = family(config), bench.dials.reverse_weight
         found = [
-            (w, (visits(bench) * divergence.divergence(student, p, weight, kind)).sum()) for w, p in bench.teachers
+            (w, (visits(bench) * divergence.divergence(outcomes, p, weight, kind)).sum()) for w, p in bench.teachers
         ]
     return targets.weighted(found)
 

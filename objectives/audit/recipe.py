@@ -18,8 +18,9 @@ from objectives.schedule import Dials, dials_at
 
 def audit_recipe(config: ObjectiveConfig, step: int, seed: int) -> Audit:
     """The audit of an objective as it stands at a step."""
-    bench = Bench(world(tuple(config.support_of | config.teachers), seed), config, dials_at(config, step), step)
-    built = objective.build(config)
+    ends = 2 if config.merged_ends((0,)) else 1
+    bench = Bench(world(tuple(config.support_of | config.teachers), seed, ends), config, dials_at(config, step), step)
+    built = objective.build(config, None, bench.ends)
     run = production(built, bench)
     draws = {source: bench.enumerated(source) for source in bench.mixing}
     measured, promised = _mixed(run, bench, draws), verdicts.promised(bench)
@@ -114,7 +115,10 @@ def _cause(config: ObjectiveConfig) -> str:
 def _notes(bench: Bench) -> tuple[str, ...]:
     config = bench.config
     notes = {
-        f"top-k support taken as {TOPK} of 4 outcomes": config.support == "topk",
+        f"top-k support taken as {TOPK} of 4 outcomes": config.support == "topk" and not bench.ends,
+        f"top-k support taken as {TOPK} of 3 tokens and the class of end tokens": config.support == "topk"
+        and bool(bench.ends),
+        "two end tokens are one outcome; KLs are of outcomes": bool(bench.ends),
         "groups of 2, enumerated as pairs; a group mean that includes the response scales by (n - 1) / n = 1/2": (
             config.needs_advantages and (config.outcome.baseline in ("mean", "rloo") or config.outcome.scale == "std")
         ),

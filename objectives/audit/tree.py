@@ -1,6 +1,6 @@
-"""A language small enough to write out: every response of three tokens and an end token, and models of it.
+"""A language small enough to write out: every response of three tokens and one end token or two, and models of it.
 
-Responses end with the end token or are cut at `LENGTH` tokens, and get no invented end. A model is its log-probs at
+Responses end with an end token or are cut at `LENGTH` tokens, and get no invented end. A model is its log-probs at
 each of the prefixes. The student's and its older copy's are multiples of 1/`PARTS`, so that a batch can hold every
 response exactly as often as it is drawn.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-VOCABULARY, END, LENGTH, PARTS = 4, 3, 3, 8
+END, LENGTH, PARTS = 3, 3, 8  # ids from END on are end tokens
 BATCH = PARTS**LENGTH  # responses of a batch that is drawn exactly in proportion
 
 
@@ -32,6 +32,14 @@ class Tree:
     lengths: Tensor
     truncated: Tensor
     children: Tensor
+
+    @property
+    def vocabulary(self) -> int:
+        return self.children.shape[-1]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return tuple(range(END, self.vocabulary))
 
     @property
     def prefixes(self) -> int:
@@ -83,11 +91,11 @@ class World:
     reward: Tensor
 
 
-def world(names: tuple[str, ...], seed: int) -> World:
-    """A random world with models of these names."""
+def world(names: tuple[str, ...], seed: int, ends: int = 1) -> World:
+    """A random world with models of these names, in a language of so many end tokens."""
     random = torch.Generator().manual_seed(seed)
-    tree = grow()
-    student = _shares(tree.prefixes, random)
+    tree = grow(ends)
+    student = _shares(tree, random)
     return World(
         tree=tree,
         student=student,
@@ -99,14 +107,16 @@ def world(names: tuple[str, ...], seed: int) -> World:
 
 
 def any_model(tree: Tree, random: torch.Generator) -> Tensor:
-    logits = torch.randn(tree.prefixes, VOCABULARY, generator=random, dtype=torch.float64)
+    logits = torch.randn(tree.prefixes, tree.vocabulary, generator=random, dtype=torch.float64)
     return logits.log_softmax(-1)
 
 
-def grow() -> Tree:
+def grow(ends: int = 1) -> Tree:
+    """The language; prefixes are the same, and in the same order, whatever the number of end tokens."""
+    vocabulary = END + ends
     prefixes = sorted(_prefixes(), key=len)
     index = {prefix: place for place, prefix in enumerate(prefixes)}
-    responses = [(*prefix, t) for prefix in prefixes for t in range(VOCABULARY) if (*prefix, t) not in index]
+    responses = [(*prefix, t) for prefix in prefixes for t in range(vocabulary) if (*prefix, t) not in index]
     places = [(r, t) for r, response in enumerate(responses) for t in range(len(response))]
     return Tree(
         node=torch.tensor([index[responses[r][:t]] for r, t in places]),
@@ -114,8 +124,8 @@ def grow() -> Tree:
         sequence=torch.tensor([r for r, _ in places]),
         position=torch.tensor([t for _, t in places]),
         lengths=torch.tensor([len(response) for response in responses]),
-        truncated=torch.tensor([response[-1] != END for response in responses]),
-        children=torch.tensor([[index.get((*prefix, t), -1) for t in range(VOCABULARY)] for prefix in prefixes]),
+        truncated=torch.tensor([response[-1] < END for response in responses]),
+        children=torch.tensor([[index.get((*prefix, t), -1) for t in range(vocabulary)] for prefix in prefixes]),
     )
 
 
@@ -123,13 +133,13 @@ def _prefixes() -> Iterator[tuple[int, ...]]:
     layer: list[tuple[int, ...]] = [()]
     for _ in range(LENGTH):
         yield from layer
-        layer = [(*prefix, t) for prefix in layer for t in range(VOCABULARY) if t != END]
+        layer = [(*prefix, t) for prefix in layer for t in range(END)]
 
 
-def _shares(prefixes: int, random: torch.Generator) -> Tensor:
+def _shares(tree: Tree, random: torch.Generator) -> Tensor:
     """Multiples of 1/PARTS, none 0, as log-probs [S, V]."""
-    spread = torch.ones(prefixes, VOCABULARY, dtype=torch.float64)
-    drawn = spread.multinomial(PARTS - VOCABULARY, replacement=True, generator=random)
+    spread = torch.ones(tree.prefixes, tree.vocabulary, dtype=torch.float64)
+    drawn = spread.multinomial(PARTS - tree.vocabulary, replacement=True, generator=random)
     counts = spread.scatter_add(-1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     return (counts / PARTS).log()
 
@@ -138,7 +148,8 @@ def _drifted(logprobs: Tensor, random: torch.Generator) -> Tensor:
     """The same with one part of every prefix's likeliest token given to another one."""
     counts = (logprobs.exp() * PARTS).round()
     likeliest = counts.argmax(-1)
-    step = torch.randint(1, VOCABULARY, likeliest.shape, generator=random)
-    moved = torch.stack([likeliest, (likeliest + step) % VOCABULARY], dim=-1)
+    vocabulary = logprobs.shape[-1]
+    step = torch.randint(1, vocabulary, likeliest.shape, generator=random)
+    moved = torch.stack([likeliest, (likeliest + step) % vocabulary], dim=-1)
     change = torch.tensor([[-1.0, 1.0]], dtype=torch.float64).expand(len(counts), -1)
     return (counts.scatter_add(-1, moved, change) / PARTS).log()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives.audit.bench import Draws
-from objectives.audit.tree import END, VOCABULARY
+from objectives.audit.tree import END
 from objectives.tokens import Scores, Tokens
 
 
@@ -55,11 +55,12 @@ def _filled(scores: Mapping[str, Scores], where: Tensor, value: float) -> dict[s
 def with_a_zero(draws: Draws) -> Draws:
     """Teachers that give a token other than the sampled one probability 0, on supports of the whole vocabulary."""
     ids = draws.tokens.token_ids
-    barred = torch.nn.functional.one_hot((ids + 1) % VOCABULARY, VOCABULARY).bool()
 
     def zeroed(score: Scores) -> Scores:
         if score.logprobs is None:
             return score
+        vocabulary = score.logprobs.shape[-1]
+        barred = torch.nn.functional.one_hot((ids + 1) % vocabulary, vocabulary).bool()
         logprobs = score.logprobs.masked_fill(barred, -torch.inf).log_softmax(-1)
         return replace(score, logprobs=logprobs, logprob=logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
 

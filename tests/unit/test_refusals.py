@@ -373,6 +373,28 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
         ),
         ({"models.teacher.swaps": {3: "/b"}}, "models.teacher.swaps: 3 is beyond the last step, 2"),
     ],
+    "_end_tokens": [
+        (
+            REWARD_ONLY | {"objective.end_tokens": "class"},
+            "objective.end_tokens: 'class' joins the student's with a target's, and there is none; set it to same",
+        ),
+        (CROSS_ENTROPY | {"objective.end_tokens": "class"}, "objective.end_tokens: 'class' joins the student's"),
+        (
+            {"objective.end_tokens": "class", "scorer.teacher.engine": "vllm"},
+            "scorer.teacher.engine: 'vllm' gives the mass of its likeliest tokens, and objective.end_tokens: class "
+            "needs that of every end token; use engine: torch",
+        ),
+        (
+            OTHER
+            | with_objective(end_tokens="class", extrapolate={"base": "other", "weight": 1.5})
+            | {"scorer.other.engine": "vllm"},
+            "scorer.other.engine: 'vllm' gives the mass of its likeliest tokens",
+        ),
+        (
+            REWARDED | with_objective(end_tokens="class", reference=REFERENCE),
+            "objective.reference.model: 'teacher' is a target as well, and with end_tokens: class scores classes where",
+        ),
+    ],
     "_start_kl": [
         (
             {"metrics.start_kl": "sampled", "models.start": {"path": "/o"}},
@@ -708,6 +730,12 @@ def test_every_warning_is_tested() -> None:
         with_objective(length=LADDER | {"caps": [8, 16]}),
         with_objective(length=LADDER | {"gate": GATE | {"eval_length": 16}}) | {"data.heldout": "/h"},
         {"models.unused": {"path": "/u"}},
+        {"objective.end_tokens": "class"},
+        CROSS_ENTROPY | with_objective(prefix="teacher", end_tokens="class"),
+        OTHER
+        | REWARDED
+        | with_objective(end_tokens="class", reference=REFERENCE | {"model": "other"})
+        | {"scorer.other.engine": "vllm"},
         {"metrics.start_kl": "sampled", "scorer.start.engine": "vllm"},
         REWARD_ONLY | {"metrics.start_kl": "exact", "sampling.temperature": 0.7},
         CROSS_ENTROPY | {"metrics.start_kl": "exact"},
