@@ -65,7 +65,7 @@ def test_a_masked_response_loses_its_outcome_term_and_changes_no_other_weight() 
 def test_what_the_student_did_not_draw_is_distilled_and_not_rewarded() -> None:
     config = Objective(**REWARDED | {"prefix": {"student": 1, "dataset": 1}, "support": "full"})
     shared = batch(config, foreign=frozenset({"b"}))
-    shared._slots = {}  # no hidden states here
+    shared._slots, shared._full = {}, ()  # no hidden states here
     tokens = shared.micro_batch(("a", "b"))[1].tokens
     assert tokens.weights["outcome"].tolist() == pytest.approx([0.1, 0.1, 0.0, 0.0, 0.0])
     assert tokens.weights["distillation"].tolist() == pytest.approx([0.1] * 5)
