@@ -1,11 +1,12 @@
 """A causal language model as the learner and the torch scorer use it: packed forward, and its head apart.
 
-Packing puts several sequences in one row; position ids that restart tell the attention where each begins, so no
-token of padding is computed and no sequence sees another.
+Packing puts several sequences in one row; position ids that restart, and cumulative lengths where a model takes them,
+tell it where each begins, so no token of padding is computed. Not every model can: `Handling` says which.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +16,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.handling import Handling, body_of
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Pack:
     """Rows of packed sequences. ids, positions: [rows, length] int64; `targets` indexes, in the flattened rows, the
-    position that predicts each response token, in sequence order; token_ids: [response tokens] int64."""
+    position that predicts each response token, in sequence order; token_ids: [response tokens] int64. `bounds`:
+    [sequences + 1] int32, where in a single row each sequence begins and the last ends; None if rows are padded."""
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
     token_ids: Tensor
+    bounds: Tensor | None = None
+    longest: int = 0  # tokens of the longest sequence
 
     def to(self, device: torch.device) -> Pack:
-        return Pack(*(getattr(self, name).to(device) for name in ("ids", "positions", "targets", "token_ids")))
+        names = ("ids", "positions", "targets", "token_ids")
+        bounds = None if self.bounds is None else self.bounds.to(device)
+        return Pack(*(getattr(self, name).to(device) for name in names), bounds=bounds, longest=self.longest)
+
+    @property
+    def rows_of(self) -> Tensor:
+        """[1, length] int32: which sequence each place of a packed row belongs to."""
+        assert self.bounds is not None
+        lengths = self.bounds.diff()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths).int().unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,11 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool 
     row = [token for p, r in sequences for token in (*p, *r)]
     starts = np.cumsum([0, *(len(p) + len(r) for p, r in sequences)])[:-1].tolist()
     positions = [i for p, r in sequences for i in range(len(p) + len(r))]
-    return _rows([row], sequences, starts, [positions])
+    return replace(
+        _rows([row], sequences, starts, [positions]),
+        bounds=torch.tensor([*starts, len(row)], dtype=torch.int32),
+        longest=max(len(p) + len(r) for p, r in sequences),
+    )
 
 
 def _rows(
@@ -118,17 +137,39 @@ def classify(model: Any, ids: Sequence[int]) -> float:
     return float(model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, 0])
 
 
-def hidden_states(model: Any, batch: Pack) -> Tensor:
-    """Last hidden states (after the final norm) that predict the response tokens: [response tokens, width]."""
-    body = getattr(model, model.base_model_prefix)
-    hidden = body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1])[batch.targets]
+def hidden_states(model: Any, batch: Pack, handling: Handling) -> Tensor:
+    """What the head reads (after the final norm) to predict the response tokens: [response tokens, width]."""
+    body = body_of(model)
+    wanted = {"position_ids": batch.positions, "use_cache": False, **_cumulative(batch)}
+    hidden = body(input_ids=batch.ids, **_taken(body, wanted)).last_hidden_state
+    return _behind_neck(model, hidden.reshape(-1, hidden.shape[-1])[batch.targets], handling)
 
 
-def continued_states(model: Any, ids: Sequence[int], cache: Any = None) -> tuple[Tensor, Any]:
-    """Last hidden states (after the final norm) of one sequence's next tokens, [tokens, width], and the key-values of
+def _cumulative(batch: Pack) -> dict[str, Any]:
+    """What flash attention, linear attention and short convolutions are told where sequences begin by."""
+    if batch.bounds is None:
+        return {}
+    names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
+    lengths = dict.fromkeys(names[0], batch.bounds) | dict.fromkeys(names[1], batch.longest)
+    return {**lengths, "seq_idx": batch.rows_of}
+
+
+def _taken(body: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those that a model's forward takes: architectures without positions have no argument for them."""
+    parameters = inspect.signature(body.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _behind_neck(model: Any, hidden: Tensor, handling: Handling) -> Tensor:
+    return hidden if handling.neck is None else model.get_submodule(handling.neck)(hidden)
+
+
+def continued_states(model: Any, ids: Sequence[int], handling: Handling, cache: Any = None) -> tuple[Tensor, Any]:
+    """What the head reads (after the final norm) of one sequence's next tokens, [tokens, width], and the key-values of
     all of its tokens so far. `cache` is what the tokens before left; it grows in place."""
-    body = getattr(model, model.base_model_prefix)
+    body = body_of(model)
     past = cache.get_seq_length() if cache is not None else 0
     output = body(
         input_ids=torch.tensor([list(ids)], device=model.device),
@@ -136,13 +177,13 @@ def continued_states(model: Any, ids: Sequence[int], cache: Any = None) -> tuple
         past_key_values=cache,
         use_cache=True,
     )
-    return output.last_hidden_state[0], output.past_key_values
+    return _behind_neck(model, output.last_hidden_state[0], handling), output.past_key_values
 
 
-def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, temperature: float = 1.0) -> Tensor:
+def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, handling: Handling, temperature: float = 1.0) -> Tensor:
     """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
     logits = head_logits(model, hidden)[..., :vocabulary]
-    return finish_logits(logits, logit_scale(model.config), soft_cap(model.config), temperature)
+    return finish_logits(logits, handling.scale, handling.soft_cap, temperature)
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -164,7 +205,7 @@ def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: 
     return logits.log_softmax(-1)
 
 
-def projection_of(model: Any, vocabulary: int) -> dict[str, Any]:
+def projection_of(model: Any, vocabulary: int, handling: Handling) -> dict[str, Any]:
     """The head as plain values for the wire: float32 or bf16 bits as arrays, so that no tensor class travels."""
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
@@ -173,8 +214,8 @@ def projection_of(model: Any, vocabulary: int) -> dict[str, Any]:
         "dtype": dtype_name(head.weight.dtype),
         "width": head.weight.shape[1],
         "bias": None if bias is None else bias[:vocabulary].detach().float().cpu().numpy(),
-        "scale": logit_scale(model.config),
-        "soft_cap": soft_cap(model.config),
+        "scale": handling.scale,
+        "soft_cap": handling.soft_cap,
     }
 
 
@@ -187,16 +228,6 @@ def projection_from(values: dict[str, Any], device: torch.device) -> Projection:
         scale=values["scale"],
         soft_cap=values["soft_cap"],
     )
-
-
-def logit_scale(config: Any) -> float:
-    """Cohere multiplies logits by `logit_scale`, Granite divides by `logits_scaling`; all others by 1."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-
-
-def soft_cap(config: Any) -> float | None:
-    cap = getattr(config, "final_logit_softcapping", None)
-    return float(cap) if cap else None
 
 
 def to_bytes(tensor: Tensor) -> np.ndarray:

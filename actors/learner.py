@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors import causal_lm, weights
+from actors import causal_lm, loading, weights
 from actors.address import own_address
 from actors.compiled import load_ops
 from actors.export import name_ends, write_model
 from actors.finite import all_finite, spoiling
+from actors.handling import PLAIN
 from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
@@ -44,6 +45,7 @@ class Learner(Member):
         self._device = torch.device("cpu")
         self._place = self._device  # where its states are: the host while it sleeps
         self._stored = Stored()
+        self._handling = PLAIN
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
         self._faults = LateFaults()
@@ -71,6 +73,7 @@ class Learner(Member):
             objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
             spec.vocabulary,
             spec.config.tokens_per_chunk,
+            self._handling,
             spec.temperature,
         )
         if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
@@ -214,7 +217,7 @@ class Learner(Member):
 
     def _batch(self, share: Share) -> Batch:
         spec = self._specified
-        return Batch(share, self._payloads, spec.objective, spec.config.packing, spec.start_kl)
+        return Batch(share, self._payloads, spec.objective, self._handling.packs, spec.start_kl)
 
     def _accumulate(self, batch: Batch) -> dict[str, Any]:
         """Forward and backward of this rank's share; the gradient is whole after it, and not yet applied."""
@@ -306,7 +309,12 @@ class Learner(Member):
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
     def _load_model(self, spec: LearnerSpec) -> Any:
-        model = causal_lm.load_model(Path(spec.model), spec.config.dtype, spec.config.attention)
+        """Looked at before DeepSpeed cuts it, by every rank alike. Where it stays whole it is looked at on its GPU."""
+        config = spec.config
+        on_gpu = config.resources.gpus > 0 and config.zero_stage < 3
+        place = torch.device("cuda" if on_gpu else "cpu")
+        loaded = loading.load(Path(spec.model), config.dtype, config.attention, config.packing, place)
+        model, self._handling = loaded.model.train(), loaded.handling
         if spec.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -1,8 +1,8 @@
 """Torch engine of the scorer: one packed transformers forward for the whole responses of a batch, the head in chunks.
 
 A response that comes in segments is scored with its own forward each, on the key-values that the segment before left:
-every token goes through the model once. The last token of a segment waits for the next one, since its hidden state is
-what predicts that one's first token.
+every token goes through the model once, unless its cache cannot be gone on from. The last token of a segment waits for
+the next one, since its hidden state is what predicts that one's first token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors import causal_lm
+from actors import causal_lm, loading
 from actors.prefix_cache import PrefixCache
 from actors.records import Score, ScoreRequest
 from actors.scorer import Item
@@ -35,8 +35,10 @@ class TorchEngine:
     def __init__(self, config: ScorerConfig, model: Path, vocabulary: int) -> None:
         torch.set_num_threads(config.resources.threads)
         self._device = torch.device("cuda" if config.resources.gpus > 0 else "cpu")
-        self._model: Any = causal_lm.load_model(model, config.dtype).eval().to(self._device)
         self._directory = model
+        loaded = loading.load(model, config.dtype, config.attention, "auto", self._device)
+        self._model: Any = loaded.model
+        self._handling = loaded.handling
         self._vocabulary = vocabulary
         self._prefixes: PrefixCache[Any] = PrefixCache(config.cache_tokens)
         self.hidden_dtype = config.dtype
@@ -49,7 +51,7 @@ class TorchEngine:
         self._prefixes.clear()
 
     def projection(self) -> dict[str, Any]:
-        return causal_lm.projection_of(self._model, self._vocabulary)
+        return causal_lm.projection_of(self._model, self._vocabulary, self._handling)
 
     async def sleep(self) -> None:
         await asyncio.to_thread(self._move, torch.device("cpu"))
@@ -97,22 +99,27 @@ class TorchEngine:
         whole = [item for item in items if item.whole]
         packed: list[Tensor] = []
         if whole:
-            batch = causal_lm.pack([(item.prompt_ids, item.response_ids) for item in whole]).to(self._device)
-            packed += causal_lm.hidden_states(self._model, batch).split([len(item.response_ids) for item in whole])
+            rows = [(item.prompt_ids, item.response_ids) for item in whole]
+            batch = causal_lm.pack(rows, self._handling.packs).to(self._device)
+            hidden = causal_lm.hidden_states(self._model, batch, self._handling)
+            packed += hidden.split([len(item.response_ids) for item in whole])
         states = iter(packed)
         return torch.cat([next(states) if item.whole else self._continued(item) for item in items])
 
     def _continued(self, item: Item) -> Tensor:
         """Of a segment: [new tokens, width]. What no cache covers of the tokens before it is computed again."""
         ids = [*item.prompt_ids, *item.response_ids]
+        if not self._handling.continues:
+            batch = causal_lm.pack([(ids[: -len(item.new_ids)], item.new_ids)]).to(self._device)
+            return causal_lm.hidden_states(self._model, batch, self._handling)
         past, cache = self._prefixes.take(item.uid, ids[: -len(item.new_ids) - 1]) or (0, None)
-        states, cache = causal_lm.continued_states(self._model, ids[past:-1], cache)
+        states, cache = causal_lm.continued_states(self._model, ids[past:-1], self._handling, cache)
         if not item.last:
             self._prefixes.keep(item.uid, ids[:-1], cache)
         return states[-len(item.new_ids) :]
 
     def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
-        logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary)
+        logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary, self._handling)
         columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1), "entropy": entropy(logprobs)}
         if request.ends:
             columns["logprobs"] = ends.class_logprob(logprobs, token_ids, request.ends)

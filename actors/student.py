@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from actors import causal_lm
 from actors.causal_lm import Pack, Projection
+from actors.handling import Handling
 from objectives.objective import Objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens
@@ -73,6 +74,7 @@ class Student(nn.Module):
         objective: Objective,
         vocabulary: int,
         tokens_per_chunk: int,
+        handling: Handling,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
@@ -80,18 +82,21 @@ class Student(nn.Module):
         self.objective = objective
         self.heads: dict[Head, Projection] = {}
         self._vocabulary = vocabulary
+        self._handling = handling
         self._chunk = tokens_per_chunk
         self._temperature = temperature
         self.value_head: nn.Linear | None = None
         if "value" in objective.config.terms:
-            self.value_head = nn.Linear(model.config.hidden_size, 1, dtype=next(model.parameters()).dtype)
+            self.value_head = nn.Linear(
+                model.get_output_embeddings().weight.shape[1], 1, dtype=next(model.parameters()).dtype
+            )
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
     def forward(
         self, batch: Pack, targets: Targets, dials: Dials
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        hidden = causal_lm.hidden_states(self.model, batch)
+        hidden = causal_lm.hidden_states(self.model, batch, self._handling)
         if not len(batch.token_ids):
             return self._placeholder(hidden), {}, {}
         parts = targets.split(self._chunk)
@@ -111,7 +116,7 @@ class Student(nn.Module):
         return loss, sums, told
 
     def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
-        logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._temperature)
+        logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._handling, self._temperature)
         scores = dict(targets.tokens.scores)
         for slot, pieces in targets.hidden.items():
             scores[slot] = replace(scores[slot], logprobs=self._tempered(self._project(pieces, len(targets.tokens))))

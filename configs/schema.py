@@ -20,6 +20,7 @@ from configs.objective import (
 LOST_AT_MOST = 50  # steps between two checkpoints, unless a recipe says how many
 
 Seconds = Annotated[float, Field(gt=0.0)]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that computes the model
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
 
@@ -166,6 +167,7 @@ class Scorer(Node):
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
+    attention: Attention = "auto"
     tokens_per_batch: Positive = 1024
     cache_tokens: NonNegative = 16384
     score_cache_mib: NonNegative = 64
@@ -229,7 +231,10 @@ class Optimizer(Node):
 
 
 class Learner(Node):
-    """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors."""
+    """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
+
+    `packing`: several sequences in a row without padding. `auto`: where a probe finds that none sees another; true: the
+    same, and a model that leaks is refused; false: never."""
 
     engine: Literal["deepspeed", "simulated"] = "deepspeed"
     ranks: Members = 1
@@ -238,8 +243,8 @@ class Learner(Node):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu"] = "none"
     gradient_checkpointing: bool = False
-    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
-    packing: bool = True
+    attention: Attention = "auto"
+    packing: Literal["auto"] | bool = "auto"
     tokens_per_chunk: Positive = 256
     optimizer: Optimizer
 

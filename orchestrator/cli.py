@@ -73,6 +73,8 @@ def check(
     resolved = _load(recipe, overrides)
     inputs = preflight.read_inputs(resolved)
     console.print(_layout_table(preflight.describe_layout(resolved)))
+    for line in preflight.describe_models(resolved):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
         f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"

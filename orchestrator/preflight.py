@@ -19,6 +19,7 @@ from configs.node import STUDENT
 from configs.objective import Route
 from configs.refusal import reason
 from configs.schema import Recipe
+from orchestrator.architectures import describe_architectures, refuse_architectures
 from orchestrator.end_tokens import common_ends
 from orchestrator.layout import demands
 from orchestrator.loadable import check_models
@@ -103,6 +104,7 @@ def read_models(recipe: Recipe) -> Models:
     _same_templates(tokenizers)
     _fit_contexts(recipe, folders)
     check_models(recipe, folders)
+    refuse_architectures(recipe, folders)
     return Models(folders, tokenizers, vocabulary, end)
 
 
@@ -133,6 +135,11 @@ def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, s
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
     engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {_served(recipe, m)}" for m in recipe.scored_models}
     return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
+
+
+def describe_models(recipe: Recipe) -> list[str]:
+    """Lines of `logratio check`: how learner and torch scorers run their models."""
+    return describe_architectures(recipe, {place: model_directory(recipe.path_of(*place)) for place in places(recipe)})
 
 
 def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:

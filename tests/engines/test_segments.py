@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from actors import causal_lm
+from actors.handling import PLAIN
 from actors.records import (
     Request,
     Sample,
@@ -304,11 +305,11 @@ def logprobs_of(model: Any, row: Sample) -> np.ndarray:
     """Log-prob of each response token under a plain model, float32."""
     batch = causal_lm.pack([(row.prompt_ids, row.response_ids)])
     with torch.no_grad():
-        return read(model, causal_lm.hidden_states(model, batch), row.response_ids)
+        return read(model, causal_lm.hidden_states(model, batch, PLAIN), row.response_ids)
 
 
 def read(model: Any, hidden: Any, ids: Sequence[int]) -> np.ndarray:
-    logprobs = causal_lm.head_logprobs(model, hidden, model.config.vocab_size)
+    logprobs = causal_lm.head_logprobs(model, hidden, model.config.vocab_size, PLAIN)
     return logprobs.gather(-1, torch.tensor(list(ids)).unsqueeze(-1)).squeeze(-1).numpy()
 
 
@@ -405,8 +406,8 @@ def test_key_values_of_running_responses_are_those_the_recipe_asks_for(
         ids, first = [*row.prompt_ids, *row.response_ids], row.versions.index(1)
         met = len(row.prompt_ids) + first - 1  # tokens whose key-values the old weights had made
         with torch.no_grad():
-            _, cache = causal_lm.continued_states(old, ids[:met])
-            states, _ = causal_lm.continued_states(new, ids[met:-1], cache)
+            _, cache = causal_lm.continued_states(old, ids[:met], PLAIN)
+            states, _ = causal_lm.continued_states(new, ids[met:-1], PLAIN, cache)
             mixed = read(new, states, row.response_ids[first:])
         pure = logprobs_of(new, row)[first:]
         assert np.abs(mixed - pure).max() > 1e-2, "old and new key-values must differ enough to be told apart"
