@@ -38,12 +38,14 @@ _RENDERING |= {"return_assistant_tokens_mask"}
 
 
 class Run(Node):
-    """Where a run lives and how long it is. `steps` counts learner updates."""
+    """Where a run lives and how long it is. `steps` counts learner updates. After a SIGTERM the step under way has
+    `grace_seconds` to end and be saved."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     root: str = "runs"
     seed: NonNegative = 0
     steps: Positive
+    grace_seconds: Seconds = 20.0
 
 
 class Model(Node):

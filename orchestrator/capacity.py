@@ -36,6 +36,13 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
     return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
 
 
+def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Finding]:
+    """The run against the machines that it would use; a cluster that it joins is joined already."""
+    from orchestrator import cluster
+
+    return compare(recipe, inputs, read_sizes(recipe), cluster.survey(recipe, directory))
+
+
 def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Finding]:
     """Everything that is compared, what fits included."""
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]

@@ -113,13 +113,29 @@ def beta_of(folder: Path) -> float:
     return json.loads((folder / STATE).read_text())["beta"]
 
 
+def newest_name(run: Path) -> str | None:
+    """Folder of the newest checkpoint that has its manifest; its files are not read."""
+    return next((f.name for f in _folders(run) if (f / MANIFEST).exists()), None)
+
+
+def keep_recipe(run: Path, text: str) -> None:
+    """Write recipe.yaml where there is none yet, so that a run that was stopped before it began can be resumed."""
+    if not (run / "recipe.yaml").exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_whole(run / "recipe.yaml", text)
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a file such that a kill leaves the old text or the new one, and nothing between; on the disk when this
     returns."""
     partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    _sync(partial)
-    os.replace(partial, file)
+    try:
+        partial.write_text(text)
+        _sync(partial)
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
     _sync(file.parent)
 
 

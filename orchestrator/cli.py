@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +20,9 @@ from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
 from configs.refusal import printable, reason
 from configs.schema import Recipe
-from orchestrator.outcome import Outcome, console, described, first_of, say_error
+from orchestrator.outcome import console, say_error
 
 if TYPE_CHECKING:
-    from orchestrator.display import Display
-    from orchestrator.finding import Finding
     from orchestrator.preflight import Inputs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -118,9 +114,16 @@ def audit(
 
 @app.command()
 def stop(run: RunName) -> None:
-    """Stop RUN after the step under way; it saves a checkpoint and exits with 3."""
-    with _control(run) as control:
-        _get(control.send.remote("stop", {}))
+    """Stop RUN after the step under way, and at once where none is; it saves a checkpoint and exits with 3."""
+    from orchestrator import cluster
+
+    directory = _find(run, cluster.LOCK)
+    try:
+        with cluster.attached(directory) as control:
+            _get(control.send.remote("stop", {}))
+    except RecipeError:
+        if not cluster.ask_to_stop(directory):
+            raise
     console.print(f"{run}: stopping after the step under way")
 
 
@@ -229,74 +232,20 @@ def _check_environment(recipe: Recipe, directory: Path) -> None:
 
 
 def _execute(recipe: Recipe, directory: Path) -> None:
-    """Preflight, cluster, run, report; ends the process with the run's exit code."""
-    from orchestrator import cluster
-    from orchestrator.display import Display
+    """Ends the process with the run's exit code."""
+    from orchestrator.carry_out import carry_out
 
-    with cluster.own_name(directory), _removed_if_unused(directory):
-        with Display(recipe.run.steps) as display:
-            display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
-            outcome = _run_on_cluster(recipe, directory, display)
-        outcome.say(directory)
-    raise typer.Exit(outcome.code)
-
-
-def _run_on_cluster(recipe: Recipe, directory: Path, display: Display) -> Outcome:
-    from orchestrator import cluster, preflight
-
-    inputs = preflight.read_inputs(recipe)
-    if not cluster.joins_cluster(recipe):
-        _warn_or_refuse(_compared(recipe, inputs, directory), display)
-    display.phase("starting Ray")
-    with cluster.connected(recipe, directory):
-        if cluster.joins_cluster(recipe):
-            _warn_or_refuse(_compared(recipe, inputs, directory), display)
-        return asyncio.run(_drive(recipe, directory, inputs, display))
-
-
-async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Display) -> Outcome:
-    from orchestrator.driver import collect_seldom, serve_commands
-    from orchestrator.layout import build_pools
-    from orchestrator.run import FAILED, Run
-    from orchestrator.transport import RayTransport
-
-    collect_seldom()
-    pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
-    training = Run(recipe, directory, inputs, pools, display)
-    display.working = training.working
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, training.stop)
-    said = None
-    try:
-        async with serve_commands(training, display):
-            code = await training.execute()
-    except Exception as failure:
-        if isinstance(error := first_of(failure), RecipeError):
-            raise error from None
-        code, said = FAILED, await asyncio.to_thread(described, failure, directory)
-        await training.summarise(FAILED)
-    finally:
-        display.phase("stopping the roles")
-        await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
-    display.phase("writing the report")
-    report = await asyncio.to_thread(_write_report, directory, inputs.tokenizer)
-    return Outcome(code, training, report, said)
-
-
-def _write_report(directory: Path, tokenizer: Any) -> Path:
-    from orchestrator.report import write_report
-
-    return write_report(directory, lambda ids: tokenizer.decode(list(ids)))
+    raise typer.Exit(carry_out(recipe, directory))
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
     return resolve_dtypes(load_recipe(path, overrides or ()), cpu_has_bf16())
 
 
-def _find(run: str) -> Path:
-    """A run's directory by path or by name under LOGRATIO_RUNS or ./runs. Raises RecipeError."""
+def _find(run: str, file: str = "recipe.yaml") -> Path:
+    """A run's directory by path or by name under LOGRATIO_RUNS or ./runs: it holds the file. Raises RecipeError."""
     for candidate in (Path(run), Path(os.environ.get("LOGRATIO_RUNS") or "runs") / run):
-        if (candidate / "recipe.yaml").exists():
+        if (candidate / file).exists():
             return candidate.absolute()
     raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")
 
@@ -309,18 +258,6 @@ def _is_alive(directory: Path) -> bool:
             return False
     except RecipeError:
         return True
-
-
-@contextlib.contextmanager
-def _removed_if_unused(directory: Path) -> Iterator[None]:
-    """A run refused before it began leaves no directory that would block its name."""
-    try:
-        yield
-    finally:
-        if {f.name for f in directory.iterdir()} <= {"lock", "control.json"}:
-            for file in directory.iterdir():
-                file.unlink()
-            directory.rmdir()
 
 
 @contextlib.contextmanager
@@ -343,34 +280,17 @@ def _get(ref: Any) -> Any:
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
     """Print what fits and what is tight. Raises RecipeError with a line for everything that is short."""
-    from orchestrator import cluster
+    from orchestrator import capacity, cluster
     from orchestrator.finding import refuse
 
     _check_environment(recipe, run_directory(recipe))
     joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
     with joined:
-        findings = _compared(recipe, inputs, run_directory(recipe))
+        findings = capacity.compared_with_machines(recipe, inputs, run_directory(recipe))
     for finding in findings:
         if finding.grade != "short":
             console.print(f"{finding.grade}: {finding.line}", markup=False, soft_wrap=True)
     refuse(findings)
-
-
-def _warn_or_refuse(findings: Sequence[Finding], display: Display) -> None:
-    """Before a run starts: say what is tight. Raises RecipeError with a line for everything that is short."""
-    from orchestrator.finding import refuse
-
-    refuse(findings)
-    for finding in findings:
-        if finding.grade == "tight":
-            display.notice(f"warning: {finding.line}")
-
-
-def _compared(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Finding]:
-    """The run against the machines that it would use; a cluster that it joins is joined already."""
-    from orchestrator import capacity, cluster
-
-    return capacity.compare(recipe, inputs, capacity.read_sizes(recipe), cluster.survey(recipe, directory))
 
 
 def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:

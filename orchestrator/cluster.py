@@ -21,9 +21,11 @@ from actors.shared_memory import shared_folder
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.finding import MIB
+from orchestrator.stopping import STOP_COMMAND
 from orchestrator.survey import Survey, survey_cluster, survey_here
 
 CONTROL_FILE = "control.json"
+LOCK = "lock"  # held while a run lives; says whose process that is
 LOOPBACK = "127.0.0.1"
 KNOCK_SECONDS = 10.0
 _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -36,7 +38,7 @@ def own_name(directory: Path) -> Iterator[None]:
     Raises RecipeError when a live run holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
+    with (directory / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,7 +46,29 @@ def own_name(directory: Path) -> Iterator[None]:
                 f"run.name: {directory.name!r} is alive in {directory}; stop it (`logratio stop {directory.name}`) "
                 "or choose another run.name"
             ) from None
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.flush()
         yield
+
+
+def ask_to_stop(directory: Path) -> bool:
+    """Ask a run that is starting, and has no control actor yet, to stop. False where none is alive.
+
+    Raises RecipeError where it starts on another machine.
+    """
+    try:
+        with (directory / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        holder = json.loads((directory / LOCK).read_text() or "{}")
+    if holder.get("host") != socket.gethostname():
+        raise RecipeError(f"{directory} is still starting on {holder.get('host', 'another machine')}; ask again soon")
+    os.kill(holder["pid"], STOP_COMMAND)
+    return True
 
 
 @contextlib.contextmanager
@@ -63,18 +87,22 @@ def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def driver(recipe: Recipe) -> Iterator[None]:
     """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
-    if address := _address(recipe):
-        try:
-            _prepare_to_join(address)
-            _ray().init(address=address, **_DRIVER)
-        except Exception as error:  # Ray has many of its own, down to a bare one
-            raise RecipeError(f"cluster.address: {address} cannot be joined ({reason(error)}); is it up?") from None
-    else:
-        start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
     try:
+        if address := _address(recipe):
+            _join(address)
+        else:
+            start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
         yield
-    finally:
+    finally:  # a stop may come while it starts
         _ray().shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        _prepare_to_join(address)
+        _ray().init(address=address, **_DRIVER)
+    except Exception as error:  # Ray has many of its own, down to a bare one
+        raise RecipeError(f"cluster.address: {address} cannot be joined ({reason(error)}); is it up?") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How a run ended, said once the live display is gone."""
+"""How a run ended: what is left of it on the disk, and what is said once the live display is gone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator import disk
+
 if TYPE_CHECKING:
     from orchestrator.run import Run
 
@@ -18,12 +20,14 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Outcome:
-    """`code` is the exit code, `report` the page that was written, `error` what is said of a failure."""
+    """`code` is the exit code, `report` the page that was written, `error` what is said of a failure, `unwritten` what
+    found no room at the end."""
 
     code: int
     training: Run
-    report: Path
+    report: Path | None
     error: str | None
+    unwritten: tuple[str, ...] = ()
 
     def say(self, directory: Path) -> None:
         """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
@@ -36,7 +40,10 @@ class Outcome:
             console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
         else:
             self._say_change(directory)
-        console.print(f"report: {self.report}", soft_wrap=True)
+        for line in self.unwritten:
+            say_error(line)
+        if self.report:
+            console.print(f"report: {self.report}", soft_wrap=True)
 
     def _say_change(self, directory: Path) -> None:
         from orchestrator.display import answers_table
@@ -65,13 +72,18 @@ def first_of(error: BaseException) -> BaseException:
 
 
 def described(failure: BaseException, directory: Path) -> str:
-    """One readable line; the whole traceback goes to the run's own log."""
+    """One readable line; the whole traceback goes to the run's own log, if there is room for it."""
     log, error = directory / "logs" / "driver.log", first_of(failure)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(failure)))
-    return (
-        f"the run failed: {error or type(error).__name__}\n  traceback: {log}; resume: logratio resume {directory.name}"
-    )
+    if disk.is_full(failure):
+        reason = disk.described(failure, directory)
+    else:
+        reason = f"{error or type(error).__name__}"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(failure)))
+    except OSError as unwritten:
+        return f"the run failed: {reason}; its traceback could not be written to {log} ({unwritten.strerror})"
+    return f"the run failed: {reason}\n  traceback: {log}; resume: logratio resume {directory.name}"
 
 
 def say_error(text: str) -> None:

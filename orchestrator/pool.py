@@ -89,12 +89,14 @@ class Pool:
             await self.discard()
             raise
 
-    async def stop(self) -> None:
-        """Let every member release what it holds, then end its processes."""
+    async def stop(self, at_once: bool = False) -> None:
+        """Let every member release what it holds, unless it is `at_once`, then end its processes."""
         for task in self._background:
             task.cancel()
         members, self.members = self.members, []
-        await asyncio.gather(*(self._end(member) for member in members))
+        await asyncio.gather(
+            *(self.transport.kill(member.actors) if at_once else self._end(member) for member in members)
+        )
 
     async def resize(self, size: int) -> None:
         """Scale to `size` members: joiners serve when admitted, leavers finish what they have. The last call decides:

@@ -135,8 +135,12 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         plotly=get_plotlyjs(),
     )
     path, partial = run_directory / "report.html", run_directory / f".report.html.{os.getpid()}"
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    try:
+        partial.write_text(page, encoding="utf-8")
+        return partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
 
 
 def held_out_answers(run_directory: Path, decode: Decode) -> list[Answer]:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,6 +38,7 @@ from orchestrator.prompts import PromptStream
 from orchestrator.roles import Roles
 from orchestrator.skipped_updates import SkippedUpdates
 from orchestrator.stage import Progress, Stage
+from orchestrator.stopping import Ask, StopAsked, Stopping
 from orchestrator.suspects import Suspects
 from orchestrator.teachers import SwapFailed
 from orchestrator.telemetry import Meter
@@ -83,8 +85,8 @@ class Run:
     carrier: Carrier = field(default_factory=ObjectStore)
     meter: Meter = field(default_factory=Meter)
     evaluation_meter: Meter = field(default_factory=Meter)  # what an evaluation does belongs to no step
+    stopping: Stopping = field(default_factory=Stopping)
     stage: Stage | None = None
-    _stop_requested: bool = False
 
     def __post_init__(self) -> None:
         ends = self.inputs.end_token_ids
@@ -120,6 +122,8 @@ class Run:
         self._deaths: list[int] = []  # steps that the learner died after; those made again are no news
         self._served_others = {role: pool.restarts for role, pool in self.pools.all().items()}
         self._earlier: Faults | None = None  # of this run's lives before this one; None until they are known
+        self.unsummarised: str | None = None  # why summary.json could not be written
+        self._last_saved: tuple[Any, ...] = ()
         self._began = time.monotonic()
         self._startup: float | None = None
 
@@ -133,10 +137,15 @@ class Run:
             while True:
                 try:
                     return await self._while_the_learner_lives(self._attempt())
+                except StopAsked:
+                    return await self._end_stopped()
                 except (LearnerDied, ExceptionGroup) as error:
                     death = _learner_death(error)
                     if death is None:
                         raise
+                    if self.stopping.asked:
+                        self.observer.notice(f"the last checkpoint stays: {death}")
+                        return await self._end_stopped()
                     await self._bury(death)
                     del death  # the frames that it went through hold a batch, and a stage with its buffer
         finally:
@@ -144,19 +153,40 @@ class Run:
 
     async def _while_the_learner_lives(self, attempt: Coroutine[Any, Any, int]) -> int:
         """What an attempt comes to. A member's pull may be all that meets a dead learner, while everybody else waits
-        for that member: so whoever finds it dead ends the attempt."""
+        for that member: so whoever finds it dead ends the attempt. Raises StopAsked where it is abandoned."""
         trying, dying = asyncio.ensure_future(attempt), asyncio.ensure_future(self.learner.died.wait())
+        leaving = asyncio.ensure_future(self.stopping.until_abandoned())
         try:
-            await asyncio.wait([trying, dying], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([trying, dying, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not trying.done() and self.stopping.abandoned:
+                raise StopAsked
             if not trying.done() and self.learner.death:
                 raise self.learner.death
             return trying.result()
         finally:
-            for task in (trying, dying):
+            for task in (trying, dying, leaving):
                 task.cancel()
-            await asyncio.gather(trying, dying, return_exceptions=True)
+            await asyncio.gather(trying, dying, leaving, return_exceptions=True)
 
     async def _attempt(self) -> int:
+        await self.stopping.unless_asked(self._begin())
+        self.observer.phase("training")
+        self.meter.take()
+        self.stage = self._stage()
+        if self._ended_early or self.stopping.asked:
+            self.stage.stop()
+        await self.stage.run()
+        stopped = self.progress.step < self.recipe.run.steps and not self._ended_early
+        if not stopped or self._state() != self._last_saved:
+            await self._save()
+        if not stopped:
+            await self.stopping.unless_asked(self._end())
+        code = STOPPED if stopped else DONE
+        await self.summarise(code)
+        return code
+
+    async def _begin(self) -> None:
+        """Bring everything to where the newest checkpoint left it, and evaluate what was not evaluated by then."""
         saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads all of it: others go on meanwhile
         await self._rewind(saved)
         await self._bring_up(saved)
@@ -166,22 +196,32 @@ class Run:
         if self.evaluations["before"] is None:
             self._before = await self._evaluate("before")
             self.evaluations["before"] = dict(self._before.means) if self._before else None
-        self.observer.phase("training")
-        self.meter.take()
-        self.stage = self._stage()
-        self.stage.stopping = self._stop_requested or self._ended_early
-        await self.stage.run()
-        stopped = self.progress.step < self.recipe.run.steps and not self._ended_early
-        await self._save()
-        if not stopped:
-            self._compare(await self._evaluate("after"))
-            self.observer.phase("exporting the model")
-            async with self.learner.turns.learner():
-                await self.learner.export(self.directory / "model")
-            await asyncio.to_thread(open_up, self.directory / "model")
-        code = STOPPED if stopped else DONE
-        await self.summarise(code)
-        return code
+        if saved:  # a stop keeps nobody waiting for a measurement that was due
+            self._last_saved = self._state()
+            await self._between_steps()
+
+    async def _end(self) -> None:
+        """What comes after the last step, and is done anew by a resume where it was given up. The model has its name
+        when it is whole."""
+        self._compare(await self._evaluate("after"))
+        self.observer.phase("exporting the model")
+        model, partial = self.directory / "model", self.directory / "model.partial"
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+        async with self.learner.turns.learner():
+            await self.learner.export(partial)
+        await asyncio.to_thread(_put_in_place, partial, model)
+
+    async def _end_stopped(self) -> int:
+        """Stopped where no step was under way, or where it was given up: the last whole checkpoint stands."""
+        self.observer.phase("stopping")
+        await asyncio.to_thread(checkpoint.keep_recipe, self.directory, dump_recipe(self.recipe))
+        await self.summarise(STOPPED)
+        return STOPPED
+
+    def _state(self) -> tuple[Any, ...]:
+        """What a stop would lose if it were not saved."""
+        evaluated = self.evaluations["before"] is not None, len(self.evaluations["steps"])
+        return self.progress.step, self.progress.ladder, self._ended_early, *evaluated
 
     async def _bury(self, death: LearnerDied) -> None:
         """End what is left of a dead learner. Raises its death when it has come too often without a new step."""
@@ -196,11 +236,11 @@ class Run:
         """Roles busy right now."""
         return (*self.meter.working(), *self.evaluation_meter.working())
 
-    def stop(self) -> None:
-        """Stop after the step under way, with a checkpoint to resume from."""
-        self._stop_requested = True
+    def stop(self, ask: Ask = Ask.GENTLY) -> None:
+        """Stop, by default after the step under way with a checkpoint to resume from. Other asks: see stopping.py."""
+        self.stopping.to(ask, self.recipe.run.grace_seconds)
         if self.stage is not None:
-            self.stage.stopping = True
+            self.stage.stop()
 
     def swap(self, paths: Mapping[str, str]) -> None:
         """Give scored models other directories, by name, once the step under way is done. What was asked for before and
@@ -323,18 +363,27 @@ class Run:
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         await asyncio.to_thread(checkpoint.append_line, self.directory, line)
         self.observer.step(line)
-        await self._judge_length()
-        step, steps = self.progress.step, self.recipe.run.steps
-        if step == steps or self._ended_early:
+        with suppress(StopAsked):
+            await self._between_steps()
+        step = self.progress.step
+        if step == self.recipe.run.steps or self._ended_early or self.stopping.asked:
             return
-        if self.recipe.evaluate.every and step % self.recipe.evaluate.every == 0:  # first, so that it is saved
-            result = await self._evaluate(f"step {step}")
-            self.evaluations["steps"] += [{"step": step, **result.means}] if result else []
         self._save_due |= bool(self.recipe.saved_every) and step % self.recipe.saved_every == 0
         if self._save_due and self.progress.skips.moved(step):
             self._save_due = False
             await self._save_on_the_way()
         self.observer.phase("training")
+
+    async def _between_steps(self) -> None:
+        """Measure what is due after this step; it comes before the checkpoint, so that it is saved. Raises StopAsked,
+        and a resume does it."""
+        await self._judge_length()
+        step, steps, every = self.progress.step, self.recipe.run.steps, self.recipe.evaluate.every
+        measured = any(line["step"] == step for line in self.evaluations["steps"])
+        if not step or step == steps or self._ended_early or not every or step % every or measured:
+            return
+        result = await self.stopping.unless_asked(self._evaluate(f"step {step}"))
+        self.evaluations["steps"] += [{"step": step, **result.means}] if result else []
 
     async def _judge_length(self) -> None:
         """At the end of a stage of the length curriculum: measure, judge, and do what follows."""
@@ -343,10 +392,7 @@ class Run:
             return
         measured: Mapping[str, Any] = {}
         if length.gate:
-            await self.roles.pull()
-            dials = dials_at(self.recipe.objective, self.progress.step, self.progress.beta)
-            cap = length.gate.eval_length
-            found = await self.evaluation.run(self.progress.version, dials, None, cap)
+            found = await self.stopping.unless_asked(self._measure(length.gate.eval_length))
             measured = found.means if found else {}
         cap, entropy = ladder.cap(length), measured.get("entropy")
         ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
@@ -361,11 +407,17 @@ class Run:
         elif action is Action.STOP:
             self._end_early()
 
+    async def _measure(self, cap: int) -> Found | None:
+        """An evaluation that is not recorded, of responses of up to `cap` tokens."""
+        await self.roles.pull()
+        dials = dials_at(self.recipe.objective, self.progress.step, self.progress.beta)
+        return await self.evaluation.run(self.progress.version, dials, None, cap)
+
     def _end_early(self) -> None:
         """Done, though fewer steps were made than the recipe allows."""
         self._ended_early = True
         if self.stage is not None:
-            self.stage.stopping = True
+            self.stage.stop()
 
     def _skip(self, uid: str, reason: str) -> None:
         self.skipped[uid] = reason
@@ -425,12 +477,18 @@ class Run:
             "faults": asdict(self._faults()),
         }
         state = deepcopy(state)  # what a thread writes, while members come and go here
-        keep = self.recipe.checkpoint.keep
+        keep, sealing, last = self.recipe.checkpoint.keep, None, self._state()
         try:
             async with self.learner.turns.learner():
                 await self.learner.save(folder)
-            await asyncio.to_thread(checkpoint.seal, self.directory, folder, state, keep, self._anchor)
+            sealing = asyncio.ensure_future(
+                asyncio.to_thread(checkpoint.seal, self.directory, folder, state, keep, self._anchor)
+            )
+            await asyncio.shield(sealing)
+            self._last_saved = last
         except BaseException:
+            if sealing and not sealing.done():  # given up, and its thread goes on: it may be whole yet
+                raise
             await asyncio.to_thread(
                 shutil.rmtree, folder, ignore_errors=True
             )  # a full disk gets its room back; the last whole one stays
@@ -459,7 +517,11 @@ class Run:
             **asdict(self._faults()),
         }
         text = json.dumps(summary, indent=1, allow_nan=False)  # here, where nothing moves meanwhile
-        await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
+        try:
+            await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
+            self.unsummarised = None
+        except OSError as error:  # whoever ends the run tries again, and says it
+            self.unsummarised = str(error)
 
     def _faults(self) -> Faults:
         """Of all the run's lives: those before a resume as far as its checkpoint knew."""
@@ -475,6 +537,12 @@ class Run:
         indices = sorted({Ticket.of(uid, 0).index for uid in self.skipped})
         prompts = [train[i] if i < HELDOUT_INDEX else heldout[i - HELDOUT_INDEX] for i in indices]
         return {Ticket(i, 0).group: prompt.row["prompt"] for i, prompt in zip(indices, prompts, strict=True)}
+
+
+def _put_in_place(partial: Path, model: Path) -> None:
+    open_up(partial)
+    shutil.rmtree(model, ignore_errors=True)
+    partial.replace(model)
 
 
 def _learner_death(error: Exception) -> LearnerDied | None:

@@ -151,6 +151,8 @@ class Stage:
         while self.progress.step < self.recipe.run.steps and not self.stopping:
             with self.meter.clock("wait").busy():
                 batch = await self.next_batch()
+            if batch is None:
+                break
             with self.learner.turns.unleased():
                 await self.learn_from(batch, tasks)
             del batch  # its payloads need not outlive it until the next is there
@@ -174,9 +176,14 @@ class Stage:
         if failure := self.progress.skips.failure(self.progress.step):
             raise NotFinite(failure)
 
-    async def next_batch(self) -> Batch:
-        """The next batch that the staleness bound allows, or asks to wait for."""
-        while True:
+    def stop(self) -> None:
+        """End after the step under way; where none is, now."""
+        self.stopping = True
+        self._moved.set()
+
+    async def next_batch(self) -> Batch | None:
+        """The next batch that the staleness bound allows, or asks to wait for; None once it is to stop."""
+        while not self.stopping:
             self._moved.clear()
             self.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
@@ -186,6 +193,7 @@ class Stage:
                 return batch
             else:
                 self._pass_over(batch)
+        return None
 
     def _pass_over(self, batch: Batch) -> None:
         """All of a batch was rejected: the step is made of the groups after it, unless these go the same way."""
