@@ -221,7 +221,10 @@ class Spoiler:
         """A model in which one file is spoilt; the others are links."""
         models = self._tree.get("models")
         model = self._random.choice(list(models.values())) if isinstance(models, dict) and models else None
-        if not isinstance(model, dict) or not Path(str(model.get("path"))).is_dir():
+        path = str(model.get("path")) if isinstance(model, dict) else ""
+        if not isinstance(model, dict) or not path.startswith("/") or path.startswith(str(self._folder)):
+            return  # it has no files, or they are spoilt already
+        if not path.isprintable() or len(path) > 1000 or not Path(path, "config.json").is_file():
             return
         folder = self._folder / f"model{self._random.randrange(10**9)}"
         folder.mkdir()
