@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from actors import causal_lm
+from actors.handling import PLAIN
 from actors.jobs import Share, Total
 from actors.learner_batch import Batch, Readings
 from actors.records import Request, Sample, ScoreRequest, pack_samples, pack_scores
@@ -79,7 +80,12 @@ def read(
     payloads = [pack_samples(samples())[0], *(payload for payload, _ in slots.values())]
     batch = Batch(share, payloads, config, True, start_kl)
     student = Student(
-        causal_lm.load_model(model, "float32"), objective.build(config, start_kl, ends), VOCABULARY, 4, temperature
+        causal_lm.load_model(model, "float32"),
+        objective.build(config, start_kl, ends),
+        VOCABULARY,
+        4,
+        PLAIN,
+        temperature,
     )
     for slot, (_, engine) in slots.items():
         student.heads[slot, 0] = causal_lm.projection_from(engine.projection(), torch.device("cpu"))
