@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.handling import Handling, body_of
+from actors.head_product import product
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -64,7 +65,7 @@ class Projection:
 
     def logprobs(self, hidden: Tensor) -> Tensor:
         """[N, width] -> [N, V] float32 log-softmax, nats, temperature 1."""
-        return finish_logits(nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.soft_cap)
+        return finish_logits(product(hidden, self.weight, self.bias), self.scale, self.soft_cap)
 
 
 def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool = True) -> Pack:
@@ -187,10 +188,10 @@ def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, handling: Handlin
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The head's product alone. Not a call of the module: under ZeRO-3 each call would be a collective, and ranks with
-    different numbers of chunks would wait for each other for ever."""
+    """The head's product alone, [N, V] float32. Not a call of the module: under ZeRO-3 each call would be a collective,
+    and ranks with different numbers of chunks would wait for each other for ever."""
     head = model.get_output_embeddings()
-    return nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
+    return product(hidden, head.weight, getattr(head, "bias", None))
 
 
 def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: float = 1.0) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from actors import causal_lm, loading, weights
 from actors.address import own_address
 from actors.compiled import load_ops
+from actors.dropout import without_dropout
 from actors.export import name_ends, write_model
 from actors.finite import all_finite, spoiling
 from actors.handling import PLAIN
@@ -317,6 +318,8 @@ class Learner(Member):
         model, self._handling = loaded.model.train(), loaded.handling
         if spec.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not spec.config.dropout:
+            without_dropout(model)
         return model
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:

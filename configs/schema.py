@@ -236,7 +236,11 @@ class Learner(Node):
     """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
 
     `packing`: several sequences in a row without padding. `auto`: where a probe finds that none sees another; true: the
-    same, and a model that leaks is refused; false: never."""
+    same, and a model that leaks is refused; false: never.
+
+    `dropout`: drop what the student's configuration says while it trains; by default nothing, so that log-probs are
+    those of the policy that sampled.
+    """
 
     engine: Literal["deepspeed", "simulated"] = "deepspeed"
     ranks: Members = 1
@@ -248,6 +252,7 @@ class Learner(Node):
     attention: Attention = "auto"
     packing: Literal["auto"] | bool = "auto"
     tokens_per_chunk: Positive = 256
+    dropout: bool = False
     optimizer: Optimizer
 
 

@@ -3,6 +3,7 @@ are? From headers and models without storage; no weight is read."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,14 +73,14 @@ def _stored(place: str, folder: Path) -> Stored:
 def _unsaid() -> Iterator[None]:
     """What transformers says of a configuration while it reads it is said again when the model is loaded; a refusal is
     one line."""
-    from transformers.utils import logging
+    from transformers.utils import logging as said
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    before = said.get_verbosity()
+    said.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        said.set_verbosity(before)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,60 @@
+"""What float32 logits of a bf16 head cost: the product as it was (bf16, then float32) against ours, A B A B.
+
+`python -m benchmarks head [--tokens 256] [--width 576] [--vocabulary 49152] [--rounds 7] [--backward]`
+Prints the median seconds of a chunk either way, and the error of its log-probs to a float64 head, p99 in nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from actors.head_product import product
+
+
+def rounded(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight, bias).float()
+
+
+def seconds(call: Callable[[Tensor, Tensor, None], Tensor], hidden: Tensor, weight: Tensor, backward: bool) -> float:
+    synchronise = torch.cuda.synchronize if hidden.is_cuda else (lambda: None)
+    synchronise()
+    began = time.perf_counter()
+    logits = call(hidden, weight, None)
+    if backward:
+        logits.log_softmax(-1)[:, 0].sum().backward()
+    synchronise()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("tokens", 256), ("width", 576), ("vocabulary", 49_152), ("rounds", 7)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--backward", action="store_true")
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden = torch.randn(asked.tokens, asked.width, device=device).bfloat16().requires_grad_(asked.backward)
+    weight = (torch.randn(asked.vocabulary, asked.width, device=device) * 4 / asked.width**0.5).bfloat16()
+    weight.requires_grad_(asked.backward)
+    weight.grad_dtype = torch.float32
+    kinds: dict[str, Callable[[Tensor, Tensor, None], Tensor]] = {"rounded": rounded, "float32": product}
+    took: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(asked.rounds):
+        for name, call in kinds.items():
+            took[name].append(seconds(call, hidden, weight, asked.backward))
+    exact = (hidden[:32].double() @ weight.double().t()).log_softmax(-1)
+    for name, call in kinds.items():
+        error = (call(hidden[:32], weight, None).log_softmax(-1) - exact).abs().detach().flatten()
+        p99 = float(error.kthvalue(int(0.99 * len(error))).values)
+        print(f"{name:8} {statistics.median(took[name]):8.4f} s a chunk, log-probs p99 off by {p99:.2e} nats")
+
+
+if __name__ == "__main__":
+    main()
