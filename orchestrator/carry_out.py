@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,9 @@ class Handlers:
     """Python's own signal handlers raise until there is a loop, which has its own. Whoever asks for the third time
     gets the end of this process; all that it started ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[], None]) -> None:
         self._signals = Signals()
+        self._leave = leave  # what a resume needs of a run that has not begun
 
     def before_the_loop(self) -> None:
         """Also after whatever has put other handlers in their place, as starting Ray does."""
@@ -50,6 +51,8 @@ class Handlers:
 
     def _raise(self, number: int, frame: Any) -> None:
         if self._signals.heard(number) is Ask.AT_ONCE:
+            self._leave()
+            sys.stdout.flush()
             os._exit(STOPPED)
         raise StoppedEarly
 
@@ -65,7 +68,11 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
     from orchestrator import cluster
     from orchestrator.display import Display
 
-    handlers = Handlers()
+    def leave() -> None:
+        checkpoint.keep_recipe(directory, dump_recipe(recipe))
+        console.print(f"stopped before it began; go on with: logratio resume {directory.name}")
+
+    handlers = Handlers(leave)
     handlers.before_the_loop()
     with cluster.own_name(directory), _removed_if_unused(directory):
         try:
@@ -73,8 +80,7 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
                 display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
                 outcome = _run_on_cluster(recipe, directory, display, handlers)
         except (StoppedEarly, SystemExit):  # Ray's handler of SIGTERM exits while Ray starts
-            checkpoint.keep_recipe(directory, dump_recipe(recipe))
-            console.print(f"stopped before it began; go on with: logratio resume {directory.name}")
+            leave()
             return STOPPED
         outcome.say(directory)
     if outcome.code == STOPPED:  # a thread may still be reading a checkpoint
