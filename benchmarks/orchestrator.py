@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from actors.canary import ways_to_batch
 from actors.jobs import LearnerSpec, Share
 from actors.member import Member
 from actors.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
@@ -107,6 +108,11 @@ class SleepingScorer(Member):
         uids = tuple(request.prompts)
         return NOTHING, ScoreHeader(uids, {}, len(uids), 0, len(NOTHING))
 
+    async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
+        """The same in every way to batch them."""
+        readings = [-1.0 - token % 7 for text in texts for token in text[1:]]
+        return [readings for _ in range(len(ways_to_batch(len(texts))) if repeats else 1)]
+
 
 class CountingReward(Member):
     def start(self) -> None: ...
@@ -140,7 +146,8 @@ class SleepingLearner(Member):
 
     def save(self, directory: str) -> None: ...
 
-    def export(self, directory: str) -> None: ...
+    def export(self, directory: str) -> None:
+        Path(directory).mkdir()
 
 
 def tokens_of(request: Request) -> int:

@@ -106,7 +106,7 @@ def test_chaos_over_all_roles_with_lost_nodes(
     """Twice the teacher is another: whatever is struck, steps are trained with the scores of the one that they have."""
     rollout = ROLLOUT | {"on_update": on_update}
     changed = settings(tmp_path, max_staleness=bound, stream_tokens=segments, rollout=rollout, models=SWAPPED)
-    code, simulation, chaos = run_in_chaos(changed, 2, ROLES, STRIKES, 4.0, nodes=True)
+    code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE and "node" in chaos.done
     assert chaos.transport.misses or not bound, "with nodes went payloads that waited for the learner"
     assert_nothing_lost(tmp_path, simulation, chaos, batches, bound)
