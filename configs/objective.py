@@ -147,7 +147,7 @@ class Trust(Node):
     high: Annotated[float, Field(ge=0.0)] | None = None
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     mismatch: Literal["token", "sequence"] = "token"
-    truncation: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] | None = 2.0  # an infinite one cuts nothing
+    truncation: Annotated[float, Field(gt=0.0)] | None = 2.0
 
     @property
     def bounds(self) -> tuple[float, float]:

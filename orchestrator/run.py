@@ -221,7 +221,8 @@ class Run:
     def _state(self) -> tuple[Any, ...]:
         """What a stop would lose if it were not saved."""
         evaluated = self.evaluations["before"] is not None, len(self.evaluations["steps"])
-        return self.progress.step, self.progress.ladder, self._ended_early, *evaluated
+        blamed = deepcopy((self.suspects.to_state(), self.skipped))
+        return self.progress.step, self.progress.ladder, self._ended_early, *evaluated, *blamed
 
     async def _bury(self, death: LearnerDied) -> None:
         """End what is left of a dead learner. Raises its death when it has come too often without a new step."""

@@ -148,7 +148,7 @@ def test_segments_of_one_rollout_are_scored_where_the_ones_before_were(
 @pytest.mark.parametrize("bound", [0, 2])
 def test_a_rollout_that_dies_between_two_segments_is_leased_again(tmp_path: Path, bound: int) -> None:
     settings = recipe(tmp_path, **SEGMENTS, max_staleness=bound, simulated=SLOWLY)
-    assert Simulation(settings, Assassin("rollout", has_yielded)).go() == DONE
+    assert Simulation(settings, Assassin("rollout", has_yielded)).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     assert {row["attempt"] for row in trained(tmp_path)} == {0, 1}
 
@@ -207,7 +207,7 @@ def test_a_scorer_that_does_not_know_how_responses_began_is_told(
 def test_running_responses_go_on_over_an_update_or_are_sampled_again(tmp_path: Path, on_update: str) -> None:
     speed = {"rollout_seconds_per_token": 2e-3, "learn_seconds_per_token": 1e-5}
     settings = recipe(tmp_path, max_staleness=2, on_stale="wait", rollout={"on_update": on_update}, simulated=speed)
-    assert Simulation(settings).go() == DONE
+    assert Simulation(settings).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     rows = trained(tmp_path)
     mixed = [row for row in rows if len(set(row["versions"])) > 1]
