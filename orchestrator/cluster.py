@@ -177,11 +177,16 @@ def loopback_only() -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
+def prepare_local() -> None:
+    """Before Ray is first imported by a process that will start a cluster: loopback, token."""
+    loopback_only()
+    _prepare_environment()
+
+
 def start_local(cpus: int, object_store_mib: int | None) -> None:
     """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard. Raises RecipeError where
     the machine does not let it start."""
-    loopback_only()
-    _prepare_environment()
+    prepare_local()
     try:
         _ray().init(
             address="local",

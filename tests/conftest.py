@@ -12,7 +12,7 @@ import pytest
 from orchestrator import cluster
 from tests import tiny
 
-cluster.loopback_only()  # before anything imports ray
+cluster.prepare_local()  # before any test module imports ray
 
 
 @pytest.fixture(scope="session")
