@@ -51,7 +51,8 @@ class Struck(Learner):
         return self._at_work("step", super().step, share)
 
     def publish(self, model: str | None = None) -> Any:
-        yield from self._at_work("publish", lambda: list(Learner.publish(self, model)))
+        parts = self._at_work("publish", lambda: list(Learner.publish(self, model)))
+        yield from (part for part in parts)  # Ray sends to its generator, and a list's iterator takes nothing
 
     def save(self, directory: str) -> None:
         self._at_work("save", super().save, directory)
@@ -133,7 +134,7 @@ class Ranks:
                 "optimizer": {"name": "sgd", "lr": 0.1, "max_grad_norm": 0.0},
                 "resources": small,
             },
-            "rollout": {"engine": "simulated"},
+            "rollout": {"engine": "simulated", "max_context_tokens": 128},
             "reward": {"engine": "simulated", "resources": small},
             "checkpoint": {"every": 1, "keep": 1},
         }

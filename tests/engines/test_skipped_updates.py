@@ -87,6 +87,7 @@ def test_no_rank_takes_an_update_that_is_not_finite_on_one(ranks: Ranks, pools: 
     optimizer = {"name": "adamw", "lr": 1e-2, "max_grad_norm": 1.0}
     recipe = ranks.recipe(
         models={"teacher": {"path": str(ranks.models["teacher"])}},
+        scorer={"teacher": {"max_context_tokens": 128}},
         objective=DISTILLED,
         learner=learner | {"optimizer": optimizer},
         batch={"updates": 2},
