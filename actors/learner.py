@@ -29,10 +29,17 @@ from actors.jobs import LearnerSpec, Share
 from actors.late_faults import LateFaults
 from actors.learner_batch import Batch, Readings
 from actors.member import Member
-from actors.optimizer import build_optimizer, deepspeed_config, learning_rate
+from actors.optimizer import (
+    build_optimizer,
+    deepspeed_config,
+    forget_gradients,
+    learning_rate,
+    reduce_in_float32,
+)
 from actors.records import BrokenWeights
 from actors.stored import Stored, stored
 from actors.student import Student
+from actors.value_head import ValueHead
 from objectives import objective
 
 
@@ -76,6 +83,7 @@ class Learner(Member):
             spec.config.tokens_per_chunk,
             self._handling,
             spec.temperature,
+            self._value_head(spec, model),
         )
         if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
             for parameter in model.get_output_embeddings().parameters():
@@ -86,8 +94,10 @@ class Learner(Member):
             config=deepspeed_config(spec.config, self._ranks),
             dist_init_required=False,
         )
+        reduce_in_float32(self._engine)
         self._write_late()
-        self._device = self._place = self._engine.device
+        self._device = self._engine.device
+        self._move_heads(self._device)
         self._averages = {name: self._copy() for name in spec.averages}
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
@@ -152,6 +162,8 @@ class Learner(Member):
         rank is through: all can go on."""
         if self._rank == 0:
             self._faults.late(self._save_averages)(Path(directory))
+            if self._built.value_head is not None:
+                self._faults.late(self._built.value_head.save)(Path(directory))
         self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False)  # ends in a barrier
         self._faults.settle()
 
@@ -160,6 +172,8 @@ class Learner(Member):
         path, _ = self._engine.load_checkpoint(directory, tag="deepspeed")
         if path is None:
             raise RuntimeError(f"{directory} holds no DeepSpeed state; is it a checkpoint of this learner?")
+        if self._built.value_head is not None:
+            self._built.value_head.load(Path(directory))
         if self._rank == 0:
             from safetensors.torch import load_file
 
@@ -215,6 +229,8 @@ class Learner(Member):
     def _move_heads(self, place: torch.device) -> None:
         heads, self._place = self._built.heads, place
         heads.update({head: projection.to(place) for head, projection in heads.items()})
+        if self._built.value_head is not None:
+            self._built.value_head.to(place)
 
     def _batch(self, share: Share) -> Batch:
         spec = self._specified
@@ -261,12 +277,24 @@ class Learner(Member):
         if norm is None or math.isfinite(norm):
             self._engine.step()  # DeepSpeed's optimizers let a gradient go whose norm is not finite
             self._applied = self._engine.was_step_applied()
+            if not self._applied:
+                forget_gradients(self._engine)
         else:
             self._engine.zero_grad()
             self._applied = False
         if norm is None:
             norm = float(self._engine.get_global_grad_norm()) if self._applied else math.nan
+        if self._built.value_head is not None:
+            self._apply_values(self._built.value_head, rate)
         return {"lr": rate, "grad_norm": norm}
+
+    def _apply_values(self, head: ValueHead, rate: float) -> None:
+        """The value head's own step, where the policy took its own: every rank has the same gradient of it."""
+        config, gradient = self._specified.config, head.gradient(self._ranks)
+        if self._applied:
+            head.step(gradient, config.value_head.lr * rate / config.optimizer.lr)
+        else:
+            head.forget()
 
     def _took_update(self, step: int) -> bool:
         """Whether the update was taken. Raises BrokenWeights."""
@@ -321,6 +349,12 @@ class Learner(Member):
         if not spec.config.dropout:
             without_dropout(model)
         return model
+
+    def _value_head(self, spec: LearnerSpec, model: Any) -> ValueHead | None:
+        if "value" not in spec.objective.terms:
+            return None
+        width = model.get_output_embeddings().weight.shape[1]
+        return ValueHead(width, spec.config.value_head, spec.config.optimizer.betas)
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         """On rank 0 whole tensors, named and shaped as those of the student's files; under ZeRO-3 gathered group by

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from actors import causal_lm
 from actors.causal_lm import Pack, Projection
 from actors.handling import Handling
+from actors.value_head import ValueHead
 from objectives.objective import Objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens
@@ -65,7 +66,8 @@ class Targets:
 class Student(nn.Module):
     """`forward` returns (loss, metric sums, those of STREAMS that there are, detached, [N]).
 
-    Without a gradient also the KLs and the entropy of each token, nats.
+    Without a gradient also the KLs and the entropy of each token, nats. Gradients of a bf16 model are float32
+    (`grad_dtype`): so autograd adds those of chunks up in float32, and none is rounded on its way to the optimizer.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Student(nn.Module):
         tokens_per_chunk: int,
         handling: Handling,
         temperature: float = 1.0,
+        value_head: ValueHead | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -85,13 +88,10 @@ class Student(nn.Module):
         self._handling = handling
         self._chunk = tokens_per_chunk
         self._temperature = temperature
-        self.value_head: nn.Linear | None = None
-        if "value" in objective.config.terms:
-            self.value_head = nn.Linear(
-                model.get_output_embeddings().weight.shape[1], 1, dtype=next(model.parameters()).dtype
-            )
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
+        self.value_head = value_head
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float32):
+                parameter.grad_dtype = torch.float32
 
     def forward(
         self, batch: Pack, targets: Targets, dials: Dials
@@ -106,8 +106,8 @@ class Student(nn.Module):
             for h, part in zip(hidden.split(self._chunk), parts, strict=True)
         ]
         streams = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        if self.value_head is not None:  # beside the policy: its error does not move what the policy reads
-            streams["value"] = self.value_head(hidden.detach()).float().squeeze(-1)
+        if self.value_head is not None:
+            streams["value"] = self.value_head(hidden)
         loss = self.objective.loss(streams, targets.tokens, dials)
         sums = self.objective.metrics(streams, targets.tokens, dials)
         told = {name: streams[name].detach() for name in STREAMS if name in streams}
@@ -146,7 +146,4 @@ class Student(nn.Module):
 
     def _placeholder(self, hidden: Tensor) -> Tensor:
         """A zero loss that touches every parameter: collectives of ZeRO wait for each one's gradient."""
-        touched = hidden.sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()
-        if self.value_head is not None:
-            touched = touched + self.value_head(hidden[:0]).sum()
-        return touched.float() * 0.0
+        return (hidden.float().sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()) * 0.0

@@ -232,6 +232,14 @@ class Optimizer(Node):
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
 
 
+class ValueHead(Node):
+    """Optimizer of a value head, beside the policy's: its gradient takes no part in the policy's norm. AdamW with the
+    policy's betas, warm-up and decay."""
+
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-5
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
+
+
 class Learner(Node):
     """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
 
@@ -254,6 +262,13 @@ class Learner(Node):
     tokens_per_chunk: Positive = 256
     dropout: bool = False
     optimizer: Optimizer
+    value_head: ValueHead = ValueHead()
+
+    @property
+    def deepspeed_stage(self) -> int:
+        """The stage that DeepSpeed is asked for. Under bf16 its stage 0 takes no float32 gradients, and stage 1 keeps
+        them twice and moves no states to the host: stage 2 takes the same steps, and shards gradients too."""
+        return max(2, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
 
 
 class Simulated(Node):

@@ -70,15 +70,16 @@ def export_bytes(parameters: int, dtype: str) -> int:
 
 
 def rank_bytes(parameters: int, learner: Learner) -> int:
-    """Host memory of a learner rank on a CPU, at least: weights and gradients in the learner's dtype, master copy and
-    moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights."""
-    gradients = parameters * WIDTH[learner.dtype] / (learner.ranks if learner.zero_stage >= 2 else 1)
+    """Host memory of a learner rank on a CPU, at least: weights in the learner's dtype, float32 gradients, master copy
+    and moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; under bf16 0 and
+    1 run as 2."""
+    gradients = parameters * 4 / (learner.ranks if learner.deepspeed_stage >= 2 else 1)
     return int(state_bytes(parameters, learner) + gradients)
 
 
 def state_bytes(parameters: int, learner: Learner) -> int:
     """What a rank keeps between steps, and takes to the host in its sleep: the above but for the gradients."""
-    stage, ranks = learner.zero_stage, learner.ranks
+    stage, ranks = learner.deepspeed_stage, learner.ranks
     weights = WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
     return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
 

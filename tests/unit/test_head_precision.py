@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -133,3 +134,19 @@ def test_a_head_of_another_dtype_than_its_hidden_states_is_widened(dtypes: tuple
     hidden, weight = hidden.to(dtypes[0]), weight.to(dtypes[1])
     expected = hidden.double() @ weight.double().t() + bias.double()
     torch.testing.assert_close(product(hidden, weight, bias).double(), expected, rtol=1e-6, atol=1e-4)
+
+
+def test_the_heads_gradient_of_2048_chunks_is_that_of_float64() -> None:
+    count, model = 2048, Flat()
+    batch = packed(count)
+    student_of(model, 1)(batch, Targets(tokens_of(count)), DIALS)[0].backward()
+    wide = copy.deepcopy(model).double()
+    hidden = causal_lm.hidden_states(wide, batch, wide.handling)
+    (-exact(wide, hidden).gather(-1, batch.token_ids[:, None]).mean()).backward()
+    assert relative(model.head.weight.grad, wide.head.weight.grad) < 1e-5
+    assert relative(model.head.bias.grad, wide.head.bias.grad) < 1e-5
+
+
+def relative(found: Tensor | None, expected: Tensor | None) -> float:
+    assert found is not None and expected is not None and found.dtype == torch.float32
+    return float((found.double() - expected).norm() / expected.norm())
