@@ -76,9 +76,14 @@ class ValueHead:
         save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, directory / FILE)
 
     def load(self, directory: Path) -> None:
-        """Inverse of `save`; every rank reads the one file."""
+        """Inverse of `save`; every rank reads the one file. Raises RuntimeError where there is none: checkpoints once
+        kept the head among the policy's parameters."""
         from safetensors.torch import load_file
 
+        if not (directory / FILE).exists():
+            raise RuntimeError(
+                f"{directory} has no {FILE}: it is of an earlier version; start a new run from its export"
+            )
         tensors = load_file(directory / FILE)
         self.weight.data.copy_(tensors.pop("weight"))
         self.bias.data.copy_(tensors.pop("bias"))

@@ -234,9 +234,9 @@ class Optimizer(Node):
 
 class ValueHead(Node):
     """Optimizer of a value head, beside the policy's: its gradient takes no part in the policy's norm. AdamW with the
-    policy's betas, warm-up and decay."""
+    policy's betas, warm-up and decay. A linear map that starts at zero takes a larger rate than a pretrained policy."""
 
-    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-5
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
 
 

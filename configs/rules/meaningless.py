@@ -291,6 +291,13 @@ def _outcomes(recipe: Recipe) -> Finding:
     return None
 
 
+def _value_heads(recipe: Recipe) -> Finding:
+    head = recipe.learner.value_head
+    if head != type(head)() and "value" not in recipe.objective.terms:
+        return "learner.value_head: nothing reads its values; set baseline or outcome.baseline: value, or remove it"
+    return None
+
+
 def _references(recipe: Recipe) -> Finding:
     objective, reference = recipe.objective, recipe.objective.reference
     if reference is None:
@@ -428,6 +435,7 @@ MEANINGLESS: tuple[Rule, ...] = (
     _start_kl,
     _supports_of_engines,
     _outcomes,
+    _value_heads,
     _references,
     _split_engines,
     _colocations,

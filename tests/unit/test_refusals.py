@@ -504,6 +504,9 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
             "objective.trust.kind: 'ppo' bounds a policy gradient; this objective has none",
         ),
     ],
+    "_value_heads": [
+        ({"learner.value_head": {"lr": 3e-4}}, "learner.value_head: nothing reads its values; set baseline or outcome"),
+    ],
     "_references": [
         (
             with_objective(reference=REFERENCE),

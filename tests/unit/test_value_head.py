@@ -71,3 +71,8 @@ def test_a_gradient_that_is_not_finite_is_let_go() -> None:
     found = head()
     found.step(torch.full((WIDTH + 1,), torch.nan), 0.1)
     assert not found.weight.any() and not found._optimizer.state
+
+
+def test_a_checkpoint_without_its_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"has no value_head.safetensors: it is of an earlier version"):
+        head().load(tmp_path)
