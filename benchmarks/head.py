@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from actors.head_product import product
+from actors.models.head_product import product
 
 
 def rounded(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

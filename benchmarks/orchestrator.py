@@ -27,22 +27,22 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from actors.canary import ways_to_batch
-from actors.jobs import LearnerSpec, Share
 from actors.member import Member
-from actors.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
+from actors.scoring.canary import ways_to_batch
+from actors.wire.jobs import LearnerSpec, Share
+from actors.wire.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
 from configs.load import parse_recipe
 from configs.schema import Recipe, Resources, Rule, Sampling, Stream
 from orchestrator import run as runs
-from orchestrator.dispatch import Ticket
-from orchestrator.driver import collect_seldom
-from orchestrator.flow import Pools
-from orchestrator.pool import Pool
-from orchestrator.preflight import Inputs
-from orchestrator.prompts import Prompt
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.transport import GangSpec, LocalTransport, Transport
+from orchestrator.pools.waiting import WaitingLine
+from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
-from orchestrator.transport import GangSpec, LocalTransport, Transport
-from orchestrator.waiting import WaitingLine
+from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.flow import Pools
+from orchestrator.samples.prompts import Prompt
+from orchestrator.surface.driver import collect_seldom
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
 EXCESS = 1.2  # what the rollouts could sample, to what the learner takes
@@ -347,13 +347,13 @@ def over(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.ray:
         alone = asyncio.run(members_alone(arguments))
         return {"members_cpu_ms_per_sample": alone} | asyncio.run(measure(arguments, LocalTransport()))
-    from orchestrator import cluster
+    from orchestrator.preflight import cluster
 
     cluster.loopback_only()
     cluster.start_local(cpus=os.cpu_count() or 1, object_store_mib=256)
     import ray
 
-    from orchestrator.transport import RayTransport
+    from orchestrator.pools.transport import RayTransport
 
     try:
         return asyncio.run(measure(arguments, RayTransport()))

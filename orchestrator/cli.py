@@ -20,10 +20,10 @@ from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
 from configs.refusal import printable, reason
 from configs.schema import Recipe
-from orchestrator.outcome import console, say_error
+from orchestrator.surface.outcome import console, say_error
 
 if TYPE_CHECKING:
-    from orchestrator.preflight import Inputs
+    from orchestrator.preflight.files import Inputs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -64,12 +64,12 @@ def check(
     cluster: Annotated[bool, typer.Option("--cluster", help="Also compare with the reachable cluster.")] = False,
 ) -> None:
     """Validate RECIPE and its files, and print the layout. Starts nothing."""
-    from orchestrator import preflight
+    from orchestrator.preflight import files
 
     resolved = _load(recipe, overrides)
-    inputs = preflight.read_inputs(resolved)
-    console.print(_layout_table(preflight.describe_layout(resolved)))
-    for line in preflight.describe_models(resolved):
+    inputs = files.read_inputs(resolved)
+    console.print(_layout_table(files.describe_layout(resolved)))
+    for line in files.describe_models(resolved):
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
@@ -80,7 +80,7 @@ def check(
     for bias in resolved.biases:
         console.print(f"biased on request: {bias}", markup=False)
     if cluster:
-        for line in preflight.describe_files(resolved, inputs):
+        for line in files.describe_files(resolved, inputs):
             console.print(f"fits: {line}", markup=False, soft_wrap=True)
         _check_reachable_cluster(resolved, inputs)
         console.print("the cluster can hold it")
@@ -115,7 +115,7 @@ def audit(
 @app.command()
 def stop(run: RunName) -> None:
     """Stop RUN after the step under way, and at once where none is; it saves a checkpoint and exits with 3."""
-    from orchestrator import cluster
+    from orchestrator.preflight import cluster
 
     directory = _find(run, cluster.LOCK)
     try:
@@ -130,7 +130,7 @@ def stop(run: RunName) -> None:
 @app.command()
 def status(run: RunName) -> None:
     """Show each member of RUN, how busy its roles are, what holds it up and what one more member would bring."""
-    from orchestrator import status as views
+    from orchestrator.surface import status as views
 
     with _control(run) as control:
         state = _state_of(run, control)
@@ -158,12 +158,12 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
 
     The run's recipe says so from then on, and a resume goes on with them.
     """
-    from orchestrator import preflight
+    from orchestrator.preflight import files
 
     recipe, paths = load_recipe(_find(run) / "recipe.yaml"), _parse_paths(models)
     with _control(run) as control:
         step = _state_of(run, control)["step"]
-        preflight.check_swap(recipe, with_swaps(recipe, step + 2, paths))
+        files.check_swap(recipe, with_swaps(recipe, step + 2, paths))
         _get(control.send.remote("swap", paths))
     console.print(
         f"{run}: after the step under way, {', '.join(f'{model} becomes {p}' for model, p in paths.items())}",
@@ -225,15 +225,15 @@ def run_directory(recipe: Recipe) -> Path:
 
 
 def _check_environment(recipe: Recipe, directory: Path) -> None:
-    from orchestrator import cluster
-    from orchestrator.environment import check_environment
+    from orchestrator.preflight import cluster
+    from orchestrator.preflight.environment import check_environment
 
     check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 
 def _execute(recipe: Recipe, directory: Path) -> None:
     """Ends the process with the run's exit code."""
-    from orchestrator.carry_out import carry_out
+    from orchestrator.surface.carry_out import carry_out
 
     raise typer.Exit(carry_out(recipe, directory))
 
@@ -251,7 +251,7 @@ def _find(run: str, file: str = "recipe.yaml") -> Path:
 
 
 def _is_alive(directory: Path) -> bool:
-    from orchestrator import cluster
+    from orchestrator.preflight import cluster
 
     try:
         with cluster.own_name(directory):
@@ -262,7 +262,7 @@ def _is_alive(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def _control(run: str) -> Iterator[Any]:
-    from orchestrator import cluster
+    from orchestrator.preflight import cluster
 
     with cluster.attached(_find(run)) as control:
         yield control
@@ -280,8 +280,8 @@ def _get(ref: Any) -> Any:
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
     """Print what fits and what is tight. Raises RecipeError with a line for everything that is short."""
-    from orchestrator import capacity, cluster
-    from orchestrator.finding import refuse
+    from orchestrator.preflight import capacity, cluster
+    from orchestrator.preflight.finding import refuse
 
     _check_environment(recipe, run_directory(recipe))
     joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()

@@ -12,16 +12,16 @@ from typing import Any
 from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
 from configs.schema import Recipe
 from objectives.schedule import Dials
-from orchestrator.buffer import Scored
-from orchestrator.dispatch import Ticket
-from orchestrator.flow import Block, Flow, Pools
 from orchestrator.heldout import Found
-from orchestrator.intake import quarantined
-from orchestrator.learning import LearnerGroup, PayloadsLost
-from orchestrator.pool import PoolMember
-from orchestrator.prompts import Prompt
-from orchestrator.suspects import Suspects
-from orchestrator.transport import MemberDied, ValueLost
+from orchestrator.pools.pool import PoolMember
+from orchestrator.pools.suspects import Suspects
+from orchestrator.pools.transport import MemberDied, ValueLost
+from orchestrator.samples.buffer import Scored
+from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.flow import Block, Flow, Pools
+from orchestrator.samples.intake import quarantined
+from orchestrator.samples.prompts import Prompt
+from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
 HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
 

@@ -25,23 +25,23 @@ from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
 from orchestrator import checkpoint
-from orchestrator.carriers import Carrier, ObjectStore
-from orchestrator.dispatch import Ticket
 from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
-from orchestrator.flow import Flow, Pools
 from orchestrator.heldout import Found, compared
-from orchestrator.learning import LearnerDied
-from orchestrator.ledger import Ledger
 from orchestrator.modes import open_up
-from orchestrator.preflight import Inputs
-from orchestrator.prompts import PromptStream
-from orchestrator.roles import Roles
-from orchestrator.skipped_updates import SkippedUpdates
+from orchestrator.pools.suspects import Suspects
+from orchestrator.pools.telemetry import Meter
+from orchestrator.preflight.files import Inputs
+from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.flow import Flow, Pools
+from orchestrator.samples.ledger import Ledger
+from orchestrator.samples.prompts import PromptStream
 from orchestrator.stage import Progress, Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
-from orchestrator.suspects import Suspects
-from orchestrator.teachers import SwapFailed
-from orchestrator.telemetry import Meter
+from orchestrator.weights.carriers import Carrier, ObjectStore
+from orchestrator.weights.learner_group import LearnerDied
+from orchestrator.weights.roles import Roles
+from orchestrator.weights.skipped_updates import SkippedUpdates
+from orchestrator.weights.teachers import SwapFailed
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 REBUILDS = 3  # deaths of the learner without a new step, one beyond all before, that end a run

@@ -17,25 +17,25 @@ from statistics import fmean
 from typing import Any
 
 from actors.metrics import step_line
-from actors.records import BrokenWeights
+from actors.wire.records import BrokenWeights
 from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
-from orchestrator.buffer import Batch, Buffer, Scored
-from orchestrator.credit import groups_without_signal, rewards_by_group
-from orchestrator.dispatch import Dispatch, Lease, Room, room_for, source_of
-from orchestrator.flow import Flow, Pools
-from orchestrator.intake import Intake
-from orchestrator.learning import LearnerGroup, PayloadsLost
-from orchestrator.ledger import Ledger
-from orchestrator.pool import Pool, PoolMember
-from orchestrator.prompts import PromptStream
-from orchestrator.signals import Signals
-from orchestrator.skipped_updates import SkippedUpdates, named
-from orchestrator.suspects import Suspects
-from orchestrator.telemetry import Meter
-from orchestrator.transport import MemberDied
-from orchestrator.versions import Versions
+from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.suspects import Suspects
+from orchestrator.pools.telemetry import Meter
+from orchestrator.pools.transport import MemberDied
+from orchestrator.samples.buffer import Batch, Buffer, Scored
+from orchestrator.samples.credit import groups_without_signal, rewards_by_group
+from orchestrator.samples.dispatch import Dispatch, Lease, Room, room_for, source_of
+from orchestrator.samples.flow import Flow, Pools
+from orchestrator.samples.intake import Intake
+from orchestrator.samples.ledger import Ledger
+from orchestrator.samples.prompts import PromptStream
+from orchestrator.samples.signals import Signals
+from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
+from orchestrator.weights.skipped_updates import SkippedUpdates, named
+from orchestrator.weights.versions import Versions
 
 BARREN = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
 SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")

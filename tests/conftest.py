@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cluster
+from orchestrator.preflight import cluster
 from tests import tiny
 
 cluster.prepare_local()  # before any test module imports ray

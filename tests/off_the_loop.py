@@ -114,7 +114,7 @@ class Guard:
         self.forbid(safetensors, "safe_open", "safe_open")
 
     def _hashes(self) -> None:
-        from actors import fingerprint
+        from actors.models import fingerprint
 
         self.forbid(fingerprint, "blake3", "a fingerprint")
         self.forbid(hashlib, "file_digest", "hashing of a file")

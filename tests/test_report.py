@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import SKIPPED_ROWS, Answer, Token, held_out_answers, token_spans, write_report
+from orchestrator.surface.report import SKIPPED_ROWS, Answer, Token, held_out_answers, token_spans, write_report
 from tests import synthetic
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.prompts import Prompt
+from orchestrator.pools.transport import RayTransport
 from orchestrator.run import Run
-from orchestrator.transport import RayTransport
+from orchestrator.samples.prompts import Prompt
 from tests.unit.simulation import TRAIN, Simulation, recipe
 
 WORKERS = 3

@@ -15,7 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from configs.load import RecipeError, parse_recipe, with_swaps
-from orchestrator import cli, cluster, preflight
+from orchestrator import cli
+from orchestrator.preflight import cluster, files
 from tests import tiny
 from tests.engines.shared import merged
 
@@ -174,9 +175,9 @@ def test_a_model_of_fewer_columns_cannot_be_swapped_into_a_live_run(recipe: dict
     """Heads and scores are cut to what the models had in common when it began."""
     live = parse_recipe(merged(recipe, {"run": {"steps": 4}}))
     narrow = tiny.build_model(tmp_path / "narrow", padding=3)
-    preflight.check_swap(live, with_swaps(live, 3, {"teacher": str(tiny.build_model(tmp_path / "wide", padding=8))}))
+    files.check_swap(live, with_swaps(live, 3, {"teacher": str(tiny.build_model(tmp_path / "wide", padding=8))}))
     with pytest.raises(RecipeError, match="its logits have 262 columns, the models of this run share 264"):
-        preflight.check_swap(live, with_swaps(live, 3, {"teacher": str(narrow)}))
+        files.check_swap(live, with_swaps(live, 3, {"teacher": str(narrow)}))
 
 
 def test_missing_prompt_file(recipe: dict[str, Any], refused: Any) -> None:
@@ -235,9 +236,9 @@ def test_more_gpus_than_the_cluster_holds(recipe: dict[str, Any], refused: Any) 
 def test_too_little_shared_memory_for_a_weight_version(
     recipe: dict[str, Any], refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import preflight
+    from orchestrator.preflight import files
 
-    monkeypatch.setattr(preflight, "weight_bytes", lambda folder, dtype: 270 * 2**20)
+    monkeypatch.setattr(files, "weight_bytes", lambda folder, dtype: 270 * 2**20)
     error = refused(recipe, "cluster.object_store_mib=100")
     assert "a weight version takes 270.0 MiB" in error and "100.0 MiB" in error
 
@@ -472,7 +473,7 @@ def test_the_longest_temporary_folder_is_the_one_that_rays_own_check_takes() -> 
     """Ray names a session by time and process id; ours stands for the longest."""
     from ray._private.utils import validate_socket_filepath
 
-    from orchestrator import environment
+    from orchestrator.preflight import environment
 
     room = environment.SOCKET_BYTES - len(environment.SESSION) - 1
     validate_socket_filepath("/" + "t" * (room - 1) + "/" + environment.SESSION)

@@ -10,8 +10,8 @@ import yaml
 
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
-from orchestrator import capacity, preflight
-from orchestrator.survey import Survey, survey_cluster
+from orchestrator.preflight import capacity, files
+from orchestrator.preflight.survey import Survey, survey_cluster
 from tests.cli.test_kill_and_resume import _logratio
 
 MIB = 2**20
@@ -36,7 +36,7 @@ def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) ->
 
 def _found(tree: dict[str, Any], survey: Survey) -> list[capacity.Finding]:
     recipe = resolve_dtypes(parse_recipe(tree), cpu_has_bf16=False)
-    return capacity.compare(recipe, preflight.read_inputs(recipe), capacity.read_sizes(recipe), survey)
+    return capacity.compare(recipe, files.read_inputs(recipe), capacity.read_sizes(recipe), survey)
 
 
 def test_a_clusters_node_says_what_it_has(ray_cluster: None, recipe: dict[str, Any], tmp_path: Path) -> None:

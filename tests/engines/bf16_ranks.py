@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors import causal_lm, learner
-from actors.causal_lm import Pack
-from actors.handling import PLAIN
-from actors.jobs import LearnerSpec
-from actors.learner import Learner
-from actors.student import Student, Targets
+from actors.learning import learner
+from actors.learning.learner import Learner
+from actors.learning.student import Student, Targets
+from actors.models import causal_lm
+from actors.models.causal_lm import Pack
+from actors.models.handling import PLAIN
+from actors.wire.jobs import LearnerSpec
 from configs.objective import Objective as ObjectiveConfig
 from configs.schema import Learner as LearnerConfig
 from objectives import objective

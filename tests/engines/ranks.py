@@ -12,15 +12,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from actors.learner import Learner
+from actors.learning.learner import Learner
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator.flow import Pools
-from orchestrator.layout import build_pools
-from orchestrator.preflight import read_inputs
+from orchestrator.pools.layout import build_pools
+from orchestrator.pools.transport import GangSpec, RayTransport
+from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
-from orchestrator.transport import GangSpec, RayTransport
+from orchestrator.samples.flow import Pools
 from tests.engines.shared import Finished, Watcher, merged
 
 COLLECTIVES = (

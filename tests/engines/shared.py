@@ -14,13 +14,13 @@ import pyarrow as pa
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator import cluster
-from orchestrator.flow import Pools
-from orchestrator.layout import build_pools
-from orchestrator.pool import Pool
-from orchestrator.preflight import read_inputs
+from orchestrator.pools.layout import build_pools
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.transport import RayTransport
+from orchestrator.preflight import cluster
+from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
-from orchestrator.transport import RayTransport
+from orchestrator.samples.flow import Pools
 
 
 @dataclass

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from actors.jobs import LearnerSpec
-from actors.records import Request, Sample, unpack_samples
-from orchestrator.carriers import ObjectStore
-from orchestrator.learning import LearnerGroup
-from orchestrator.preflight import read_inputs
+from actors.wire.jobs import LearnerSpec
+from actors.wire.records import Request, Sample, unpack_samples
+from orchestrator.preflight.files import read_inputs
+from orchestrator.weights.carriers import ObjectStore
+from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines
 from tests.engines.test_equivalence import _load, _Reference
 

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.jobs import LearnerSpec
-from actors.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
+from actors.wire.jobs import LearnerSpec
+from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
 from configs.schema import Recipe, Stream
 from objectives.schedule import dials_at
-from orchestrator.carriers import ObjectStore
-from orchestrator.flow import Pools
-from orchestrator.learning import LearnerGroup
-from orchestrator.pool import Pool
-from orchestrator.preflight import read_inputs
-from orchestrator.transport import LocalTransport
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.transport import LocalTransport
+from orchestrator.preflight.files import read_inputs
+from orchestrator.samples.flow import Pools
+from orchestrator.weights.carriers import ObjectStore
+from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines
 
 SIMULATED = {
@@ -90,7 +90,7 @@ def bench(request: pytest.FixtureRequest, engines: Engines) -> Bench:
         recipe = engines.recipe(**sampled)
         pools = Pools(engines.pools.rollout, None, engines.pools.scorers, engines.pools.reward, engines.learners[2])
         return Bench(recipe, pools, engines.runner)
-    from orchestrator.layout import build_pools
+    from orchestrator.pools.layout import build_pools
 
     recipe = engines.recipe(**sampled, **SIMULATED)
     pools = build_pools(recipe, LocalTransport(), read_inputs(recipe).vocabulary, None)
@@ -283,7 +283,7 @@ def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any)
     (payload, *_), (header, *_) = bench.sample(bench.requests(4), Stream(coalesce_ms=5000.0))
 
     async def work() -> tuple[list[bytes], ...]:
-        from orchestrator.buffer import Scored
+        from orchestrator.samples.buffer import Scored
 
         group = await bench.started()
         pool = bench.pools.scorers["teacher"]
@@ -344,7 +344,7 @@ def test_a_learner_that_sleeps_between_steps_learns_the_same(bench: Bench, learn
     spec = replace(bench.learner_spec(), config=config)
 
     async def learned(sleeps: bool) -> list[bytes]:
-        from orchestrator.buffer import Scored
+        from orchestrator.samples.buffer import Scored
 
         group = LearnerGroup(bench.recipe, bench.pools.learner)
         await group.start(spec)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from actors.shared_memory import shared_folder
-from orchestrator.learning import LearnerGroup
-from orchestrator.pool import Pool
+from orchestrator.pools.pool import Pool
+from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines, Watcher
 from tests.processes import alive, descendants
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from actors.metrics import STEP_METRICS
 from configs.load import load_recipe
 from configs.schema import Recipe
-from orchestrator.layout import demands
+from orchestrator.pools.layout import demands
 from tests.engines.shared import SMALL_SCORER, Engines, Finished, merged
 
 CONFIGS = Path(__file__).parents[2] / "configs"

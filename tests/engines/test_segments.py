@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from actors import causal_lm
-from actors.handling import PLAIN
-from actors.records import (
+from actors.models import causal_lm
+from actors.models.handling import PLAIN
+from actors.models.weights import buckets
+from actors.rollout.rollout import Rollout
+from actors.scoring.scorer import Scorer
+from actors.wire.records import (
     Request,
     Sample,
     ScoreHeader,
@@ -26,13 +29,10 @@ from actors.records import (
     pack_samples,
     unpack_samples,
 )
-from actors.rollout import Rollout
-from actors.scorer import Scorer
-from actors.weights import buckets
 from configs.schema import Resources, Sampling, Stream
 from configs.schema import Rollout as RolloutConfig
 from configs.schema import Scorer as ScorerConfig
-from orchestrator.layout import environment
+from orchestrator.pools.layout import environment
 
 VOCABULARY, LENGTH, SEGMENT = 259, 23, 5
 PROMPTS = {"a": [5, 6, 7], "b": [8], "c": list(range(20, 40))}  # one of a single token: nothing lies before its last

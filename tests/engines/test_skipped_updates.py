@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.jobs import LearnerSpec
-from actors.records import Request, Score, pack_samples, pack_scores
+from actors.wire.jobs import LearnerSpec
+from actors.wire.records import Request, Score, pack_samples, pack_scores
 from configs.schema import Recipe
 from objectives.schedule import dials_at
 from orchestrator import checkpoint
-from orchestrator.buffer import Scored
-from orchestrator.flow import Pools
-from orchestrator.learning import LearnerGroup
-from orchestrator.outcome import first_of
-from orchestrator.preflight import read_inputs
+from orchestrator.preflight.files import read_inputs
+from orchestrator.samples.buffer import Scored
+from orchestrator.samples.flow import Pools
 from orchestrator.stage import NotFinite
+from orchestrator.surface.outcome import first_of
+from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.ranks import Ranks, Strikes
 
 pytestmark = pytest.mark.acceptance

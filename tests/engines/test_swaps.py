@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.records import Sample, ScoreRequest, ScoreTable, SwapRefused, pack_samples
-from orchestrator.pool import Pool
+from actors.wire.records import Sample, ScoreRequest, ScoreTable, SwapRefused, pack_samples
+from orchestrator.pools.pool import Pool
 from tests.engines.shared import Engines
 from tests.tiny import build_model
 

@@ -17,8 +17,8 @@ import pytest
 
 from actors.member import Member
 from configs.schema import Resources
-from orchestrator.pool import Pool, PoolMember
-from orchestrator.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport
+from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport
 from tests.processes import alive
 
 

@@ -18,17 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.jobs import LearnerSpec
-from actors.records import Request, Sample, ScoreRequest, ScoreTable, unpack_samples
+from actors.wire.jobs import LearnerSpec
+from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, unpack_samples
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator import cluster
-from orchestrator.carriers import ObjectStore
-from orchestrator.layout import build_pools
-from orchestrator.learning import LearnerGroup
-from orchestrator.preflight import read_inputs
+from orchestrator.pools.layout import build_pools
+from orchestrator.pools.transport import RayTransport
+from orchestrator.preflight import cluster
+from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
-from orchestrator.transport import RayTransport
+from orchestrator.weights.carriers import ObjectStore
+from orchestrator.weights.learner_group import LearnerGroup
 from tests import architectures
 from tests.engines.shared import Finished, Watcher
 from tests.tiny import write_prompts

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.jobs import Share
-from actors.records import SampleHeader
-from actors.segments import samples_of, tables_of
-from actors.simulated import SimulatedLearner, liked
-from orchestrator.buffer import Scored
-from orchestrator.learning import LearnerGroup
+from actors.learning.segments import samples_of, tables_of
+from actors.simulated.members import SimulatedLearner, liked
+from actors.wire.jobs import Share
+from actors.wire.records import SampleHeader
+from orchestrator.samples.buffer import Scored
+from orchestrator.weights.learner_group import LearnerGroup
 
 
 class Batches:

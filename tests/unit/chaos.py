@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.records import Request, unpack_samples
-from actors.simulated import SimulatedLearner, SimulatedRollout
+from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.wire.records import Request, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
-from orchestrator.pool import PoolMember
+from orchestrator.pools.pool import PoolMember
+from orchestrator.pools.suspects import DEATHS
+from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, ValueLost, _Box
 from orchestrator.run import REBUILDS, Run
-from orchestrator.suspects import DEATHS
-from orchestrator.transport import GangSpec, LocalTransport, MemberDied, ValueLost, _Box
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation
 

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.simulated import SimulatedLearner, SimulatedRollout
+from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from configs.load import load_recipe
 from orchestrator import checkpoint
 from orchestrator.evaluate import Evaluation
-from orchestrator.flow import Flow
-from orchestrator.learning import LearnerGroup
 from orchestrator.run import DONE, Run
+from orchestrator.samples.flow import Flow
 from orchestrator.stage import Stage
-from orchestrator.versions import Versions
+from orchestrator.weights.learner_group import LearnerGroup
+from orchestrator.weights.versions import Versions
 from tests.unit.simulation import Simulation
 
 # What a life is doing, by the innermost of these functions that is on the stack.

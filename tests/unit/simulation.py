@@ -14,12 +14,12 @@ import pyarrow as pa
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator.carriers import Carrier, ObjectStore
-from orchestrator.layout import build_pools
-from orchestrator.preflight import Inputs
-from orchestrator.prompts import Prompt, PromptStream
+from orchestrator.pools.layout import build_pools
+from orchestrator.pools.transport import LocalTransport
+from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
-from orchestrator.transport import LocalTransport
+from orchestrator.samples.prompts import Prompt, PromptStream
+from orchestrator.weights.carriers import Carrier, ObjectStore
 from tests.unit.own_time import in_own_time
 
 STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group

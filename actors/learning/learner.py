@@ -1,0 +1,371 @@
+"""Learner rank: the student under DeepSpeed. It knows no algorithm: it sums weighted terms and steps.
+
+All ranks of a learner are called together with their own share of the plan. Every weight carries a global
+denominator, so ranks, micro-batches and packing change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.address import own_address
+from actors.learning.batch import Batch, Readings
+from actors.learning.compiled import load_ops
+from actors.learning.dropout import without_dropout
+from actors.learning.export import name_ends, write_model
+from actors.learning.finite import all_finite, spoiling
+from actors.learning.late_faults import LateFaults
+from actors.learning.optimizer import (
+    build_optimizer,
+    deepspeed_config,
+    forget_gradients,
+    learning_rate,
+    reduce_in_float32,
+)
+from actors.learning.student import Student
+from actors.learning.value_head import ValueHead
+from actors.member import Member
+from actors.models import causal_lm, loading, weights
+from actors.models.handling import PLAIN
+from actors.models.stored import Stored, stored
+from actors.wire.jobs import LearnerSpec, Share
+from actors.wire.records import BrokenWeights
+from objectives import objective
+
+
+class Learner(Member):
+    def __init__(self, rank: int, ranks: int) -> None:
+        self._rank = rank
+        self._ranks = ranks
+        self._spec: LearnerSpec | None = None
+        self._engine: Any = None
+        self._student: Student | None = None
+        self._device = torch.device("cpu")
+        self._place = self._device  # where its states are: the host while it sleeps
+        self._stored = Stored()
+        self._handling = PLAIN
+        self._averages: dict[str, dict[str, Tensor]] = {}
+        self._payloads: tuple[pa.RecordBatch, ...] = ()
+        self._faults = LateFaults()
+        self._applied = False  # whether the last update was taken
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port of this rank, for the others to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return own_address(), port
+
+    def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
+        """Join the ranks and build the engine. Called again, it builds a new one in the same process group."""
+        import deepspeed
+
+        self._spec = spec
+        self._stored = stored(Path(spec.model))
+        torch.set_num_threads(spec.config.resources.threads)
+        torch.manual_seed(spec.seed)
+        self._join(meeting)
+        model = self._load_model(spec)
+        self._student = Student(
+            model,
+            objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
+            spec.vocabulary,
+            spec.config.tokens_per_chunk,
+            self._handling,
+            spec.temperature,
+            self._value_head(spec, model),
+        )
+        if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
+            for parameter in model.get_output_embeddings().parameters():
+                deepspeed.zero.register_external_parameter(self._student, parameter)
+        self._engine, *_ = deepspeed.initialize(
+            model=self._student,
+            optimizer=build_optimizer(spec.config, self._student.parameters()),
+            config=deepspeed_config(spec.config, self._ranks),
+            dist_init_required=False,
+        )
+        reduce_in_float32(self._engine)
+        self._write_late()
+        self._device = self._engine.device
+        self._move_heads(self._device)
+        self._averages = {name: self._copy() for name in spec.averages}
+
+    def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
+        """Take the head of a model at a version, for full support, and let go of those before `oldest`."""
+        heads = self._built.heads
+        for head in [h for h in heads if h[0] == model and h[1] < oldest]:
+            del heads[head]
+        heads[model, version] = causal_lm.projection_from(projection, self._place)
+
+    def fetch(self, *payloads: pa.RecordBatch) -> None:
+        """Hold the payloads of the next step or evaluation. When every rank has answered, none is missing."""
+        self._payloads = payloads
+
+    def step(self, share: Share) -> dict[str, Any]:
+        """One batch: a pass over it for each update. Returns the same global metrics on every rank, as the first pass
+        read them, before any update; but what the trust region held, over all passes.
+
+        Where the loss of any rank or the gradient is not finite, that update and those after it are skipped: weights,
+        the optimizer's state and averages are as if they had not been tried. Raises BrokenWeights, on every rank, when
+        an update from a finite gradient leads to weights that are not finite.
+        """
+        batch = self._batch(share)
+        self._payloads = ()
+        updates, held, taken = self._specified.updates, 0.0, 0
+        metrics = self._accumulate(batch)
+        last = self._apply(share.step)
+        while self._took_update(share.step):
+            taken += 1
+            if taken == updates:
+                break
+            held += self._accumulate(batch).get("held_fraction") or 0.0
+            last = self._apply(share.step)
+        if taken:
+            self._average()
+        passes = updates - 1
+        return metrics | last | {"held_fraction": held / passes if passes else None, "updates_skipped": updates - taken}
+
+    def evaluate(self, share: Share) -> dict[str, Any]:
+        """The same readings without a gradient and, as `each`, those of this rank's samples by uid."""
+        batch = self._batch(share)
+        self._payloads = ()
+        read = self._read(batch)
+        return read.reduced(share) | {"each": read.each()}
+
+    def reference_sums(self, share: Share) -> dict[str, float]:
+        """Sum over each response's loss tokens of log q - log p of the reference, nats, for this rank's samples."""
+        batch = self._batch(share)
+        read = self._read(batch)
+        return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student.get("logprob", {}).items()}
+
+    def publish(self, model: str | None = None) -> Iterator[Any]:
+        """Rank 0 yields bucket, header, bucket, header, ... of the student, or of one of its averages; other ranks
+        take part in gathering and yield nothing."""
+        tensors = self._gathered() if model is None else self._averages[model].items()
+        for bucket, header in weights.buckets(tensors, self._specified.publish_dtype, self._stored.precise):
+            yield bucket
+            yield header
+
+    def save(self, directory: str) -> None:
+        """This rank's part of a checkpoint: DeepSpeed's own files, which are pickles that a manifest guards, and the
+        student's averages in safetensors. Raises OSError or RuntimeError where this rank could not write, once every
+        rank is through: all can go on."""
+        if self._rank == 0:
+            self._faults.late(self._save_averages)(Path(directory))
+            if self._built.value_head is not None:
+                self._faults.late(self._built.value_head.save)(Path(directory))
+        self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False)  # ends in a barrier
+        self._faults.settle()
+
+    def restore(self, directory: str) -> None:
+        """Inverse of `save`. Raises RuntimeError when DeepSpeed finds nothing to load."""
+        path, _ = self._engine.load_checkpoint(directory, tag="deepspeed")
+        if path is None:
+            raise RuntimeError(f"{directory} holds no DeepSpeed state; is it a checkpoint of this learner?")
+        if self._built.value_head is not None:
+            self._built.value_head.load(Path(directory))
+        if self._rank == 0:
+            from safetensors.torch import load_file
+
+            self._averages = {n: load_file(Path(directory) / f"average_{n}.safetensors") for n in self._averages}
+
+    def export(self, directory: str) -> None:
+        """A Hugging Face directory in safetensors, with the tokenizer. Every rank takes part, rank 0 writes."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._gathered()}
+        if self._rank == 0:
+            source = Path(self._specified.model)
+            write_model(self._built.model, state, self._stored.others, source, Path(directory))
+            name_ends(Path(directory), self._specified.end_tokens)
+
+    def sleep(self) -> None:
+        """Weights, gradients, optimizer states and heads to the host. Gradients do not outlive it."""
+        self._engine.offload_states(pin_memory=self._device.type != "cpu")
+        self._move_heads(torch.device("cpu"))
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+
+    def wake(self) -> None:
+        self._engine.reload_states()
+        self._move_heads(self._device)
+
+    def stop(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def _built(self) -> Student:
+        if self._student is None:
+            raise RuntimeError("the learner is not built; start() comes first")
+        return self._student
+
+    @property
+    def _specified(self) -> LearnerSpec:
+        if self._spec is None:
+            raise RuntimeError("the learner is not built; start() comes first")
+        return self._spec
+
+    def _save_averages(self, directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        for name, tensors in self._averages.items():
+            save_file(tensors, directory / f"average_{name}.safetensors")
+
+    def _write_late(self) -> None:
+        """Let DeepSpeed's writes of a checkpoint fail without leaving its collectives."""
+        engine, late = self._engine, self._faults.late
+        engine.checkpoint_engine.makedirs = late(engine.checkpoint_engine.makedirs)
+        engine.checkpoint_engine.save = late(engine.checkpoint_engine.save)
+        engine._copy_recovery_script = late(engine._copy_recovery_script)
+
+    def _move_heads(self, place: torch.device) -> None:
+        heads, self._place = self._built.heads, place
+        heads.update({head: projection.to(place) for head, projection in heads.items()})
+        if self._built.value_head is not None:
+            self._built.value_head.to(place)
+
+    def _batch(self, share: Share) -> Batch:
+        spec = self._specified
+        return Batch(share, self._payloads, spec.objective, self._handling.packs, spec.start_kl)
+
+    def _accumulate(self, batch: Batch) -> dict[str, Any]:
+        """Forward and backward of this rank's share; the gradient is whole after it, and not yet applied."""
+        self._engine.train()
+        read = Readings(batch, self._specified.compares_sampler)
+        for index, uids in enumerate(batch.share.micro_batches):
+            self._engine.set_gradient_accumulation_boundary(index == len(batch.share.micro_batches) - 1)
+            pack, targets = batch.micro_batch(uids)
+            result = self._engine(pack.to(self._device), targets.to(self._device), batch.share.dials)
+            # DeepSpeed averages over ranks; the weights already carry the global denominator
+            self._engine.backward(spoiling(result[0]) * self._ranks, scale_wrt_gas=False)
+            read.add(uids, targets, *result)
+        self._close(batch, read)
+        return read.reduced(batch.share)
+
+    @torch.no_grad()
+    def _read(self, batch: Batch) -> Readings:
+        self._engine.eval()
+        read = Readings(batch, self._specified.compares_sampler)
+        for uids in batch.share.micro_batches:
+            pack, targets = batch.micro_batch(uids)
+            result = self._built(pack.to(self._device), targets.to(self._device), batch.share.dials)
+            read.add(uids, targets, *result)
+        self._close(batch, read)
+        return read
+
+    def _close(self, batch: Batch, read: Readings) -> None:
+        """After the first pass its log-probs are those of q_old, and what the record shows."""
+        if not batch.old:
+            batch.old = read.student
+            batch.record(self._rank)
+
+    def _apply(self, step: int) -> dict[str, float]:
+        """Take the optimizer step with the schedule's rate, unless the gradient is not finite: then it is let go. Its
+        norm is over all ranks, so that they agree."""
+        rate = learning_rate(self._specified.config.optimizer, step, self._specified.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        norm = self._plain_grad_norm()
+        if norm is None or math.isfinite(norm):
+            self._engine.step()  # DeepSpeed's optimizers let a gradient go whose norm is not finite
+            self._applied = self._engine.was_step_applied()
+            if not self._applied:
+                forget_gradients(self._engine)
+        else:
+            self._engine.zero_grad()
+            self._applied = False
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm()) if self._applied else math.nan
+        if self._built.value_head is not None:
+            self._apply_values(self._built.value_head, rate)
+        return {"lr": rate, "grad_norm": norm}
+
+    def _apply_values(self, head: ValueHead, rate: float) -> None:
+        """The value head's own step, where the policy took its own: every rank has the same gradient of it."""
+        config, gradient = self._specified.config, head.gradient(self._ranks)
+        if self._applied:
+            head.step(gradient, config.value_head.lr * rate / config.optimizer.lr)
+        else:
+            head.forget()
+
+    def _took_update(self, step: int) -> bool:
+        """Whether the update was taken. Raises BrokenWeights."""
+        if self._applied and not all_finite(self._built.parameters()):
+            raise BrokenWeights(f"the update of step {step} led to weights that are not finite")
+        return self._applied
+
+    def _plain_grad_norm(self) -> float | None:
+        """Where DeepSpeed takes no norm: ZeRO-0 in float32, which keeps plain averaged gradients. Before clipping."""
+        config = self._specified.config
+        if config.zero_stage or config.dtype != "float32":
+            return None
+        norms = [p.grad.norm() for p in self._built.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm())
+
+    def _copy(self) -> dict[str, Tensor]:
+        """The student's weights in float32, on rank 0."""
+        return {name: tensor.float().cpu().clone() for name, tensor in self._gathered()}
+
+    def _average(self) -> None:
+        """average <- decay average + (1 - decay) student, in float32 on rank 0."""
+        if not self._averages:
+            return
+        for name, tensor in self._gathered():
+            for model, decay in self._specified.averages.items():
+                self._averages[model][name].lerp_(tensor.float().cpu(), 1.0 - decay)
+
+    def _join(self, meeting: tuple[str, int]) -> None:
+        import deepspeed
+
+        if dist.is_initialized():
+            return
+        os.environ |= {
+            "MASTER_ADDR": meeting[0],
+            "MASTER_PORT": str(meeting[1]),
+            "RANK": str(self._rank),
+            "WORLD_SIZE": str(self._ranks),
+            "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
+        }
+        load_ops(("ShareMemCommBuilder",))
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+    def _load_model(self, spec: LearnerSpec) -> Any:
+        """Looked at before DeepSpeed cuts it, by every rank alike. Where it stays whole it is looked at on its GPU."""
+        config = spec.config
+        on_gpu = config.resources.gpus > 0 and config.zero_stage < 3
+        place = torch.device("cuda" if on_gpu else "cpu")
+        loaded = loading.load(Path(spec.model), config.dtype, config.attention, config.packing, place)
+        model, self._handling = loaded.model.train(), loaded.handling
+        if spec.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not spec.config.dropout:
+            without_dropout(model)
+        return model
+
+    def _value_head(self, spec: LearnerSpec, model: Any) -> ValueHead | None:
+        if "value" not in spec.objective.terms:
+            return None
+        width = model.get_output_embeddings().weight.shape[1]
+        return ValueHead(width, spec.config.value_head, spec.config.optimizer.betas)
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        """On rank 0 whole tensors, named and shaped as those of the student's files; under ZeRO-3 gathered group by
+        group, which is mostly a parameter each. Other ranks take part, and have nothing to copy, convert or hash."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        model, partitioned = self._built.model, self._specified.config.zero_stage == 3
+        values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        for group in self._stored.groups:
+            held = {name: values[name] for name in group.parameters}
+            parameters = [value for value in held.values() if isinstance(value, torch.nn.Parameter)]
+            with GatheredParameters(parameters, enabled=partitioned and bool(parameters)):
+                if self._rank == 0:
+                    yield from group.split({name: value.detach() for name, value in held.items()}).items()

@@ -1,0 +1,149 @@
+"""The student inside the learner: one module whose forward is the packed model, the chunked head and the objective.
+
+No [tokens, vocabulary] tensor of a whole batch exists: the head runs chunk by chunk, each leaves one number a token
+and stream, and all chunks but the only one are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from actors.learning.value_head import ValueHead
+from actors.models import causal_lm
+from actors.models.causal_lm import Pack, Projection
+from actors.models.handling import Handling
+from objectives.objective import Objective
+from objectives.schedule import Dials
+from objectives.tokens import Tokens
+
+STREAMS = ("logprob", "class_logprob", "value")  # of each token, that a later pass and the readings look back at
+Head = tuple[str, int]  # a model and its version: which projection its hidden states need
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Last hidden states [n, width] that one model left for `rows` [n] (ascending) of a micro-batch's tokens."""
+
+    head: Head
+    rows: Tensor
+    states: Tensor
+
+    def within(self, start: int, end: int) -> Hidden:
+        inside = (self.rows >= start) & (self.rows < end)
+        return Hidden(self.head, self.rows[inside] - start, self.states[inside])
+
+    def to(self, device: torch.device) -> Hidden:
+        return Hidden(self.head, self.rows.to(device), self.states.to(device))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a micro-batch is trained towards. `hidden` by target slot, on full support."""
+
+    tokens: Tokens
+    hidden: Mapping[str, Sequence[Hidden]] = field(default_factory=dict)
+
+    def split(self, size: int) -> list[Targets]:
+        starts = range(0, max(1, len(self.tokens)), size)
+        return [
+            Targets(
+                self.tokens[s : s + size],
+                {slot: [h.within(s, s + size) for h in hs] for slot, hs in self.hidden.items()},
+            )
+            for s in starts
+        ]
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(self.tokens.to(device), {slot: [h.to(device) for h in hs] for slot, hs in self.hidden.items()})
+
+
+class Student(nn.Module):
+    """`forward` returns (loss, metric sums, those of STREAMS that there are, detached, [N]).
+
+    Without a gradient also the KLs and the entropy of each token, nats. Gradients of a bf16 model are float32
+    (`grad_dtype`): so autograd adds those of chunks up in float32, and none is rounded on its way to the optimizer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        vocabulary: int,
+        tokens_per_chunk: int,
+        handling: Handling,
+        temperature: float = 1.0,
+        value_head: ValueHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.heads: dict[Head, Projection] = {}
+        self._vocabulary = vocabulary
+        self._handling = handling
+        self._chunk = tokens_per_chunk
+        self._temperature = temperature
+        self.value_head = value_head
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float32):
+                parameter.grad_dtype = torch.float32
+
+    def forward(
+        self, batch: Pack, targets: Targets, dials: Dials
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        hidden = causal_lm.hidden_states(self.model, batch, self._handling)
+        if not len(batch.token_ids):
+            return self._placeholder(hidden), {}, {}
+        parts = targets.split(self._chunk)
+        lazily = len(parts) > 1 and torch.is_grad_enabled()
+        chunks: list[dict[str, Tensor]] = [
+            checkpoint(self._read, h, part, dials, use_reentrant=False) if lazily else self._read(h, part, dials)  # type: ignore[misc]
+            for h, part in zip(hidden.split(self._chunk), parts, strict=True)
+        ]
+        streams = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        if self.value_head is not None:
+            streams["value"] = self.value_head(hidden)
+        loss = self.objective.loss(streams, targets.tokens, dials)
+        sums = self.objective.metrics(streams, targets.tokens, dials)
+        told = {name: streams[name].detach() for name in STREAMS if name in streams}
+        if not torch.is_grad_enabled():  # read, and not trained on
+            told |= self.objective.each(streams, targets.tokens)
+        return loss, sums, told
+
+    def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
+        logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._handling, self._temperature)
+        scores = dict(targets.tokens.scores)
+        for slot, pieces in targets.hidden.items():
+            scores[slot] = replace(scores[slot], logprobs=self._tempered(self._project(pieces, len(targets.tokens))))
+        return self.objective.read(logprobs, replace(targets.tokens, scores=scores), dials)
+
+    def _tempered(self, logprobs: Tensor) -> Tensor:
+        """Another model's log-probs as the student's are: at its temperature."""
+        return logprobs if self._temperature == 1.0 else (logprobs / self._temperature).log_softmax(-1)
+
+    @torch.no_grad()
+    def _project(self, pieces: Sequence[Hidden], count: int) -> Tensor:
+        """Hidden states of the models that filled a slot -> log-probs [count, V], each through its own head."""
+        projected = [(piece, self._head(piece.head).logprobs(piece.states)) for piece in pieces if len(piece.rows)]
+        if len(projected) == 1 and len(projected[0][0].rows) == count:
+            return projected[0][1][..., : self._vocabulary]
+        whole = torch.full((count, self._vocabulary), -torch.inf, device=projected[0][1].device)
+        for piece, logprobs in projected:
+            whole[piece.rows] = logprobs[..., : self._vocabulary]
+        return whole
+
+    def _head(self, head: Head) -> Projection:
+        if head not in self.heads:
+            raise RuntimeError(
+                f"full support needs the head of {head[0]} at version {head[1]}; load_projection() first"
+            )
+        return self.heads[head]
+
+    def _placeholder(self, hidden: Tensor) -> Tensor:
+        """A zero loss that touches every parameter: collectives of ZeRO wait for each one's gradient."""
+        return (hidden.float().sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()) * 0.0

@@ -1,0 +1,245 @@
+"""A causal language model as the learner and the torch scorer use it: packed forward, and its head apart.
+
+Packing puts several sequences in one row; position ids that restart, and cumulative lengths where a model takes them,
+tell it where each begins, so no token of padding is computed. Not every model can: `Handling` says which.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.models.handling import Handling, body_of
+from actors.models.head_product import product
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows of packed sequences. ids, positions: [rows, length] int64; `targets` indexes, in the flattened rows, the
+    position that predicts each response token, in sequence order; token_ids: [response tokens] int64. `bounds`:
+    [sequences + 1] int32, where in a single row each sequence begins and the last ends; None if rows are padded."""
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    token_ids: Tensor
+    bounds: Tensor | None = None
+    longest: int = 0  # tokens of the longest sequence
+
+    def to(self, device: torch.device) -> Pack:
+        names = ("ids", "positions", "targets", "token_ids")
+        bounds = None if self.bounds is None else self.bounds.to(device)
+        return Pack(*(getattr(self, name).to(device) for name in names), bounds=bounds, longest=self.longest)
+
+    @property
+    def rows_of(self) -> Tensor:
+        """[1, length] int32: which sequence each place of a packed row belongs to."""
+        assert self.bounds is not None
+        lengths = self.bounds.diff()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths).int().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A model's last hidden state -> logits: head [V, width], bias [V] or None, scale, soft-cap or None.
+
+    V is the common logit width of the run's models.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    soft_cap: float | None
+
+    def to(self, device: torch.device) -> Projection:
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
+    def logprobs(self, hidden: Tensor) -> Tensor:
+        """[N, width] -> [N, V] float32 log-softmax, nats, temperature 1."""
+        return finish_logits(product(hidden, self.weight, self.bias), self.scale, self.soft_cap)
+
+
+def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool = True) -> Pack:
+    """(prompt ids, response ids) pairs -> one row of all of them; `packed=False` gives a padded row each.
+
+    An empty batch is one row of two tokens without targets: a rank with nothing to do still joins collectives.
+    """
+    if not sequences:
+        return _rows([[0, 0]], [], [])
+    if not packed:
+        width = max(len(p) + len(r) for p, r in sequences)
+        rows = [[*p, *r, *[0] * (width - len(p) - len(r))] for p, r in sequences]
+        starts = [i * width for i in range(len(rows))]
+        return _rows(rows, sequences, starts)
+    row = [token for p, r in sequences for token in (*p, *r)]
+    starts = np.cumsum([0, *(len(p) + len(r) for p, r in sequences)])[:-1].tolist()
+    positions = [i for p, r in sequences for i in range(len(p) + len(r))]
+    return replace(
+        _rows([row], sequences, starts, [positions]),
+        bounds=torch.tensor([*starts, len(row)], dtype=torch.int32),
+        longest=max(len(p) + len(r) for p, r in sequences),
+    )
+
+
+def _rows(
+    rows: list[list[int]],
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    starts: list[int],
+    positions: list[list[int]] | None = None,
+) -> Pack:
+    targets = [start + len(p) - 1 + t for start, (p, r) in zip(starts, sequences, strict=True) for t in range(len(r))]
+    return Pack(
+        ids=torch.tensor(rows),
+        positions=torch.tensor(positions) if positions else torch.arange(len(rows[0])).repeat(len(rows), 1),
+        targets=torch.tensor(targets, dtype=torch.long),
+        token_ids=torch.tensor([token for _, r in sequences for token in r], dtype=torch.long),
+    )
+
+
+def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
+    """A Hugging Face causal model from safetensors. No remote code, no pickles. Raises OSError if it is not there, and
+    ValueError where weights are missing."""
+    from transformers import AutoModelForCausalLM
+
+    return _whole(AutoModelForCausalLM, directory, dtype=DTYPES[dtype], attn_implementation=attention)
+
+
+def load_classifier(directory: str) -> Any:
+    """A Hugging Face sequence classifier with one output, for reading. Raises ValueError where it has more."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _whole(AutoModelForSequenceClassification, Path(directory), dtype=torch.float32).eval()
+    if model.config.num_labels != 1:
+        raise ValueError(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _whole(kind: Any, directory: Path, **options: Any) -> Any:
+    """transformers draws weights that a directory lacks at random, with a warning at most."""
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    model, info = kind.from_pretrained(directory, output_loading_info=True, **safe, **options)
+    if info["missing_keys"]:
+        raise ValueError(f"{directory} lacks the weights {sorted(info['missing_keys'])[:3]}; export the model again")
+    return model
+
+
+@torch.inference_mode()
+def classify(model: Any, ids: Sequence[int]) -> float:
+    """The classifier's output for one sequence of token ids."""
+    return float(model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, 0])
+
+
+def hidden_states(model: Any, batch: Pack, handling: Handling) -> Tensor:
+    """What the head reads (after the final norm) to predict the response tokens: [response tokens, width]."""
+    body = body_of(model)
+    wanted = {"position_ids": batch.positions, "use_cache": False, **_cumulative(batch)}
+    hidden = body(input_ids=batch.ids, **_taken(body, wanted)).last_hidden_state
+    return _behind_neck(model, hidden.reshape(-1, hidden.shape[-1])[batch.targets], handling)
+
+
+def _cumulative(batch: Pack) -> dict[str, Any]:
+    """What flash attention, linear attention and short convolutions are told where sequences begin by."""
+    if batch.bounds is None:
+        return {}
+    names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
+    lengths = dict.fromkeys(names[0], batch.bounds) | dict.fromkeys(names[1], batch.longest)
+    return {**lengths, "seq_idx": batch.rows_of}
+
+
+def _taken(body: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those that a model's forward takes: architectures without positions have no argument for them."""
+    parameters = inspect.signature(body.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _behind_neck(model: Any, hidden: Tensor, handling: Handling) -> Tensor:
+    return hidden if handling.neck is None else model.get_submodule(handling.neck)(hidden)
+
+
+def continued_states(model: Any, ids: Sequence[int], handling: Handling, cache: Any = None) -> tuple[Tensor, Any]:
+    """What the head reads (after the final norm) of one sequence's next tokens, [tokens, width], and the key-values of
+    all of its tokens so far. `cache` is what the tokens before left; it grows in place."""
+    body = body_of(model)
+    past = cache.get_seq_length() if cache is not None else 0
+    output = body(
+        input_ids=torch.tensor([list(ids)], device=model.device),
+        position_ids=torch.arange(past, past + len(ids), device=model.device).unsqueeze(0),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return _behind_neck(model, output.last_hidden_state[0], handling), output.past_key_values
+
+
+def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, handling: Handling, temperature: float = 1.0) -> Tensor:
+    """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
+    logits = head_logits(model, hidden)[..., :vocabulary]
+    return finish_logits(logits, handling.scale, handling.soft_cap, temperature)
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The head's product alone, [N, V] float32. Not a call of the module: under ZeRO-3 each call would be a collective,
+    and ranks with different numbers of chunks would wait for each other for ever."""
+    head = model.get_output_embeddings()
+    return product(hidden, head.weight, getattr(head, "bias", None))
+
+
+def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: float = 1.0) -> Tensor:
+    """Scale, soft-cap (Gemma 2), temper, then log-softmax in float32. [N, V] -> [N, V], nats."""
+    logits = logits.float()
+    if scale != 1.0:
+        logits = logits * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    if temperature != 1.0:
+        logits = logits / temperature
+    return logits.log_softmax(-1)
+
+
+def projection_of(model: Any, vocabulary: int, handling: Handling) -> dict[str, Any]:
+    """The head as plain values for the wire: float32 or bf16 bits as arrays, so that no tensor class travels."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return {
+        "weight": to_bytes(head.weight[:vocabulary]),
+        "dtype": dtype_name(head.weight.dtype),
+        "width": head.weight.shape[1],
+        "bias": None if bias is None else bias[:vocabulary].detach().float().cpu().numpy(),
+        "scale": handling.scale,
+        "soft_cap": handling.soft_cap,
+    }
+
+
+def projection_from(values: dict[str, Any], device: torch.device) -> Projection:
+    """Inverse of `projection_of`, on `device`."""
+    bias = values["bias"]
+    return Projection(
+        weight=from_bytes(values["weight"], values["dtype"]).reshape(-1, values["width"]).to(device),
+        bias=None if bias is None else torch.tensor(bias, device=device),
+        scale=values["scale"],
+        soft_cap=values["soft_cap"],
+    )
+
+
+def to_bytes(tensor: Tensor) -> np.ndarray:
+    """Any dtype -> flat uint8 array of its bits, on the CPU."""
+    return tensor.detach().contiguous().cpu().view(torch.uint8).reshape(-1).numpy()
+
+
+def from_bytes(data: np.ndarray | bytes | memoryview, dtype: str) -> Tensor:
+    """Inverse of `to_bytes`: a flat tensor of its own memory."""
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(DTYPES[dtype])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return {value: name for name, value in DTYPES.items()}[dtype]

@@ -1,0 +1,128 @@
+"""What a model of a configuration would do, seen on a small random copy of it: before any weight is read.
+
+Weights are drawn so that every layer moves the logits by nats: the usual initialisation hides what leaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from actors.models.probe import Packing, Verdict, probe
+from actors.models.shrink import VOCABULARY, shrunk
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """`attention`: the one to load the model with. `verdict`: of the small copy; None where none can be built, and then
+    `note` says why, and the probe of the loaded model decides alone."""
+
+    attention: str
+    verdict: Verdict | None
+    refusal: str | None = None
+    note: str = ""
+
+    @property
+    def line(self) -> str:
+        said = (
+            self.verdict.line if self.verdict else f"no small copy can be built ({self.note}); seen when it is loaded"
+        )
+        return f"attention {self.attention}; {said}"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A configuration as its file says it, and as transformers reads it: the same text is looked at once."""
+
+    text: str
+    config: Any = field(compare=False)
+
+
+def foresee(directory: Path, attention: str, packing: Packing) -> Foresight:
+    """Look at a small copy of the model in a directory, in float32 on this machine's CPU; once for each configuration.
+    `attention`: a name of transformers', or `auto`, which is the fastest that computes what the model does."""
+    from transformers import AutoConfig
+
+    text = Path(directory, "config.json").read_text()
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what transformers raises at a configuration is of any kind
+        return Foresight(attention, None, f"transformers cannot read its config.json ({_first_line(error)})")
+    return _foresee(_Known(text, config), attention, packing)
+
+
+@lru_cache(maxsize=64)
+def _foresee(known: _Known, attention: str, packing: Packing) -> Foresight:
+    parsed = known.config
+    if attention != "auto":
+        return _with(parsed, attention, packing)
+    fast = _with(parsed, "sdpa", packing)
+    if not fast.note and (fast.verdict is None or not fast.verdict.inexact):
+        return fast
+    plain = _with(parsed, "eager", packing)
+    return fast if fast.note and plain.note and fast.attention != "eager" else plain
+
+
+def _with(config: Any, attention: str, packing: Packing) -> Foresight:
+    """Flash attention needs its GPU, so the small copy has `sdpa` in its place."""
+    try:
+        model = small_copy(config, "sdpa" if attention.startswith("flash") else attention)
+    except Exception as error:  # sizes that do not go together, a package that is missing, an attention it lacks
+        if "does not support an attention implementation" in str(error):
+            return Foresight(attention, None, f"it has no attention: {attention}; set attention: auto", "no attention")
+        return Foresight(attention, None, None, _first_line(error))
+    verdict = probe(model, packing)
+    if verdict.unseen:
+        return Foresight(attention, None, None, verdict.gaps.reasons["head"])
+    refusal = None if attention.startswith("flash") and verdict.inexact else verdict.refusal
+    return Foresight(attention, verdict, refusal)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+
+
+def small_copy(
+    config: Any, attention: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Any:
+    """A causal model of the configuration's architecture, tiny and with random weights. Raises what transformers raises
+    where it cannot be built."""
+    from transformers import AutoModelForCausalLM
+
+    small = type(config).from_dict(shrunk(config.to_dict()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(small, attn_implementation=attention).to(torch.float32)
+        scale_weights(model)
+        _spread_logits(model.eval())
+    return model.to(device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def scale_weights(model: nn.Module) -> None:
+    """Matrices keep the size of what they multiply, embeddings are of unit size, and logits differ by nats."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            fan = parameter.shape[-1] if parameter.ndim == 2 else min(parameter.shape[1:])
+            if parameter.ndim == 3 and parameter.shape[1] == 1:  # depthwise convolutions
+                fan = parameter.shape[-1]
+            parameter.normal_(0.0, 1.5 * max(fan, 1) ** -0.5)
+        elif "bias" in name or "sink" in name:
+            parameter.normal_(0.0, 0.2)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, 1.0)
+
+
+@torch.no_grad()
+def _spread_logits(model: Any) -> None:
+    """Scale the head until logits have a standard deviation of 2 nats, whatever multiplies them behind it."""
+    ids = torch.randint(5, VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        spread = float(model(input_ids=ids).logits.float().std())
+        model.get_output_embeddings().weight.mul_(min(8.0, max(0.125, 2.0 / max(spread, 1e-3))))

@@ -1,0 +1,60 @@
+"""A causal language model as a role runs it: loaded, looked at (probe.py), and refused where it cannot be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.models import causal_lm
+from actors.models.foresight import foresee
+from actors.models.handling import Handling
+from actors.models.probe import Packing, Verdict, probe
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode where it was asked for, and how it is run."""
+
+    model: Any
+    handling: Handling
+
+
+class ModelRefused(ValueError):
+    """Measured on the loaded model: this role cannot compute with it. One line with number and remedy."""
+
+
+def load(directory: Path, dtype: str, attention: str, packing: Packing, device: torch.device) -> Loaded:
+    """Load and probe; the verdict goes to the member's log. Raises ModelRefused, and what `load_model` does."""
+    ahead = foresee(directory, attention, packing)
+    if ahead.refusal:
+        raise ModelRefused(f"{directory}: {ahead.refusal}")
+    model = causal_lm.load_model(directory, dtype, ahead.attention).eval().to(device)
+    verdict = _probed(model, packing)
+    if verdict.refusal:
+        raise ModelRefused(f"{directory}: {verdict.refusal}")
+    handling = _both(verdict.handling, ahead.verdict)
+    print(f"{directory}: attention {ahead.attention}, {replace(verdict, handling=handling).line}", flush=True)
+    return Loaded(model, handling)
+
+
+def _probed(model: Any, packing: Packing) -> Verdict:
+    """Flash attention computes on a GPU only: on the host (a model that ZeRO-3 will cut) `sdpa` stands in for it."""
+    used = model.config._attn_implementation
+    if not used.startswith("flash") or model.device.type != "cpu":
+        return probe(model, packing)
+    model.set_attn_implementation("sdpa")
+    try:
+        return probe(model, packing)
+    finally:
+        model.set_attn_implementation(used)
+
+
+def _both(loaded: Handling, ahead: Verdict | None) -> Handling:
+    """What the small copy could not do the model cannot do: real weights and bf16 may hide a leak."""
+    if ahead is None:
+        return loaded
+    own = ahead.handling
+    return replace(loaded, packs=loaded.packs and own.packs, continues=loaded.continues and own.continues)

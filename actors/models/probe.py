@@ -1,0 +1,279 @@
+"""A look at a model before it learns or scores: about a second, two sequences, no training.
+
+What is measured: sequences packed in one row, padded to a row each, and continued from a cache, against each of them
+alone; our head's log-probs against the model's own logits; the attention of the role against the plain one. The
+decision (`decide`) is a pure function of these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from actors.models import causal_lm
+from actors.models.handling import Handling, apply_head, body_of, find_logits, finite_columns, neck_of
+
+LENGTHS = (21, 27)  # tokens; longer than the windows and chunks of a shrunk model
+COLUMNS = 4096  # of the vocabulary: what differs in these differs in all
+Packing = Literal["auto"] | bool
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Nats: the mean over the vocabulary of |log p - log p'| under p, at the worst position of a sequence in float32,
+    over all positions in bf16. None: the model raised, and `reasons` says what. `packed_first`: of the packed sequence
+    that nothing stands before, so it is rounding alone. `attention`: the role's against `eager`."""
+
+    head: float | None = None
+    packed: float | None = None
+    packed_first: float | None = None
+    padded: float | None = None
+    continued: float | None = None
+    attention: float | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the model is run, or why it is not: `refusal` names number and remedy."""
+
+    handling: Handling
+    gaps: Gaps
+    dtype: torch.dtype = torch.float32
+    refusal: str | None = None
+
+    @property
+    def inexact(self) -> bool:
+        """The attention leaves something out."""
+        return (self.gaps.attention or 0.0) > 3.0 * tolerance(self.dtype)
+
+    @property
+    def unseen(self) -> bool:
+        """The model raised before anything could be measured."""
+        return self.gaps.head is None
+
+    @property
+    def line(self) -> str:
+        """What a member's log says of it."""
+        if self.refusal:
+            return f"refused: {self.refusal}"
+        handling, said = self.handling, []
+        said.append("packed in one row" if handling.packs else "padded to a row each")
+        said.append("segments go on from a cache" if handling.continues else "segments are computed anew")
+        if handling.scale != 1.0 or handling.soft_cap:
+            said.append(f"logits scaled by {handling.scale:.6g}, soft-cap {handling.soft_cap}")
+        if handling.neck:
+            said.append(f"the head reads {handling.neck}")
+        return f"{', '.join(said)}; nats from the model's own: {_numbers(self.gaps)}"
+
+
+def tolerance(dtype: torch.dtype, noise: float | None = 0.0) -> float:
+    """Nats that rounding may come to: a leak between sequences is 0.1 to 6. bf16 is coarse (logits of 20 are rounded to
+    0.06), and a router may fall to another expert; what is finer than this a float32 copy shows (foresight.py)."""
+    if dtype == torch.float32:
+        return 2e-3
+    return max(0.15, 3.0 * (noise or 0.0))
+
+
+def decide(gaps: Gaps, found: Handling, packing: Packing, dtype: torch.dtype) -> tuple[Handling, str | None]:
+    """What is measured -> how the model is run, and why not where it is not."""
+    limit = tolerance(dtype, gaps.packed_first)
+    fits = {
+        name: (gap := getattr(gaps, name)) is not None and gap <= limit for name in ("packed", "padded", "continued")
+    }
+    handling = replace(found, packs=fits["packed"] and packing is not False, continues=fits["continued"])
+    if gaps.head is None:
+        return handling, f"it cannot be run here in {dtype}{_why(gaps, 'head')}; set another dtype or attention"
+    if gaps.head > tolerance(dtype):
+        return handling, (
+            f"the head's log-probs are {_nats(gaps.head)} off the model's own logits: no scale or "
+            "soft-cap of its configuration is what it does to them; choose a model of docs/models.md"
+        )
+    if gaps.attention is not None and gaps.attention > 3.0 * tolerance(dtype):  # other kernels, other rounding
+        return handling, (
+            f"this attention is {_nats(gaps.attention)} off the plain one: it leaves out what the model computes (a "
+            "soft-cap, say); set attention: auto or eager"
+        )
+    if packing is True and not fits["packed"]:
+        return handling, (
+            f"packed sequences are {_nats(gaps.packed)} off the same ones alone{_why(gaps, 'packed')}: they leak into "
+            "one another; set packing: auto, which pads them"
+        )
+    if not handling.packs and not fits["padded"]:
+        return handling, (
+            f"padded sequences are {_nats(gaps.padded)} off the same ones alone{_why(gaps, 'padded')}, and packed ones "
+            f"{_nats(gaps.packed)}{_why(gaps, 'packed')}; choose a model of docs/models.md"
+        )
+    return handling, None
+
+
+@torch.no_grad()
+def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> Verdict:
+    """Look at a model where it is, in its dtype and attention. `thorough` measures what the decision does not need."""
+    training = model.training
+    model.eval()
+    try:
+        return _probe(model, packing, thorough)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def unbounded_gap(model: Any, verdict: Verdict) -> float:
+    """What a leak would look like: the second sequence behind the first as if they were one, against it alone. Nats."""
+    first, second = _sequences(model)
+    columns = torch.arange(min(COLUMNS, model.get_output_embeddings().weight.shape[0]), device=model.device)
+    read = _Reader(model, verdict.handling, columns)
+    alone, joined = read.batch([second])[0], read.batch([[*first, *second]])[0]
+    return gap(alone, joined[-len(alone) :], verdict.dtype)
+
+
+def _probe(model: Any, packing: Packing, thorough: bool) -> Verdict:
+    dtype = next(model.parameters()).dtype
+    sequences = _sequences(model)
+    reasons: dict[str, str] = {}
+
+    def measured(own: Tensor, other: Tensor) -> float:
+        return gap(own, other, dtype)
+
+    def worst(alone: list[Tensor], other: list[Tensor]) -> float:
+        return max(measured(*pair) for pair in zip(alone, other, strict=True))
+
+    def tried(name: str, measure: Callable[[], Any]) -> Any:
+        try:
+            return measure()
+        except Exception as error:  # an architecture may raise whatever it likes at what it does not take
+            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+            return None
+
+    found = tried("head", lambda: _find(model, sequences))
+    if found is None:
+        return _verdict(Handling(), Gaps(reasons=reasons), packing, dtype)
+    handling, columns, own = found
+    read = _Reader(model, handling, columns)
+    alone = tried("head", lambda: [read.batch([ids])[0] for ids in sequences])
+    if alone is None:
+        return _verdict(handling, Gaps(reasons=reasons), packing, dtype)
+    head = max(measured(o[: len(a)], a) for o, a in zip(own, alone, strict=True))
+    packed = tried("packed", lambda: [measured(*pair) for pair in zip(alone, read.batch(sequences), strict=True)])
+    first, second = packed or (None, None)
+    padded = None
+    if thorough or second is None or packing is False or second > tolerance(dtype, first):
+        padded = tried("padded", lambda: worst(alone, read.batch(sequences, packed=False)))
+    continued = tried("continued", lambda: measured(alone[1], read.continued(sequences[1])))
+    attention = tried("attention", lambda: _against_plain(model, sequences[1], own[1], columns))
+    gaps = Gaps(head, second, first, padded, continued, attention, reasons)
+    return _verdict(handling, gaps, packing, dtype)
+
+
+def _verdict(found: Handling, gaps: Gaps, packing: Packing, dtype: torch.dtype) -> Verdict:
+    handling, refusal = decide(gaps, found, packing, dtype)
+    return Verdict(handling, gaps, dtype, refusal)
+
+
+def gap(own: Tensor, other: Tensor, dtype: torch.dtype) -> float:
+    """Log-probs [N, V] of the same positions, computed in `dtype` -> nats, see Gaps."""
+    if not torch.isfinite(other).all():
+        return float("inf")
+    by_position = (own.exp() * (own - other).abs()).sum(-1)
+    return float(by_position.max() if dtype == torch.float32 else by_position.mean())
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Log-probs through our own forward and head, at every position but the last, columns [V] of the vocabulary."""
+
+    model: Any
+    handling: Handling
+    columns: Tensor
+
+    def batch(self, sequences: list[list[int]], packed: bool = True) -> list[Tensor]:
+        pack = causal_lm.pack([(ids[:1], ids[1:]) for ids in sequences], packed).to(self.model.device)
+        hidden = causal_lm.hidden_states(self.model, pack, self.handling)
+        return [self._logprobs(part) for part in hidden.split([len(ids) - 1 for ids in sequences])]
+
+    def continued(self, ids: list[int]) -> Tensor:
+        """In segments, one of a single token."""
+        cache, states = None, []
+        for start, end in ((0, 9), (9, 10), (10, 18), (18, len(ids) - 1)):
+            new, cache = causal_lm.continued_states(self.model, ids[start:end], self.handling, cache)
+            if cache is None or cache.get_seq_length() != end:
+                raise ValueError("it keeps no cache that counts its tokens")
+            states.append(new)
+        return self._logprobs(torch.cat(states))
+
+    def _logprobs(self, hidden: Tensor) -> Tensor:
+        logits = causal_lm.head_logits(self.model, hidden)[:, self.columns]
+        return causal_lm.finish_logits(logits, self.handling.scale, self.handling.soft_cap)
+
+
+def _sequences(model: Any) -> list[list[int]]:
+    """Two of ids from the first columns of the vocabulary, past those of special tokens."""
+    head = model.get_output_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    high = min(COLUMNS, head.weight.shape[0])
+    return [torch.randint(high // 32, high, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def _find(model: Any, sequences: list[list[int]]) -> tuple[Handling, Tensor, list[Tensor]]:
+    """The way from the last hidden state to logits, the columns to compare, and the model's own log-probs [N, columns]
+    of each sequence alone."""
+    outputs: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    hooks = [model.get_output_embeddings().register_forward_pre_hook(lambda _, a: seen.update(head=a[0]))]
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: _note(outputs, name, out)))
+    try:
+        logits = [_own_logits(model, ids) for ids in sequences]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    columns = torch.nonzero(finite_columns(torch.cat(logits))).flatten()[:COLUMNS]
+    hidden = body_of(model)(input_ids=torch.tensor([sequences[-1]], device=model.device)).last_hidden_state
+    neck = neck_of(model, hidden, seen["head"], outputs)
+    read = hidden if neck is None else seen["head"]
+    product = apply_head(model, read.reshape(-1, read.shape[-1]))[:, columns]
+    scale, cap = find_logits(product, logits[-1][:, columns], model.config)
+    own = [part[:, columns].float().log_softmax(-1) for part in logits]
+    return Handling(neck=neck, scale=scale, soft_cap=cap), columns, own
+
+
+def _note(outputs: dict[str, Tensor], name: str, output: Any) -> None:
+    if isinstance(output, Tensor):
+        outputs[name] = output
+
+
+def _own_logits(model: Any, ids: list[int]) -> Tensor:
+    """[tokens, vocabulary] as the model's own forward gives them."""
+    return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+
+
+def _against_plain(model: Any, ids: list[int], own: Tensor, columns: Tensor) -> float:
+    """The role's attention against `eager`, which is what the architecture says in plain torch."""
+    used = model.config._attn_implementation
+    if used == "eager":
+        return 0.0
+    model.set_attn_implementation("eager")
+    try:
+        plain = _own_logits(model, ids)[:, columns].float().log_softmax(-1)
+    finally:
+        model.set_attn_implementation(used)
+    return gap(plain, own, model.dtype)
+
+
+def _numbers(gaps: Gaps) -> str:
+    names = {"head": gaps.head, "packed": gaps.packed, "padded": gaps.padded, "continued": gaps.continued}
+    names["attention"] = gaps.attention
+    return ", ".join(f"{name} {value:.2g}" for name, value in names.items() if value is not None)
+
+
+def _nats(value: float | None) -> str:
+    return "not to be computed" if value is None else f"{value:.2g} nats"
+
+
+def _why(gaps: Gaps, name: str) -> str:
+    return f" ({gaps.reasons[name]})" if name in gaps.reasons else ""

@@ -1,0 +1,236 @@
+"""A model's parameters, and the tensors of its files that they are made of: either from the other.
+
+transformers renames, fuses and splits tensors when it loads a model: the experts of a layer become one parameter, for
+one, and a multimodal model's text part gets other names. What leaves the learner has the names, shapes and layout of
+the files that the student came from, since these are what every engine of that architecture reads. Everything is found
+from the files' headers and a model without storage.
+
+Source of the rules: transformers/core_model_loading.py, `convert_and_load_state_dict_in_model` and
+`revert_weight_conversion`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.models.model_files import tensor_shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+Headers = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters (and buffers) that are stored together, and the tensors of the files that they are stored as.
+
+    `joining` and `splitting` are transformers' converters, None where one tensor is one parameter as it stands."""
+
+    parameters: Shapes
+    tensors: Shapes
+    model: Any = field(default=None, repr=False)
+    joining: Any = field(default=None, repr=False)
+    splitting: Any = field(default=None, repr=False)
+
+    def split(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole parameters by name -> tensors as the files name and shape them."""
+        if self.splitting is None:
+            return dict(zip(self.tensors, (parameters[name] for name in self.parameters), strict=True))
+        made = _converted(self.splitting, parameters, self.model)
+        return {name: made[name].reshape(shape) for name, shape in self.tensors.items()}
+
+    def join(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inverse of `split`."""
+        if self.joining is None:
+            return dict(zip(self.parameters, (tensors[name] for name in self.tensors), strict=True))
+        return _converted(self.joining, {name: tensors[name] for name in self.tensors}, self.model)
+
+    def gives_back(self) -> bool:
+        """Whether `split` makes tensors of the files' names and sizes."""
+        if self.splitting is None:
+            return False
+        empty = {name: torch.empty(shape, device="meta") for name, shape in self.parameters.items()}
+        made = {name: tensor.numel() for name, tensor in _converted(self.splitting, empty, self.model).items()}
+        return made == {name: prod(shape) for name, shape in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a directory stores a model. `others` are tensors that no parameter is made of, a vision tower's or those of
+    heads that predict further tokens; copies of tied parameters are in neither. `precise` are in float32 beside
+    others that are not. `unreadable`: why the files make no model; `unwritable`: why a model cannot be stored as they
+    are; a line each."""
+
+    groups: tuple[Group, ...] = ()
+    others: tuple[str, ...] = ()
+    precise: frozenset[str] = frozenset()
+    unreadable: tuple[str, ...] = ()
+    unwritable: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what a weight version holds."""
+        return {name: shape for group in self.groups for name, shape in group.tensors.items()}
+
+
+def read_stored(directory: Path) -> Stored:
+    """Raises whatever transformers raises where it can build no model from the configuration."""
+    return stored_as(empty_model(directory), tensor_shapes(directory))
+
+
+@lru_cache(maxsize=1)
+def stored(directory: Path) -> Stored:
+    """The same for members, whose directories stay as they are."""
+    return read_stored(directory)
+
+
+def empty_model(directory: Path) -> Any:
+    """The directory's causal language model without storage (device meta)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    dtype = torch.get_default_dtype()  # which others, in other threads, are not to find changed
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+
+
+def stored_as(model: Any, headers: Headers) -> Stored:
+    """`headers`: the files' tensors, with shape and dtype; `model` may be without storage, but in one piece."""
+    files = {name: shape for name, (shape, _) in headers.items()}
+    whole = model.state_dict()
+    state = {name: tuple(tensor.shape) for name, tensor in whole.items() if tensor.is_floating_point()}
+    tied: set[str] = set(getattr(model, "all_tied_weights_keys", None) or ())
+    rules = _Rules(model)
+    sources = rules.sources(files)
+    groups = [
+        rules.group(target, joining, {name: files[name] for name in names})
+        for target, (joining, names) in sources.items()
+        if target in state
+    ]
+    read = {name for _, names in sources.values() for name in names}
+    numbers = [name for name in sources if name in whole and name not in state]
+    kept = tuple(group for group in groups if not group.parameters.keys() <= tied)
+    return Stored(
+        groups=kept,
+        others=tuple(sorted(files.keys() - read)),
+        precise=_precise(headers),
+        unreadable=tuple(_unreadable(kept, state, tied, getattr(model, "_keys_to_ignore_on_load_missing", None) or ())),
+        unwritable=(*_unwritable(kept), *(f"{name} holds whole numbers" for name in numbers)),
+    )
+
+
+def _unreadable(groups: Iterable[Group], state: Shapes, tied: set[str], optional: Iterable[str]) -> Iterator[str]:
+    made = {name: shape for group in groups for name, shape in group.parameters.items()}
+    lacking = state.keys() - made.keys() - tied
+    if lacking := sorted(name for name in lacking if not any(re.search(pattern, name) for pattern in optional)):
+        yield f"it lacks the weights {lacking[:3]}"
+    for name, shape in made.items():
+        if state.get(name) != shape:
+            yield f"{name} is {list(shape)} in its files and {list(state.get(name, ()))} by its config.json"
+
+
+def _unwritable(groups: Iterable[Group]) -> Iterator[str]:
+    for group in groups:
+        if group.joining is not None and not group.gives_back():
+            yield f"{sorted(group.tensors)[0]} cannot be made of {sorted(group.parameters)[0]} again"
+
+
+def _precise(headers: Headers) -> frozenset[str]:
+    numbers: dict[str, int] = defaultdict(int)
+    for shape, dtype in headers.values():
+        numbers[dtype] += prod(shape)
+    if max(numbers, key=lambda dtype: numbers[dtype], default="F32") == "F32":
+        return frozenset()
+    return frozenset(name for name, (_, dtype) in headers.items() if dtype == "F32")
+
+
+class _Rules:
+    """transformers' conversions of a model, towards parameters and, of those that its files have used, back."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._model = model
+        self._state = model.state_dict()
+        self._all = get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in self._all if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in self._all if isinstance(rule, WeightConverter)]
+
+    def sources(self, names: Iterable[str]) -> dict[str, tuple[Any, list[str]]]:
+        """First parameter made -> its converter or None, and the tensors that it is made of, in order."""
+        from transformers.core_model_loading import dot_natural_key
+
+        found: dict[str, tuple[Any, list[str]]] = {}
+        for name in sorted(names, key=dot_natural_key):
+            target, pattern = self._renamed(name)
+            if target not in self._state:
+                continue
+            converter = next((rule for rule in self._converters if pattern in rule.source_patterns), None)
+            if pattern is None:
+                found[target] = (None, [name])
+            else:
+                found.setdefault(target, (_Conversion(converter, target), []))[1].append(name)
+                found[target][0].patterns[name] = pattern
+        return found
+
+    def group(self, target: str, joining: Any, tensors: Shapes) -> Group:
+        if joining is None:
+            (shape,) = tensors.values()
+            return Group({target: shape}, tensors)
+        empty = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
+        made = {name: tuple(tensor.shape) for name, tensor in _converted(joining, empty, self._model).items()}
+        return Group(made, tensors, self._model, joining, self._splitting(made))
+
+    def _renamed(self, name: str) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self._model.base_model_prefix
+        target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        if target not in self._state and name in self._state:
+            target, pattern = rename_source_key(name, [], [], prefix, self._state)
+        return target, pattern
+
+    def _splitting(self, parameters: Iterable[str]) -> Any:
+        """The way back for parameters of one group, None where there is none."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        back = [rule.reverse_transform() for rule in reversed(self._all) if rule.was_used()]
+        renamings = [rule for rule in back if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in back if isinstance(rule, WeightConverter)]
+        conversion: _Conversion | None = None
+        for name in parameters:
+            target, pattern = rename_source_key(name, renamings, converters, reverse=True)
+            converter = next((rule for rule in converters if pattern in rule.source_patterns), None)
+            if converter is None:
+                return None
+            conversion = conversion or _Conversion(converter, target)
+            conversion.patterns[name] = str(pattern)
+        return conversion
+
+
+class _Conversion:
+    """A converter of transformers for one group: `patterns` says which of its patterns a tensor's name has matched."""
+
+    def __init__(self, converter: Any, target: str) -> None:
+        self.converter = deepcopy(converter)
+        self.target = target
+        self.patterns: dict[str, str] = {}
+
+
+def _converted(conversion: _Conversion, tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    converter = deepcopy(conversion.converter)  # it keeps what it is given
+    for name, pattern in conversion.patterns.items():
+        converter.add_tensor(conversion.target, name, pattern, tensors[name])
+    made = converter.convert(conversion.target, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}

@@ -1,0 +1,210 @@
+"""Student rollout member: vLLM's AsyncLLM, sampling in continuous batches and streaming responses or their segments.
+
+No HTTP port is opened. A weight version is loaded between decoding steps from one file in shared memory; running
+responses go on or end there, as the recipe says, and every token carries the version it was sampled with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.rollout.outbox import Outbox
+from actors.rollout.response import Response
+from actors.rollout.writer import Writer
+from actors.shared_memory import MemberFolder
+from actors.turn import Idle
+from actors.wire.records import Request, Sample, pack_samples
+from configs.rules import VLLM_MAX_TOPK
+from configs.schema import Rollout as RolloutConfig
+from configs.schema import Sampling, Stream
+
+
+class Rollout(Writer):
+    """`shared` is the run's folder in shared memory, where weight versions pass through. A member that starts removes
+    what members of the run that died on its node left there."""
+
+    def __init__(self, config: RolloutConfig, model: str, shared: str) -> None:
+        super().__init__()
+        self._config = config
+        self._model = Path(model)
+        self._shared = Path(shared)
+        self._folder: MemberFolder | None = None
+        self._engine: Any = None
+        self._version = 0
+        self._loading = asyncio.Lock()
+        self._running: dict[str, Response] = {}  # by uid
+        self._cut: set[str] = set()  # uids of running responses that end where they are
+        self._idle = Idle()
+
+    async def start(self) -> None:
+        """Build the engine; half a minute on a CPU."""
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._folder = await asyncio.to_thread(MemberFolder, self._shared)
+        config = self._config
+        on_gpu = config.resources.gpus > 0
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(self._model),
+                dtype=config.dtype,
+                max_model_len=config.max_context_tokens,
+                max_num_seqs=config.max_concurrent,
+                max_logprobs=VLLM_MAX_TOPK,
+                tensor_parallel_size=config.tensor_parallel,
+                gpu_memory_utilization=config.gpu_memory_fraction if on_gpu else 0.9,
+                enforce_eager=config.eager,
+                enable_sleep_mode=on_gpu,
+                distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
+                worker_extension_cls="actors.rollout.weights_in_engine.VersionLoader",
+                logprobs_mode="processed_logprobs",
+                trust_remote_code=False,
+                enable_log_requests=False,
+                disable_log_stats=True,
+            )
+        )
+        await self._engine.collective_rpc("end_with", args=(os.getpid(),))
+        await self._engine.update_weight_version(str(self._version))
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Any]:
+        """Sample every request; yield payload, header, payload, header, ... of responses or their segments as they
+        come."""
+        outbox = Outbox(stream)
+
+        async def one(request: Request) -> None:
+            with self._idle.busy():
+                async for row in self._sample(request, sampling, end_token_ids):
+                    outbox.put(row)
+
+        tasks = [asyncio.create_task(one(request)) for request in requests]
+        for task in tasks:
+            task.add_done_callback(outbox.watch)
+        try:
+            running = len(requests)
+            while running:
+                block = await outbox.block(running)
+                running -= sum(row.finish != "" for row in block)
+                for part in pack_samples(block):
+                    yield part
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def cut(self, uids: Sequence[str]) -> None:
+        """End those of these responses that are being handed on in segments and have begun: a last one follows, with
+        the tokens sampled so far and finish "cut"."""
+        begun = [response.request for uid in uids if (response := self._running.get(uid)) is not None and len(response)]
+        self._cut.update(request.uid for request in begun)
+        await self._engine.abort([_request_id(request) for request in begun])
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
+        """Check every bucket, then swap the weights in one go. Raises BadWeights before the engine is touched."""
+        from actors.models.weights import checked, write_shared
+
+        async with self._loading:
+            tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
+            path = self._own_folder.path / f"v{version}.safetensors"
+            try:
+                await asyncio.to_thread(write_shared, tensors, path)
+                await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
+                await self._engine.collective_rpc("load_version", args=(str(path),))
+                if not self._config.keep_key_values:
+                    await self._reset_key_values(version)
+                await self._engine.update_weight_version(str(version))
+                self._version = version
+                await self._engine.resume_generation()
+            finally:
+                path.unlink(missing_ok=True)
+        return version
+
+    async def _reset_key_values(self, version: int) -> None:
+        """No cache outlives its weights: those of responses that go on are computed anew."""
+        if not await self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError(f"the prefix cache was not reset for version {version}")
+
+    async def sleep(self) -> None:
+        """Weights to the host, key-values gone. On a CPU vLLM moves nothing, and only stops scheduling."""
+        await self._engine.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        await self._engine.wake_up()
+
+    async def drain(self) -> None:
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+    @property
+    def _own_folder(self) -> MemberFolder:
+        if self._folder is None:
+            raise RuntimeError("the rollout is not built; start() comes first")
+        return self._folder
+
+    async def _sample(
+        self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Sample]:
+        """The rows of one response. One that ends before its first token was not begun, and is sampled after all."""
+        response = self._running[request.uid] = Response(request)
+        try:
+            unbegun = True
+            while unbegun:
+                async for output in self._outputs(request, sampling, end_token_ids):
+                    completion = output.outputs[0]
+                    response.grow(completion, self._version)
+                    unbegun = completion.finish_reason == "abort" and not len(response)
+                    ended = output.finished and not unbegun
+                    finish = self._finish(request.uid, completion) if ended else ""
+                    for row in response.rows(request.segment_tokens, finish):
+                        yield row
+        finally:
+            self._running.pop(request.uid, None)
+            self._cut.discard(request.uid)
+
+    def _outputs(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Any]:
+        """vLLM's outputs for a request: all tokens so far each time, or once at the end where nobody wants segments."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = request.sampled_prompt_ids or request.prompt_ids
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=self._longest(request, sampling),
+            seed=request.seed,
+            stop_token_ids=list(end_token_ids),
+            logprobs=request.topk + len(request.ends),
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.CUMULATIVE if request.segment_tokens else RequestOutputKind.FINAL_ONLY,
+        )
+        # the salt parts prefixes by version: where key-values outlive their weights, no later request matches them
+        prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}
+        return self._engine.generate(prompt, params, request_id=_request_id(request))
+
+    def _longest(self, request: Request, sampling: Sampling) -> int:
+        """Tokens that a response may have: up to the cap, and to the end of the context."""
+        prompt_ids = request.sampled_prompt_ids or request.prompt_ids
+        return min(sampling.max_response_tokens, self._config.max_context_tokens - len(prompt_ids))
+
+    def _finish(self, uid: str, completion: Any) -> str:
+        """Why a response has ended: `cut` where `cut` did it, else as vLLM says."""
+        reason = completion.finish_reason or "abort"
+        return "cut" if reason == "abort" and uid in self._cut else reason
+
+
+def _request_id(request: Request) -> str:
+    return f"{request.uid}#{request.attempt}"

@@ -1,0 +1,306 @@
+"""Scoring service member: log-probs of given responses under one teacher or reference.
+
+One interface, two engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
+last hidden state for full-vocabulary targets); `vllm` gives sampled tokens and the teacher's top-k through prompt
+log-probs. Requests of all callers are scored together: grouped by token budget, or handed on at once to an engine that
+forms its own batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from actors.learning.packing import take_by_budget
+from actors.member import Member
+from actors.scoring.beginnings import Beginnings
+from actors.scoring.canary import suspicion_of, ways_to_batch
+from actors.scoring.score_cache import ScoreCache, key_of
+from actors.turn import Idle, Turn
+from actors.wire.records import (
+    Sample,
+    Score,
+    ScoreHeader,
+    ScoreRequest,
+    SwapRefused,
+    log_ratio_of,
+    pack_scores,
+    unpack_samples,
+)
+from configs.schema import Scorer as ScorerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """The new tokens of a response to score, behind the prompt it is scored with and the tokens before them."""
+
+    uid: str
+    prompt_ids: list[int]
+    response_ids: list[int]  # so far
+    start: int  # where the new ones begin
+    last: bool  # none will follow
+    support_ids: list[int]  # [new tokens * k] the student's own top k, where they were asked for
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def new_ids(self) -> list[int]:
+        return self.response_ids[self.start :]
+
+    @property
+    def whole(self) -> bool:
+        return self.start == 0 and self.last
+
+    @property
+    def cost(self) -> int:
+        """Tokens to put through a model that remembers the segments before."""
+        return len(self.new_ids) if self.start else self.tokens
+
+
+class Engine(Protocol):
+    """What scores a batch. `hidden_dtype` names the bits of a Score's hidden states. One that is `continuous` forms its
+    own batches of what it is given, whenever that comes."""
+
+    hidden_dtype: str
+    continuous: bool
+
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]: ...
+
+    async def replace(self, tensors: dict[str, Any]) -> None: ...
+
+    def projection(self) -> dict[str, Any]: ...
+
+    async def sleep(self) -> None: ...
+
+    async def wake(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Scorer(Member):
+    """`vocabulary` is the models' common logit width: columns beyond it never enter a softmax. `version` is that of the
+    weights in the directory `model`."""
+
+    def __init__(self, config: ScorerConfig, model: str, vocabulary: int, version: int = 0) -> None:
+        self._config = config
+        self._model = Path(model)
+        self._vocabulary = vocabulary
+        self._version = version
+        self._unmoved = True  # the weights are those of the directory
+        self._engine: Engine | None = None
+        self._cache = ScoreCache(config.score_cache_mib * 2**20)
+        self._beginnings = Beginnings()
+        self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
+        self._arrived = asyncio.Event()
+        self._idle = Idle()
+        self._turn = Turn()  # a batch is scored with one version
+        self._server: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the model and begin to serve."""
+        self._engine = await _build(self._config, self._model, self._vocabulary)
+        self._server = asyncio.create_task(self._serve())
+
+    async def score(
+        self, payload: pa.RecordBatch, request: ScoreRequest, *earlier: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, ScoreHeader]:
+        """Scores of the new tokens of the samples asked for, in row order; what cannot be scored is rejected by uid,
+        not raised. Segments whose beginning is not known here come back as unknown, to be asked about once more with
+        the `earlier` payloads that hold it."""
+        assert self._engine is not None, "start() comes first"
+        samples = {s.uid: s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts}
+        so_far, unknown = self._beginnings.complete(request.channel, samples.values(), earlier)
+        items = [
+            _item(samples[uid], request.prompts.get(uid, samples[uid].prompt_ids), ids) for uid, ids in so_far.items()
+        ]
+        rejected = {item.uid: reason for item in items if (reason := self._unfit(item))}
+        scores = await asyncio.gather(*(self._scored(item, request) for item in items if item.uid not in rejected))
+        rejected |= {
+            s.uid: "the scorer's log-probs are not finite" for s in scores if not np.isfinite(s.logprobs).all()
+        }
+        good = [
+            replace(s, start=samples[s.uid].start, log_ratio=log_ratio_of(s.logprobs, samples[s.uid]))
+            for s in scores
+            if s.uid not in rejected
+        ]
+        payload, header = await asyncio.to_thread(pack_scores, good, rejected, self._engine.hidden_dtype, unknown)
+        tokens = [token for s in good for token in samples[s.uid].response_ids[samples[s.uid].new]]
+        return payload, header._replace(suspicion=suspicion_of(good, tokens, self._vocabulary))
+
+    async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
+        """Log-probs of all tokens of the texts but their first, nats; with `repeats` once more for each other way to
+        batch them. Nothing else is scored meanwhile."""
+        assert self._engine is not None
+        items = [Item(f"canary.{i}", list(ids[:1]), list(ids[1:]), 0, True, []) for i, ids in enumerate(texts)]
+        ways = ways_to_batch(len(items))
+        async with self._turn.alone():
+            return [await self._reading(items, way) for way in (ways if repeats else ways[:1])]
+
+    async def _reading(self, items: Sequence[Item], batches: Iterable[Sequence[int]]) -> list[float]:
+        assert self._engine is not None
+        found: dict[int, list[float]] = {}
+        for batch in batches:
+            scores = await self._engine.score([items[i] for i in batch], ScoreRequest("sampled"))
+            found |= {i: score.logprobs.tolist() for i, score in zip(batch, scores, strict=True)}
+        return [value for i in range(len(items)) for value in found[i]]
+
+    async def projection(self) -> tuple[dict[str, Any], int]:
+        """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
+        assert self._engine is not None
+        async with self._turn.together():
+            return await asyncio.to_thread(self._engine.projection), self._version
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
+        """Score with a new version from the next batch on."""
+        from actors.models.weights import checked
+
+        assert self._engine is not None
+        tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
+        async with self._turn.alone():
+            await self._engine.replace(tensors)
+            self._version, self._unmoved = version, False
+            self._cache.clear()
+        return version
+
+    async def swap(self, version: int, model: str) -> int:
+        """Score with the weights of another directory from the next batch on, which may be of another size. Raises
+        SwapRefused, and then scores as before."""
+        assert self._engine is not None
+        async with self._turn.alone():
+            if not (self._unmoved and (version, Path(model)) == (self._version, self._model)):
+                self._engine.stop()  # first: there may be no room for two
+                self._engine = await self._build_or_go_back(Path(model))
+                self._model, self._version, self._unmoved = Path(model), version, True
+                self._cache.clear()
+        return version
+
+    async def sleep(self) -> None:
+        """Asleep it keeps its turn to itself: what is asked of it waits until `wake`."""
+        assert self._engine is not None
+        await self._turn.take()
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        assert self._engine is not None
+        await self._engine.wake()
+        self._turn.release()
+
+    async def drain(self) -> None:
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        if self._server:
+            self._server.cancel()
+        if self._engine:
+            self._engine.stop()
+
+    async def _build_or_go_back(self, model: Path) -> Engine:
+        try:
+            return await _build(self._config, model, self._vocabulary)
+        except Exception as error:
+            self._engine = await _build(self._config, self._model, self._vocabulary)
+            raise SwapRefused(f"{model} cannot be served: {error}") from error
+
+    def _unfit(self, item: Item) -> str:
+        if not item.new_ids:
+            return "empty response"
+        if max(item.response_ids) >= self._vocabulary:
+            return f"token {max(item.response_ids)} is beyond the common vocabulary of {self._vocabulary}"
+        if max(item.support_ids, default=0) >= self._vocabulary:
+            return f"the student ranks a token beyond the common vocabulary of {self._vocabulary} among its first"
+        if item.tokens > self._config.max_context_tokens:
+            return f"{item.tokens} tokens exceed scorer max_context_tokens {self._config.max_context_tokens}"
+        return ""
+
+    async def _scored(self, item: Item, request: ScoreRequest) -> Score:
+        """The scores of an item: kept ones, where it is one that comes again."""
+        if not (request.reusable and item.whole):
+            return await self._enqueue(item, request)
+        key = key_of(_kind(request), item.prompt_ids, item.response_ids, item.support_ids)
+        kept = self._cache.get(key, item.uid)
+        if kept is not None and kept.version == self._version:
+            return kept
+        score = await self._enqueue(item, request)
+        self._cache.put(key, score)
+        return score
+
+    async def _enqueue(self, item: Item, request: ScoreRequest) -> Score:
+        assert self._engine is not None
+        with self._idle.busy():
+            if self._engine.continuous:
+                return await self._hand_on(item, request)
+            future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+            self._queue.append((item, request, future))
+            self._arrived.set()
+            return await future
+
+    async def _hand_on(self, item: Item, request: ScoreRequest) -> Score:
+        """To an engine that batches by itself: it is not kept waiting for what others asked before."""
+        async with self._turn.together():
+            assert self._engine is not None
+            (score,) = await self._engine.score([item], request)
+            return replace(score, version=self._version)
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
+            async with self._turn.together():
+                await self._score_batch(self._cut_batch())
+            if not self._queue:
+                self._arrived.clear()
+
+    def _cut_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
+        first = self._queue[0][1]
+        alike = [e for e in self._queue if _kind(e[1]) == _kind(first)]
+        batch = alike[: take_by_budget([e[0].cost for e in alike], self._config.tokens_per_batch)]
+        taken = {id(e) for e in batch}
+        self._queue = [e for e in self._queue if id(e) not in taken]
+        return batch
+
+    async def _score_batch(self, batch: Sequence[tuple[Item, ScoreRequest, asyncio.Future[Score]]]) -> None:
+        assert self._engine is not None
+        try:
+            scores = await self._engine.score([item for item, _, _ in batch], batch[0][1])
+        except Exception as error:  # goes to the callers, who own the decision
+            for _, _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, _, future), score in zip(batch, scores, strict=True):
+            if not future.done():
+                future.set_result(replace(score, version=self._version))
+
+
+def _item(sample: Sample, prompt_ids: list[int], response_ids: list[int]) -> Item:
+    k = len(sample.support_ids) // max(1, len(sample.response_ids))
+    return Item(
+        uid=sample.uid,
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        start=sample.start,
+        last=sample.finish != "",
+        support_ids=sample.support_ids[k * sample.new.start :],
+    )
+
+
+def _kind(request: ScoreRequest) -> tuple[str, int, str, tuple[int, ...]]:
+    return request.support, request.topk, request.topk_of, request.ends
+
+
+async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:
+    if config.engine == "vllm":
+        from actors.scoring.vllm_engine import VllmEngine
+
+        return await VllmEngine.start(config, model)
+    from actors.scoring.torch_engine import TorchEngine
+
+    return await asyncio.to_thread(TorchEngine, config, model, vocabulary)

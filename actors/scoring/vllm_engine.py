@@ -1,0 +1,117 @@
+"""vLLM engine of the scorer: prompt log-probs of prompt + response. They are at temperature 1 in every mode.
+
+It keeps nothing between the segments of a response: prompt log-probs need every position computed, so each segment
+costs the whole response so far. Responses that come in many segments are for engine: torch.
+
+vLLM forms its batches anew for every forward, of `tokens_per_batch` tokens from whatever it has been given by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.scoring.scorer import Item
+from actors.wire.records import Score, ScoreRequest
+from configs.rules import VLLM_MAX_TOPK
+from configs.schema import Scorer as ScorerConfig
+
+
+class VllmEngine:
+    hidden_dtype = "none"
+    continuous = True
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._numbers = itertools.count()
+
+    @classmethod
+    async def start(cls, config: ScorerConfig, model: Path) -> VllmEngine:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=str(model),
+            dtype=config.dtype,
+            max_model_len=config.max_context_tokens + 1,  # scoring a full context still decodes one token
+            max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
+            gpu_memory_utilization=config.gpu_memory_fraction,
+            enforce_eager=True,
+            enable_sleep_mode=config.resources.gpus > 0,
+            max_logprobs=VLLM_MAX_TOPK,
+            distributed_executor_backend="uni",
+            worker_extension_cls="actors.rollout.engine_worker.EndsWithActor",
+            trust_remote_code=False,
+            enable_log_requests=False,
+            disable_log_stats=True,
+        )
+        engine = AsyncLLM.from_engine_args(arguments)
+        await engine.collective_rpc("end_with", args=(os.getpid(),))
+        return cls(engine)
+
+    async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
+        """Raises ValueError for what prompt log-probs cannot give."""
+        if request.support == "full":
+            raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
+        if request.ends:
+            raise ValueError("the vllm scorer gives no mass of all end tokens; use engine: torch")
+        return list(await asyncio.gather(*(self._one(item, request) for item in items)))
+
+    async def replace(self, tensors: dict[str, Any]) -> None:
+        raise NotImplementedError("a vllm scorer keeps its weights; use engine: torch for a moving teacher")
+
+    def projection(self) -> dict[str, Any]:
+        raise NotImplementedError("a vllm scorer has no hidden states; use engine: torch")
+
+    async def sleep(self) -> None:
+        await self._engine.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        await self._engine.wake_up()
+
+    def stop(self) -> None:
+        self._engine.shutdown()
+
+    async def _one(self, item: Item, request: ScoreRequest) -> Score:
+        from vllm import SamplingParams
+
+        k = request.topk if request.support == "topk" else 0
+        params = SamplingParams(max_tokens=1, prompt_logprobs=k, detokenize=False, flat_logprobs=True)
+        prompt = {"prompt_token_ids": [*item.prompt_ids, *item.response_ids]}
+        outputs = self._engine.generate(prompt, params, request_id=f"{item.uid}-{next(self._numbers)}")
+        (output,) = [output async for output in outputs if output.finished]
+        return await asyncio.to_thread(_score_of, item, output.prompt_logprobs, k)
+
+
+TAIL_RESOLUTION = 8.0 * float(np.finfo(np.float32).eps)  # 1e-6: what rounding leaves of 1 less a sum near 1
+
+
+def _score_of(item: Item, flat: Any, k: int) -> Score:
+    """vLLM lists the actual token first, then the top k by rank; the actual token stands once if it is among them."""
+    positions = range(item.tokens - len(item.new_ids), item.tokens)
+    sampled = np.array([flat.logprobs[flat.start_indices[p]] for p in positions], dtype=np.float32)
+    if not k:
+        return Score(item.uid, sampled)
+    ids = np.zeros((len(sampled), k), dtype=np.int32)
+    logprobs = np.zeros((len(sampled), k), dtype=np.float32)
+    for row, p in enumerate(positions):
+        start, end = flat.start_indices[p], flat.end_indices[p]
+        by_rank = dict(zip(flat.ranks[start:end], range(start, end), strict=True))
+        top = [by_rank[rank] for rank in range(1, k + 1)]
+        ids[row], logprobs[row] = [flat.token_ids[i] for i in top], [flat.logprobs[i] for i in top]
+    tail, floored = _tails(logprobs)
+    return Score(item.uid, sampled, ids, logprobs.astype(np.float16), tail, tails_floored=floored)
+
+
+def _tails(logprobs: np.ndarray) -> tuple[np.ndarray, int]:
+    """log(1 - sum of the support) at each position, [T, k] -> [T] float32, and at how many of them it is less than
+    float32 log-probs can tell, and counts as the least that they can."""
+    outside = 1.0 - np.exp(logprobs.astype(np.float64)).sum(-1)
+    floored = int((outside < TAIL_RESOLUTION).sum())
+    return np.log(np.maximum(outside, TAIL_RESOLUTION)).astype(np.float32), floored

@@ -1,0 +1,357 @@
+"""Members that sleep instead of computing, with the protocol of the real ones.
+
+Deterministic: tokens follow from a request's seed, the learner is a vector that moves with the tokens it sees. What
+decides (dispatch, staleness, resume, scale) is tested on these; one contract suite holds them to the real members.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.learning.segments import JoinedScores, samples_of, tables_of
+from actors.member import Member
+from actors.models.fingerprint import fingerprint
+from actors.rollout.writer import Writer
+from actors.scoring.beginnings import Beginnings
+from actors.scoring.canary import suspicion_of, ways_to_batch
+from actors.simulated.decoding import Decoding, Piece
+from actors.wire.jobs import LearnerSpec, Share
+from actors.wire.records import (
+    BadWeights,
+    BrokenWeights,
+    BucketHeader,
+    Request,
+    Sample,
+    Score,
+    ScoreHeader,
+    ScoreRequest,
+    log_ratio_of,
+    pack_samples,
+    pack_scores,
+    trained_batch,
+    unpack_samples,
+)
+from configs.schema import Rule, Sampling, Simulated, Stream
+
+WEIGHTS = 8  # floats in the simulated model
+REFERENCE_KL = 0.01  # nats a token
+
+
+class SimulatedRollout(Writer):
+    def __init__(self, speed: Simulated, on_update: str = "keep") -> None:
+        super().__init__()
+        self._seconds = speed.rollout_seconds_per_token
+        self._on_update = on_update
+        self._version = 0
+        self._calls: list[_Call] = []
+
+    async def start(self) -> None:
+        """Nothing to build."""
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
+    ) -> AsyncIterator[Any]:
+        """Responses of random length, shortest first, or their segments, in blocks of what ends together."""
+        asked = {request.uid: request for request in requests}
+        lengths = {uid: _length(request, sampling) for uid, request in asked.items()}
+        call = _Call(Decoding(lengths, requests[0].segment_tokens, stream.coalesce_samples), self._seconds)
+        self._calls.append(call)
+        try:
+            while call.decoding.open:
+                if await call.until_due():
+                    call.decoding.pass_until(call.decoding.due, self._version)
+                if block := call.decoding.take():
+                    versions = [*call.decoding.versions, self._version]  # a response may end with the next token
+                    samples = [_row(asked[p.uid], p, lengths[p.uid], sampling, end_token_ids, versions) for p in block]
+                    for part in pack_samples(samples):
+                        yield part
+        finally:
+            self._calls.remove(call)
+
+    async def cut(self, uids: Sequence[str]) -> None:
+        for call in self._calls:
+            call.pass_time(self._version)
+            call.end(uids, "cut")
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
+        await asyncio.to_thread(_check, version, headers, buckets)
+        for call in self._calls:
+            call.pass_time(self._version)
+            if self._on_update == "abort":
+                call.end(list(call.decoding.running), "abort")
+        self._version = version
+        return version
+
+    async def sleep(self) -> None:
+        """Nothing to give back."""
+
+    async def wake(self) -> None:
+        """Nothing to take."""
+
+    async def drain(self) -> None:
+        while self._calls:
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        """Nothing to release."""
+
+
+class _Call:
+    """One call of `generate` and its clock: a tick takes `seconds`."""
+
+    def __init__(self, decoding: Decoding, seconds: float) -> None:
+        self.decoding = decoding
+        self._seconds = seconds
+        self._now = asyncio.get_running_loop().time
+        self._since = self._now()  # when the last tick passed
+        self._changed = asyncio.Event()
+
+    async def until_due(self) -> bool:
+        """Wait for the next block. True when its time has come, False when a response was ended before."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout((self.decoding.due - len(self.decoding.versions)) * self._seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            self._since = self._now()
+            return True
+        return False
+
+    def pass_time(self, version: int) -> None:
+        """Let the ticks since the last one pass, at most up to the next block."""
+        ticks = int((self._now() - self._since) / self._seconds) if self._seconds and self.decoding.open else 0
+        if ticks:
+            self._since += ticks * self._seconds
+            self.decoding.pass_until(min(len(self.decoding.versions) + ticks, self.decoding.due), version)
+
+    def end(self, uids: Sequence[str], finish: str) -> None:
+        self.decoding.end(uids, finish)
+        self._changed.set()
+
+
+class SimulatedScorer(Member):
+    def __init__(self, speed: Simulated, vocabulary: int, version: int = 0) -> None:
+        self._speed = speed
+        self._vocabulary = vocabulary
+        self._version = version
+        self._beginnings = Beginnings()
+
+    async def start(self) -> None:
+        """Nothing to build."""
+
+    async def score(
+        self, payload: pa.RecordBatch, request: ScoreRequest, *earlier: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, ScoreHeader]:
+        asked = [s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts]
+        so_far, unknown = self._beginnings.complete(request.channel, asked, earlier)
+        samples = [s for s in asked if s.uid in so_far]
+        rejected = {s.uid: "empty response" for s in samples if not s.response_ids[s.new]}
+        rejected |= {
+            s.uid: "beyond the vocabulary" for s in samples if max(so_far[s.uid], default=0) >= self._vocabulary
+        }
+        good = [s for s in samples if s.uid not in rejected]
+        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speed.score_seconds_per_token)
+        scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
+        payload, header = pack_scores(scores, rejected, "float32", unknown)
+        tokens = [token for s in good for token in s.response_ids[s.new]]
+        return payload, header._replace(suspicion=suspicion_of(scores, tokens, self._vocabulary))
+
+    async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
+        ways = len(ways_to_batch(len(texts))) if repeats else 1
+        return [[float(value) for text in texts for value in liked(text)[1:]] for _ in range(ways)]
+
+    async def projection(self) -> tuple[dict[str, Any], int]:
+        head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}
+        return head | {"scale": 1.0, "soft_cap": None}, self._version
+
+    async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        self._version = version
+        return version
+
+    async def swap(self, version: int, model: str) -> int:
+        self._version = version
+        return version
+
+    async def drain(self) -> None:
+        """Every call is awaited by its caller."""
+
+
+class SimulatedReward(Member):
+    """Half of all responses earn something, by their length."""
+
+    def start(self) -> None:
+        """Nothing to build."""
+
+    def reward(
+        self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, float]:
+        weight = sum(r.weight for r in rules) or 1.0
+        return {s.uid: weight * float(len(s.response_ids) % 2) for s in unpack_samples(payload) if s.uid in fields}
+
+
+class SimulatedLearner(Member):
+    """Its weights are a running sum of what it trained on, so that a lost, doubled or reordered sample shows."""
+
+    def __init__(self, speed: Simulated, rank: int, ranks: int) -> None:
+        self._speed = speed
+        self._rank = rank
+        self._weights = np.zeros(WEIGHTS, np.float32)
+        self._lr = 0.0
+        self._updates = 1
+        self._held_back = False
+        self._start_kl: str | None = None
+        self._payloads: tuple[pa.RecordBatch, ...] = ()
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", 0
+
+    def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
+        self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
+        self._lr = spec.config.optimizer.lr
+        self._updates = spec.updates
+        self._held_back = spec.objective.reference is not None
+        self._start_kl = spec.start_kl
+
+    def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
+        """There is no head."""
+
+    def fetch(self, *payloads: pa.RecordBatch) -> None:
+        self._payloads = payloads
+
+    def reference_sums(self, share: Share) -> dict[str, float]:
+        return {s.uid: REFERENCE_KL * len(_loss_tokens(s)) for s in self._samples(share)}
+
+    def step(self, share: Share) -> dict[str, Any]:
+        metrics = self.evaluate(share)
+        del metrics["each"]
+        gradient = np.full(WEIGHTS, metrics["loss"], np.float32)
+        taken = bool(np.isfinite(gradient).all())
+        if taken:
+            self._weights = self._weights * np.float32(0.9) - np.float32(self._lr) * gradient
+        if not np.isfinite(self._weights).all():
+            raise BrokenWeights(f"the update of step {share.step} led to weights that are not finite")
+        skipped = 0 if taken else self._updates
+        return metrics | {"lr": self._lr, "grad_norm": float(np.linalg.norm(gradient)), "updates_skipped": skipped}
+
+    def evaluate(self, share: Share) -> dict[str, Any]:
+        samples = self._samples(share)
+        time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
+        tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
+        loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
+        self._record(share, samples)
+        gap = 0.0 if any(share.version in s.versions for s in samples) else None
+        metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
+        self._payloads = ()
+        each = {s.uid: self._sums(_loss_tokens(s)) for s in samples}
+        start_kl = REFERENCE_KL if self._start_kl else None
+        return metrics | {
+            "reference_kl": REFERENCE_KL if self._held_back else None,
+            "start_kl": start_kl,
+            "each": each,
+        }
+
+    def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
+        """As if a sample were a batch of its own."""
+        kl = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0)
+        return {"tokens": float(len(tokens)), "reverse_kl": kl * len(tokens), "entropy": float(len(tokens))}
+
+    def _samples(self, share: Share) -> list[Sample]:
+        return list(samples_of(share, self._payloads).values())
+
+    def publish(self, model: str | None = None) -> Iterator[Any]:
+        if self._rank == 0:
+            data = np.frombuffer(self._weights.tobytes(), np.uint8).copy()
+            yield data
+            yield BucketHeader(("weights",), ((WEIGHTS,),), "float32", data.nbytes, fingerprint(data))
+
+    def save(self, directory: str) -> None:
+        folder = Path(directory) / "simulated"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank{self._rank}.json").write_text(json.dumps([float(w) for w in self._weights]))
+
+    def restore(self, directory: str) -> None:
+        path = Path(directory) / "simulated" / f"rank{self._rank}.json"
+        self._weights = np.array(json.loads(path.read_text()), np.float32)
+
+    def export(self, directory: str) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+
+    def _record(self, share: Share, samples: Sequence[Sample]) -> None:
+        if share.record is None:
+            return
+        path = Path(f"{share.record}.rank{self._rank}.arrow")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        student = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
+        rewards = [share.rewards.get(s.uid) for s in samples]
+        batch = trained_batch(samples, rewards, student, self._teacher_logprobs(share, samples))
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
+        """Of the first model that scored a sample; None where none did."""
+        tables = tables_of(share, self._payloads)
+
+        def first(sample: Sample) -> np.ndarray | None:
+            for model, places in share.scores[sample.uid].items():
+                joined = JoinedScores.of(model, sample, [tables[place] for place in places])
+                return joined.values("logprobs", unknown=np.nan)
+            return None
+
+        return [first(sample) for sample in samples]
+
+
+def _check(version: int, headers: Sequence[BucketHeader], buckets: Sequence[np.ndarray]) -> None:
+    for header, bucket in zip(headers, buckets, strict=True):
+        if fingerprint(bucket) != header.fingerprint:
+            raise BadWeights(f"version {version} changed on the way; pull it again")
+
+
+def liked(response_ids: Sequence[int]) -> np.ndarray:
+    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did, as all before them
+    say."""
+    return -1.0 - (np.cumsum(response_ids) % 5).astype(np.float32) / 10.0
+
+
+def _length(request: Request, sampling: Sampling) -> int:
+    return random.Random(request.seed).randint(1, sampling.max_response_tokens)
+
+
+def _row(
+    request: Request, piece: Piece, length: int, sampling: Sampling, end: Sequence[int], versions: list[int]
+) -> Sample:
+    rng = random.Random(request.seed + 1)
+    stopped = length < sampling.max_response_tokens
+    ids = [rng.randint(3, 50) for _ in range(length)]
+    if stopped and end:
+        ids[-1] = end[0]
+    finish = ("stop" if stopped else "length") if piece.finish is None else piece.finish
+    so_far = slice(piece.end)
+    return request.answered(ids[so_far], [-1.0] * piece.end, finish, versions[so_far], start=piece.start)
+
+
+def _loss_tokens(sample: Sample) -> list[int]:
+    return [token for start, end in sample.loss_spans for token in sample.response_ids[start:end]]
+
+
+def _score(sample: Sample, so_far: list[int], request: ScoreRequest, version: int) -> Score:
+    ids, start = sample.response_ids[sample.new], sample.start
+    logprobs = liked(so_far)[start:]
+    support: dict[str, Any] = {}
+    if request.support == "topk":
+        columns = [*range(request.topk), *request.ends[:1]]
+        support["support_ids"] = np.tile(np.array(columns, dtype=np.int32), (len(ids), 1))
+        support["support_logprobs"] = np.full((len(ids), len(columns)), -3.0, np.float16)
+        support["tail_logprob"] = np.full(len(ids), -1.0, np.float32)
+    if request.support == "full":
+        support["hidden"] = np.zeros(len(ids), np.float32).tobytes()
+    log_ratio = log_ratio_of(logprobs, sample)
+    return Score(sample.uid, logprobs, version=version, start=start, log_ratio=log_ratio, **support)

@@ -1,0 +1,171 @@
+"""From a recipe to what every role is made of and what it takes: bundles, environments, member specifications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.learning.learner import Learner
+from actors.rewarding.reward import Reward
+from actors.rollout.dataset import Dataset
+from actors.rollout.rollout import Rollout
+from actors.rollout.teacher_rollout import TeacherRollout
+from actors.scoring.scorer import Scorer
+from actors.shared_memory import shared_folder
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from configs.load import cache_directory, model_directory
+from configs.node import STUDENT
+from configs.schema import Recipe, Resources
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.transport import GangSpec, Transport
+from orchestrator.pools.waiting import WaitingLine
+from orchestrator.samples.flow import Pools
+
+DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a role asks of the cluster: `members` x `actors` bundles of cpus and gpus."""
+
+    role: str
+    members: int
+    actors: int
+    resources: Resources
+
+    @property
+    def cpus(self) -> float:
+        return self.members * self.actors * self.resources.cpus
+
+    @property
+    def gpus(self) -> float:
+        return self.members * self.actors * self.resources.gpus
+
+
+def needs_rollout(recipe: Recipe) -> bool:
+    """The student samples: its prefixes, or the evaluation's."""
+    return "rollout" in recipe.elastic_roles
+
+
+def demands(recipe: Recipe) -> list[Demand]:
+    """Every role of a recipe, in the order of the flow."""
+    found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
+    if recipe.sampled_teacher:
+        writers = recipe.teacher_rollout
+        found.append(Demand("teacher_rollout", writers.members, 1, writers.resources))
+    if "dataset" in recipe.objective.sources:
+        found.append(Demand("dataset", 1, 1, DATASET_RESOURCES))
+    for model in recipe.scored_models:
+        scorer = recipe.scorer_of(model)
+        found.append(Demand(f"scorer.{model}", scorer.members, 1, scorer.resources))
+    found.append(Demand("reward", recipe.reward.members, 1, recipe.reward.resources))
+    found.append(Demand("learner", 1, recipe.learner.ranks, recipe.learner.resources))
+    return found
+
+
+def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None) -> Pools:
+    """Pools of a recipe, not yet started. `vocabulary` is the models' common logit width."""
+
+    def pool(role: str, spec: Callable[[int], GangSpec], **more: Any) -> Pool:
+        return Pool(role, transport, spec, logs=logs, deadlines=recipe.deadlines, **more)
+
+    sampled = pool("rollout", lambda _: _rollout(recipe)) if needs_rollout(recipe) else None
+    dataset = "dataset" in recipe.objective.sources
+    return Pools(
+        rollout=sampled,
+        teacher_rollout=pool("teacher_rollout", lambda _: _teacher_rollout(recipe)) if recipe.sampled_teacher else None,
+        dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
+        scorers={
+            model: pool(
+                f"scorer.{model}",
+                lambda _, model=model: scorer_spec(recipe, model, vocabulary),
+                line=WaitingLine(recipe.scorer_of(model).max_queued_tokens),
+                hedge=recipe.scorer_of(model).hedge_seconds,
+            )
+            for model in recipe.scored_models
+        },
+        reward=pool("reward", lambda _: _reward(recipe)),
+        learner=pool("learner", lambda _: _learner(recipe), starts_alone=False),
+    )
+
+
+def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
+    """Environment of one actor. Passive waits: spinning threads of two engines on shared cores halve each other."""
+    variables = {
+        "OMP_NUM_THREADS": str(resources.threads),
+        "MKL_NUM_THREADS": str(resources.threads),
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONDONTWRITEBYTECODE": "",  # an engine's processes share the bytecode cache, or each compiles vLLM anew
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TORCH_EXTENSIONS_DIR": str(cache_directory() / "torch_extensions"),
+    }
+    if not resources.gpus:
+        variables |= {
+            "DS_ACCELERATOR": "cpu",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # keeps the worker inside the engine process: a third less to start
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        }
+    return variables
+
+
+def _rollout(recipe: Recipe) -> GangSpec:
+    config = recipe.rollout
+    if config.engine == "simulated":
+        arguments: tuple[Any, ...] = (recipe.simulated, config.on_update)
+        return GangSpec("rollout", SimulatedRollout, (arguments,), config.resources)
+    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
+    return GangSpec(
+        "rollout", Rollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
+    )
+
+
+def _teacher_rollout(recipe: Recipe) -> GangSpec:
+    config, writer = recipe.teacher_rollout, recipe.sampled_teacher
+    assert writer is not None
+    if config.engine == "simulated":
+        return GangSpec("teacher_rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+    shared = shared_folder(recipe.run.name, recipe.run.root)
+    kept = recipe.data.responses or str(cache_directory() / "responses")
+    arguments = (config, _path(recipe, writer), shared, kept)
+    surroundings = environment(config.resources, config.kv_cache_gib)
+    return GangSpec("teacher_rollout", TeacherRollout, (arguments,), config.resources, surroundings)
+
+
+def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> GangSpec:
+    """A scorer of a model, with its first weights or those of a swap."""
+    config, role = recipe.scorer_of(model), f"scorer.{model}"
+    if config.engine == "simulated":
+        return GangSpec(role, SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
+    arguments = (config, _path(recipe, model, swap), vocabulary, swap)
+    return GangSpec(role, Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
+
+
+def _reward(recipe: Recipe) -> GangSpec:
+    resources = recipe.reward.resources
+    if recipe.reward.engine == "simulated":
+        return GangSpec("reward", SimulatedReward, ((),), resources)
+    model = recipe.reward.model
+    arguments = (_path(recipe, STUDENT), model and str(model_directory(model)), recipe.reward.model_weight)
+    return GangSpec("reward", Reward, (arguments,), resources, environment(resources))
+
+
+def _learner(recipe: Recipe) -> GangSpec:
+    config = recipe.learner
+    ranks = range(config.ranks)
+    if config.engine == "simulated":
+        arguments: tuple[tuple[Any, ...], ...] = tuple((recipe.simulated, rank, config.ranks) for rank in ranks)
+        return GangSpec("learner", SimulatedLearner, arguments, config.resources)
+    arguments = tuple((rank, config.ranks) for rank in ranks)
+    return GangSpec("learner", Learner, arguments, config.resources, environment(config.resources))
+
+
+def _path(recipe: Recipe, model: str, swap: int = 0) -> str:
+    """The directory that members read a model from, at first or after a swap."""
+    return str(model_directory(recipe.path_of(model, swap)))

@@ -1,0 +1,315 @@
+"""How the orchestrator reaches members: over Ray, or in its own process. It decides nothing.
+
+A reference names a value the orchestrator owns and need not open; an argument that is a reference reaches the member
+as its value. Errors come in three kinds: the member died (or raised that its device has failed), a value was lost with
+its node, or the member raised anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from configs.schema import Resources
+from orchestrator.pools.sick import Fault, fault_of
+
+
+class MemberDied(Exception):
+    """The process behind a call is gone. The call may be made again elsewhere."""
+
+
+class MemberSick(MemberDied):
+    """A member raised that its device, its memory or a connection has failed. It lives, and is as good as dead."""
+
+    def __init__(self, said: str, fault: Fault) -> None:
+        super().__init__(said)
+        self.fault = fault
+
+
+class ValueLost(Exception):
+    """A value was lost with the node that held it. What it held must be made again."""
+
+
+class NoPlace(Exception):
+    """The cluster has no room for a member now. It may have later."""
+
+
+@dataclass(frozen=True)
+class GangSpec:
+    """What one member is made of: an actor for each tuple of constructor arguments, placed together."""
+
+    role: str
+    cls: type
+    arguments: tuple[tuple[Any, ...], ...]
+    resources: Resources
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
+        """Start the actors of a member; returns their handles, head first. Raises NoPlace."""
+        ...
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        """Call without waiting; returns as many references as the method has results."""
+        ...
+
+    def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
+        """What a generator method yields, as it yields payload, header, payload, header, ...: pairs of a reference to a
+        payload and an opened header. Raises MemberDied, ValueLost, or what the member raised, after what came whole."""
+        ...
+
+    async def value(self, ref: Any) -> Any:
+        """Open a reference. Raises MemberDied, ValueLost, or what the member raised."""
+        ...
+
+    def node(self, actor: Any) -> str | None:
+        """A name of the node that the head of a member lives on; None where nobody knows."""
+        ...
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        """End the actors of a member, if it has any, and give back their place."""
+        ...
+
+
+class RayTransport:
+    """Ray actors, one placement group a member. Actors die with this driver; nothing is detached."""
+
+    def __init__(self, placement_timeout: float = 300.0) -> None:
+        self._timeout = placement_timeout
+        self._groups: dict[Any, Any] = {}
+        self._nodes: dict[Any, str] = {}
+
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
+        import ray
+        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
+        bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
+        count = len(spec.arguments)
+        labels: dict[str, Any] = (
+            {"bundle_label_selector": [dict(spec.resources.labels)] * count} if spec.resources.labels else {}
+        )
+        group = placement_group([bundle] * count, strategy="PACK", **labels)
+        actors: list[Any] = []
+        try:
+            await asyncio.wait_for(group.ready(), self._timeout)
+            node = (await asyncio.to_thread(placement_group_table, group))["bundles_to_node_id"][0]
+            for index, arguments in enumerate(spec.arguments):
+                place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+                actors.append(
+                    ray.remote(spec.cls)
+                    .options(
+                        num_cpus=bundle.get("CPU", 0),
+                        num_gpus=bundle.get("GPU", 0),
+                        max_restarts=0,
+                        max_task_retries=0,
+                        scheduling_strategy=place,
+                        runtime_env={"env_vars": dict(spec.environment)},
+                    )
+                    .remote(*arguments)
+                )
+        except BaseException as error:  # a place that nobody fills would keep others waiting
+            for actor in actors:
+                ray.kill(actor)
+            remove_placement_group(group)
+            if isinstance(error, TimeoutError):
+                raise NoPlace(
+                    f"{spec.role}: no place for {count} x {bundle} in {self._timeout:.0f} s; "
+                    "see `ray status` for what is free"
+                ) from None
+            raise
+        self._groups[actors[0]], self._nodes[actors[0]] = group, node
+        return actors
+
+    def node(self, actor: Any) -> str | None:
+        return self._nodes.get(actor)
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        refs = getattr(actor, method).options(num_returns=returns).remote(*args)
+        return [refs] if returns == 1 else refs
+
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
+        import ray
+
+        generator = getattr(actor, method).options(num_returns="streaming").remote(*args)
+        try:
+            while (pair := await self._pair(generator)) is not None:
+                yield pair
+        except (GeneratorExit, asyncio.CancelledError):  # nobody reads on
+            with suppress(Exception):  # the actor may be gone, which ends its work as well
+                ray.cancel(generator)
+            raise
+
+    async def _pair(self, generator: Any) -> tuple[Any, Any] | None:
+        """The next payload and its header; None at the end. What ended a generator before its time Ray hands out as a
+        last reference, in the place of a payload or of a header, and says the end only after it."""
+        await _second(generator)
+        payload = await anext(generator, None)
+        if payload is None:
+            return None
+        header = await anext(generator, None)
+        if header is None:
+            await self.value(payload)
+            raise RuntimeError("a member's generator ended with a payload that has no header")
+        return payload, await self.value(header)
+
+    async def value(self, ref: Any) -> Any:
+        try:
+            return await ref
+        except Exception as error:
+            raise _translated(error) from error
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for actor in actors:
+            ray.kill(actor)
+        if actors and (group := self._groups.pop(actors[0], None)):
+            remove_placement_group(group)
+            self._nodes.pop(actors[0], None)
+
+
+async def _second(generator: Any) -> None:
+    """Wait for the second of the next two values, the header. Ray's generator waits by opening what comes next, so it
+    would fetch every payload; of one that is there already it gives the reference alone."""
+    with suppress(Exception):  # the end, or what was raised: the generator says it
+        await generator._get_next_ref_n(2)[1]
+
+
+def _translated(error: Exception) -> Exception:
+    from ray import exceptions
+
+    if isinstance(error, exceptions.RayTaskError):
+        inner = error.cause if isinstance(error.cause, Exception) else error
+        lost = exceptions.ObjectLostError | exceptions.OwnerDiedError
+        if isinstance(inner, lost):
+            return ValueLost(str(inner))
+        return _sick(inner, str(error)) or inner  # a cause that cannot be unpickled is in the text alone
+    if isinstance(error, exceptions.ObjectLostError):
+        return ValueLost(str(error))
+    dead = (
+        exceptions.RayActorError,
+        exceptions.OutOfMemoryError,
+        exceptions.NodeDiedError,
+        exceptions.WorkerCrashedError,
+        exceptions.ActorUnschedulableError,
+    )
+    if isinstance(error, dead):
+        return MemberDied((str(error).strip() or type(error).__name__).splitlines()[0])
+    return error
+
+
+def _sick(error: Exception, traceback: str = "") -> MemberSick | None:
+    """The same error, where it is one of a member's device, memory or connections."""
+    if isinstance(error, MemberDied | ValueLost) or (fault := fault_of(error, traceback)) is None:
+        return None
+    words = str(error).strip().splitlines() or [""]
+    return MemberSick(f"{type(error).__name__}: {words[0]}", fault)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """A reference of the in-process transport; to one of several results, where `part` says which."""
+
+    future: asyncio.Future[Any]
+    part: int | None = None
+
+    async def opened(self) -> Any:
+        value = await self.future
+        return value if self.part is None else value[self.part]
+
+
+class LocalTransport:
+    """Members in this process: for tests, and for more simulated members than a machine has processes."""
+
+    def __init__(self) -> None:
+        self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
+        self._working: dict[int, set[asyncio.Task[Any]]] = defaultdict(set)  # by actor: what its death cancels
+
+    async def spawn(self, spec: GangSpec) -> Sequence[Any]:
+        return [spec.cls(*arguments) for arguments in spec.arguments]
+
+    def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
+        whole = asyncio.ensure_future(self._run(actor, method, args))
+        return [_Box(whole)] if returns == 1 else [_Box(whole, part) for part in range(returns)]
+
+    async def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
+        values = getattr(actor, method)(*[await a.opened() if isinstance(a, _Box) else a for a in args])
+        values = values if isinstance(values, AsyncGenerator) else _asynchronous(values)
+        try:
+            while pair := await asyncio.ensure_future(self._alive(actor, lambda: _pair(values))):
+                yield pair
+        finally:
+            await values.aclose()
+
+    async def value(self, ref: Any) -> Any:
+        return await ref.opened()
+
+    def node(self, actor: Any) -> str | None:
+        return None
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        self._dead.update({id(actor): actor for actor in actors})
+        for actor in actors:
+            for task in self._working.pop(id(actor), ()):
+                task.cancel()
+
+    async def _run(self, actor: Any, method: str, args: Sequence[Any]) -> Any:
+        self._check(actor)
+        opened = [await a.opened() if isinstance(a, _Box) else a for a in args]
+        return await self._alive(actor, lambda: _called(actor, method, opened))
+
+    async def _alive(self, actor: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What an actor's work, in a task of its own, comes to, unless the actor is killed first, even if that is while
+        it waits."""
+        task, tasks = asyncio.current_task(), self._working[id(actor)]
+        assert task
+        tasks.add(task)
+        try:
+            self._check(actor)
+            value = await work()
+        except asyncio.CancelledError:
+            self._check(actor)
+            raise
+        except Exception as error:
+            if sick := _sick(error):
+                raise sick from error
+            raise
+        finally:
+            tasks.discard(task)
+        self._check(actor)
+        return value
+
+    def _check(self, actor: Any) -> None:
+        if id(actor) in self._dead:
+            raise MemberDied(f"{type(actor).__name__} was killed")
+
+
+async def _called(actor: Any, method: str, args: Sequence[Any]) -> Any:
+    result = getattr(actor, method)(*args)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def _pair(values: AsyncGenerator[Any, None]) -> tuple[_Box, Any] | None:
+    """The next payload and its header; None at the end."""
+    payload = await anext(values, None)
+    return None if payload is None else (_boxed(payload), await anext(values))
+
+
+async def _asynchronous(values: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    for value in values:
+        yield value
+
+
+def _boxed(value: Any) -> _Box:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return _Box(future)

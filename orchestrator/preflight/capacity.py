@@ -1,0 +1,162 @@
+"""Can these machines hold this run? What it takes against what there is, a line each, before any actor starts.
+
+First whether every bundle has a place; where all have one, what then lies on each node (node_capacity.py); and what
+depends on no placement: the disk under the run, and the key-value caches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+from actors.models.model_files import hidden_width, key_values_per_token, parameters
+from configs.load import model_directory
+from configs.node import STUDENT
+from configs.schema import Recipe, Rollout, Scorer
+from orchestrator.pools.layout import Demand, demands
+from orchestrator.preflight import estimates
+from orchestrator.preflight.estimates import Size
+from orchestrator.preflight.files import Inputs, places
+from orchestrator.preflight.finding import GIB, Finding, counted, size
+from orchestrator.preflight.node_capacity import compare_nodes
+from orchestrator.preflight.placement import Bundle, Node, Placed, place
+from orchestrator.preflight.survey import Survey
+
+
+def read_sizes(recipe: Recipe) -> dict[str, Size]:
+    """Sizes of the student and of every model that is served, the largest where others are swapped in, from the headers
+    of their files."""
+    folders: dict[str, list[Path]] = {}
+    for model, swap in places(recipe):
+        folders.setdefault(model, []).append(model_directory(recipe.path_of(model, swap)))
+    largest = {name: max(found, key=parameters) for name, found in folders.items()}
+    return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
+
+
+def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Finding]:
+    """The run against the machines that it would use; a cluster that it joins is joined already."""
+    from orchestrator.preflight import cluster
+
+    return compare(recipe, inputs, read_sizes(recipe), cluster.survey(recipe, directory))
+
+
+def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Finding]:
+    """Everything that is compared, what fits included."""
+    wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
+    longest = max(len(prompt.ids[STUDENT]) for prompt in (*inputs.train, *inputs.heldout))
+    found = [finding for name in ("CPU", "GPU") if (finding := _total(wanted, name, nodes, survey.idle))]
+    if all(finding.grade != "short" for finding in found):
+        placed = place(_bundles(wanted), nodes)
+        found.append(_places(placed, nodes))
+        if not placed.homeless:
+            version = inputs.version_bytes if recipe.learner.engine == "deepspeed" else 0
+            plan = estimates.planned(recipe, sizes, version, longest, len(inputs.heldout), inputs.vocabulary)
+            found += compare_nodes(recipe, plan, sizes, survey.machines, placed)
+    if recipe.learner.engine == "deepspeed":
+        samples = estimates.recorded_bytes(recipe, longest, len(inputs.heldout))
+        found.append(_disk(recipe, inputs.parameters, samples, survey.disk + survey.held))
+    return found + _caches(recipe, sizes, {demand.role for demand in wanted})
+
+
+def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Mapping[str, float]) -> Finding | None:
+    """CPUs or GPUs of the whole layout. What others hold now may be free before the run gives up waiting for it."""
+    kind = f"{name.lower()}s"
+    amounts = {demand.role: getattr(demand, kind) for demand in wanted if getattr(demand, kind)}
+    if not amounts:
+        return None
+    need, have = sum(amounts.values()), sum(getattr(node, kind) for node in nodes)
+    each = ", ".join(
+        f"{d.role} {d.members * d.actors} x {getattr(d.resources, kind):g}" for d in wanted if d.role in amounts
+    )
+    largest = max(amounts, key=lambda role: amounts[role])
+    key, asked = f"{largest}.resources.{kind}", f"the layout takes {need:g} {name} ({each})"
+    there = f"the cluster has {have:g} on {counted(len(nodes), 'node')}"
+    if need > have + 1e-6:
+        remedy = f"lower {_count_key(largest)} or {key}, or add nodes"
+        return Finding("short", key, asked, f"{there}: {need - have:g} short", remedy)
+    if need > idle.get(name, have) + 1e-6:
+        return Finding("tight", key, asked, f"{there}, {idle[name]:g} free now", "the run waits for a place")
+    return Finding("fits", key, asked, there)
+
+
+def _places(placed: Placed, nodes: Sequence[Node]) -> Finding:
+    """That every bundle has a place, or the largest that has none."""
+    bundles = counted(len(placed.bundles), "bundle")
+    if not placed.homeless:
+        used = counted(len(set(placed.homes)), "node")
+        return Finding("fits", "resources", f"the layout takes {bundles}", f"each has a place, on {used} in all")
+    bundle = max(placed.homeless, key=lambda bundle: (bundle.gpus, bundle.cpus))
+    asked = f"{bundle.role} takes bundles of {bundle.cpus:g} CPU and {bundle.gpus:g} GPU, each on one node"
+    if bundle.labels:
+        asked += f" with {dict(bundle.labels)}"
+    there = f"{len(placed.homeless)} of {bundles} found no place beside the others"
+    if not any(node.holds(bundle) for node in nodes):
+        fits_but_for_labels = any(node.holds(replace(bundle, labels={})) for node in nodes)
+        there = "no node has these labels" if fits_but_for_labels else "no node is that large"
+    remedy = f"lower {bundle.role}.resources or {_count_key(bundle.role)}, or add such a node"
+    return Finding("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
+
+
+def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Finding:
+    """Checkpoints and the exported model are certain; samples are at most, so that they alone make it tight."""
+    length = recipe.objective.length
+    anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
+    count = recipe.checkpoint.keep + 1 + anchored
+    each = estimates.checkpoint_bytes(parameters, recipe.learner, len(recipe.scored_with("ema")))
+    export = estimates.export_bytes(parameters, recipe.learner.dtype)
+    certain = count * each + export
+    asked = (
+        f"{count} checkpoints of {size(each)}, an exported model of {size(export)} and samples of at most "
+        f"{size(samples)} take {size(certain + samples)}"
+    )
+    there = f"{recipe.run.root} has {size(room)} for this run"
+    if certain > room:
+        remedy = "free space, set run.root to a larger disk, or lower checkpoint.keep"
+        return Finding("short", "run.root", asked, there, remedy)
+    remedy = "free space, set run.root to a larger disk, or raise record.every"
+    return Finding("tight" if certain + samples > room else "fits", "run.root", asked, there, remedy)
+
+
+def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[Finding]:
+    """vLLM's key-value caches on CPUs; on a GPU vLLM gives them what the weights leave."""
+    found = []
+    for role, (model, engine) in estimates.engines(recipe).items():
+        each = sizes[model].key_values
+        if role in roles and engine.engine == "vllm" and not engine.resources.gpus and each is not None:
+            found.append(_cache(role, engine, each))
+    return found
+
+
+def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Finding:
+    """One response of full length must fit, or vLLM does not start; all that it decodes at a time should."""
+    context, room = engine.max_context_tokens, engine.kv_cache_gib * GIB
+    concurrent = engine.max_concurrent if isinstance(engine, Rollout) else 1
+    one = estimates.key_value_bytes(key_values, context, engine.dtype)
+    asked = f"{concurrent} x {context} tokens take {size(concurrent * one)}"
+    there, key = f"the cache has {engine.kv_cache_gib} GiB, room for {room // one}", f"{role}.kv_cache_gib"
+    if one > room:
+        return Finding("short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role}.max_context_tokens")
+    remedy = f"vLLM lets what is beyond wait; raise it to {ceil(concurrent * one / GIB)} if responses are that long"
+    return Finding("tight" if concurrent * one > room else "fits", key, asked, there, remedy)
+
+
+def _bundles(wanted: Sequence[Demand]) -> list[Bundle]:
+    """A bundle for each actor of each member."""
+    return [
+        Bundle(demand.role, demand.resources.cpus, demand.resources.gpus, demand.resources.labels)
+        for demand in wanted
+        for _ in range(demand.members * demand.actors)
+    ]
+
+
+def _kinds(nodes: Sequence[Node]) -> str:
+    """Each kind of node once: how many there are, and what one offers."""
+    kinds = Counter((node.cpus, node.gpus) for node in nodes).items()
+    return ", ".join(f"{counted(count, 'node')} of {cpus:g} CPU and {gpus:g} GPU" for (cpus, gpus), count in kinds)
+
+
+def _count_key(role: str) -> str:
+    return "learner.ranks" if role == "learner" else f"{role}.members"

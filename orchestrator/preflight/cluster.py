@@ -1,0 +1,228 @@
+"""The Ray cluster under a run: start or join one, guard the run's name, sweep what a dead run left.
+
+Safe by default: token authentication is on, a cluster started here listens on loopback only and has no dashboard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.address import own_address
+from actors.control import NAMESPACE, control_name
+from actors.shared_memory import shared_folder
+from configs.refusal import RecipeError, reason
+from configs.schema import Recipe
+from orchestrator.preflight.finding import MIB
+from orchestrator.preflight.survey import Survey, survey_cluster, survey_here
+from orchestrator.stopping import STOP_COMMAND
+
+CONTROL_FILE = "control.json"
+LOCK = "lock"  # held while a run lives; says whose process that is
+LOOPBACK = "127.0.0.1"
+KNOCK_SECONDS = 10.0
+_DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+
+
+@contextlib.contextmanager
+def own_name(directory: Path) -> Iterator[None]:
+    """Hold a run's name; the lock goes with the process that holds it, however that ends.
+
+    Raises RecipeError when a live run holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(
+                f"run.name: {directory.name!r} is alive in {directory}; stop it (`logratio stop {directory.name}`) "
+                "or choose another run.name"
+            ) from None
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.flush()
+        yield
+
+
+def ask_to_stop(directory: Path) -> bool:
+    """Ask a run that is starting, and has no control actor yet, to stop. False where none is alive.
+
+    Raises RecipeError where it starts on another machine.
+    """
+    try:
+        with (directory / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        holder = json.loads((directory / LOCK).read_text() or "{}")
+    if holder.get("host") != socket.gethostname():
+        raise RecipeError(f"{directory} is still starting on {holder.get('host', 'another machine')}; ask again soon")
+    os.kill(holder["pid"], STOP_COMMAND)
+    return True
+
+
+@contextlib.contextmanager
+def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
+    """A Ray driver for the time of a run, and the control file that leads commands to it."""
+    sweep(recipe)
+    try:
+        with driver(recipe):
+            _write_control(directory)
+            yield
+    finally:
+        (directory / CONTROL_FILE).unlink(missing_ok=True)
+        sweep(recipe)
+
+
+@contextlib.contextmanager
+def driver(recipe: Recipe) -> Iterator[None]:
+    """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
+    try:
+        if address := _address(recipe):
+            _join(address)
+        else:
+            start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
+        yield
+    finally:  # a stop may come while it starts
+        _ray().shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        _prepare_to_join(address)
+        _ray().init(address=address, **_DRIVER)
+    except Exception as error:  # Ray has many of its own, down to a bare one
+        raise RecipeError(f"cluster.address: {address} cannot be joined ({reason(error)}); is it up?") from None
+
+
+@contextlib.contextmanager
+def attached(directory: Path) -> Iterator[Any]:
+    """The control actor of a live run, from another process. Raises RecipeError when there is none."""
+    control = directory / CONTROL_FILE
+    if not control.exists():
+        raise RecipeError(f"{directory} is not running; its control.json is gone (`logratio resume` goes on with it)")
+    address = json.loads(control.read_text())["address"]
+    try:
+        yield _control_at(address, directory)
+    finally:
+        _ray().shutdown()
+
+
+def _control_at(address: str, directory: Path) -> Any:
+    try:
+        _prepare_to_join(address)
+        _ray().init(address=address, **_DRIVER)
+        return _ray().get_actor(control_name(directory.name))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{directory} does not answer ({reason(error)}); it may have died "
+            f"(`logratio resume {directory.name}` goes on with it)"
+        ) from None
+
+
+def _prepare_to_join(address: str) -> None:
+    """Raises ValueError where an address has no form that Ray knows, and OSError where nobody listens at HOST:PORT: Ray
+    would wait for them for ever. It also takes a loopback
+    address for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
+    _prepare_environment()
+    if "://" in address or address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+        raise ValueError("write HOST:PORT, auto, or ray://HOST:PORT")
+    _knock(host.strip("[]"), int(port))
+    if host in (LOOPBACK, "localhost"):
+        try:
+            _knock(own_address(), int(port))
+        except OSError:
+            loopback_only()
+
+
+def _knock(host: str, port: int) -> None:
+    socket.create_connection((host, port), timeout=KNOCK_SECONDS).close()
+
+
+def survey(recipe: Recipe, directory: Path) -> Survey:
+    """What the run would have: the cluster that this process has joined, or the one that would start here."""
+    if _address(recipe):
+        return survey_cluster(directory)
+    store = recipe.cluster.object_store_mib
+    return survey_here(directory, store * MIB if store else None)
+
+
+def joins_cluster(recipe: Recipe) -> bool:
+    """Whether the run joins a running cluster, rather than starting one here."""
+    return bool(_address(recipe))
+
+
+def sweep(recipe: Recipe) -> None:
+    """Remove what a killed run left in shared memory here: weight files of its members. On other nodes the next rollout
+    member of the run does."""
+    shutil.rmtree(shared_folder(recipe.run.name, recipe.run.root), ignore_errors=True)
+
+
+def loopback_only() -> None:
+    """Keep Ray on 127.0.0.1. It turns that into the machine's own address unless it believes that its clusters cannot
+    span machines, and it reads this when it is first imported."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
+def prepare_local() -> None:
+    """Before Ray is first imported by a process that will start a cluster: loopback, token."""
+    loopback_only()
+    _prepare_environment()
+
+
+def start_local(cpus: int, object_store_mib: int | None) -> None:
+    """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard. Raises RecipeError where
+    the machine does not let it start."""
+    prepare_local()
+    try:
+        _ray().init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=object_store_mib * MIB if object_store_mib else None,
+            _node_ip_address=LOOPBACK,
+            **_DRIVER,
+        )
+    except Exception as error:  # Ray has many of its own, down to a bare one
+        raise RecipeError(f"Ray does not start on this machine: {reason(error)}") from error
+
+
+def _address(recipe: Recipe) -> str | None:
+    return recipe.cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _prepare_environment() -> None:
+    """Set before Ray is imported: it reads some of these once."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0" if not os.environ.get("RAY_ADDRESS") else "1")
+
+
+def _write_control(directory: Path) -> None:
+    """Written beside and renamed: `status` finds all of it or none."""
+    partial = directory / f"{CONTROL_FILE}.partial"
+    partial.touch(mode=0o600)
+    partial.chmod(0o600)
+    address = _ray().get_runtime_context().gcs_address
+    partial.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
+    os.replace(partial, directory / CONTROL_FILE)
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray

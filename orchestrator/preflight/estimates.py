@@ -1,0 +1,177 @@
+"""How much a run takes, in bytes, from its recipe and the headers of its models' files. Pure.
+
+Payloads are upper bounds: every response is as long as its cap and behind the longest prompt. Checkpoints and exports
+are what is written, to a percent. Memory is a lower bound: weights, optimizer and key-value caches, no engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from configs.node import STUDENT
+from configs.schema import Learner, Recipe, Rollout, Scorer
+from orchestrator.preflight.finding import GIB
+
+WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
+SAMPLE_BYTES = 144  # of a response beside its tokens: ids, seed, spans, offsets
+SCORE_BYTES = 64  # the most that the wire's contract allows
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: parameters, width of its hidden states, and the numbers that a token leaves in the key-value cache
+    over all layers (None where the configuration does not say)."""
+
+    parameters: int
+    hidden: int
+    key_values: int | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Bytes that lie in object stores at a time, at most. `version`: one weight version; `versions`: all that live;
+    `samples` and `scores` (by model) of all responses in flight; `projections`: heads of models on full support."""
+
+    version: int
+    versions: int
+    samples: int
+    scores: Mapping[str, int]
+    projections: Mapping[str, int]
+
+    @property
+    def payloads(self) -> int:
+        return self.samples + sum(self.scores.values()) + sum(self.projections.values())
+
+
+def sample_bytes(prompt_tokens: int, response_tokens: int, topk: int = 0) -> int:
+    """One row of a samples payload: 4 a prompt token; id, log-prob and version of a response token are 4 each, and each
+    of the student's own top k 4; 144 a row."""
+    return 4 * prompt_tokens + (12 + 4 * topk) * response_tokens + SAMPLE_BYTES
+
+
+def score_bytes(support: str, response_tokens: int, topk: int = 0, hidden: int = 0, dtype: str = "float32") -> int:
+    """One row of a scores payload. A token costs 4 on sampled support, 6k + 8 on topk, 4 + width x bytes of `dtype` on
+    full; 64 a row."""
+    token = {"sampled": 4, "topk": 6 * topk + 8, "full": 4 + hidden * WIDTH[dtype]}[support]
+    return token * response_tokens + SCORE_BYTES
+
+
+def checkpoint_bytes(parameters: int, learner: Learner, averages: int = 0) -> int:
+    """What DeepSpeed writes, a parameter: the weights in the learner's dtype (ZeRO-3 keeps them in its shards alone),
+    a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW; and 4 for each average."""
+    weights = 0 if learner.zero_stage == 3 else WIDTH[learner.dtype]
+    return parameters * (weights + _optimizer_bytes(learner) + 4 * averages)
+
+
+def export_bytes(parameters: int, dtype: str) -> int:
+    """The exported model: its weights in the learner's dtype."""
+    return parameters * WIDTH[dtype]
+
+
+def rank_bytes(parameters: int, learner: Learner) -> int:
+    """Host memory of a learner rank on a CPU, at least: weights in the learner's dtype, float32 gradients, master copy
+    and moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; under bf16 0 and
+    1 run as 2."""
+    gradients = parameters * 4 / (learner.ranks if learner.deepspeed_stage >= 2 else 1)
+    return int(state_bytes(parameters, learner) + gradients)
+
+
+def state_bytes(parameters: int, learner: Learner) -> int:
+    """What a rank keeps between steps, and takes to the host in its sleep: the above but for the gradients."""
+    stage, ranks = learner.deepspeed_stage, learner.ranks
+    weights = WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
+    return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
+
+
+def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
+    """Key-value cache of `tokens` tokens."""
+    return key_values * tokens * WIDTH[dtype]
+
+
+def recorded_bytes(recipe: Recipe, prompt_tokens: int, heldout: int) -> int:
+    """Files under samples/, at most: the rows of every recorded step and of every evaluation; a row is a sample, the
+    student's and the teacher's log-probs (4 a token each), and 32."""
+    row = sample_bytes(prompt_tokens, recipe.sampling.max_response_tokens, _student_topk(recipe))
+    row += 8 * recipe.sampling.max_response_tokens + 32
+    steps, every = recipe.run.steps, recipe.evaluate.every
+    evaluations = 2 + ((steps - 1) // every if every else 0)
+    trained = recipe.samples_per_step * (steps // recipe.record.every)
+    return row * (trained + evaluations * heldout * recipe.evaluate.samples_per_prompt)
+
+
+def planned(
+    recipe: Recipe, sizes: Mapping[str, Size], version: int, prompt_tokens: int, heldout: int, vocabulary: int
+) -> Planned:
+    """What a run keeps in object stores.
+
+    Weights: the current version and the next, of the student and of each average. Responses in flight:
+    samples_per_step x (max_staleness + 1), with the rows of their segments, since a block is kept whole; and those of
+    an evaluation, which come whole. Heads: vocabulary x width x bytes of the scorer's dtype, two of a model that
+    moves. `version` is in bytes, `prompt_tokens` the longest prompt's, `heldout` the number of held-out prompts.
+    """
+    objective, length = recipe.objective, recipe.sampling.max_response_tokens
+    trained = recipe.samples_per_step * (recipe.max_staleness + 1)
+    evaluated = heldout * recipe.evaluate.samples_per_prompt
+    moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
+    topk = objective.topk * (2 if objective.topk_of == "union" else 1) + (objective.end_tokens == "class")
+
+    def row_bytes(tokens: int) -> int:
+        return sample_bytes(prompt_tokens, tokens, _student_topk(recipe))
+
+    rows, scores, projections = _rows(recipe), {}, {}
+    for model, support in recipe.support_of.items():
+        hidden, dtype = sizes[model].hidden, recipe.scorer_of(model).dtype
+        whole = score_bytes(support, length, topk, hidden, dtype)
+        scores[model] = trained * (whole + SCORE_BYTES * (len(rows) - 1)) + evaluated * whole
+        if support == "full":
+            projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
+    return Planned(
+        version=version,
+        versions=2 * version * (1 + len(recipe.scored_with("ema"))),
+        samples=trained * sum(map(row_bytes, rows)) + evaluated * row_bytes(length),
+        scores=scores,
+        projections=projections,
+    )
+
+
+def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
+    """Host memory of one actor of a role, at least: an engine's weights, and the key-value cache that vLLM sets aside;
+    a learner rank's `rank_bytes`. Of a role on GPUs what it takes to the host in its sleep, where it sleeps. 0 for what
+    is not known."""
+    if role == "learner":
+        learner, parameters = recipe.learner, sizes[STUDENT].parameters
+        if learner.engine == "simulated" or (learner.resources.gpus and not recipe.colocate):
+            return 0
+        return (state_bytes if learner.resources.gpus else rank_bytes)(parameters, learner)
+    model, engine = engines(recipe).get(role, (STUDENT, None))
+    if engine is None or engine.engine == "simulated" or (engine.resources.gpus and not recipe.colocate):
+        return 0
+    cache = engine.kv_cache_gib * GIB if engine.engine == "vllm" and not engine.resources.gpus else 0
+    return sizes[model].parameters * WIDTH[engine.dtype] + cache
+
+
+def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
+    """Roles that serve a model, with the model's name and the role's keys."""
+    found: dict[str, tuple[str, Rollout | Scorer]] = {"rollout": (STUDENT, recipe.rollout)}
+    if recipe.sampled_teacher:
+        found["teacher_rollout"] = (recipe.sampled_teacher, recipe.teacher_rollout)
+    return found | {f"scorer.{model}": (model, recipe.scorer_of(model)) for model in recipe.scored_models}
+
+
+def _optimizer_bytes(learner: Learner) -> int:
+    """A parameter's float32 master copy and moments."""
+    master = 0 if learner.zero_stage == 0 and learner.dtype == "float32" else 4
+    return master + (8 if learner.optimizer.name == "adamw" else 0)
+
+
+def _rows(recipe: Recipe) -> list[int]:
+    """Response tokens in each row of samples that a response at its cap leaves: those of a segment that others follow,
+    and in the last all."""
+    cap, every = recipe.sampling.max_response_tokens, recipe.stream_tokens
+    return [every] * (-(-cap // every) - 1) + [cap] if every else [cap]
+
+
+def _student_topk(recipe: Recipe) -> int:
+    """Ids of its own that the student returns at each position."""
+    return recipe.objective.topk if recipe.objective.topk_of != "teacher" else 0

@@ -1,0 +1,316 @@
+"""Before any actor starts: are the files of a recipe there, and do they fit together? (capacity.py: can the machines
+hold the run?)
+
+Everything found here is a RecipeError: one line with the value, the number that is missing and the remedy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from actors.models.model_faults import unreadable
+from actors.models.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
+from configs.load import RecipeError, model_directory
+from configs.node import STUDENT
+from configs.objective import Route
+from configs.refusal import reason
+from configs.schema import Recipe
+from orchestrator.pools.layout import demands
+from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
+from orchestrator.preflight.end_tokens import common_ends
+from orchestrator.preflight.loadable import check_models
+from orchestrator.samples.prompts import Prompt, tokenize, with_responses
+from orchestrator.samples.rows import check_answers, check_route, read_rows
+from orchestrator.samples.templates import Chat
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the files of a recipe amount to. `vocabulary` is the models' common logit width, `version_bytes` the size
+    of one weight version as published, `warnings` what is allowed and rarely meant, a line each."""
+
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    tokenizer: Any
+    vocabulary: int
+    end_token_ids: tuple[int, ...]
+    version_bytes: int
+    parameters: int
+    warnings: tuple[str, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a recipe names a directory: a model's path, or that of a swap."""
+
+    model: str
+    swap: int = 0
+
+    def __str__(self) -> str:
+        return f"models.{self.model}.swaps.{self.swap}" if self.swap else f"models.{self.model}.path"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The directories that members read models from, and what they have in common."""
+
+    folders: Mapping[Place, Path]
+    tokenizers: Mapping[Place, Any]
+    vocabulary: int
+    end_token_ids: tuple[int, ...]
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Open every file the recipe names, but no weights. Raises RecipeError."""
+    if recipe.objective.loss:
+        _own_loss(recipe.objective.loss)
+    models = read_models(recipe)
+    tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
+    chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
+    student = models.folders[Place(STUDENT)]
+    demonstrated = "dataset" in recipe.objective.sources
+    train, warnings = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
+    if demonstrated:
+        train, said = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
+        warnings += said
+    heldout: list[Prompt] = []
+    if recipe.data.heldout:
+        heldout, said = _prompts(recipe, recipe.data.heldout, chats, False)
+        warnings += said
+    _fit_prompts(recipe, [*train, *heldout])
+    if recipe.reward.model is not None:
+        _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
+    return Inputs(
+        train=train,
+        heldout=heldout,
+        tokenizer=tokenizers[STUDENT],
+        vocabulary=models.vocabulary,
+        end_token_ids=models.end_token_ids,
+        version_bytes=weight_bytes(student, recipe.rollout.dtype),
+        parameters=parameters(student),
+        warnings=tuple(warnings),
+    )
+
+
+def read_models(recipe: Recipe) -> Models:
+    """The models that some member serves, and whether they go together. Raises RecipeError."""
+    folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
+    tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
+    vocabulary = _common_vocabulary(recipe, folders, tokenizers)
+    end = common_ends(recipe, _end_tokens(folders, tokenizers), vocabulary)
+    _same_templates(tokenizers)
+    _fit_contexts(recipe, folders)
+    check_models(recipe, folders)
+    refuse_architectures(recipe, folders)
+    return Models(folders, tokenizers, vocabulary, end)
+
+
+def check_swap(recipe: Recipe, swapped: Recipe) -> None:
+    """Whether a live run may go on with other swaps. Raises RecipeError."""
+    common = min(logit_width(model_directory(recipe.path_of(*place))) for place in places(recipe))
+    after = read_models(swapped)
+    if after.vocabulary < common:
+        raise RecipeError(
+            f"swap: its logits have {after.vocabulary} columns, the models of this run share {common}; use a model as "
+            "wide"
+        )
+    if recipe.objective.end_tokens == "class" and (
+        more := {*after.end_token_ids} - {*read_models(recipe).end_token_ids}
+    ):
+        raise RecipeError(
+            f"swap: it ends at {sorted(more)}, which end no response of this run; use a model that does not"
+        )
+
+
+def places(recipe: Recipe) -> list[Place]:
+    """Where the recipe names models that some member serves."""
+    return [Place(name, swap) for name in (STUDENT, *recipe.served_models) for swap in (0, *recipe.models[name].swaps)]
+
+
+def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
+    """Rows of `logratio check`: role, members, actors a member, cpus, gpus, what runs there."""
+    engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
+    engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {_served(recipe, m)}" for m in recipe.scored_models}
+    return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
+
+
+def describe_models(recipe: Recipe) -> list[str]:
+    """Lines of `logratio check`: how learner and torch scorers run their models."""
+    return describe_architectures(recipe, {place: model_directory(recipe.path_of(*place)) for place in places(recipe)})
+
+
+def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
+    """Lines of `logratio check --cluster`: what models and prompts agree on, in numbers."""
+    names = (STUDENT, *recipe.served_models)
+    folders = {name: model_directory(recipe.path_of(name)) for name in names}
+    prompts = [*inputs.train, *inputs.heldout]
+    widths = ", ".join(f"{name} {logit_width(folder)}" for name, folder in folders.items())
+    found = [
+        f"models: {', '.join(names)} share {len(inputs.tokenizer.get_vocab())} tokens and the end tokens "
+        f"{list(inputs.end_token_ids)}",
+        f"models: logits have {widths} columns; the first {inputs.vocabulary} are common",
+    ]
+    for name, role, limit in _context_limits(recipe):
+        longest = max(len(prompt.ids[name]) for prompt in prompts)
+        found.append(
+            f"{role}.max_context_tokens: {limit}; the longest prompt of {longest} and a response of "
+            f"{recipe.sampling.max_response_tokens} take {longest + recipe.sampling.max_response_tokens}, "
+            f"models.{name} has {context_length(folders[name]) or 'unlimited'} positions"
+        )
+    return found
+
+
+def _served(recipe: Recipe, model: str) -> str:
+    swaps = sorted(recipe.models[model].swaps.items())
+    return "; ".join([recipe.path_of(model), *(f"from step {step} on {path}" for step, path in swaps)])
+
+
+def _learner_name(recipe: Recipe) -> str:
+    learner = recipe.learner
+    if learner.engine == "simulated":
+        return "simulated"
+    return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}"
+
+
+def _model_folder(key: str, path: str) -> Path:
+    folder = model_directory(path)
+    remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (NotADirectoryError, FileNotFoundError):
+        raise RecipeError(f"{key}: {folder} is no directory; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{key}: {folder} cannot be read ({reason(error)}); {remedy}") from None
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise RecipeError(f"{key}: {folder} needs config.json and *.safetensors; export it as safetensors")
+    if lack := unreadable(folder):
+        raise RecipeError(f"{key}: {folder} is not whole: {lack}; correct that, or copy it again")
+    return folder
+
+
+def _tokenizer(key: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _ = tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.chat_template
+    except Exception as error:  # tokenizers raises bare ones, and transformers whatever its readers of files meet
+        raise RecipeError(
+            f"{key}: {folder} has no tokenizer that loads ({type(error).__name__}: {reason(error)}); save it anew with "
+            "the installed transformers, or copy it again"
+        ) from None
+    return tokenizer
+
+
+def _end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> dict[Place, frozenset[int]]:
+    """Where each model ends a response: by its configuration, and by its tokenizer."""
+    ids = {place: {*end_token_ids(folder), tokenizers[place].eos_token_id} for place, folder in folders.items()}
+    return {place: frozenset(i for i in of_place if i is not None) for place, of_place in ids.items()}
+
+
+def _same_templates(tokenizers: Mapping[Place, Any]) -> None:
+    """Prompts are made once, when a run starts: what is swapped in reads those of the model it takes the place of."""
+    for place, tokenizer in tokenizers.items():
+        first = Place(place.model)
+        if tokenizer.chat_template != tokenizers[first].chat_template:
+            raise RecipeError(
+                f"{place}: its chat template differs from that of {first}, which the prompts are made with; give it "
+                "the same template"
+            )
+
+
+def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> int:
+    """Width that all models' logits are cut to before a softmax: models of one family differ in padding only."""
+    student = tokenizers[Place(STUDENT)].get_vocab()
+    for place, tokenizer in tokenizers.items():
+        if (other := tokenizer.get_vocab()) != student:
+            differing = sum(student.get(token) != i for token, i in other.items()) or len(student) - len(other)
+            raise RecipeError(
+                f"{place}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} "
+                "tokens; log-probs of one tokenizer say nothing about another's; use models that share one"
+            )
+    widths = {place: logit_width(folder) for place, folder in folders.items()}
+    common = min(widths.values())
+    for place, width in widths.items():
+        name = place.model
+        if name in recipe.scored_models and recipe.scorer_of(name).engine == "vllm" and width > common:
+            raise RecipeError(
+                f"scorer.{name}.engine: 'vllm' normalises over all {width} columns of {place}, the common vocabulary "
+                f"has {common}; use engine: torch, which cuts before the softmax"
+            )
+    return common
+
+
+def _own_loss(path: str) -> None:
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        raise RecipeError(
+            f"objective.loss: {path!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
+            "folder on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise RecipeError(f"objective.loss: {path!r} is no function; give one of (student_logprobs, tokens)")
+
+
+def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Prompt]) -> None:
+    folder = _model_folder("reward.model", path)
+    if _tokenizer("reward.model", folder).get_vocab() != student.get_vocab():
+        raise RecipeError(
+            f"reward.model: {folder} has another tokenizer than the student; it reads the student's tokens"
+        )
+
+
+def _prompts(
+    recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool
+) -> tuple[list[Prompt], list[str]]:
+    """Prompts of a file, and what is to be warned of."""
+    rows = read_rows(Path(path), need_response)
+    if isinstance(recipe.objective.target, Route):
+        check_route(recipe.objective.target, rows, Path(path))
+    warned = check_answers(recipe.reward.rules, rows, Path(path))
+    return tokenize(rows, chats, Path(path)), warned
+
+
+def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
+    """The roles' contexts in the models' positions."""
+    for name, role, limit in _context_limits(recipe):
+        for place, folder in folders.items():
+            own = context_length(folder)
+            if place.model != name or own is None:
+                continue
+            if limit > own:
+                raise RecipeError(
+                    f"{role}.max_context_tokens: {limit} exceeds the {own} positions of {place}; lower it"
+                )
+            if role == f"scorer.{name}" and recipe.scorer_of(name).engine == "vllm" and limit == own:
+                raise RecipeError(
+                    f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, {place} has {own} positions; "
+                    f"lower it to {limit - 1}"
+                )
+
+
+def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Prompts and responses in the roles' contexts."""
+    response = recipe.sampling.max_response_tokens
+    for name, role, limit in _context_limits(recipe):
+        longest = max(prompts, key=lambda p: len(p.ids[name]))
+        tokens = len(longest.ids[name])
+        if tokens + response > limit:
+            raise RecipeError(
+                f"prompt {str(longest.row['prompt'])[:40]!r} has {tokens} tokens under models.{name}; with a response "
+                f"of {response} that exceeds {role}.max_context_tokens {limit}; shorten it or raise the limit"
+            )
+
+
+def _context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:
+    """Model, role that serves it, and the longest context that the role takes, tokens."""
+    limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
+    limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]
+    if recipe.sampled_teacher:
+        limits.append((recipe.sampled_teacher, "teacher_rollout", recipe.teacher_rollout.max_context_tokens))
+    return limits

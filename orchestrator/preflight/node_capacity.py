@@ -1,0 +1,96 @@
+"""What would lie on each node once every bundle has its place, against what that node has.
+
+Object store, shared memory, memory, and the run's folder. A node that does not say what is free is named, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+
+from configs.schema import Recipe
+from orchestrator.preflight import estimates
+from orchestrator.preflight.estimates import Planned, Size
+from orchestrator.preflight.finding import MIB, Finding, compared, counted, notable, size
+from orchestrator.preflight.placement import Placed
+from orchestrator.preflight.survey import Machine
+
+
+def compare_nodes(
+    recipe: Recipe, plan: Planned, sizes: Mapping[str, Size], machines: Sequence[Machine], placed: Placed
+) -> list[Finding]:
+    """Every node that has a part in the run: all that is short, and the fullest one of what is not."""
+    used = [machine for machine in machines if machine.node.name in placed.homes]
+    stored = [(stored_bytes(recipe, plan, placed, machine.node.name), machine) for machine in used]
+    return [
+        *notable(_object_store(plan, need, m) for need, m in stored),
+        *notable(found for need, m in stored for found in _shared_memory(recipe, plan, need, m, placed)),
+        *notable(found for m in used for found in _memory(recipe, sizes, m, placed)),
+        *(found for machine in used for found in _folder(recipe, machine)),
+    ]
+
+
+def stored_bytes(recipe: Recipe, plan: Planned, placed: Placed, node: str) -> int:
+    """Bytes in a node's object store, at most. All versions lie with the learner's first rank, and copies where members
+    pull them; payloads lie where they are made, and a learner's node may read a copy of each."""
+    writers = sum(placed.share(node, role) for role in ("rollout", "teacher_rollout", "dataset"))
+    served = {model: placed.share(node, f"scorer.{model}") for model in plan.scores}
+    moving = (*recipe.scored_with("live"), *recipe.scored_with("ema"))
+    pulled = (writers > 0) + sum(served[model] > 0 for model in moving)
+    weights = plan.versions if node == placed.first("learner") else min(plan.versions, pulled * plan.version)
+    if placed.on(node)["learner"]:
+        return weights + plan.payloads
+    made = sum(share * (plan.scores[m] + plan.projections.get(m, 0)) for m, share in served.items())
+    return weights + ceil(made + plan.samples * min(1.0, writers))
+
+
+def _object_store(plan: Planned, need: int, machine: Machine) -> Finding:
+    alive = plan.versions // plan.version if plan.version else 0
+    asked = (
+        f"a weight version takes {size(plan.version)} and {alive} live at a time, payloads take at most "
+        f"{size(plan.payloads)}: {size(need)} on {machine.node.name}"
+    )
+    remedy = (
+        f"raise cluster.object_store_mib to {ceil(need / MIB) + 64} (of a cluster that is joined: ray start "
+        "--object-store-memory), or lower max_staleness, batch.prompts_per_step or sampling.max_response_tokens"
+    )
+    there = f"its object store has {size(machine.object_store)}"
+    return compared("cluster.object_store_mib", asked, need, there, machine.object_store, remedy)
+
+
+def _shared_memory(recipe: Recipe, plan: Planned, stored: int, machine: Machine, placed: Placed) -> Iterator[Finding]:
+    """A version's file for each member that loads one, beside the object store, which lies in shared memory too."""
+    files = placed.on(machine.node.name)["rollout"] if recipe.rollout.engine == "vllm" else 0
+    if not files or machine.free is None or machine.free.shared_memory is None:
+        return
+    need, free = stored + files * plan.version, machine.free.shared_memory
+    asked = (
+        f"{counted(files, 'weight file')} of {size(plan.version)} and {size(stored)} in the object store take "
+        f"{size(need)} of /dev/shm on {machine.node.name}"
+    )
+    remedy = "enlarge /dev/shm or lower rollout.members"
+    yield compared("rollout.members", asked, need, f"{size(free)} are free", free, remedy)
+
+
+def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed: Placed) -> Iterator[Finding]:
+    here = placed.on(machine.node.name)
+    parts = {role: count * estimates.memory_bytes(recipe, sizes, role) for role, count in here.items()}
+    if not any(parts.values()) or machine.free is None:
+        return
+    need, free, largest = sum(parts.values()), machine.free.memory, max(parts, key=lambda role: parts[role])
+    each = ", ".join(f"{role} {size(amount)}" for role, amount in parts.items() if amount)
+    asked = f"weights, optimizer and caches on {machine.node.name} take at least {size(need)} of memory ({each})"
+    lower = f"lower {largest}.members or {largest}.kv_cache_gib"
+    remedy = f"{'raise learner.zero_stage' if largest == 'learner' else lower}, add nodes, or use a smaller model"
+    yield compared(largest, asked, need, f"{size(free)} are free", free, remedy)
+
+
+def _folder(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
+    name = machine.node.name
+    if machine.free is None:
+        remedy = "its shared memory, disk and memory are not checked; see whether actors start there"
+        there = f"it did not say what is free: {machine.silent}"
+        yield Finding("tight", "cluster.address", f"node {name} has a part in the run", there, remedy)
+    elif machine.free.disk is None:
+        remedy = "put run.root on storage that every node sees"
+        yield Finding("short", "run.root", recipe.run.root, f"node {name} has no such folder", remedy)

@@ -1,0 +1,142 @@
+"""What the machines of a run offer: the one a local start would have, or every node of a joined cluster.
+
+Ray says what its nodes reserve; free shared memory, disk and memory each node is asked for itself, by a task that takes
+no CPU. What does not answer is said to be unknown, never guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.preflight.placement import Node
+
+PATIENCE = 30.0  # seconds for all nodes to answer
+STORE_SHARE = 0.3  # of a machine's memory that Ray gives its object store
+
+
+@dataclass(frozen=True)
+class Free:
+    """Bytes free on one machine now: shared memory (None without /dev/shm), the disk of the run (None where the machine
+    does not see its folder), memory."""
+
+    shared_memory: int | None
+    disk: int | None
+    memory: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node, its object store in bytes, and what is free there; None where it did not say, with the reason."""
+
+    node: Node
+    object_store: int
+    free: Free | None
+    silent: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`disk`: bytes free under the run's directory as seen here, `held`: bytes it holds already. `idle`: CPU and GPU
+    that nobody has reserved now; empty where the cluster has yet to start."""
+
+    machines: tuple[Machine, ...]
+    disk: int
+    held: int = 0
+    idle: Mapping[str, float] = field(default_factory=dict)
+
+
+def survey_here(directory: Path, object_store: int | None) -> Survey:
+    """What a cluster started on this machine would have. `object_store` in bytes; None: Ray's default share."""
+    free = free_here(str(existing_folder(directory)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = Machine(
+        node=Node("this machine", os.cpu_count() or 1, _local_gpus()),
+        object_store=object_store or int(STORE_SHARE * memory),
+        free=free,
+    )
+    return Survey((machine,), free.disk or 0, _held(directory))
+
+
+def survey_cluster(directory: Path) -> Survey:
+    """What the cluster that this process has joined offers."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    folder = existing_folder(directory)
+    answers = _ask([node["NodeID"] for node in nodes], str(folder))
+    machines = tuple(_machine(node, answer) for node, answer in zip(nodes, answers, strict=True))
+    idle = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+    return Survey(machines, shutil.disk_usage(folder).free, _held(directory), idle)
+
+
+def free_here(folder: str) -> Free:
+    """What is free on the machine this runs on."""
+    return Free(
+        shared_memory=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
+        disk=shutil.disk_usage(folder).free if os.path.isdir(folder) else None,
+        memory=_available_memory(),
+    )
+
+
+def existing_folder(directory: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
+
+
+def _ask(nodes: Sequence[str], folder: str) -> list[Free | str]:
+    """Each node's answer, or why there is none."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(node: str) -> Any:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        return ray.remote(free_here).options(num_cpus=0, scheduling_strategy=there, max_retries=0).remote(folder)
+
+    refs = [ask(node) for node in nodes]
+    answered, late = ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)
+    for ref in late:
+        ray.cancel(ref)
+    return [_answer(ref) if ref in answered else f"no answer in {PATIENCE:.0f} s" for ref in refs]
+
+
+def _answer(ref: Any) -> Free | str:
+    import ray
+
+    try:
+        return ray.get(ref)
+    except Exception as error:  # whatever the node cannot do is its answer
+        return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _machine(node: Mapping[str, Any], answer: Free | str) -> Machine:
+    offered = node["Resources"]
+    name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"  # a machine may run several nodes
+    found = Node(name, offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"])
+    store = int(offered.get("object_store_memory", 0))
+    if isinstance(answer, str):
+        return Machine(found, store, None, answer)
+    memory = min(answer.memory, int(offered.get("memory", answer.memory)))  # Ray's knows a container's limit
+    return Machine(found, store, Free(answer.shared_memory, answer.disk, memory))
+
+
+def _available_memory() -> int:
+    """Bytes that Linux would give without swapping."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _held(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def _local_gpus() -> int:
+    """GPUs that Ray would offer: those CUDA_VISIBLE_DEVICES leaves, or all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

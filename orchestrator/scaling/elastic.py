@@ -1,0 +1,99 @@
+"""A live run whose roles change their sizes: read once a second how busy they are, and scale them.
+
+`scale` is the one way to another size, for a person and for autoscaling alike. It waits for nothing: a member that
+finds no place holds up no other command, and of two calls for a role the later one decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from orchestrator.run import Run
+from orchestrator.scaling.autoscale import Autoscaler
+from orchestrator.scaling.bottleneck import Figures, RoleFigures, Verdict, judge
+from orchestrator.scaling.utilisation import Reading, Use, Window
+
+JUDGED_EVERY = 10.0  # seconds
+
+
+class Elastic:
+    """Owns the tasks in which roles change size. `notice` says a decision, or why one came to nothing."""
+
+    def __init__(self, run: Run, notice: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._run = run
+        self._now = now
+        self._pools = run.pools.all()
+        self._notice = notice
+        self._window = Window()
+        self._presence: defaultdict[str, float] = defaultdict(float)
+        self._read_at = now()
+        self._autoscaler = Autoscaler(run.recipe.autoscale)
+        self._judged_at, self._judged_step = self._read_at, run.progress.step
+        self._resizing: set[asyncio.Task[None]] = set()
+
+    def scale(self, sizes: Mapping[str, int], by_itself: bool = False) -> None:
+        """Begin to bring elastic roles to sizes of at least 1. Autoscaling, `by_itself`, learns from what fails."""
+        for role, size in sizes.items():
+            task = asyncio.get_running_loop().create_task(self._resize(role, size, by_itself))
+            self._resizing.add(task)
+            task.add_done_callback(self._resizing.discard)
+
+    def tick(self) -> None:
+        """Take a reading, and let autoscaling decide where there are new steps to judge."""
+        now, step = self._now(), self._run.progress.step
+        self._window.add(self._read(now))
+        if step == self._judged_step or now - self._judged_at < JUDGED_EVERY:
+            return
+        self._judged_at, self._judged_step = now, step
+        sizes = {role: len(pool.serving()) for role, pool in self._pools.items()}
+        if decision := self._autoscaler.decide(self.verdict(), sizes, self._settled()):
+            self._notice(f"autoscale: {decision.role} {sizes[decision.role]} -> {decision.size} ({decision.why})")
+            self.scale({decision.role: decision.size}, by_itself=True)
+
+    def last_minute(self) -> Use | None:
+        return self._window.last_minute()
+
+    def verdict(self) -> Verdict | None:
+        """What holds the run up; None before enough steps were done with the members there are."""
+        use, recipe = self._window.whole_steps(), self._run.recipe
+        if use is None:
+            return None
+        roles = {
+            role: RoleFigures(share.members, share.busy, share.waiting, role in recipe.elastic_roles)
+            for role, share in use.shares.items()
+        }
+        return judge(Figures(roles, use.steps * recipe.samples_per_step / use.seconds, recipe.max_staleness))
+
+    async def close(self) -> None:
+        """Call off what is under way."""
+        for task in self._resizing:
+            task.cancel()
+        await asyncio.gather(*self._resizing, return_exceptions=True)
+
+    async def _resize(self, role: str, size: int, by_itself: bool) -> None:
+        try:
+            await self._pools[role].resize(size)
+        except Exception as failure:  # the run goes on with the members it has
+            if by_itself:
+                self._autoscaler.no_place(role)
+            self._notice(f"scale: {role}={size} came to nothing: {failure}")
+        finally:
+            self._window.restart()  # what was measured was of other members
+
+    def _settled(self) -> bool:
+        """Nobody joins, leaves or is being replaced."""
+        return not self._resizing and all(
+            m.serving and not m.apart for pool in self._pools.values() for m in pool.members
+        )
+
+    def _read(self, now: float) -> Reading:
+        for role, pool in self._pools.items():
+            there = sum(member.serving or member.leaving for member in pool.members)
+            self._presence[role] += there * (now - self._read_at)
+        self._read_at = now
+        work = {role: pool.clock.total() for role, pool in self._pools.items()}
+        waited = self._run.meter.clock("wait").total()
+        return Reading(now, self._run.progress.step, work, dict(self._presence), waited)

@@ -1,0 +1,65 @@
+"""A disk that is full: which it is, and what is whole all the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator import checkpoint
+from orchestrator.preflight.finding import MIB, size
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAID = ("No space left on device", "Disk quota exceeded", "os error 28", "PytorchStreamWriter failed writing")
+
+
+def is_full(failure: BaseException) -> bool:
+    """Whether a failure, or what led to it, is a disk without room: torch and safetensors say so in words alone."""
+    return any(
+        (isinstance(error, OSError) and error.errno in FULL) or any(words in str(error) for words in SAID)
+        for error in _all(failure)
+    )
+
+
+def described(failure: BaseException, directory: Path) -> str:
+    """One line: which disk, how much is free there, and what of the run in `directory` is whole."""
+    where = next((Path(e.filename) for e in _all(failure) if isinstance(e, OSError) and e.filename), None)
+    place = where if where is not None and where.is_absolute() else _fullest(directory)
+    disk = _existing(place)
+    free = shutil.disk_usage(disk).free
+    return (
+        f"the disk is full at {place} (mounted at {_mount(disk)}, {size(free)} free); "
+        f"{_whole(directory)}; make room, then: logratio resume {directory.name}"
+    )
+
+
+def _whole(directory: Path) -> str:
+    kept = checkpoint.newest_name(directory)
+    return f"the last whole checkpoint is {kept}" if kept else "no checkpoint is whole: a resume begins anew"
+
+
+def _all(failure: BaseException) -> Iterator[BaseException]:
+    """A failure, what it groups, and what it came from."""
+    yield failure
+    if isinstance(failure, BaseExceptionGroup):
+        for inner in failure.exceptions:
+            yield from _all(inner)
+    if cause := failure.__cause__ or failure.__context__:
+        yield from _all(cause)
+
+
+def _fullest(directory: Path) -> Path:
+    """Of the disks that a run writes to, the one that has no room left; the run's own where all have."""
+    places = [directory, Path("/dev/shm"), Path(tempfile.gettempdir())]
+    return next((p for p in places if shutil.disk_usage(_existing(p)).free < MIB), directory)
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _mount(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.ismount(folder))

@@ -1,0 +1,90 @@
+"""The driver's side of the control actor: report how the run is, and do what commands ask."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+from actors.control import Control, control_name
+from configs.load import RecipeError
+from orchestrator.run import Run
+from orchestrator.scaling.elastic import Elastic
+from orchestrator.surface.display import Display
+from orchestrator.surface.status import status_of
+
+REPORT_SECONDS = 1.0
+OBJECTS = 20_000  # made since the last look for garbage in cycles, before the next
+
+
+def collect_seldom() -> None:
+    """Look for garbage in cycles less often, and not among what is loaded by now. A driver holds some ten objects for
+    each response under way, and they make no cycles: at 60,000 responses the default looks through all of them every
+    second, which takes 0.4 s."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # what is frozen when Python ends looks like a leak to libraries that watch for them
+    gc.set_threshold(OBJECTS, 10, 10)
+
+
+@contextlib.asynccontextmanager
+async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
+    """While this is entered, `logratio stop | status | scale` reach the run, and its roles may scale by themselves.
+
+    Raises RecipeError when the cluster already runs one of this name.
+    """
+    import ray
+
+    control: Any
+    try:
+        control = ray.remote(Control).options(name=control_name(run.recipe.run.name), num_cpus=0).remote()
+        await control.status.remote()
+    except ValueError:
+        raise RecipeError(f"run.name: {run.recipe.run.name!r} is alive on this cluster; choose another") from None
+    elastic = Elastic(run, display.notice)
+    tasks = [
+        asyncio.create_task(obey(run, elastic, control)),
+        asyncio.create_task(_report(run, elastic, control, display)),
+    ]
+    for task in tasks:
+        task.add_done_callback(lambda done: _say_fault(done, display))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await elastic.close()
+        ray.kill(control)
+
+
+async def obey(run: Run, elastic: Elastic, control: Any) -> None:
+    """Do what commands ask, in order. None waits for what an earlier one began."""
+    while True:
+        command, arguments = await control.next_command.remote()
+        if command == "stop":
+            run.stop()
+        elif command == "scale":
+            elastic.scale(arguments)
+        elif command == "swap":
+            try:
+                run.swap(arguments)
+                await run.written()
+            except (RecipeError, OSError) as error:  # the command has looked: the run has moved on since
+                run.observer.notice(f"swap: {error}")
+
+
+async def _report(run: Run, elastic: Elastic, control: Any, display: Display) -> None:
+    while True:
+        elastic.tick()
+        await control.report.remote(status_of(run, elastic, display.current_phase))
+        await asyncio.sleep(REPORT_SECONDS)
+
+
+def _say_fault(task: asyncio.Task[None], display: Display) -> None:
+    """The run goes on without commands or status, and a person should know."""
+    if not task.cancelled() and (error := task.exception()):
+        display.notice(f"commands and status no longer reach this run: {error or type(error).__name__}")

@@ -1,0 +1,90 @@
+"""How a run ended: what is left of it on the disk, and what is said once the live display is gone."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from orchestrator.surface import disk
+
+if TYPE_CHECKING:
+    from orchestrator.run import Run
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`code` is the exit code, `report` the page that was written, `error` what is said of a failure, `unwritten` what
+    found no room at the end."""
+
+    code: int
+    training: Run
+    report: Path | None
+    error: str | None
+    unwritten: tuple[str, ...] = ()
+
+    def say(self, directory: Path) -> None:
+        """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
+        from orchestrator.run import STOPPED
+
+        if self.error:
+            say_error(self.error)
+        elif self.code == STOPPED:
+            step = self.training.progress.step
+            console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
+        else:
+            self._say_change(directory)
+        for line in self.unwritten:
+            say_error(line)
+        if self.report:
+            console.print(f"report: {self.report}", soft_wrap=True)
+
+    def _say_change(self, directory: Path) -> None:
+        from orchestrator.surface.display import answers_table
+        from orchestrator.surface.report import held_out_answers
+
+        tokenizer = self.training.inputs.tokenizer
+        if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids))):
+            console.print(answers_table(answers))
+        before, after = self.training.evaluations["before"], self.training.evaluations["after"]
+        if before and after and before["reverse_kl"]:
+            change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
+            teachers = self.training.recipe.objective.teachers
+            between = any(swap["model"] in teachers for swap in self.training.swaps())
+            swapped = "; another teacher was swapped in between" if between else ""
+            console.print(
+                f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "
+                f"({change:+.0f}%{swapped})"
+            )
+
+
+def first_of(error: BaseException) -> BaseException:
+    """What really happened, out of the groups that task groups wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def described(failure: BaseException, directory: Path) -> str:
+    """One readable line; the whole traceback goes to the run's own log, if there is room for it."""
+    log, error = directory / "logs" / "driver.log", first_of(failure)
+    if disk.is_full(failure):
+        reason = disk.described(failure, directory)
+    else:
+        reason = f"{error or type(error).__name__}"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(failure)))
+    except OSError as unwritten:
+        return f"the run failed: {reason}; its traceback could not be written to {log} ({unwritten.strerror})"
+    return f"the run failed: {reason}\n  traceback: {log}; resume: logratio resume {directory.name}"
+
+
+def say_error(text: str) -> None:
+    print(f"logratio: {text}", file=sys.stderr, flush=True)

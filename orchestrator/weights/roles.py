@@ -1,0 +1,156 @@
+"""The roles of a run together: brought up, and each kept at the weights that it is to serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from actors.wire.jobs import LearnerSpec
+from configs.load import model_directory
+from configs.node import STUDENT
+from configs.schema import Recipe
+from orchestrator.pools.pool import Admit, DiedStarting, Pool, PoolMember
+from orchestrator.samples.flow import Pools
+from orchestrator.weights.canary_watch import CanaryWatch
+from orchestrator.weights.carriers import Carrier
+from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+from orchestrator.weights.teachers import Teachers
+from orchestrator.weights.turns import Colocated
+from orchestrator.weights.versions import Versions
+
+
+def role_sizes(recipe: Recipe) -> dict[str, int]:
+    """Members a recipe asks for, by role."""
+    return recipe.elastic_roles | {"dataset": 1, "learner": 1}
+
+
+class Roles:
+    """`vocabulary` is the models' common logit width; `claim` is told of a version before anything carries it, and
+    `notice` what a person should know; `end_token_ids` end a response. What already serves is taken as it is."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pools: Pools,
+        vocabulary: int,
+        carrier: Carrier,
+        claim: Callable[[int], None],
+        notice: Callable[[str], None],
+        end_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._recipe = recipe
+        self._end_token_ids = end_token_ids
+        self._pools = pools
+        self._vocabulary = vocabulary
+        self._notice = notice
+        self._learner_died = False
+        self.learner = LearnerGroup(recipe, pools.learner, self._sharing())
+        self.canaries = CanaryWatch(recipe, pools, vocabulary, notice)
+        if isinstance(self.learner.turns, Colocated):
+            self.learner.turns.woken = self.canaries.woken
+        self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
+        self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier, self.canaries)
+
+    async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
+        """Start what does not serve yet, the learner always; it begins from a checkpoint if there is one. Everybody who
+        is to have its weights can be brought to `version` then, and scored models to what they have at `step`."""
+        sizes = role_sizes(self._recipe)
+        pools = self._pools.all()
+        for pool in pools.values():
+            pool.notice, pool.starting = self._notice, self.learner.turns.engine
+        await self.teachers.aim(step)
+        for pool, versions in self._followers():
+            pool.admit = _admit_to(pool, versions)
+            for member in pool.members:
+                member.version = -1  # of another run, if any: its numbers say nothing here
+        cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
+        if self._recipe.colocate:  # one after the other: an engine takes its part of the memory that it finds free
+            await self._bring_up_learner(version, saved)
+            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
+                await pool.start(sizes[role])
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._bring_up_learner(version, saved))
+                for role, pool in cold.items():
+                    tasks.create_task(pool.start(sizes[role]))
+
+    async def load(self, step: int) -> None:
+        """Bring everybody who serves to the weights that `step` is to have."""
+        await self.pull()
+        await self.teachers.start(step)
+
+    async def publish(self, number: int) -> None:
+        """Make the student's weights, and their averages, a version. In the learner's turn."""
+        await self.versions.publish(number)
+        await self.teachers.publish(number)
+
+    async def pull(self) -> None:
+        """Bring all who write responses to the current version."""
+        await asyncio.gather(*(self.versions.pull_all(pool) for pool in self._pools.writers().values()))
+
+    async def bury_learner(self) -> None:
+        """End what is left of a dead learner, so that `bring_up` builds another."""
+        self._learner_died, self.versions.current = True, None
+        await self._pools.learner.discard()
+        self.learner.forget()
+
+    def release(self) -> None:
+        """Let go of the last weights: pools outlive the run."""
+        for _, versions in self._followers():
+            versions.current = None
+
+    async def _bring_up_learner(self, version: int, saved: Path | None) -> None:
+        """Build the learner and publish its first weights, in its turn: who still pulls from a dead one is done before
+        there is another."""
+        async with self.learner.turns.learner():
+            if not self._pools.learner.members:
+                await self._start_learner()
+            await self.learner.start(self._learner_spec())
+            if saved:
+                await self.learner.restore(saved)
+            await self.publish(version)
+
+    async def _start_learner(self) -> None:
+        try:
+            await self._pools.learner.start(1)
+        except DiedStarting as death:
+            if self._learner_died:  # one that was up before, in this run or in another, may come up again
+                raise LearnerDied(str(death)) from death
+            raise
+
+    def _learner_spec(self) -> LearnerSpec:
+        recipe = self._recipe
+        return LearnerSpec(
+            config=recipe.learner,
+            objective=recipe.objective,
+            model=str(model_directory(recipe.path_of(STUDENT))),
+            vocabulary=self._vocabulary,
+            steps=recipe.run.steps,
+            seed=recipe.run.seed,
+            publish_dtype=recipe.rollout.dtype,
+            updates=recipe.batch.updates,
+            start_kl=recipe.metrics.start_kl,
+            end_tokens=tuple(self._end_token_ids) if recipe.objective.end_tokens == "class" else (),
+            temperature=recipe.learner_temperature,
+            compares_sampler=recipe.samples_what_it_reads,
+            averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
+        )
+
+    def _sharing(self) -> list[Pool]:
+        """Pools of engines on the learner's GPUs, in the order of the flow."""
+        pools = self._pools.all().values() if self._recipe.colocate else ()
+        return [pool for pool in pools if pool is not self._pools.learner]
+
+    def _followers(self) -> list[tuple[Pool, Versions]]:
+        """Pools whose members pull weights, and which."""
+        return [*((pool, self.versions) for pool in self._pools.writers().values()), *self.teachers.followers()]
+
+
+def _admit_to(pool: Pool, versions: Versions) -> Admit:
+    async def admit(member: PoolMember) -> None:
+        with suppress(LearnerDied):  # it is built anew, and then everybody pulls
+            await versions.pull(pool, member)
+
+    return admit

@@ -1,0 +1,96 @@
+"""Weight versions: published once by the learner, pulled by each member at a boundary of its own.
+
+Pull, not broadcast: a member may come or go and nothing hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from actors.wire.records import SwapRefused
+from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.transport import MemberDied, ValueLost
+from orchestrator.weights.canaries import Occasion
+from orchestrator.weights.canary_watch import CanaryWatch
+from orchestrator.weights.carriers import Carrier, Version
+from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+
+
+class Versions:
+    """The current version of the student, or of one of its averages (`model`), and its way to the members of a pool.
+    `claim` is told of a number before anything carries it; `watch` looks at scorers that have loaded."""
+
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        carrier: Carrier,
+        model: str | None = None,
+        claim: Callable[[int], None] = lambda number: None,
+        watch: CanaryWatch | None = None,
+    ) -> None:
+        self.current: Version | None = None
+        self._learner = learner
+        self._carrier = carrier
+        self._model = model
+        self._claim = claim
+        self._watch = watch
+
+    async def publish(self, number: int) -> None:
+        """Make the learner's weights the current version."""
+        await asyncio.to_thread(self._claim, number)
+        self.current = await self._carrier.publish(self._learner, number, self._model)
+
+    async def pull(self, pool: Pool, member: PoolMember) -> None:
+        """Bring one member to the current version, and again if a newer one came meanwhile.
+
+        Raises MemberDied, and SwapRefused where that is the carrier's. A member whose load raised anything else is as
+        good as dead: its engine may hold half a version.
+        """
+        while (version := self.current) is not None and member.version != version.number:
+            try:
+                await self._pull(version, pool, member)
+            except ValueLost:
+                await self._renew(version)
+
+    async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
+        """Bring one member to a version that is not the current one. Raises as `pull` does."""
+        await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member, Occasion.TRIAL)
+
+    async def pull_all(self, pool: Pool) -> None:
+        """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
+        version."""
+        pulls = await asyncio.gather(*(self.pull(pool, m) for m in pool.serving()), return_exceptions=True)
+        for failure in pulls:
+            if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
+                raise failure
+
+    async def _pull(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
+        async with self._learner.turns.engine(), member.turn:  # two pulls of one version load it once
+            if member not in pool.members:  # it died of the pull before: no learner waits for its end of a transfer
+                raise MemberDied(f"{pool.role}-{member.number} is gone")
+            if member.version != version.number:
+                with self._kept_back(pool, member):  # or what is wrong would score before it is found
+                    member.version = await self._load(version, pool, member)
+                    if self._watch:
+                        await self._watch.check(pool, member, version.number, occasion)
+
+    def _kept_back(self, pool: Pool, member: PoolMember) -> AbstractContextManager[None]:
+        return pool.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()
+
+    async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
+        try:
+            return await self._carrier.pull(version, self._learner, pool, member)
+        except (MemberDied, LearnerDied, ValueLost, SwapRefused):
+            raise
+        except Exception as error:
+            if member.serving:
+                pool.replace(member, error)
+            raise MemberDied(f"loading version {version.number} failed: {error}") from error
+
+    async def _renew(self, lost: Version) -> None:
+        """A version went down with a node: publish it again under its number, from weights that have not moved."""
+        async with self._learner.turns.learner():
+            if self.current is lost:
+                await self.publish(lost.number)

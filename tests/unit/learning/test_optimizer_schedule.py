@@ -1,0 +1,41 @@
+"""The learning rate of every update: linear warm-up, then constant, linear or cosine towards 0."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.learning.optimizer import learning_rate
+from configs.schema import Optimizer
+
+
+def rates(steps: int, **config: object) -> list[float]:
+    optimizer = Optimizer(lr=2.0, **config)  # type: ignore[arg-type]
+    return [learning_rate(optimizer, step, steps) for step in range(1, steps + 1)]
+
+
+def test_constant_without_warm_up() -> None:
+    assert rates(3) == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_warm_up_is_linear_never_zero_and_ends_at_the_full_rate(decay: str) -> None:
+    assert rates(8, warmup_steps=4, decay=decay)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+
+
+def test_linear_decay_falls_evenly_and_reaches_zero_after_the_last_update() -> None:
+    assert rates(4, decay="linear") == pytest.approx([2.0, 1.5, 1.0, 0.5])
+
+
+def test_cosine_decay_is_half_way_at_half_time() -> None:
+    assert rates(4, decay="cosine") == pytest.approx([2.0, 1.0 + 2**-0.5, 1.0, 1.0 - 2**-0.5])
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_decay_only_falls_and_stays_positive(decay: str) -> None:
+    fallen = rates(50, warmup_steps=5, decay=decay)[5:]
+    assert fallen == sorted(fallen, reverse=True) and fallen[-1] > 0
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_a_warm_up_longer_than_the_run_only_warms_up(decay: str) -> None:
+    assert rates(2, warmup_steps=4, decay=decay) == pytest.approx([0.5, 1.0])

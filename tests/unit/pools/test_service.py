@@ -1,0 +1,395 @@
+"""The scorer as a service: stragglers are hedged, a full queue holds back sampling, segments stay with one replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.member import Member
+from actors.simulated.members import SimulatedScorer
+from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
+from configs.schema import Deadlines, Resources
+from orchestrator.pools.pool import CallFailed, DiedStarting, Patience, Pool
+from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
+from orchestrator.pools.waiting import WaitingLine
+from orchestrator.run import DONE, Run
+from orchestrator.samples.flow import isolating
+from tests.unit.own_time import in_own_time
+from tests.unit.simulation import Simulation, assert_each_once, recipe
+
+
+class Worker(Member):
+    """Answers with its own number, after as long as it is told to take."""
+
+    def __init__(self, number: int, delays: dict[int, float]) -> None:
+        self._number = number
+        self._delays = delays
+        self.asked = 0
+
+    async def start(self) -> None: ...
+
+    async def work(self) -> int:
+        self.asked += 1
+        await asyncio.sleep(self._delays.get(self._number, 0.0))
+        return self._number
+
+
+def pool(delays: dict[int, float], **more: Any) -> Pool:
+    return Pool(
+        "worker",
+        LocalTransport(),
+        lambda number: GangSpec("worker", Worker, ((number, delays),), Resources()),
+        **more,
+    )
+
+
+def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
+    async def story() -> None:
+        workers = pool({0: 5.0}, hedge=0.01)
+        await workers.start(2)
+        assert await workers.call("work") == [1]
+        assert [m.head.asked for m in workers.members] == [1, 1] and workers.restarts == 0
+        assert [m.load for m in workers.members] == [1, 0], "it still has what it was given"
+        await workers.stop()
+
+    asyncio.run(story())
+
+
+def test_a_straggler_that_hangs_is_replaced_though_another_answered() -> None:
+    async def story() -> None:
+        workers = pool({0: 60.0}, hedge=0.005, deadlines=Deadlines(learn=0.05))
+        await workers.start(2)
+        hung = workers.members[0]
+        assert await workers.call("work") == [1]
+        await asyncio.sleep(0.1)
+        assert hung not in workers.members and workers.restarts == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> None:
+    asked: list[list[str]] = []
+
+    async def ask(samples: Sequence[SampleHeader], patience: Patience) -> str:
+        asked.append([s.uid for s in samples])
+        if len(asked) <= deaths:
+            raise CallFailed("it died")
+        return "scores"
+
+    a, b = (SampleHeader(uid, uid, 0, 1, 1, 1, "stop", ((0, 1),)) for uid in "ab")
+    found = asyncio.run(isolating(ask, [a, b], asyncio.Lock(), "scorer"))
+    apart = [["a"], ["b"]] if deaths == 2 else []
+    assert asked == [["a", "b"], ["a", "b"], *apart]
+    assert found == (["scores"] * (len(apart) or 1), {})
+
+
+def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.2})
+        await workers.start(2)
+        had = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.01)
+        async with workers.apart(workers.members[0]):
+            assert had.done() and await workers.call("work") == await workers.call("work") == [1]
+            await workers.transport.kill(workers.members[1].actors)
+            waits = asyncio.create_task(workers.call("work"))
+            await asyncio.sleep(0.01)
+            replaced = workers.members[-1]
+            assert replaced.number == 2
+        assert await waits in ([0], [2])
+        assert workers.members[0] in workers.serving()
+
+    asyncio.run(story())
+
+
+def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.2})
+        await workers.start(2)
+        member = workers.members[0]
+        had = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.01)
+        dying = asyncio.create_task(workers.transport.kill(member.actors))
+        with pytest.raises(MemberDied, match="worker-0 is gone"):
+            async with workers.apart(member):
+                raise AssertionError("it is gone")
+        await dying
+        assert await had in ([1], [2])
+
+    asyncio.run(story())
+
+
+def test_what_answers_in_time_is_asked_once() -> None:
+    async def story() -> None:
+        workers = pool({}, hedge=1.0)
+        await workers.start(2)
+        assert await workers.call("work") == [0]
+        assert [m.head.asked for m in workers.members] == [1, 0]
+
+    asyncio.run(story())
+
+
+def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
+    async def story() -> None:
+        workers = pool({0: 0.1, 1: 5.0}, hedge=0.01)
+        await workers.start(2)
+        call = asyncio.create_task(workers.call("work"))
+        await asyncio.sleep(0.05)
+        await workers.transport.kill(workers.members[1].actors)
+        assert await call == [0]
+
+    asyncio.run(story())
+
+
+def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
+    async def story() -> None:
+        workers = pool({0: 60.0}, deadlines=Deadlines(learn=0.02))
+        await workers.start(1)
+        assert await workers.call("work") == [1], "the replacement answers"
+        assert workers.restarts == 1
+
+    asyncio.run(story())
+
+
+class Queue(Worker):
+    """Does one thing after the other, a second each; the first that it is asked for is lost, if its number says so."""
+
+    async def start(self) -> None:
+        self._turn = asyncio.Lock()
+        self.taken: list[Any] = []
+
+    async def work(self, name: str = "") -> int:
+        self.asked += 1
+        if self.asked == 1 and self._number in self._delays:
+            await asyncio.Event().wait()
+        async with self._turn:
+            await asyncio.sleep(1.0)
+            self.taken.append(name)
+        return self._number
+
+
+def queues(bound: int | None, lost: Sequence[int] = (), **more: Any) -> Pool:
+    spec = partial(GangSpec, "queue", Queue, resources=Resources())
+    found = pool({}, line=WaitingLine(bound), **more)
+    found.spec = lambda number: spec(((number, dict.fromkeys(lost, 0.0)),))
+    return found
+
+
+def test_a_member_with_much_to_do_does_not_hang() -> None:
+    async def story() -> None:
+        workers = queues(None, deadlines=Deadlines(learn=1.5))
+        await workers.start(1)
+        answers = await asyncio.gather(*(workers.call("work") for _ in range(20)))
+        assert answers == [[0]] * 20 and workers.restarts == 0
+
+    in_own_time(story())
+
+
+def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
+    """It would be asked for ever."""
+
+    async def story() -> None:
+        workers, done = queues(None, lost=[0], deadlines=Deadlines(learn=30.0)), asyncio.Event()
+        await workers.start(1)
+
+        async def others() -> None:
+            while not done.is_set():
+                await workers.call("work")
+
+        busy = asyncio.create_task(others())
+        assert await workers.call("work") == [1] and workers.restarts == 1
+        done.set()
+        await busy
+
+    in_own_time(story())
+
+
+def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_served() -> None:
+    async def story() -> None:
+        workers = queues(20)
+        await workers.start(1)
+        calls = [asyncio.create_task(workers.call("work", name, load=10)) for name in "abcdef"]
+        await asyncio.sleep(0.5)
+        (first,) = workers.members
+        assert first.head.asked == 2 and first.load == 20 and workers.load() == 60
+        await workers.resize(2)
+        await asyncio.sleep(0.1)
+        second = workers.members[1]
+        assert first.head.asked == second.head.asked == 2, "who joins takes of what waits"
+        assert sorted(await asyncio.gather(*calls)) == [[0]] * 3 + [[1]] * 3
+        assert (first.head.taken, second.head.taken) == (["a", "b", "e"], ["c", "d", "f"])
+        assert workers.load() == 0
+
+    in_own_time(story())
+
+
+def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
+    async def story() -> None:
+        workers = queues(10)
+        await workers.start(2)
+        near = [asyncio.create_task(workers.call("work", name, load=10, near=0)) for name in "abc"]
+        others = [asyncio.create_task(workers.call("work", name, load=10)) for name in "de"]
+        await asyncio.gather(*near, *others)
+        assert [m.head.taken for m in workers.members] == [["a", "b", "c"], ["d", "e"]]
+
+    in_own_time(story())
+
+
+async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]]]:
+    """A pool whose only member has room for one call, and three calls; the first is half done."""
+    workers = queues(10)
+    await workers.start(1)
+    calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    return workers, calls
+
+
+def test_who_waits_and_is_called_off_leaves_no_load_behind() -> None:
+    async def story() -> None:
+        workers, calls = await one_of_three_is_answered()
+        calls[1].cancel()  # it waits
+        await asyncio.sleep(0)
+        assert workers.load() == 20
+        (member,) = workers.members
+        calls[0].cancel()  # it is being answered: its place goes to the third
+        await asyncio.sleep(0)
+        assert member.load == 10
+        calls[2].cancel()  # perhaps in the turn in which it was given its place
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert workers.load() == 0 and await workers.call("work") == [0]
+
+    in_own_time(story())
+
+
+def test_who_waits_for_a_role_that_cannot_be_replaced_is_told() -> None:
+    async def story() -> None:
+        workers, calls = await one_of_three_is_answered()
+
+        def nowhere(number: int) -> GangSpec:
+            raise RuntimeError("no place")
+
+        workers.spec = nowhere
+        workers.replace(workers.members[0])
+        for call in calls[1:]:
+            with pytest.raises(RuntimeError, match="no place"):
+                await call
+        with pytest.raises(RuntimeError, match="no place"):
+            await workers.call("work")
+        calls[0].cancel()
+
+    in_own_time(story())
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_member_that_dies_as_it_starts_is_started_once_more(deaths: int) -> None:
+    async def story() -> None:
+        workers, notices = queues(None), list[str]()
+        workers.notice, spec, died = notices.append, workers.spec, list[int]()
+
+        class Stillborn(Queue):
+            async def start(self) -> None:
+                died.append(self._number)
+                raise MemberDied("no memory")
+
+        def mostly(number: int) -> GangSpec:
+            return replace(spec(number), cls=Stillborn) if len(died) < deaths else spec(number)
+
+        workers.spec = mostly
+        if deaths == 2:
+            with pytest.raises(DiedStarting, match="worker-1 died while starting: no memory"):
+                await workers.start(1)
+        else:
+            await workers.start(1)
+            assert await workers.call("work") == [1] and workers.members[0].restarts == workers.restarts == 1
+        assert any("worker-0 died while starting: no memory" in notice for notice in notices)
+
+    in_own_time(story())
+
+
+class Slow(Worker):
+    """What Ray calls first waits for imports and for the constructor."""
+
+    async def attach_log(self, path: str) -> int:
+        await asyncio.sleep(self._delays.get(self._number, 0.0))
+        return 0
+
+
+def test_a_member_that_hangs_before_its_first_answer_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        spec = partial(GangSpec, "slow", Slow, resources=Resources())
+        workers = pool({}, logs=tmp_path, deadlines=Deadlines(start=0.02))
+        workers.spec = lambda number: spec(((number, {0: 60.0, 1: 60.0}),))
+        with pytest.raises(DiedStarting, match=r"worker-1 died while starting: .* no answer to start in 0.02 s"):
+            await workers.start(1)
+        await workers.start(1)
+        assert await workers.call("work") == [2]
+
+    asyncio.run(story())
+
+
+def test_calls_near_each_other_go_to_one_member() -> None:
+    async def story() -> None:
+        workers = pool({})
+        await workers.start(3)
+        found = {near: {(await workers.call("work", near=near))[0] for _ in range(4)} for near in range(6)}
+        assert found == {near: {near % 3} for near in range(6)}
+
+    asyncio.run(story())
+
+
+def test_a_call_whose_members_all_die_says_how_many() -> None:
+    async def story() -> None:
+        workers = pool(dict.fromkeys(range(3), 60.0), deadlines=Deadlines(learn=0.01))
+        await workers.start(1)
+        with pytest.raises(CallFailed, match="worker: work failed on 3 members"):
+            await workers.call("work")
+
+    asyncio.run(story())
+
+
+def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_path: Path) -> None:
+    rooms: list[tuple[int, bool]] = []
+
+    def look(run: Run, line: Mapping[str, Any]) -> None:
+        if run.stage is None or rooms:
+            return
+        (first, second), rollouts = run.pools.scorers["teacher"].members, run.pools.rollout
+        assert rollouts is not None
+        held = first.load, second.load
+        for load in (80, 81):  # of two members that may each hold 40
+            first.load, second.load = load, 0
+            rooms.append((load, bool(run.stage._room())))
+        first.load, second.load = held
+
+    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
+    assert Simulation(recipe(tmp_path, scorer={"teacher": queue}), look).go() == DONE
+    assert rooms == [(80, True), (81, False)]
+    assert_each_once(tmp_path)
+
+
+def test_no_scorer_is_given_more_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one response, of up to 18 tokens with its prompt; the scorers are the bottleneck."""
+    score, has, most = SimulatedScorer.score, Counter[int](), [0]
+
+    async def counted(self: SimulatedScorer, payload: Any, request: ScoreRequest) -> Any:
+        tokens = sum(len(s.prompt_ids) + len(s.response_ids) for s in unpack_samples(payload))
+        has[id(self)] += tokens
+        most[0] = max(most[0], has[id(self)])
+        answer = await score(self, payload, request)
+        has[id(self)] -= tokens
+        return answer
+
+    monkeypatch.setattr(SimulatedScorer, "score", counted)
+    slow = {"simulated": {"score_seconds_per_token": 0.1}, "max_staleness": 2}
+    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
+    assert Simulation(recipe(tmp_path, scorer={"teacher": queue}, **slow)).go_in_own_time() == DONE
+    assert 40 <= most[0] < 40 + 18
+    assert_each_once(tmp_path)

@@ -1,0 +1,123 @@
+"""Bundles find their places node by node; what is said to fit does."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.preflight.placement import Bundle, Node, matches, place
+
+LABELS = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
+WANTED = st.sampled_from([{}, {}, {"zone": "a"}, {"zone": "!a"}, {"zone": "in(a,b)"}, {"zone": "!in(a,b)"}])
+BUNDLES = st.lists(
+    st.builds(
+        Bundle, st.just("r"), st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0, 0.4, 0.6, 1, 2]), WANTED
+    ),
+    min_size=1,
+    max_size=5,
+)
+SHAPES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), LABELS), min_size=1, max_size=3)
+NODES = SHAPES.map(lambda shapes: [Node(f"n{i}", *shape) for i, shape in enumerate(shapes)])
+
+
+def fits(bundles: list[Bundle], nodes: list[Node]) -> bool:
+    """By brute force: some way to give every bundle a node and, there, whole GPUs or a share of one."""
+
+    def on_gpus(shares: list[float], gpus: int) -> bool:
+        whole = sum(int(share) for share in shares if share >= 1)
+        parts = [share for share in shares if 0 < share < 1]
+        ways = product(range(gpus - whole), repeat=len(parts)) if gpus >= whole else ()
+        return any(
+            all(sum(p for p, at in zip(parts, way, strict=True) if at == gpu) <= 1 + 1e-9 for gpu in range(gpus))
+            for way in ways
+        )
+
+    def holds(node: Node, inside: list[Bundle]) -> bool:
+        labelled = all(_allowed(node.labels.get("zone"), bundle.labels.get("zone")) for bundle in inside)
+        cpus = sum(bundle.cpus for bundle in inside) <= node.cpus
+        return labelled and cpus and on_gpus([bundle.gpus for bundle in inside], int(node.gpus))
+
+    return any(
+        all(holds(node, [b for b, at in zip(bundles, way, strict=True) if at == i]) for i, node in enumerate(nodes))
+        for way in product(range(len(nodes)), repeat=len(bundles))
+    )
+
+
+def _allowed(label: str | None, wanted: str | None) -> bool:
+    return {None: True, "a": label == "a", "!a": label != "a"}.get(
+        wanted, label is not None if wanted == "in(a,b)" else label is None
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(BUNDLES, NODES)
+def test_what_is_said_to_fit_fits(bundles: list[Bundle], nodes: list[Node]) -> None:
+    placed = place(bundles, nodes)
+    for node in nodes:
+        inside = [b for b, home in zip(bundles, placed.homes, strict=True) if home == node.name]
+        assert fits(inside, [node]), "what lies on a node fits there, whatever found no place"
+    if not placed.homeless:
+        assert fits(bundles, nodes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.4, 0.6, 1.0, 2.0]), NODES)
+def test_equal_bundles_are_placed_wherever_they_fit(count: int, cpus: float, gpus: float, nodes: list[Node]) -> None:
+    bundles = [Bundle("r", cpus, gpus)] * count
+    assert (not place(bundles, nodes).homeless) == fits(bundles, nodes)
+
+
+def test_a_bundle_does_not_span_nodes_but_a_gang_does() -> None:
+    nodes = [Node("a", 2, 1), Node("b", 2, 1)]
+    assert place([Bundle("scorer", 4)], nodes).homes == (None,), "4 CPUs are there, on no one node"
+    assert set(place([Bundle("learner", 1, 1)] * 2, nodes).homes) == {"a", "b"}
+
+
+def test_bundles_without_gpus_leave_the_gpu_nodes_to_those_that_need_them() -> None:
+    nodes = [Node("gpu", 4, 1), Node("cpu", 4)]
+    placed = place([Bundle("reward", 4), Bundle("rollout", 4, 1)], nodes)
+    assert placed.homes == ("cpu", "gpu")
+
+
+def test_gpu_shares_do_not_straddle_two_gpus() -> None:
+    assert len(place([Bundle("s", 0, 0.6)] * 3, [Node("n", 1, 2)]).homeless) == 1
+    assert not place([Bundle("s", 0, 0.1)] * 10, [Node("n", 1, 1)]).homeless, "ten tenths are one"
+
+
+def test_a_gpu_that_is_shared_is_not_whole() -> None:
+    nodes = [Node("a", 1, 1, {"zone": "a"}), Node("b", 1, 1)]
+    bundles = [Bundle("share", 0, 0.5, {"zone": "a"}), Bundle("whole", 0, 1), Bundle("whole", 0, 1)]
+    assert place(bundles, nodes).homes == ("a", "b", None)
+
+
+def test_a_bundle_with_few_possible_nodes_comes_first() -> None:
+    nodes = [Node("fast", 1, 0, {"disk": "fast"}), Node("slow", 1)]
+    bundles = [Bundle("any", 1), Bundle("picky", 1, 0, {"disk": "fast"})]
+    assert place(bundles, nodes).homes == ("slow", "fast")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "match"),
+    [
+        ("a", {"zone": "a"}, True),
+        ("a", {"zone": "b"}, False),
+        ("a", {}, False),
+        ("!a", {"zone": "b"}, True),
+        ("!a", {}, True),
+        ("in(a, b)", {"zone": "b"}, True),
+        ("in(a,b)", {"zone": "c"}, False),
+        ("!in(a,b)", {"zone": "a"}, False),
+        ("!in(a,b)", {}, True),
+    ],
+)
+def test_labels_are_read_as_ray_reads_them(wanted: str, labels: dict[str, str], match: bool) -> None:
+    assert matches(labels, {"zone": wanted}) == match
+
+
+def test_shares_of_a_role_by_node() -> None:
+    placed = place([Bundle("rollout", 2), Bundle("rollout", 2), Bundle("learner", 1)], [Node("a", 3), Node("b", 2)])
+    assert (placed.share("a", "rollout"), placed.share("b", "rollout"), placed.share("a", "dataset")) == (0.5, 0.5, 0)
+    assert placed.first("learner") == "a" and placed.on("a") == {"rollout": 1, "learner": 1}

@@ -1,0 +1,47 @@
+"""What a run leaves for people has the modes that the umask gives, whatever a library made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from actors.simulated.members import SimulatedLearner
+from orchestrator.run import DONE
+from tests.unit.simulation import Simulation, recipe
+
+PRIVATE = {"control.json", "logs"}
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_everything_that_a_run_leaves_has_the_modes_of_the_umask(
+    tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner writes its model and its averages with the library that does not ask for the umask."""
+    save = SimulatedLearner.save
+
+    def export(self: SimulatedLearner, directory: str) -> None:
+        (Path(directory) / "inner").mkdir(parents=True)
+        save_file({"weight": np.zeros(3)}, Path(directory) / "inner" / "model.safetensors")
+
+    def saved(self: SimulatedLearner, directory: str) -> None:
+        save(self, directory)
+        save_file({"weight": np.zeros(3)}, Path(directory) / "average_ema.safetensors")
+
+    monkeypatch.setattr(SimulatedLearner, "export", export)
+    monkeypatch.setattr(SimulatedLearner, "save", saved)
+    assert Simulation(recipe(tmp_path)).go() == DONE
+    found = list((tmp_path / "sim").rglob("*"))
+    assert {"model.safetensors", "average_ema.safetensors", "summary.json", "metrics.jsonl"} <= {f.name for f in found}
+    for path in found:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path

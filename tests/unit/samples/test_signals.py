@@ -1,0 +1,78 @@
+"""A run whose rewards tell no responses apart says so after ten steps, then ever more seldom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from actors.simulated.members import SimulatedReward
+from orchestrator.samples import credit
+from orchestrator.samples.signals import Signals
+from tests.unit.samples.test_credit import recipe as outcome_recipe
+from tests.unit.samples.test_credit import scored
+from tests.unit.simulation import Simulation, recipe
+
+SAME, APART = [[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]]
+
+
+def said(steps: Sequence[list[list[float]]], centred: bool = True) -> dict[int, str]:
+    """What was said, by step."""
+    signals, lines = Signals(), {}
+    for step, groups in enumerate(steps, 1):
+        signals, line = signals.after(groups, centred)
+        lines[step] = line
+    return {step: line for step, line in lines.items() if line}
+
+
+def test_it_is_said_after_ten_steps_and_whenever_they_have_doubled() -> None:
+    lines = said([SAME] * 200)
+    assert list(lines) == [10, 20, 40, 80, 160]
+    assert lines[20].startswith(
+        "warning: no prompt group has had a signal for 20 steps: all responses of a group had the same reward (80 "
+        "responses, rewards 0 to 1), so that rewards move nothing; look at reward.rules"
+    )
+
+
+def test_one_step_with_a_signal_begins_the_count_anew() -> None:
+    assert list(said([*[SAME] * 9, APART, *[SAME] * 10])) == [20]
+    assert said([APART] * 50) == {}
+
+
+def test_steps_without_rewards_neither_count_nor_end_the_count() -> None:
+    assert said([[]] * 50) == {}
+    assert list(said([*[SAME] * 9, *[[]] * 7, SAME])) == [17]
+
+
+def test_what_rounding_leaves_is_no_signal() -> None:
+    lines = said([[[0.3, 0.1 + 0.2]]] * 10)
+    assert list(lines) == [10]
+
+
+def test_without_a_groups_baseline_only_zero_is_no_signal() -> None:
+    assert said([[[1.0], [1.0]]] * 30, centred=False) == {}
+    lines = said([[[0.0], [0.0]]] * 10, centred=False)
+    assert "every reward was 0 (20 responses, rewards 0)" in lines[10]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "groups"),
+    [
+        ({"weight": 0.0}, []),
+        ({"weight": 2.0}, [[2.0, 0.0]]),
+        ({"weight": 1.0, "truncated": "as_zero"}, [[0.0, 0.0]]),
+    ],
+)
+def test_rewards_are_those_that_the_objective_reads(outcome: dict[str, object], groups: list[list[float]]) -> None:
+    batch = [scored("a.0", 1.0, finish="length"), scored("a.1", 0.0), scored("b.0", None)]
+    assert credit.rewards_by_group(outcome_recipe(**outcome), batch) == groups
+
+
+def test_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimulatedReward, "reward", lambda self, payload, rules, fields: dict.fromkeys(fields, 0.0))
+    objective = {"outcome": {"weight": 1.0, "baseline": "mean"}}
+    sim = Simulation(recipe(tmp_path, run={"steps": 11}, objective=objective))
+    assert sim.go_in_own_time() == 0
+    (line,) = [notice for notice in sim.notices if "signal" in notice]
+    assert "for 10 steps" in line and "80 responses, rewards 0)" in line

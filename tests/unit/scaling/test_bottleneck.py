@@ -1,0 +1,130 @@
+"""The verdict against runs whose speed is known: a pipeline's from its capacities, an alternation's from its phases."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.scaling.bottleneck import Figures, RoleFigures, judge
+
+MEMBERS = st.fixed_dictionaries({role: st.integers(1, 8) for role in ("rollout", "scorer.teacher", "reward")})
+COSTS = st.fixed_dictionaries(
+    {role: st.floats(0.01, 5.0) for role in ("rollout", "scorer.teacher", "reward", "learner")}
+)  # member-seconds a sample
+
+
+def pipeline(members: dict[str, int], costs: dict[str, float]) -> Figures:
+    """What would be measured of overlapping roles, none of which loses time: the slowest sets the pace."""
+    pace = min(members.get(role, 1) / cost for role, cost in costs.items())
+    roles = {}
+    for role, cost in costs.items():
+        busy = pace * cost / members.get(role, 1)
+        roles[role] = RoleFigures(members.get(role, 1), busy, 1.0 - busy, role in members)
+    return Figures(roles, pace, max_staleness=1)
+
+
+def alternation(members: dict[str, int], costs: dict[str, float], idle: float = 0.0) -> Figures:
+    """What would be measured where sampling (all but the learner, in a stream) and learning alternate, with `idle`
+    seconds a sample in which the learner waits and nobody works."""
+    work = {role: cost / members.get(role, 1) for role, cost in costs.items()}
+    wait = max(seconds for role, seconds in work.items() if role != "learner") + idle
+    length = wait + work["learner"]
+    roles = {}
+    for role, seconds in work.items():
+        busy = seconds / length
+        waiting = wait / length if role == "learner" else 1.0 - busy
+        roles[role] = RoleFigures(members.get(role, 1), busy, waiting, role in members)
+    return Figures(roles, 1.0 / length, max_staleness=0)
+
+
+@settings(deadline=None)
+@given(MEMBERS, COSTS)
+def test_a_pipeline_is_predicted_exactly(members: dict[str, int], costs: dict[str, float]) -> None:
+    figures = pipeline(members, costs)
+    verdict = judge(figures)
+    assert verdict is not None
+    assert verdict.busy == pytest.approx(1.0) and verdict.throughput == figures.throughput
+    assert set(verdict.prospects) == set(members), "the learner is not elastic"
+    for role, prospect in verdict.prospects.items():
+        after = pipeline(members | {role: members[role] + 1}, costs)
+        assert figures.throughput * (1.0 + prospect.more) == pytest.approx(after.throughput)
+        if members[role] > 1:
+            after = pipeline(members | {role: members[role] - 1}, costs)
+            assert figures.throughput * (1.0 + prospect.fewer) == pytest.approx(after.throughput)
+            assert prospect.work_with_fewer == pytest.approx(after.roles[role].busy)
+        else:
+            assert prospect.fewer == -1.0, "the last one takes everything with it"
+
+
+@settings(deadline=None)
+@given(MEMBERS, COSTS, st.floats(0.0, 2.0))
+def test_an_alternation_is_predicted_exactly(members: dict[str, int], costs: dict[str, float], idle: float) -> None:
+    figures = alternation(members, costs, idle)
+    verdict = judge(figures)
+    assert verdict is not None
+    for role, prospect in verdict.prospects.items():
+        after = alternation(members | {role: members[role] + 1}, costs, idle)
+        assert figures.throughput * (1.0 + prospect.more) == pytest.approx(after.throughput)
+        if members[role] > 1:
+            after = alternation(members | {role: members[role] - 1}, costs, idle)
+            assert figures.throughput * (1.0 + prospect.fewer) == pytest.approx(after.throughput)
+            assert prospect.work_with_fewer == pytest.approx(after.roles[role].busy)
+
+
+@settings(deadline=None)
+@given(MEMBERS, COSTS, st.sampled_from([pipeline, alternation]))
+def test_only_the_bottleneck_is_worth_another_member(
+    members: dict[str, int], costs: dict[str, float], model: type[Figures]
+) -> None:
+    figures = model(members, costs)  # type: ignore[arg-type]
+    verdict = judge(figures)
+    assert verdict is not None
+    work = sorted((1.0 - role.waiting for name, role in figures.roles.items()), reverse=True)
+    assume(work[0] - work[1] > 1e-6)
+    worth = {role for role, prospect in verdict.prospects.items() if prospect.more > 1e-9}
+    if figures.max_staleness or verdict.bottleneck != "learner":
+        assert worth == {verdict.bottleneck} - {"learner"}
+    else:
+        assert len(worth) <= 1, "behind a longer learner, the role with most work still shortens the step"
+
+
+def figures(max_staleness: int, throughput: float = 10.0, **busy: float) -> Figures:
+    """One member each; the learner waits for what it does not work."""
+    roles = {name: RoleFigures(1.0, share, 1.0 - share, name != "learner") for name, share in busy.items()}
+    return Figures(roles, throughput, max_staleness)
+
+
+def test_the_second_busiest_role_bounds_what_the_bottleneck_gains() -> None:
+    verdict = judge(figures(1, rollout=0.97, scorer=0.3, learner=0.74))
+    assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("rollout", 0.97)
+    assert verdict.prospects["rollout"].more == pytest.approx(0.97 / 0.74 - 1.0)
+    assert verdict.prospects["scorer"].more == 0.0
+
+
+def test_a_learner_that_never_waits_is_the_bottleneck_whatever_keeps_it() -> None:
+    """It publishes, saves, evaluates: it could not have taken another batch."""
+    roles = {"rollout": RoleFigures(1.0, 0.8, 0.2, True), "learner": RoleFigures(1.0, 0.5, 0.05, False)}
+    verdict = judge(Figures(roles, 1.0, max_staleness=2))
+    assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("learner", 0.5)
+    assert verdict.prospects["rollout"].more == 0.0
+
+
+def test_in_alternation_the_longer_phase_names_the_bottleneck() -> None:
+    for learner, bottleneck in ((0.4, "rollout"), (0.6, "learner")):
+        verdict = judge(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
+        assert verdict is not None and verdict.bottleneck == bottleneck
+        assert verdict.prospects["rollout"].more > 0.0
+
+
+def test_work_beyond_the_wait_is_none_of_the_step_s() -> None:
+    """Rollouts that also sample for an evaluation shorten no step by what they do there."""
+    verdict = judge(figures(0, rollout=0.9, learner=0.5))
+    assert verdict is not None and verdict.prospects["rollout"].more == pytest.approx(1.0 / 0.75 - 1.0)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_what_cannot_be_known_is_not_invented(max_staleness: int) -> None:
+    assert judge(figures(max_staleness, throughput=0.0, rollout=0.9, learner=0.1)) is None
+    assert judge(figures(max_staleness, rollout=0.9)) is None
+    assert judge(figures(max_staleness, rollout=0.0, learner=0.0)) is None

@@ -1,0 +1,460 @@
+"""Scaling a live run on simulated members: by a command, by autoscaling, twice at once, and with no place to go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.member import Member
+from actors.simulated import members
+from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from configs.schema import Recipe, Resources
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.telemetry import MemberClock, Meter
+from orchestrator.pools.transport import GangSpec, LocalTransport
+from orchestrator.run import DONE, Run
+from orchestrator.scaling.autoscale import GROW_AFTER
+from orchestrator.scaling.elastic import JUDGED_EVERY, Elastic
+from orchestrator.surface.driver import obey
+from orchestrator.surface.status import status_of
+from tests.unit.own_time import OwnTime
+from tests.unit.simulation import EACH, Simulation, metrics, recipe, trained
+
+PROMPTS = 6  # groups a step
+GROUP_SECONDS = 4.0  # a rollout writes one group at a time, and nobody else takes any time
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """uid -> number of the rollout that was asked for it, in order of birth; every response is 8 tokens long."""
+    born: list[SimulatedRollout] = []
+    asked: dict[str, int] = {}
+    init, generate = SimulatedRollout.__init__, SimulatedRollout.generate
+
+    def numbered(self: SimulatedRollout, *arguments: Any) -> None:
+        born.append(self)
+        init(self, *arguments)
+
+    async def noted(self: SimulatedRollout, requests: Sequence[Any], *arguments: Any) -> AsyncIterator[Any]:
+        asked.update({request.uid: born.index(self) for request in requests})
+        async for value in generate(self, requests, *arguments):
+            yield value
+
+    monkeypatch.setattr(SimulatedRollout, "__init__", numbered)
+    monkeypatch.setattr(SimulatedRollout, "generate", noted)
+    monkeypatch.setattr(members, "_length", lambda request, sampling: 8)
+    return asked
+
+
+def rollout_bound(root: Path, steps: int, **changes: Any) -> Recipe:
+    base: dict[str, Any] = {
+        "run": {"steps": steps},
+        "batch": {"prompts_per_step": PROMPTS},
+        "rollout": {"members": 1, "max_concurrent": EACH},
+        "simulated": {"rollout_seconds_per_token": GROUP_SECONDS / 8},
+        "checkpoint": {"every": 0},
+    }
+    return recipe(root, **base | changes)
+
+
+class Live:
+    """A run that is read once a second, and scaled after the steps that `script` names."""
+
+    def __init__(self, settings: Recipe, script: Mapping[int, Mapping[str, int]] | None = None) -> None:
+        self._script = script or {}
+        self._loop = OwnTime()
+        self.simulation = Simulation(settings, self._after)
+        self.pools = self.simulation.pools.all()
+        for pool in self.pools.values():
+            pool.clock = MemberClock(self._loop.time)
+        parts = (settings, self.simulation.directory, self.simulation.inputs, self.simulation.pools, self.simulation)
+        self.run = self.simulation.run = Run(*parts, meter=Meter(self._loop.time))
+        self.notices: list[str] = []
+        self.seen: list[dict[str, Any]] = []  # status after each step
+
+    def go(self) -> int:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            return runner.run(self._go())
+
+    async def _go(self) -> int:
+        self.elastic = Elastic(self.run, self.notices.append, self._loop.time)
+        ticking = asyncio.create_task(self._tick())
+        code = await self.run.execute()
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+        await self.elastic.close()
+        return code
+
+    async def _tick(self) -> None:
+        while True:
+            self.elastic.tick()
+            await asyncio.sleep(1.0)
+
+    def _after(self, run: Run, line: Mapping[str, Any]) -> None:
+        self.elastic.scale(self._script.get(line["step"], {}))
+        self.seen.append(status_of(run, self.elastic, "training"))
+
+    def sizes(self, role: str) -> list[int]:
+        """Members of a role after each step."""
+        return [sum(m["name"].startswith(f"{role}-") for m in status["members"]) for status in self.seen]
+
+
+def by_step(rows: list[dict[str, Any]], writers: Mapping[str, int]) -> dict[int, Counter[int]]:
+    """Groups that each rollout wrote, by the step that trained them."""
+    found: dict[int, Counter[int]] = defaultdict(Counter)
+    for row in rows[::EACH]:
+        found[int(row["step"].removeprefix("step_"))][writers[row["uid"]]] += 1
+    return found
+
+
+def uids(steps: int) -> list[str]:
+    return [f"{group:08d}.{sample:03d}" for group in range(steps * PROMPTS) for sample in range(EACH)]
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+def test_throughput_follows_one_three_one_rollouts_within_a_batch(
+    tmp_path: Path, writers: dict[str, int], bound: int
+) -> None:
+    """What was leased before the size changed is of at most `bound` + 1 steps; from then on the work is divided."""
+    grown, shrunk, steps = 4, 12, 18
+    live = Live(rollout_bound(tmp_path, steps, max_staleness=bound), {grown: {"rollout": 3}, shrunk: {"rollout": 1}})
+    assert live.go() == DONE and live.notices == []
+    rows, lines = trained(tmp_path), metrics(tmp_path)
+    assert [row["uid"] for row in rows] == uids(steps), "each once, in order"
+    assert {row["attempt"] for row in rows} == {0}, "leavers finished what they had"
+    for step, groups in by_step(rows, writers).items():
+        seconds = lines[step - 1]["seconds_step"]
+        if 1 < step <= grown:
+            assert groups == {0: PROMPTS} and seconds == pytest.approx(PROMPTS * GROUP_SECONDS, rel=0.01)
+        elif grown + 1 < step <= shrunk:
+            assert seconds == pytest.approx(PROMPTS / 3 * GROUP_SECONDS, rel=0.01)
+        elif step > shrunk + 1:
+            assert seconds == pytest.approx(PROMPTS * GROUP_SECONDS, rel=0.01)
+        if grown + 1 + bound < step <= shrunk:
+            assert groups == {0: 2, 1: 2, 2: 2}
+        elif step > shrunk + 1 + bound:
+            assert len(groups) == 1
+    assert max(line["staleness_max"] for line in lines) <= bound
+    assert [m.number for m in live.pools["rollout"].members] == [0]
+
+
+def test_a_leaver_goes_on_with_the_current_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its long response is still being sampled many steps later: it is trained, and grows no older than the bound."""
+    long = "00000001.000"
+    monkeypatch.setattr(members, "_length", lambda request, sampling: 100 if request.uid == long else 4)
+
+    async def dismiss(run: Run) -> None:
+        pool, attended = run.pools.rollout, run.stage.intake._attended if run.stage else {}
+        assert pool is not None
+        writer = next(wanted.member for wanted in attended.values() if long in wanted.running)
+        others = [member for member in pool.members if member is not writer]
+        for member in others:  # who has least to do is let go
+            pool.take(member, 1000)
+        await pool.resize(len(others))
+        for member in others:
+            pool.free(member, 1000)
+        assert writer.leaving
+
+    leaving: list[asyncio.Task[None]] = []
+
+    def after(run: Run, line: Mapping[str, Any]) -> None:
+        if line["step"] == 1:
+            leaving.append(asyncio.get_running_loop().create_task(dismiss(run)))
+
+    settings = recipe(
+        tmp_path,
+        max_staleness=1,
+        on_stale="mask_tokens",
+        run={"steps": 20},
+        sampling={"max_response_tokens": 100},
+        rollout={"members": 3},
+        simulated={"rollout_seconds_per_token": 0.2},
+        batch={"samples_per_prompt": 1},
+    )
+    assert Simulation(settings, after).go_in_own_time() == DONE
+    leaving[0].result()
+    (row,) = [row for row in trained(tmp_path) if row["uid"] == long]
+    assert row["attempt"] == 0 and len(set(row["versions"])) > 3
+    assert sum(line["samples_aged"] for line in metrics(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+def test_what_another_rollout_brings_is_what_was_predicted(tmp_path: Path, writers: dict[str, int], bound: int) -> None:
+    live = Live(rollout_bound(tmp_path, 24, max_staleness=bound), {6: {"rollout": 2}, 14: {"rollout": 3}})
+    assert live.go() == DONE
+    alone, two, three = (live.seen[step - 1]["bottleneck"] for step in (6, 14, 24))
+    for before, after in ((alone, two), (two, three)):
+        assert before["role"] == "rollout" and before["busy"] == pytest.approx(1.0, abs=0.01)
+        predicted = before["samples_per_second"] * (1.0 + before["one_more"]["rollout"])
+        assert after["samples_per_second"] == pytest.approx(predicted, rel=0.05)
+        assert before["one_more"]["reward"] == before["one_more"]["scorer.teacher"] == 0.0
+        assert "learner" not in before["one_more"]
+    assert live.seen[6]["bottleneck"] is None, "step 7 was of one rollout and of two"
+
+
+@pytest.mark.parametrize(("bound", "more"), [(0, 60 / 48 - 1), (1, 0.0)])
+def test_behind_a_slow_learner_another_rollout_helps_only_in_alternation(
+    tmp_path: Path, writers: dict[str, int], monkeypatch: pytest.MonkeyPatch, bound: int, more: float
+) -> None:
+    """24 s of sampling and 36 s of learning: 60 s a step in turns, 48 s with two rollouts, and 36 s side by side."""
+    step = SimulatedLearner.step
+
+    async def step_slowly(self: SimulatedLearner, *arguments: Any) -> Any:
+        await asyncio.sleep(36.0)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SimulatedLearner, "step", step_slowly)
+    live = Live(rollout_bound(tmp_path, 12, max_staleness=bound), {6: {"rollout": 2}})
+    assert live.go() == DONE
+    before, after = (live.seen[index]["bottleneck"] for index in (5, 11))
+    assert before["role"] == after["role"] == "learner"
+    assert before["busy"] == pytest.approx(1.0 if bound else 0.6, abs=0.02)
+    assert before["one_more"]["rollout"] == pytest.approx(more, abs=0.02)
+    assert after["samples_per_second"] == pytest.approx(before["samples_per_second"] * (1.0 + more), rel=0.03)
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_rollout_bound_run_grows_to_its_bound_and_sheds_what_idles(
+    tmp_path: Path, writers: dict[str, int], bound: int
+) -> None:
+    steps, bounds = 30, {"rollout": {"min": 1, "max": 3}, "reward": {"min": 1, "max": 2}}
+    live = Live(rollout_bound(tmp_path, steps, max_staleness=bound, autoscale=bounds))
+    assert live.go() == DONE
+    rollouts = live.sizes("rollout")
+    assert rollouts == sorted(rollouts) and set(rollouts) == {1, 2, 3}, rollouts
+    assert rollouts.index(2) >= GROW_AFTER and rollouts.index(3) - rollouts.index(2) >= GROW_AFTER, "one at a time"
+    assert live.sizes("reward")[-1] == 1 and set(live.sizes("scorer.teacher")) == {2}, "the scorer has no bounds"
+    said = [notice.split(" (")[0] for notice in live.notices]
+    assert said == ["autoscale: rollout 1 -> 2", "autoscale: rollout 2 -> 3", "autoscale: reward 2 -> 1"]
+    assert [row["uid"] for row in trained(tmp_path)] == uids(steps)
+
+
+def test_nothing_is_decided_while_a_member_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, live = SimulatedRollout.start, Live(rollout_bound(tmp_path, 20, autoscale={"rollout": {"min": 1, "max": 3}}))
+
+    async def start_late(self: SimulatedRollout) -> None:
+        await start(self)
+        await asyncio.sleep(60 * JUDGED_EVERY if live.seen else 0.0)
+
+    monkeypatch.setattr(SimulatedRollout, "start", start_late)
+    assert live.go() == DONE
+    assert live.sizes("rollout")[-1] == 2 and live.seen[-1]["members"][1]["state"] == "starting"
+    assert len(live.notices) == 1
+
+
+def test_a_role_without_a_place_is_said_and_left_as_it_is(tmp_path: Path) -> None:
+    live = Live(rollout_bound(tmp_path, 20, autoscale={"rollout": {"min": 1, "max": 3}}))
+    spec = live.pools["rollout"].spec
+
+    def only_one(number: int) -> GangSpec:
+        if number:
+            raise RuntimeError("rollout: no place for 1 x {'GPU': 1}")
+        return spec(number)
+
+    live.pools["rollout"].spec = only_one
+    assert live.go() == DONE
+    decided, failed = live.notices
+    assert decided.startswith("autoscale: rollout 1 -> 2 (the bottleneck")
+    assert failed == "scale: rollout=2 came to nothing: rollout: no place for 1 x {'GPU': 1}"
+    assert live.sizes("rollout") == [1] * 20
+
+
+def test_status_describes_members_and_roles(tmp_path: Path) -> None:
+    live = Live(rollout_bound(tmp_path, 6))
+    assert live.go() == DONE
+    status = live.seen[-1]
+    assert (status["step"], status["steps"], status["version"], status["phase"]) == (6, 6, 6, "training")
+    assert [member["name"] for member in status["members"]] == [
+        *("rollout-0", "scorer.teacher-0", "scorer.teacher-1", "reward-0", "reward-1", "learner-0")
+    ]
+    assert status["members"][0] == {"name": "rollout-0", "state": "serving", "version": 6, "load": 0, "restarts": 0}
+    assert [role["role"] for role in status["roles"] if role["elastic"]] == ["rollout", "scorer.teacher", "reward"]
+    shares = {role["role"]: (role["busy"], role["waiting"]) for role in status["roles"]}
+    assert shares["rollout"] == pytest.approx((1.0, 0.0), abs=0.01)
+    assert shares["reward"] == pytest.approx((0.0, 1.0), abs=0.01)
+    assert shares["learner"] == pytest.approx((0.0, 1.0), abs=0.01)
+
+
+def test_a_replacement_counts_the_deaths_in_its_place() -> None:
+    async def story() -> None:
+        pool = gated(asyncio.Event(), open_at_once=True)
+        await pool.start(2)
+        for restarts in (1, 2):
+            pool.replace(next(m for m in pool.members if m.restarts == restarts - 1))
+            await until(lambda: len(pool.serving()) == 2)
+            assert restarts in {member.restarts for member in pool.members}
+        assert pool.restarts == 2 == sum(member.restarts for member in pool.members)
+
+    asyncio.run(story())
+
+
+# --- sizes asked for while others are under way ---
+
+
+class Gated(Member):
+    """Starts when the gate opens, as if it had waited for a place."""
+
+    gate: asyncio.Event
+
+    async def start(self) -> None:
+        await self.gate.wait()
+
+
+def gated(gate: asyncio.Event, open_at_once: bool = False) -> Pool:
+    cls = type("GatedNow", (Gated,), {"gate": gate})
+    if open_at_once:
+        gate.set()
+    return Pool("echo", LocalTransport(), lambda number: GangSpec("echo", cls, ((),), Resources()))
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(2):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 1), (4, 2, 3), (1, 3, 1, 2)])
+def test_the_last_size_asked_for_is_the_one_that_comes(sizes: tuple[int, ...], begun: bool) -> None:
+    async def story() -> None:
+        gate = asyncio.Event()
+        pool = gated(gate)
+        gate.set()
+        await pool.start(1)
+        first = pool.members[0]
+        gate.clear()
+        asked = []
+        for size in sizes:
+            asked.append(asyncio.create_task(pool.resize(size)))
+            await asyncio.sleep(0.005 if begun else 0)
+        assert pool.serving() == [first], "who serves stays while others have no place yet"
+        gate.set()
+        await asyncio.gather(*asked)
+        await until(lambda: len(pool.members) == len(pool.serving()))
+        assert len(pool.members) == sizes[-1] and first in pool.members
+
+    asyncio.run(story())
+
+
+def test_a_replacement_counts_before_it_is_there() -> None:
+    async def story() -> None:
+        pool = gated(asyncio.Event(), open_at_once=True)
+        await pool.start(2)
+        pool.replace(pool.members[0])
+        await pool.resize(2)
+        await until(lambda: len(pool.members) == len(pool.serving()))
+        assert len(pool.members) == 2
+
+    asyncio.run(story())
+
+
+def test_a_replacement_on_its_way_may_be_called_off() -> None:
+    async def story() -> None:
+        gate = asyncio.Event()
+        pool = gated(gate)
+        gate.set()
+        await pool.start(2)
+        gate.clear()
+        pool.replace(pool.members[0])
+        await asyncio.sleep(0)
+        await pool.resize(1)
+        gate.set()
+        await until(lambda: len(pool.members) == 1)
+        pool.check()
+        assert pool.serving() == pool.members
+
+    asyncio.run(story())
+
+
+def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> None:
+    async def story() -> None:
+        run = Simulation(recipe(tmp_path)).run
+        elastic = Elastic(run, lambda text: None)
+        reward, stopped, gate = run.pools.reward, asyncio.Event(), asyncio.Event()
+        await reward.start(1)
+        cls = type("GatedNow", (Gated,), {"gate": gate})
+        reward.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
+        run.stop = stopped.set  # type: ignore[method-assign]
+        commands: asyncio.Queue[tuple[str, dict[str, int]]] = asyncio.Queue()
+        for command in (("scale", {"reward": 3}), ("stop", {}), ("scale", {"reward": 2})):
+            commands.put_nowait(command)
+        control = SimpleNamespace(next_command=SimpleNamespace(remote=commands.get))
+        obeying = asyncio.create_task(obey(run, elastic, control))
+        async with asyncio.timeout(2):
+            await stopped.wait()
+        assert not gate.is_set() and len(reward.serving()) == 1
+        await until(lambda: len(reward.members) == 2)
+        gate.set()
+        await until(lambda: len(reward.serving()) == 2)
+        obeying.cancel()
+        await elastic.close()
+
+    asyncio.run(story())
+
+
+def test_a_member_that_loads_what_is_swapped_in_is_shown_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        run = Simulation(recipe(tmp_path)).run
+        elastic, scorers = Elastic(run, lambda text: None), run.pools.scorers["teacher"]
+        await scorers.start(2)
+        async with scorers.apart(scorers.members[1]):
+            states = {m["name"]: m["state"] for m in status_of(run, elastic, "training")["members"]}
+        assert states == {"scorer.teacher-0": "serving", "scorer.teacher-1": "loading"}
+
+    asyncio.run(story())
+
+
+def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        simulation = Simulation(recipe(tmp_path))
+        run, stopped = simulation.run, asyncio.Event()
+        run.stop = stopped.set  # type: ignore[method-assign]
+        run.progress.step = run.recipe.run.steps - 1
+        commands: asyncio.Queue[tuple[str, dict[str, str]]] = asyncio.Queue()
+        for command in (("swap", {"teacher": "/b"}), ("stop", {})):
+            commands.put_nowait(command)
+        control = SimpleNamespace(next_command=SimpleNamespace(remote=commands.get))
+        obeying = asyncio.create_task(obey(run, Elastic(run, lambda text: None), control))
+        async with asyncio.timeout(2):
+            await stopped.wait()
+        obeying.cancel()
+        assert [line for line in simulation.notices if line.startswith("swap: models.teacher.swaps: 7 is beyond")]
+
+    asyncio.run(story())
+
+
+def test_a_failed_scale_of_a_person_tells_autoscaling_nothing(tmp_path: Path) -> None:
+    """A size that no cluster has room for says nothing of one member more."""
+
+    async def story() -> None:
+        elastic = Elastic(Simulation(recipe(tmp_path)).run, lambda text: None)
+        for by_itself, full in ((False, set()), (True, {"rollout"})):
+            elastic._pools["rollout"].spec = lambda number: (_ for _ in ()).throw(RuntimeError("no place"))
+            elastic.scale({"rollout": 50}, by_itself)
+            await until(lambda: not elastic._resizing)
+            assert elastic._autoscaler._full == full
+
+    asyncio.run(story())
+
+
+def test_closing_calls_off_who_has_no_place_yet(tmp_path: Path) -> None:
+    async def story() -> None:
+        run = Simulation(recipe(tmp_path)).run
+        elastic, reward = Elastic(run, lambda text: None), run.pools.reward
+        await reward.start(1)
+        cls = type("GatedNever", (Gated,), {"gate": asyncio.Event()})
+        reward.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
+        elastic.scale({"reward": 3})
+        await until(lambda: len(reward.members) == 3)
+        await elastic.close()
+        assert reward.members == reward.serving() and len(reward.members) == 1
+
+    asyncio.run(story())

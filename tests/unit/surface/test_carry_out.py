@@ -1,0 +1,72 @@
+"""Real signals to a process that carries out a run: Ray's place is taken by members in the same process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+STORY = """
+import contextlib, signal, sys, threading, time
+from pathlib import Path
+from actors.member import Member
+from orchestrator import capacity, cluster, driver, preflight, transport
+from orchestrator.surface.carry_out import carry_out
+from tests.unit.simulation import HELDOUT, TRAIN, recipe
+
+root, where, numbers = Path(sys.argv[1]), sys.argv[2], [int(n) for n in sys.argv[3:]]
+
+class Tokenizer:
+    def decode(self, ids):
+        return str(ids)
+
+def strike():
+    for number in numbers:
+        signal.pthread_kill(threading.main_thread().ident, number)
+        time.sleep(0.2)
+
+def read_inputs(recipe):
+    if where == "reading":
+        threading.Thread(target=strike, daemon=True).start()
+        time.sleep(60.0)
+    return preflight.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
+
+@contextlib.asynccontextmanager
+async def serve_commands(run, display):
+    threading.Timer(1.0, strike).start()
+    yield
+
+Member.attach_log = lambda self, path: None  # it is this process's
+cluster.connected = lambda recipe, directory: contextlib.nullcontext()
+capacity.compared_with_machines = lambda *arguments: []
+driver.serve_commands = serve_commands
+transport.RayTransport = transport.LocalTransport
+preflight.read_inputs = read_inputs
+sys.exit(carry_out(recipe(root, simulated={"rollout_seconds_per_token": 100.0}), root / "sim"))
+"""
+
+
+@pytest.mark.parametrize("where", ["reading", "sampling"])
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGUSR1], [signal.SIGINT, signal.SIGINT]],
+    ids=lambda numbers: "+".join(number.name for number in numbers),
+)
+def test_a_signal_ends_a_run_in_words_with_3_and_leaves_what_a_resume_needs(
+    tmp_path: Path, where: str, numbers: list[signal.Signals]
+) -> None:
+    arguments = [str(tmp_path), where, *(str(int(number)) for number in numbers)]
+    ended = subprocess.run(
+        [sys.executable, "-c", STORY, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=50.0, check=False
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "go on with: logratio resume sim" in ended.stdout
+    assert (tmp_path / "sim" / "recipe.yaml").exists()
+    if where == "sampling":
+        assert json.loads((tmp_path / "sim" / "summary.json").read_text())["exit"] == 3

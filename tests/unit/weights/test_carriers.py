@@ -1,0 +1,285 @@
+"""A second carrier, whose ends must meet, as vLLM's own transfer engine has it: a channel for each pair of learner and
+member that both open together, then for each version a transfer that neither end completes alone.
+
+Whole simulated runs over it: members join, leave, die and hang in the middle of a transfer, and so does the learner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from orchestrator.pools import layout
+from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.transport import MemberDied, ValueLost
+from orchestrator.run import DONE, Run
+from orchestrator.weights.carriers import Version
+from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+from tests.unit.own_time import in_own_time
+from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe
+
+
+class Wire:
+    """What two ends have between them: a part is handed over when both are there. Closed, it lets the sender go."""
+
+    def __init__(self) -> None:
+        self._parts: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._taken = asyncio.Semaphore(0)
+        self.busy = asyncio.Lock()
+
+    async def put(self, part: bytes) -> None:
+        await self._parts.put(part)
+        await self._taken.acquire()
+
+    async def get(self) -> bytes:
+        part = await self._parts.get()
+        self._taken.release()
+        return part
+
+    def close(self) -> None:
+        self._taken.release()
+
+
+@dataclass
+class Network:
+    """The wires, by channel; what befalls an end in mid-transfer; and what each member took."""
+
+    wires: dict[str, Wire] = field(default_factory=dict)
+    befalls: Callable[[str, int], str] = lambda end, version: ""  # (end, version) -> "", "dies", "hangs" or "raises"
+    sent: dict[int, bytes] = field(default_factory=dict)  # the weights of each version
+    taken: list[tuple[int, bytes]] = field(default_factory=list)  # (version, what came of it)
+
+    def wire(self, channel: str) -> Wire:
+        return self.wires.setdefault(channel, Wire())
+
+    async def meet_fate(self, end: str, version: int) -> None:
+        fate = self.befalls(end, version)
+        if fate == "dies":
+            raise MemberDied(f"{end} was killed in version {version}")
+        if fate == "hangs":
+            await asyncio.Event().wait()
+        if fate == "raises":
+            raise RuntimeError("CUDA error")
+
+
+NETWORK = Network()
+
+
+class Sender(SimulatedLearner):
+    """The first rank is on the wire, the others take part in gathering alone."""
+
+    def describe(self, model: str | None) -> dict[str, Any]:
+        """What the other end must know of a version before a byte of it comes."""
+        return {"names": ["weights"], "nbytes": self._weights.nbytes}
+
+    async def open_channel(self, channel: str) -> None:
+        if not self._rank:
+            await NETWORK.wire(channel).put(b"hello")
+
+    async def send(self, channel: str, version: int) -> None:
+        if self._rank:
+            return
+        async with NETWORK.wire(channel).busy:
+            data = NETWORK.sent[version] = self._weights.tobytes()
+            for half in (data[:16], data[16:]):
+                await NETWORK.meet_fate("learner", version)
+                await NETWORK.wire(channel).put(half)
+
+    async def close_channel(self, channel: str) -> None:
+        """Answers when whoever was sending has let go."""
+        NETWORK.wire(channel).close()
+        async with NETWORK.wire(channel).busy:
+            pass
+
+
+class Receiver(SimulatedRollout):
+    async def open_channel(self, channel: str) -> None:
+        assert await NETWORK.wire(channel).get() == b"hello"
+
+    async def receive(self, channel: str, version: int, update: Mapping[str, Any]) -> int:
+        data = await NETWORK.wire(channel).get()
+        await NETWORK.meet_fate("member", version)
+        while len(data) < update["nbytes"]:
+            data += await NETWORK.wire(channel).get()
+        NETWORK.taken.append((version, data))
+        return await self.load(version, ())
+
+
+class Rendezvous:
+    """Nothing of a version is kept: it is the learner's weights until they move."""
+
+    def __init__(self) -> None:
+        self._live: dict[str | None, tuple[PoolMember, int]] = {}  # whose weights are which version
+        self._channels: dict[tuple[PoolMember, PoolMember], str] = {}
+
+    async def publish(self, learner: LearnerGroup, number: int, model: str | None) -> Version:
+        update, *_ = await learner.take_part("describe", model)
+        self._live[model] = learner.member, number
+        return Version(number, (model, update))
+
+    async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
+        model, update = version.parts
+        async with learner.turns.learner():
+            if self._live[model] != (learner.member, version.number):
+                raise ValueLost(f"the weights of version {version.number} have moved on")
+            pair = (learner.member, member)
+            if pair not in self._channels:
+                channel = uuid4().hex
+                await meet(learner.take_part("open_channel", channel), learner, pool, member, "open_channel", channel)
+                self._channels[pair] = channel
+            channel = self._channels[pair]
+            sending = learner.take_part("send", channel, version.number)
+            return await meet(sending, learner, pool, member, "receive", channel, version.number, update)
+
+
+async def meet(
+    sending: Coroutine[Any, Any, Any],
+    learner: LearnerGroup,
+    pool: Pool,
+    member: PoolMember,
+    method: str,
+    channel: str,
+    *arguments: Any,
+) -> Any:
+    """What the member says, once both ends are done. Where it fails the learner is told to let go, or it would wait for
+    ever."""
+    receiving = pool.call_member(member, method, channel, *arguments, deadline="load")
+    ends = [asyncio.ensure_future(end) for end in (sending, receiving)]
+    try:
+        return (await asyncio.gather(*ends))[1]
+    except LearnerDied:
+        raise
+    except Exception:
+        await learner.take_part("close_channel", channel)
+        await ends[0]  # or it hangs for reasons of its own
+        raise
+    finally:
+        for end in ends:
+            end.cancel()
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    """Learners and rollouts that have ends, and what is between them."""
+    found = Network()
+    monkeypatch.setattr(sys.modules[__name__], "NETWORK", found)
+    monkeypatch.setattr(layout, "SimulatedLearner", Sender)
+    monkeypatch.setattr(layout, "SimulatedRollout", Receiver)
+    return found
+
+
+def simulated(root: Path, **changes: Any) -> Simulation:
+    return Simulation(recipe(root, **changes), carrier=Rendezvous())
+
+
+@pytest.fixture(scope="module")
+def by_object_store(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """What a run learns whose weights travel as values."""
+    root = tmp_path_factory.mktemp("object_store")
+    assert Simulation(recipe(root)).go() == DONE
+    return learned(root)
+
+
+def assert_whole(root: Path, network: Network, expected: list[list[Any]] | None) -> None:
+    """Every sample trained once, on the weights that its version names: each version is one set of weights, whoever
+    took it and whenever."""
+    assert_each_once(root)
+    assert network.taken and all(data == network.sent[version] for version, data in network.taken)
+    assert expected is None or learned(root) == expected
+
+
+def once(end: str, version: int, fate: str) -> Callable[[str, int], str]:
+    """A fate of the first such end that gets so far."""
+    left = [fate]
+    return lambda e, v: left.pop() if left and e == end and v >= version else ""
+
+
+@pytest.mark.parametrize("changes", [{}, {"learner": {"ranks": 2}}, {"max_staleness": 1}], ids=str)
+def test_a_run_whose_weights_travel_from_end_to_end_learns_the_same(
+    network: Network, by_object_store: list[list[Any]], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    simulation = simulated(tmp_path, **changes)
+    assert simulation.go_in_own_time() == DONE and not simulation.notices
+    assert_whole(tmp_path, network, by_object_store if not changes else None)
+    assert len(network.wires) == 2, "one for each member, however many versions"
+    taken = {version for version, _ in network.taken}
+    assert taken == set(range(STEPS + 1)) or ("max_staleness" in changes and taken >= {0, STEPS})
+
+
+def test_neither_end_completes_alone(network: Network, tmp_path: Path) -> None:
+    """Whoever waits for a peer that never comes is given up at its deadline, and says which."""
+
+    async def story() -> None:
+        simulation = simulated(tmp_path)
+        pool, learner = simulation.pools.rollout, simulation.run.learner
+        assert pool is not None
+        await asyncio.gather(pool.start(1), simulation.pools.learner.start(1))
+        (member,) = pool.members
+        update, *_ = await learner.take_part("describe", None)
+        with pytest.raises(LearnerDied, match="learner gave no answer to send in 3600 s"):
+            await learner.take_part("send", "first", 7)
+        with pytest.raises(MemberDied, match="rollout gave no answer to load in 600 s"):
+            await pool.call_member(member, "receive", "second", 7, update, deadline="load")
+        while not (serving := pool.serving()):  # a replacement
+            await asyncio.sleep(0.001)
+        sending = learner.take_part("send", "third", 7)
+        assert await meet(sending, learner, pool, serving[0], "receive", "third", 7, update) == 7
+
+    in_own_time(story())
+
+
+def test_members_join_and_leave_while_weights_travel(
+    network: Network, by_object_store: list[list[Any]], tmp_path: Path
+) -> None:
+    sizes = {2: 4, 4: 1}
+    tasks: list[asyncio.Task[None]] = []
+
+    def resize(run: Run, line: Mapping[str, Any]) -> None:
+        if line["step"] in sizes:
+            assert run.pools.rollout is not None
+            tasks.append(asyncio.get_running_loop().create_task(run.pools.rollout.resize(sizes[line["step"]])))
+
+    simulation = simulated(tmp_path)
+    simulation.on_step = resize
+    assert simulation.go_in_own_time() == DONE
+    assert_whole(tmp_path, network, by_object_store)
+    assert len(network.wires) == 4 and len(simulation.pools.all()["rollout"].serving()) == 1
+
+
+@pytest.mark.parametrize("fate", ["dies", "hangs", "raises"])
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_member_that_fails_in_mid_transfer_is_replaced_and_holds_up_nobody(
+    network: Network, by_object_store: list[list[Any]], tmp_path: Path, fate: str, bound: int
+) -> None:
+    network.befalls = once("member", 3, fate)
+    simulation = simulated(tmp_path, max_staleness=bound)
+    assert simulation.go_in_own_time() == DONE
+    assert_whole(tmp_path, network, None if bound else by_object_store)
+    assert simulation.pools.all()["rollout"].restarts == 1
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["learner_rebuilds"] == 0, "the sender was let go"
+
+
+@pytest.mark.parametrize("fate", ["dies", "hangs"])
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_learner_that_fails_in_mid_transfer_is_built_anew(
+    network: Network, by_object_store: list[list[Any]], tmp_path: Path, fate: str, bound: int
+) -> None:
+    network.befalls = once("learner", 3, fate)
+    simulation = simulated(tmp_path, max_staleness=bound)
+    assert simulation.go_in_own_time() == DONE
+    assert_whole(tmp_path, network, None if bound else by_object_store)
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert summary["learner_rebuilds"] == 1
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1]["policy_version"] > STEPS, "no number names two sets of weights"

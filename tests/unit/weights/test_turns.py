@@ -1,0 +1,428 @@
+"""Learner and engines that share GPUs: whole simulated runs in which every member notes when it holds memory and when
+it works. Never does a learner hold any beside an engine, nobody works in its sleep, and what is learned is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.wire.jobs import Share
+from orchestrator.pools import layout
+from orchestrator.pools.pool import RoleFailed
+from orchestrator.pools.transport import LocalTransport, ValueLost
+from orchestrator.run import DONE, STOPPED, Run
+from orchestrator.weights.turns import Colocated
+from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe, stop_at
+
+OnStep = Callable[[Run, Mapping[str, Any]], None]
+
+
+class Gpu:
+    """Who holds its memory, what was done in which order, and what must not happen."""
+
+    def __init__(self) -> None:
+        self.holders: list[Noted] = []
+        self.lines: list[str] = []
+        self.faults: list[str] = []
+        self.befalls: dict[str, list[Callable[[], None]]] = {}  # line -> what happens at each time it is noted
+        self.start_seconds = self.load_seconds = 0.0
+
+    def take(self, member: Noted, verb: str) -> None:
+        beside = [other.role for other in self.holders if (other.role == "learner") != (member.role == "learner")]
+        if beside:
+            self.faults.append(f"{member.role} took memory beside {beside} in {verb}")
+        self.holders.append(member)
+        self.note(member, verb)
+
+    def give(self, member: Noted, verb: str) -> None:
+        if member.busy or member.loading:
+            self.faults.append(f"{member.role} was put to sleep at work")
+        self.holders.remove(member)
+        self.note(member, verb)
+
+    def work(self, member: Noted, verb: str) -> None:
+        if member not in self.holders:
+            self.faults.append(f"{member.role} was asked to {verb} in its sleep")
+        self.note(member, verb)
+
+    def note(self, member: Noted, verb: str) -> None:
+        line = f"{verb} {member.role}"
+        self.lines.append(line)
+        if befalls := self.befalls.get(line):
+            befalls.pop(0)()
+
+
+GPU = Gpu()
+
+
+class Noted:
+    role: str
+    busy = 0  # calls that a drain waits for
+    loading = False
+
+
+class Learner(Noted, SimulatedLearner):
+    role = "learner"
+
+    def start(self, *arguments: Any) -> None:
+        GPU.take(self, "start")
+        super().start(*arguments)
+
+    async def step(self, share: Share) -> Any:  # type: ignore[override]
+        GPU.work(self, "step")
+        await asyncio.sleep(0.01)  # long enough for others to come and go
+        return SimulatedLearner.step(self, share)
+
+    def evaluate(self, share: Share) -> Any:
+        if not share.step:  # else it is part of a step
+            GPU.work(self, "evaluate")
+        return super().evaluate(share)
+
+    def publish(self, model: str | None = None) -> Iterator[Any]:
+        if model is None:  # averages are on the host
+            GPU.work(self, "publish")
+        yield from super().publish(model)
+
+    def save(self, directory: str) -> None:
+        GPU.work(self, "save")
+        super().save(directory)
+
+    def restore(self, directory: str) -> None:
+        GPU.work(self, "restore")
+        super().restore(directory)
+
+    def export(self, directory: str) -> None:
+        GPU.work(self, "export")
+        super().export(directory)
+
+    def sleep(self) -> None:
+        GPU.give(self, "sleep")
+
+    def wake(self) -> None:
+        GPU.take(self, "wake")
+
+
+class Engine(Noted):
+    async def start(self) -> None:
+        GPU.take(self, "start")
+        await asyncio.sleep(GPU.start_seconds)
+
+    async def load_slowly(self) -> None:
+        GPU.work(self, "load")
+        self.loading = True
+        await asyncio.sleep(GPU.load_seconds)
+        self.loading = False
+
+    async def sleep(self) -> None:
+        GPU.give(self, "sleep")
+
+    async def wake(self) -> None:
+        GPU.take(self, "wake")
+
+    async def drain(self) -> None:
+        GPU.note(self, "drain")
+        while self.busy:
+            await asyncio.sleep(0.001)
+
+
+class Rollout(Engine, SimulatedRollout):
+    role = "rollout"
+
+    async def generate(self, *arguments: Any) -> AsyncIterator[Any]:
+        GPU.work(self, "sample")
+        self.busy += 1
+        try:
+            async for value in super().generate(*arguments):
+                yield value
+        finally:
+            self.busy -= 1
+
+    async def load(self, *arguments: Any) -> int:
+        await self.load_slowly()
+        return await super().load(*arguments)
+
+
+class Scorer(Engine, SimulatedScorer):
+    role = "scorer"
+
+    async def score(self, *arguments: Any) -> Any:
+        GPU.work(self, "sample")
+        self.busy += 1
+        try:
+            return await super().score(*arguments)
+        finally:
+            self.busy -= 1
+
+    async def load(self, *arguments: Any) -> int:
+        await self.load_slowly()
+        return await super().load(*arguments)
+
+
+class Reward(Engine, SimulatedReward):
+    role = "reward"
+
+    def reward(self, *arguments: Any) -> Any:
+        GPU.work(self, "sample")
+        return super().reward(*arguments)
+
+
+class Transport(LocalTransport):
+    """Who is killed holds nothing any more."""
+
+    async def kill(self, actors: Sequence[Any]) -> None:
+        GPU.holders = [holder for holder in GPU.holders if holder not in actors]
+        await super().kill(actors)
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """Members that note what they do."""
+    found = Gpu()
+    monkeypatch.setattr(sys.modules[__name__], "GPU", found)
+    for cls in (Learner, Rollout, Scorer, Reward):
+        monkeypatch.setattr(layout, f"Simulated{cls.__name__}", cls)
+    return found
+
+
+def simulated(root: Path, on_step: OnStep = lambda run, line: None, **changes: Any) -> Simulation:
+    settings = {"colocate": True, "data": {"heldout": "/none"}} | changes
+    return Simulation(recipe(root, **settings), on_step, transport=Transport())
+
+
+ALONE = {
+    "rollout": {"engine": "simulated", "members": 1},
+    "scorer": {"teacher": {"engine": "simulated", "members": 1}},
+    "reward": {"engine": "simulated", "members": 1, "rules": [{"kind": "length", "low": 1, "high": 8}]},
+}
+ENGINES = ("rollout", "scorer", "reward")
+TO_THE_LEARNER = [*(f"drain {e}" for e in ENGINES), *(f"sleep {e}" for e in ENGINES), "wake learner"]
+TO_THE_ENGINES = ["sleep learner", *(f"wake {e}" for e in ENGINES)]
+SAMPLING = ["sample"]
+EVALUATION = [*SAMPLING, *TO_THE_LEARNER, "evaluate learner", *TO_THE_ENGINES]
+STEP = [*SAMPLING, *TO_THE_LEARNER, "step learner", "publish learner", *TO_THE_ENGINES, "load rollout"]
+SAVE = [*TO_THE_LEARNER, "save learner", *TO_THE_ENGINES]
+EXPORT = [*TO_THE_LEARNER, "export learner", *TO_THE_ENGINES]
+
+
+def told(gpu: Gpu) -> list[str]:
+    """What was done, sampling and all that belongs to it in one word."""
+    words = ("sample" if line.startswith("sample") else line for line in gpu.lines)
+    return [word for word, _ in groupby(words)]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """What is learned by a learner that has GPUs of its own."""
+    root = tmp_path_factory.mktemp("apart")
+    assert Simulation(recipe(root)).go() == DONE
+    return learned(root)
+
+
+def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
+    """The learner is built and asleep before an engine starts. A step's evaluation and checkpoint come before the next
+    lease; weights are loaded once the engines are awake."""
+    once: dict[str, Any] = {"run": {"steps": 2}, "checkpoint": {"every": 1}, "evaluate": {"every": 1}}
+    assert simulated(tmp_path, **(ALONE | once)).go() == DONE
+    starts = ["start learner", "publish learner", "sleep learner", "start rollout", "load rollout"]
+    assert told(gpu) == [
+        *(*starts, "start scorer", "start reward", *EVALUATION),
+        *(*STEP, *EVALUATION, *SAVE),
+        *(*STEP, *SAVE, *EVALUATION, *EXPORT),
+    ]
+    assert not gpu.faults
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"evaluate": {"every": 2}, "checkpoint": {"every": 1}},
+        {"stream_tokens": 4},
+        {"simulated": {"rollout_seconds_per_token": 1e-4, "score_seconds_per_token": 1e-5}},
+        {"rollout": {"max_concurrent": 2}},
+    ],
+    ids=str,
+)
+def test_turns_change_nothing_of_what_is_learned(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert simulated(tmp_path, **changes).go() == DONE
+    assert learned(tmp_path) == apart and not gpu.faults
+
+
+def test_a_run_that_is_stopped_goes_on_in_turns(gpu: Gpu, apart: list[list[Any]], tmp_path: Path) -> None:
+    assert simulated(tmp_path, stop_at(3)).go() == STOPPED
+    assert sorted({holder.role for holder in gpu.holders}) == ["reward", "rollout", "scorer"]
+    gpu.holders.clear()  # the processes have ended
+    assert simulated(tmp_path).go() == DONE
+    assert learned(tmp_path) == apart and not gpu.faults
+    resumed = gpu.lines[len(gpu.lines) - gpu.lines[::-1].index("start learner") - 1 :]
+    assert resumed[:4] == ["start learner", "restore learner", "publish learner", "sleep learner"]
+
+
+def kill(simulation: Simulation, role: str) -> Callable[[], None]:
+    """Ends the first member of a role as soon as others may move."""
+
+    def befall() -> None:
+        victim = simulation.pools.all()[role].members[0]
+        asyncio.get_running_loop().create_task(simulation.transport.kill(victim.actors))
+
+    return befall
+
+
+def resize(simulation: Simulation, size: int) -> Callable[[], None]:
+    return lambda: asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].resize(size)) and None
+
+
+def nothing() -> None: ...
+
+
+@pytest.mark.parametrize("line", ["step learner", "wake learner", "sleep rollout", "wake rollout", "sample rollout"])
+@pytest.mark.parametrize("role", ["rollout", "scorer.teacher"])
+def test_a_member_that_dies_is_replaced_in_the_engines_turn(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path, line: str, role: str
+) -> None:
+    simulation = simulated(tmp_path)
+    gpu.befalls[line] = [nothing] * 4 + [kill(simulation, role)]
+    assert simulation.go() == DONE
+    assert simulation.pools.all()[role].restarts == 1 and not gpu.faults
+    assert_each_once(tmp_path)
+    if line != "sample rollout":  # else it is sampled again, with another seed
+        assert learned(tmp_path) == apart
+
+
+def test_who_joins_or_leaves_in_the_learners_turn_waits_for_the_engines(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path
+) -> None:
+    simulation = simulated(tmp_path)
+    gpu.befalls["step learner"] = [nothing, resize(simulation, 4), nothing, resize(simulation, 1)]
+    assert simulation.go() == DONE
+    assert gpu.lines.count("start rollout") == 4 and len(simulation.pools.all()["rollout"].serving()) == 1
+    assert learned(tmp_path) == apart and not gpu.faults
+
+
+@pytest.mark.parametrize("slow", ["start_seconds", "load_seconds"])
+def test_the_learner_waits_for_who_starts_or_loads(gpu: Gpu, apart: list[list[Any]], tmp_path: Path, slow: str) -> None:
+    simulation = simulated(tmp_path)
+    setattr(gpu, slow, 0.03)  # longer than a step's sampling
+    gpu.befalls["sample rollout"] = [nothing] * 4 + [resize(simulation, 3)]
+    assert simulation.go() == DONE
+    assert gpu.lines.count("start rollout") == 3
+    assert learned(tmp_path) == apart and not gpu.faults
+
+
+@pytest.mark.parametrize(
+    "line", ["step learner", "publish learner", "save learner", "sleep learner", "wake learner", "sample scorer"]
+)
+def test_a_learner_that_dies_is_built_anew_while_the_engines_sleep(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path, line: str
+) -> None:
+    simulation = simulated(tmp_path)
+    gpu.befalls[line] = [nothing] * 2 + [kill(simulation, "learner")]
+    assert simulation.go() == DONE
+    assert gpu.lines.count("start learner") == 2 and learned(tmp_path) == apart and not gpu.faults
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_a_learner_that_never_comes_back_ends_the_run_in_words(gpu: Gpu, tmp_path: Path) -> None:
+    simulation = simulated(tmp_path)
+    gpu.befalls["step learner"] = [kill(simulation, "learner")] * 3
+    with pytest.raises(RoleFailed, match="learner died in step"):
+        simulation.go()
+    assert not gpu.faults
+
+
+@pytest.mark.parametrize("on_fail", ["hold", "rollback", "stop"])
+def test_judgements_of_the_length_curriculum_take_turns(gpu: Gpu, tmp_path: Path, on_fail: str) -> None:
+    gate = {"eval_length": 1, "minimum": 0.5, "truncation": 0.9, "on_fail": on_fail}  # which fails at once
+    objective = {"length": {"caps": [4, 8], "steps_per_stage": 2, "gate": gate}}
+    assert Simulation(recipe(tmp_path / "apart", objective=objective, data={"heldout": "/none"})).go() == DONE
+    gpu.holders.clear()
+    gpu.lines.clear()
+    gpu.faults.clear()
+    assert simulated(tmp_path / "turns", objective=objective).go() == DONE
+    assert learned(tmp_path / "turns") == learned(tmp_path / "apart") and not gpu.faults
+    assert gpu.lines.count("restore learner") == (on_fail == "rollback")
+
+
+@pytest.mark.parametrize(
+    "weights", [{"weights": "live", "system": "Think."}, {"weights": "ema", "decay": 0.9}], ids=str
+)
+def test_teachers_that_follow_the_student_load_in_the_engines_turn(
+    gpu: Gpu, tmp_path: Path, weights: dict[str, Any]
+) -> None:
+    objective = {"target": "teacher", "support": "full"}
+    assert simulated(tmp_path, objective=objective, models={"teacher": weights}, **ALONE).go() == DONE
+    assert not gpu.faults
+    published = gpu.lines.index("publish learner", gpu.lines.index("step learner"))
+    after = gpu.lines[published + 1 :][: len(TO_THE_ENGINES) + 2]
+    assert after[: len(TO_THE_ENGINES)] == TO_THE_ENGINES and {*after[-2:]} == {"load scorer", "load rollout"}
+    assert gpu.lines.count("step learner") == STEPS and gpu.lines.count("wake learner") == STEPS + 6
+
+
+@pytest.mark.parametrize("fails", ["fetch learner", "load rollout"])
+def test_what_goes_down_with_a_node_is_made_again_in_turns(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch's payload: it is sampled again. A version: the learner publishes it once more, in a turn of its own."""
+
+    def lose() -> None:
+        raise ValueLost("the node that held it is gone")
+
+    def fetch(self: Learner, *payloads: Any) -> None:
+        GPU.work(self, "fetch")
+        SimulatedLearner.fetch(self, *payloads)
+
+    monkeypatch.setattr(Learner, "fetch", fetch)
+    gpu.befalls[fails] = [nothing] * 5 + [lose]
+    assert simulated(tmp_path).go() == DONE
+    assert not gpu.faults
+    again = gpu.lines.count("publish learner") - STEPS - 1
+    assert again == (fails == "load rollout")
+    if fails == "load rollout":
+        assert learned(tmp_path) == apart
+    else:
+        assert_each_once(tmp_path)
+
+
+def test_a_turn_that_raises_is_handed_over_unless_the_learner_is_dead() -> None:
+    class Sleeper:
+        asleep = True
+
+        async def sleep(self) -> None:
+            self.asleep = True
+
+        async def wake(self) -> None:
+            self.asleep = False
+
+    async def story() -> None:
+        learner = Sleeper()
+        turns = Colocated(learner, [])
+        with pytest.raises(OSError, match="disk"):
+            async with turns.learner():
+                assert not turns.leasing and not learner.asleep
+                raise OSError("no space left on the disk")
+        assert turns.leasing and learner.asleep
+        with turns.unleased():
+            async with turns.learner():
+                pass
+            assert not turns.leasing
+        with pytest.raises(RoleFailed):
+            async with turns.learner():
+                raise RoleFailed("learner died")
+        waiting = asyncio.ensure_future(turns.engine().__aenter__())
+        await asyncio.sleep(0)
+        assert not turns.leasing and not waiting.done(), "what is left of it may hold memory"
+        async with turns.learner():
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        await waiting
+
+    asyncio.run(story())
