@@ -35,12 +35,12 @@ from configs.load import parse_recipe
 from configs.schema import Recipe, Resources, Rule, Sampling, Stream
 from orchestrator import run as runs
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, Transport
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
 from orchestrator.samples.dispatch import Ticket
-from orchestrator.samples.flow import Pools
 from orchestrator.samples.prompts import Prompt
 from orchestrator.surface.driver import collect_seldom
 

@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
 from configs.schema import Recipe
 from objectives.schedule import Dials
-from orchestrator.heldout import Found
 from orchestrator.pools.pool import PoolMember
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.samples.buffer import Scored
 from orchestrator.samples.dispatch import Ticket
-from orchestrator.samples.flow import Block, Flow, Pools
+from orchestrator.samples.flow import Block, Flow
 from orchestrator.samples.intake import quarantined
 from orchestrator.samples.prompts import Prompt
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
 HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
+OF_TOKENS = ("reverse_kl", "forward_kl", "entropy")  # means over tokens; others are means over responses
+Sums = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """`means` by the names of EVALUATION_METRICS and EVALUATION_COUNTS; `each` holds what they are means of, by uid:
+    KLs and entropy summed over a response's `tokens` (nats), and what is known of the response as a whole."""
+
+    means: Mapping[str, Any]
+    each: Mapping[str, Sums]
+
+    def among(self, uids: Iterable[str]) -> dict[str, Any]:
+        """The same of these samples alone; where they are all there are, what the learner said of them."""
+        mine = [self.each[uid] for uid in sorted(uids)]
+        if len(mine) == len(self.each):
+            return dict(self.means)
+        found = {name: _mean(mine, name, "tokens" if name in OF_TOKENS else None) for name in EVALUATION_METRICS}
+        skipped = self.means["samples"] + self.means["samples_skipped"] - len(mine)
+        counts = dict(zip(EVALUATION_COUNTS, (len(mine), skipped), strict=True))
+        return found | counts | {"kl_support": self.means["kl_support"]}
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"means": dict(self.means), "each": {uid: dict(sums) for uid, sums in self.each.items()}}
 
 
 class Evaluation:
@@ -169,3 +195,16 @@ def _of_response(scored: Scored) -> dict[str, float]:
     header = scored.header
     known = {"response_length": float(header.response_tokens), "truncated_fraction": float(header.finish == "length")}
     return known if scored.reward is None else known | {"reward_mean": scored.reward}
+
+
+def compared(before: Found, after: Found) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Two evaluations on the samples that both could score; None, None where there is no such sample."""
+    common = before.each.keys() & after.each.keys()
+    return (before.among(common), after.among(common)) if common else (None, None)
+
+
+def _mean(samples: list[Sums], name: str, per: str | None) -> float | None:
+    """Over what knows it; None where nobody does."""
+    known = [sums for sums in samples if name in sums]
+    count = sum(sums[per] if per else 1 for sums in known)
+    return sum(sums[name] for sums in known) / count if count else None

@@ -25,14 +25,14 @@ from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
 from objectives.schedule import dials_at, initial_beta
 from orchestrator import checkpoint
-from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
-from orchestrator.heldout import Found, compared
+from orchestrator.evaluate import HELDOUT_INDEX, Evaluation, Found, compared
 from orchestrator.modes import open_up
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
 from orchestrator.pools.telemetry import Meter
 from orchestrator.preflight.files import Inputs
 from orchestrator.samples.dispatch import Ticket
-from orchestrator.samples.flow import Flow, Pools
+from orchestrator.samples.flow import Flow
 from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import PromptStream
 from orchestrator.stage import Progress, Stage

@@ -22,13 +22,14 @@ from configs.schema import Recipe
 from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
 from orchestrator.samples.buffer import Batch, Buffer, Scored
 from orchestrator.samples.credit import groups_without_signal, rewards_by_group
 from orchestrator.samples.dispatch import Dispatch, Lease, Room, room_for, source_of
-from orchestrator.samples.flow import Flow, Pools
+from orchestrator.samples.flow import Flow
 from orchestrator.samples.intake import Intake
 from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import PromptStream

@@ -19,9 +19,9 @@ from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.schema import Recipe, Resources
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, Transport
 from orchestrator.pools.waiting import WaitingLine
-from orchestrator.samples.flow import Pools
 
 DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
 

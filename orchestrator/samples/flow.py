@@ -20,35 +20,12 @@ from configs.node import START
 from configs.objective import Route
 from configs.schema import Recipe, Sampling
 from orchestrator.pools.pool import CallFailed, Patience, Pool, PoolMember
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Scored
 from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class Pools:
-    """Every role of a run. `teacher_rollout` and `dataset` write responses where the student does not."""
-
-    rollout: Pool | None
-    dataset: Pool | None
-    scorers: Mapping[str, Pool]
-    reward: Pool
-    learner: Pool
-    teacher_rollout: Pool | None = None
-
-    def writers(self) -> dict[str, Pool]:
-        """Pools that write responses, by source."""
-        named = {"student": self.rollout, "teacher": self.teacher_rollout, "dataset": self.dataset}
-        return {source: pool for source, pool in named.items() if pool is not None}
-
-    def all(self) -> dict[str, Pool]:
-        """Pools by role name, in the order of the flow."""
-        named = {"rollout": self.rollout, "teacher_rollout": self.teacher_rollout, "dataset": self.dataset}
-        named |= {f"scorer.{model}": pool for model, pool in self.scorers.items()}
-        named |= {"reward": self.reward, "learner": self.learner}
-        return {role: pool for role, pool in named.items() if pool is not None}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from actors.scoring.canary import canary_texts
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool, PoolMember, RoleFailed
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import MemberDied
-from orchestrator.samples.flow import Pools
 from orchestrator.weights.canaries import Asked, Canaries, Occasion, Verdict
 
 

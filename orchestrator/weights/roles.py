@@ -12,7 +12,7 @@ from configs.load import model_directory
 from configs.node import STUDENT
 from configs.schema import Recipe
 from orchestrator.pools.pool import Admit, DiedStarting, Pool, PoolMember
-from orchestrator.samples.flow import Pools
+from orchestrator.pools.pools import Pools
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup

@@ -14,9 +14,9 @@ from configs.load import model_directory
 from configs.schema import Recipe
 from orchestrator.pools.layout import scorer_spec
 from orchestrator.pools.pool import Pool, RoleFailed
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.transport import MemberDied, ValueLost
-from orchestrator.samples.flow import Pools
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier, Directories
 from orchestrator.weights.learner_group import LearnerGroup

@@ -17,10 +17,10 @@ from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
 from orchestrator.pools.layout import build_pools
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, RayTransport
 from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
-from orchestrator.samples.flow import Pools
 from tests.engines.shared import Finished, Watcher, merged
 
 COLLECTIVES = (

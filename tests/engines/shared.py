@@ -16,11 +16,11 @@ from configs.load import parse_recipe
 from configs.schema import Recipe
 from orchestrator.pools.layout import build_pools
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import RayTransport
 from orchestrator.preflight import cluster
 from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
-from orchestrator.samples.flow import Pools
 
 
 @dataclass

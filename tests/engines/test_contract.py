@@ -17,9 +17,9 @@ from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, p
 from configs.schema import Recipe, Stream
 from objectives.schedule import dials_at
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import LocalTransport
 from orchestrator.preflight.files import read_inputs
-from orchestrator.samples.flow import Pools
 from orchestrator.weights.carriers import ObjectStore
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines

@@ -16,9 +16,9 @@ from actors.wire.records import Request, Score, pack_samples, pack_scores
 from configs.schema import Recipe
 from objectives.schedule import dials_at
 from orchestrator import checkpoint
+from orchestrator.pools.pools import Pools
 from orchestrator.preflight.files import read_inputs
 from orchestrator.samples.buffer import Scored
-from orchestrator.samples.flow import Pools
 from orchestrator.stage import NotFinite
 from orchestrator.surface.outcome import first_of
 from orchestrator.weights.learner_group import LearnerGroup

@@ -14,7 +14,7 @@ import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedScorer
 from orchestrator.samples.buffer import Scored
-from orchestrator.heldout import Found, compared
+from orchestrator.evaluate import Found, compared
 from orchestrator.weights.learner_group import LearnerGroup
 from orchestrator.run import DONE, STOPPED, Run
 from tests.unit.simulation import HELDOUT, Simulation, metrics, recipe, stop_at, trained

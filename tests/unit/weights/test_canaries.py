@@ -18,9 +18,9 @@ from actors.wire.records import Score
 from configs.schema import Resources
 from configs.schema import Scorer as ScorerConfig
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.run import DONE, Run
-from orchestrator.samples.flow import Pools
 from orchestrator.weights.canaries import CEILING, FLOORS, Asked, Canaries, Occasion
 from orchestrator.weights.canary_watch import CanaryWatch, TeacherWrong
 from tests.unit.simulation import Simulation, learned, metrics, recipe
