@@ -19,8 +19,8 @@ from torch import Tensor
 
 from actors.models import causal_lm, loading
 from actors.models.stored import stored
+from actors.scoring.engine import Item
 from actors.scoring.prefix_cache import PrefixCache
-from actors.scoring.scorer import Item
 from actors.wire.records import Score, ScoreRequest
 from configs.schema import Scorer as ScorerConfig
 from objectives import ends

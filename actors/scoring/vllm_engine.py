@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.scoring.scorer import Item
+from actors.scoring.engine import Item
 from actors.wire.records import Score, ScoreRequest
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Scorer as ScorerConfig

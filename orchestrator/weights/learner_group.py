@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actors.learning.packing import Item, Plan, plan
+from actors.packing import Item, Plan, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
 from configs.schema import Recipe
 from objectives.schedule import Dials

@@ -14,7 +14,7 @@ from actors.learning.batch import Batch, Readings
 from actors.learning.student import Student
 from actors.models import causal_lm
 from actors.models.handling import PLAIN
-from actors.scoring.scorer import Item
+from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, Sample, ScoreRequest, pack_samples, pack_scores

@@ -14,7 +14,7 @@ from actors.models import causal_lm, loading
 from actors.models.foresight import foresee, small_copy
 from actors.models.handling import PLAIN, Handling, find_logits
 from actors.models.probe import Gaps, decide, probe, tolerance, unbounded_gap
-from actors.scoring.scorer import Item
+from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest
 from configs.schema import Scorer

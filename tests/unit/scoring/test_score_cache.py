@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.scoring.engine import Item
 from actors.scoring.score_cache import ScoreCache, key_of
-from actors.scoring.scorer import Item, Scorer
+from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Score, ScoreRequest, pack_samples
 from configs.schema import Scorer as ScorerConfig
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.scoring.scorer import Item, Scorer
+from actors.scoring.engine import Item
+from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Sample, Score, ScoreHeader, ScoreRequest, ScoreTable, pack_samples
 from configs.schema import Scorer as ScorerConfig
 
