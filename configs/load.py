@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs import findings, yaml_tree
+from configs import findings, rules, yaml_tree
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import Recipe
 from configs.text_file import read_text
@@ -33,11 +33,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
-    """Validate a whole tree. Raises RecipeError with every finding, joined in one line."""
+    """Validate a whole tree, then what its keys mean together. Raises RecipeError with every wrong key joined in one
+    line, or with the first rule that the recipe breaks."""
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError("; ".join(findings.lines(Recipe, tree, error))) from None
+    rules.refuse(recipe)
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from configs import rules
 from configs.node import START, STUDENT, Members, Momentum, Node, NonNegative, Positive
 from configs.objective import (
     Objective,
@@ -419,11 +418,6 @@ class Recipe(Node):
             tree if STUDENT not in models else tree | {"models": models | {START: models.get(START, models[STUDENT])}}
         )
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Recipe:
-        rules.refuse(self)
-        return self
-
     @property
     def scored_models(self) -> tuple[str, ...]:
         """Names of the models that score responses; empty for cross-entropy on a response's own tokens."""
@@ -479,16 +473,6 @@ class Recipe(Node):
         found |= {f"scorer.{model}": self.scorer_of(model).resources for model in self.scored_models}
         found["reward"] = self.reward.resources
         return {role: found[role] for role in self.elastic_roles} | {"learner": self.learner.resources}
-
-    @property
-    def biases(self) -> tuple[str, ...]:
-        """Refused combinations that this recipe runs all the same, by name: `objective.allow_biased`."""
-        return rules.biases(self)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed and rarely meant, a line each."""
-        return rules.warnings(self)
 
     def path_of(self, model: str, swap: int = 0) -> str:
         """A model's path, or the one swapped in for step `swap`; that of one that follows the student is the

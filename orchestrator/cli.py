@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from configs import rules
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
 from configs.refusal import printable, reason
@@ -75,9 +76,9 @@ def check(
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
         f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
     )
-    for warning in (*resolved.warnings, *inputs.warnings):
+    for warning in (*rules.warnings(resolved), *inputs.warnings):
         console.print(f"warning: {warning}", markup=False)
-    for bias in resolved.biases:
+    for bias in rules.biases(resolved):
         console.print(f"biased on request: {bias}", markup=False)
     if cluster:
         for line in files.describe_files(resolved, inputs):

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from configs import rules
 from configs.load import RecipeError, dump_recipe, with_swaps
 from configs.schema import Recipe
 from objectives.curriculum import Action, Ladder, judge
@@ -326,9 +327,9 @@ class Run:
         return {t.uid: why for t, why in known.items() if t.index >= HELDOUT_INDEX or t.index in ledger}
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
-        for warning in (*self.recipe.warnings, *self.inputs.warnings):
+        for warning in (*rules.warnings(self.recipe), *self.inputs.warnings):
             self.observer.notice(f"warning: {warning}")
-        for bias in self.recipe.biases:
+        for bias in rules.biases(self.recipe):
             self.observer.notice(f"biased on request: {bias}")
         self.observer.phase("starting the engines")
         step = self.progress.step + 1
@@ -510,7 +511,7 @@ class Run:
             "seconds": time.monotonic() - self._began,
             "seconds_startup": self._startup,
             "evaluation": self.evaluations,
-            "biased": list(self.recipe.biases),
+            "biased": list(rules.biases(self.recipe)),
             "swaps": self.swaps(),
             "skipped": self.skipped,
             "updates_skipped": self.progress.skips.to_state(),

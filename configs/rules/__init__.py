@@ -8,29 +8,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from configs.refusal import RecipeError
 from configs.rules.biased import BIASED
 from configs.rules.meaningless import MEANINGLESS, VLLM_MAX_TOPK
 from configs.rules.warned import WARNED
-
-if TYPE_CHECKING:
-    from configs.schema import Recipe
+from configs.schema import Recipe
 
 __all__ = ["BIASED", "MEANINGLESS", "VLLM_MAX_TOPK", "WARNED", "biases", "refuse", "warnings"]
 
 
 def refuse(recipe: Recipe) -> None:
-    """Raise ValueError for the first rule that the recipe breaks."""
+    """Raises RecipeError for the first rule that the recipe breaks."""
     unknown = set(recipe.objective.allow_biased) - BIASED.keys()
     if unknown:
-        raise ValueError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
+        raise RecipeError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
     for rule in MEANINGLESS:
         if finding := rule(recipe):
-            raise ValueError(finding)
+            raise RecipeError(finding)
     for name, rule in BIASED.items():
         if name not in recipe.objective.allow_biased and (finding := rule(recipe)):
-            raise ValueError(f"{finding} (for a study: objective.allow_biased: [{name}])")
+            raise RecipeError(f"{finding} (for a study: objective.allow_biased: [{name}])")
 
 
 def biases(recipe: Recipe) -> tuple[str, ...]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from configs.rules.rule import Finding, Rule
-
-if TYPE_CHECKING:
-    from configs.schema import Recipe
+from configs.schema import Recipe
 
 
 def _k1_in_loss(recipe: Recipe) -> Finding:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
 from configs.rules.rule import Finding, Rule
-
-if TYPE_CHECKING:
-    from configs.schema import Recipe
+from configs.schema import Recipe
 
 VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
 

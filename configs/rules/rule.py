@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from configs.schema import Recipe
+from configs.schema import Recipe
 
 Finding = str | None
-Rule = Callable[["Recipe"], Finding]
+Rule = Callable[[Recipe], Finding]

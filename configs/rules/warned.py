@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from configs.node import STUDENT
 from configs.rules.rule import Finding, Rule
-
-if TYPE_CHECKING:
-    from configs.schema import Recipe
+from configs.schema import Recipe
 
 
 def _forward_on_the_students_support(recipe: Recipe) -> Finding:
