@@ -15,11 +15,12 @@ from pathlib import Path
 from actors.models.model_files import hidden_width, key_values_per_token, parameters
 from configs.load import model_directory
 from configs.node import STUDENT
+from configs.places import places
 from configs.schema import Recipe, Rollout, Scorer
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size
-from orchestrator.preflight.files import Inputs, places
+from orchestrator.preflight.files import Inputs
 from orchestrator.preflight.finding import GIB, Finding, counted, size
 from orchestrator.preflight.node_capacity import compare_nodes
 from orchestrator.preflight.placement import Bundle, Node, Placed, place

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from configs.load import RecipeError
 from configs.node import STUDENT
+from configs.places import Place
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Recipe
-
-if TYPE_CHECKING:
-    from orchestrator.preflight.files import Place
 
 
 def common_ends(recipe: Recipe, ends: Mapping[Place, frozenset[int]], vocabulary: int) -> tuple[int, ...]:

@@ -10,13 +10,14 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from actors.models.model_faults import unreadable
 from actors.models.model_files import context_length, end_token_ids, logit_width, parameters, weight_bytes
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
+from configs.places import Place, places
 from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.pools.layout import demands
@@ -41,16 +42,6 @@ class Inputs:
     version_bytes: int
     parameters: int
     warnings: tuple[str, ...] = ()
-
-
-class Place(NamedTuple):
-    """Where a recipe names a directory: a model's path, or that of a swap."""
-
-    model: str
-    swap: int = 0
-
-    def __str__(self) -> str:
-        return f"models.{self.model}.swaps.{self.swap}" if self.swap else f"models.{self.model}.path"
 
 
 @dataclass(frozen=True)
@@ -123,11 +114,6 @@ def check_swap(recipe: Recipe, swapped: Recipe) -> None:
         raise RecipeError(
             f"swap: it ends at {sorted(more)}, which end no response of this run; use a model that does not"
         )
-
-
-def places(recipe: Recipe) -> list[Place]:
-    """Where the recipe names models that some member serves."""
-    return [Place(name, swap) for name in (STUDENT, *recipe.served_models) for swap in (0, *recipe.models[name].swaps)]
 
 
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:

@@ -18,9 +18,9 @@ from actors.scoring.torch_engine import support_of
 from actors.scoring.vllm_engine import VllmEngine
 from actors.wire.records import ScoreRequest
 from configs.load import RecipeError
+from configs.places import Place
 from configs.schema import Recipe
 from orchestrator.preflight.end_tokens import common_ends
-from orchestrator.preflight.files import Place
 from tests.unit.recipes import CROSS_ENTROPY, REWARDED, loaded
 
 CLASS = {"objective.end_tokens": "class"}
