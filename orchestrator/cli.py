@@ -99,8 +99,8 @@ def audit(
 
     Exit code 1 when it finds a defect.
     """
-    from objectives.audit import audit as audit_objective
-    from objectives.audit import describe
+    from audit import audit as audit_objective
+    from audit import describe
 
     if claims not in (None, "reverse_kl", "forward_kl"):
         raise RecipeError(f"--claims {claims!r}: say reverse_kl or forward_kl")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from audit import Audit, Claim, audit, describe
+from audit.bench import Bench
+from audit.estimate import estimate, production
+from audit.findings import CATALOGUE
+from audit.tree import BATCH, END, PARTS, World, grow, world
 from configs.objective import Objective as ObjectiveConfig
 from objectives import token_kl
-from objectives.audit import Audit, Claim, audit, describe
-from objectives.audit.bench import Bench
-from objectives.audit.estimate import estimate, production
-from objectives.audit.findings import CATALOGUE
-from objectives.audit.tree import BATCH, END, PARTS, World, grow, world
 from objectives.objective import build
 from objectives.schedule import Dials
 from objectives.tokens import Tokens

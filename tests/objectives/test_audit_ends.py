@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from audit import audit
+from audit.bench import Bench
+from audit.estimate import cosine, estimate, production
+from audit.tree import grow, world
+from audit.verdicts import known
 from objectives import objective
-from objectives.audit import audit
-from objectives.audit.bench import Bench
-from objectives.audit.estimate import cosine, estimate, production
-from objectives.audit.tree import grow, world
-from objectives.audit.verdicts import known
 from objectives.schedule import dials_at
 from tests.objectives.enumeration import assert_equal, recipe
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from audit import verdicts
+from audit.bench import TOPK, Bench, Draws
+from audit.estimate import Estimate, Run, cosine, estimate, production
+from audit.findings import finding
+from audit.probes import Subject, corrects_staleness, probe
+from audit.report import Audit, Staleness
+from audit.tree import world
+from audit.verdicts import Claim
 from configs.objective import DATA, Clip
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
-from objectives.audit import verdicts
-from objectives.audit.bench import TOPK, Bench, Draws
-from objectives.audit.estimate import Estimate, Run, cosine, estimate, production
-from objectives.audit.findings import finding
-from objectives.audit.probes import Subject, corrects_staleness, probe
-from objectives.audit.report import Audit, Staleness
-from objectives.audit.tree import world
-from objectives.audit.verdicts import Claim
 from objectives.schedule import Dials, dials_at
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from objectives.audit import promise, targets
-from objectives.audit.bench import Bench, Draws
-from objectives.audit.estimate import Estimate, cosine, scale, without_correction
-from objectives.audit.report import Match, Staleness
+from audit import promise, targets
+from audit.bench import Bench, Draws
+from audit.estimate import Estimate, cosine, scale, without_correction
+from audit.report import Match, Staleness
 
 Claim = Literal["reverse_kl", "forward_kl"]
 CLAIMED = {

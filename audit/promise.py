@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from audit import targets
+from audit.bench import GROUP, Bench
 from configs.objective import DATA
 from objectives import divergence
-from objectives.audit import targets
-from objectives.audit.bench import GROUP, Bench
 from objectives.objective import family, teacher_slots
 
 

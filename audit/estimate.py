@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from objectives.audit.bench import Bench, Draws
+from audit.bench import Bench, Draws
 from objectives.objective import Objective
 from objectives.tokens import Tokens
 

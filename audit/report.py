@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from objectives.audit.findings import Finding
+from audit.findings import Finding
 
 WIDTH = 112
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from objectives.audit.bench import Draws
-from objectives.audit.tree import END
+from audit.bench import Draws
+from audit.tree import END
 from objectives.tokens import Scores, Tokens
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from objectives.audit.bench import Bench, Draws
-from objectives.audit.estimate import NEGLIGIBLE, Estimate, Run, estimate, gradients_at, row_gradients
-from objectives.audit.tree import any_model
-from objectives.audit.variants import padded, with_a_zero, with_unused_places
+from audit.bench import Bench, Draws
+from audit.estimate import NEGLIGIBLE, Estimate, Run, estimate, gradients_at, row_gradients
+from audit.tree import any_model
+from audit.variants import padded, with_a_zero, with_unused_places
 from objectives.objective import teacher_slots
 
 FAINT = 1e-9  # nats; as good as probability 1

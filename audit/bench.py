@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from audit.tree import BATCH, Tree, World, grow
 from configs.objective import Objective as ObjectiveConfig
 from objectives.advantage import group_advantages, returns_to_go
-from objectives.audit.tree import BATCH, Tree, World, grow
 from objectives.divergence import extrapolated
 from objectives.ends import merged, places
 from objectives.objective import slots, teacher_slots

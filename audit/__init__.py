@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from audit.findings import Finding
+from audit.function import audit_function
+from audit.recipe import audit_recipe
+from audit.report import Audit, Match, Staleness, describe
+from audit.verdicts import Claim
 from configs.objective import Objective as ObjectiveConfig
-from objectives.audit.findings import Finding
-from objectives.audit.function import audit_function
-from objectives.audit.recipe import audit_recipe
-from objectives.audit.report import Audit, Match, Staleness, describe
-from objectives.audit.verdicts import Claim
 from objectives.tokens import Tokens
 
 __all__ = ["Audit", "Claim", "Finding", "Match", "Staleness", "audit", "describe"]

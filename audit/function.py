@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from audit import verdicts
+from audit.bench import Bench
+from audit.estimate import production
+from audit.findings import finding
+from audit.probes import Subject, corrects_staleness, probe
+from audit.report import Audit, Match
+from audit.tree import world
+from audit.verdicts import CLAIMED, Claim
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
-from objectives.audit import verdicts
-from objectives.audit.bench import Bench
-from objectives.audit.estimate import production
-from objectives.audit.findings import finding
-from objectives.audit.probes import Subject, corrects_staleness, probe
-from objectives.audit.report import Audit, Match
-from objectives.audit.tree import world
-from objectives.audit.verdicts import CLAIMED, Claim
 from objectives.objective import OwnLoss
 from objectives.schedule import Dials
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from objectives.audit.tree import Tree
+from audit.tree import Tree
 
 
 def kl(a: Tensor, b: Tensor) -> Tensor:
