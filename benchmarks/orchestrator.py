@@ -32,7 +32,8 @@ from actors.scoring.canary import ways_to_batch
 from actors.wire.jobs import LearnerSpec, Share
 from actors.wire.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
 from configs.load import parse_recipe
-from configs.schema import Recipe, Resources, Rule, Sampling, Stream
+from configs.roles import Resources, Rule, Stream
+from configs.schema import Recipe, Sampling
 from orchestrator import run as runs
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools

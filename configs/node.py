@@ -12,6 +12,7 @@ START = "start"  # the same as it was before the first step, where metrics.start
 LARGEST_INTEGER = 2**53  # what every format that a run writes, and a float, holds exactly
 
 Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER)]
+Seconds = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Members = Annotated[int, Field(gt=0, le=65_536)]  # of a role; each is a process
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]

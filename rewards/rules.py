@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from configs.roles import Rule
 from configs.row_fields import answer_of
-from configs.schema import Rule
 
 
 def rule_reward(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from actors.member import Member
 from actors.wire.records import Sample, unpack_samples
-from configs.schema import Rule
+from configs.roles import Rule
 from rewards.rules import rule_reward
 
 

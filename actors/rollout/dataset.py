@@ -10,7 +10,8 @@ from typing import Any
 
 from actors.rollout.writer import Writer
 from actors.wire.records import Request, Sample, pack_samples
-from configs.schema import Sampling, Stream
+from configs.roles import Stream
+from configs.schema import Sampling
 
 
 class Dataset(Writer):

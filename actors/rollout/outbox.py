@@ -9,7 +9,7 @@ import asyncio
 from contextlib import suppress
 
 from actors.wire.records import Sample
-from configs.schema import Stream
+from configs.roles import Stream
 
 
 class Outbox:

@@ -20,9 +20,10 @@ from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
 from actors.turn import Idle
 from actors.wire.records import Request, Sample, pack_samples
+from configs.roles import Rollout as RolloutConfig
+from configs.roles import Stream
 from configs.rules import VLLM_MAX_TOPK
-from configs.schema import Rollout as RolloutConfig
-from configs.schema import Sampling, Stream
+from configs.schema import Sampling
 
 
 class Rollout(Writer):

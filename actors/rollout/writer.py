@@ -14,7 +14,8 @@ from typing import Any
 
 from actors.member import Member
 from actors.wire.records import BlockHeader, Request, join_samples
-from configs.schema import Sampling, Stream
+from configs.roles import Stream
+from configs.schema import Sampling
 
 Part = tuple[Any, BlockHeader]
 

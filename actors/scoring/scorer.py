@@ -34,7 +34,7 @@ from actors.wire.records import (
     pack_scores,
     unpack_samples,
 )
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Scorer as ScorerConfig
 
 
 class Scorer(Member):

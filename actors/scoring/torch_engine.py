@@ -22,7 +22,7 @@ from actors.models.stored import stored
 from actors.scoring.engine import Item
 from actors.scoring.prefix_cache import PrefixCache
 from actors.wire.records import Score, ScoreRequest
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Scorer as ScorerConfig
 from objectives import ends
 from objectives.divergence import entropy
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from actors.scoring.engine import Item
 from actors.wire.records import Score, ScoreRequest
+from configs.roles import Scorer as ScorerConfig
 from configs.rules import VLLM_MAX_TOPK
-from configs.schema import Scorer as ScorerConfig
 
 
 class VllmEngine:

@@ -40,7 +40,8 @@ from actors.wire.records import (
     trained_batch,
     unpack_samples,
 )
-from configs.schema import Rule, Sampling, Simulated, Stream
+from configs.roles import Rule, Simulated, Stream
+from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
 REFERENCE_KL = 0.01  # nats a token

@@ -17,7 +17,8 @@ from actors.shared_memory import shared_folder
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
-from configs.schema import Recipe, Resources
+from configs.roles import Resources
+from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, Transport

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.schema import Deadlines
+from configs.roles import Deadlines
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.sick import Shortages, remedy, shortage
 from orchestrator.pools.suspects import DEATHS

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from configs.schema import Resources
+from configs.roles import Resources
 from orchestrator.pools.sick import Fault, fault_of
 
 

@@ -16,7 +16,8 @@ from actors.models.model_files import hidden_width, key_values_per_token, parame
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.places import places
-from configs.schema import Recipe, Rollout, Scorer
+from configs.roles import Rollout, Scorer
+from configs.schema import Recipe
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.node import STUDENT
-from configs.schema import Learner, Recipe, Rollout, Scorer
+from configs.roles import Learner, Rollout, Scorer
+from configs.schema import Recipe
 from orchestrator.preflight.finding import GIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from actors.wire.records import SampleHeader
-from configs.schema import EarlyStop
+from configs.roles import EarlyStop
 from orchestrator.pools.pool import Pool, PoolMember
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from configs.objective import Route
 from configs.refusal import RecipeError, shortened, shown
+from configs.roles import Rule
 from configs.row_fields import answer_of
-from configs.schema import Rule
 from configs.text_file import read_text
 
 Rows = Mapping[int, Mapping[str, Any]]  # by line of the file, from 1

@@ -14,7 +14,8 @@ import pytest
 
 from actors.wire.jobs import LearnerSpec
 from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
-from configs.schema import Recipe, Stream
+from configs.roles import Stream
+from configs.schema import Recipe
 from objectives.schedule import dials_at
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
@@ -269,7 +270,7 @@ def _logprobs(bench: Bench, payload: pa.RecordBatch) -> dict[str, np.ndarray]:
 
 
 def test_rewards_are_numbers_by_uid(bench: Bench) -> None:
-    from configs.schema import Rule
+    from configs.roles import Rule
 
     (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
     *asked, _ = (s.uid for s in unpack_samples(payload))

@@ -29,9 +29,10 @@ from actors.wire.records import (
     pack_samples,
     unpack_samples,
 )
-from configs.schema import Resources, Sampling, Stream
-from configs.schema import Rollout as RolloutConfig
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Resources, Stream
+from configs.roles import Rollout as RolloutConfig
+from configs.roles import Scorer as ScorerConfig
+from configs.schema import Sampling
 from orchestrator.pools.layout import environment
 
 VOCABULARY, LENGTH, SEGMENT = 259, 23, 5

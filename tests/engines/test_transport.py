@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from actors.member import Member
-from configs.schema import Resources
+from configs.roles import Resources
 from orchestrator.pools.pool import Pool, PoolMember
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport
 from tests.processes import alive

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Rule
+from configs.roles import Rule
 from rewards.rules import rule_reward
 
 

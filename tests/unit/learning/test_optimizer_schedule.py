@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.learning.optimizer import learning_rate
-from configs.schema import Optimizer
+from configs.roles import Optimizer
 
 
 def rates(steps: int, **config: object) -> list[float]:

@@ -19,7 +19,7 @@ from actors.scoring.torch_engine import TorchEngine
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, Sample, ScoreRequest, pack_samples, pack_scores
 from configs.objective import Objective
-from configs.schema import Scorer
+from configs.roles import Scorer
 from objectives import objective
 from objectives.schedule import dials_at
 

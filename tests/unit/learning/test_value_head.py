@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.learning.value_head import ValueHead
-from configs.schema import ValueHead as ValueHeadConfig
+from configs.roles import ValueHead as ValueHeadConfig
 
 WIDTH = 8
 

@@ -17,7 +17,7 @@ from actors.models.probe import Gaps, decide, probe, tolerance, unbounded_gap
 from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest
-from configs.schema import Scorer
+from configs.roles import Scorer
 from scripts.sweep_models import LIMIT, configuration, look
 from tests.probed import REQUIRED, write
 

@@ -15,7 +15,7 @@ import pytest
 from actors.member import Member
 from actors.simulated.members import SimulatedScorer
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
-from configs.schema import Deadlines, Resources
+from configs.roles import Deadlines, Resources
 from orchestrator.pools.pool import CallFailed, DiedStarting, Patience, Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.pools.waiting import WaitingLine

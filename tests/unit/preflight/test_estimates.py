@@ -12,7 +12,8 @@ import pytest
 from actors.models import model_files
 from actors.wire.records import Sample, Score, pack_samples, pack_scores, trained_batch
 from configs.hardware import resolve_dtypes
-from configs.schema import Learner, Recipe
+from configs.roles import Learner
+from configs.schema import Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size
 from tests.unit.recipes import loaded

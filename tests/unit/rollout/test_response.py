@@ -12,7 +12,7 @@ import pytest
 from actors.rollout.outbox import Outbox
 from actors.rollout.response import Response
 from actors.wire.records import Request, Sample, header_of
-from configs.schema import Stream
+from configs.roles import Stream
 
 REQUEST = Request("a", "a", 0, 1, [7, 8], topk=2)
 

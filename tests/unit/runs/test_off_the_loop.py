@@ -25,9 +25,9 @@ from actors.rollout.rollout import Rollout
 from actors.scoring.scorer import Scorer
 from actors.rollout.teacher_rollout import TeacherRollout
 from configs.load import load_recipe
-from configs.schema import Rollout as RolloutConfig
+from configs.roles import Rollout as RolloutConfig
 from configs.schema import Sampling
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Scorer as ScorerConfig
 from orchestrator.pools.pool import quote_log
 from orchestrator.run import DONE, STOPPED, Run
 from tests.off_the_loop import OURS, Guard, OnTheLoop, off_the_loop

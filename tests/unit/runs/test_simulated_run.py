@@ -25,7 +25,7 @@ from actors.metrics import STEP_METRICS
 from actors.wire.records import BadWeights, ScoreHeader, unpack_samples
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import RecipeError
-from configs.schema import Resources
+from configs.roles import Resources
 from orchestrator.samples.buffer import Scored
 from orchestrator.weights.learner_group import LearnerGroup
 from orchestrator.pools.pool import Pool, PoolMember, RoleFailed

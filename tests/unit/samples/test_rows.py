@@ -9,8 +9,8 @@ import pytest
 
 from configs.objective import Route
 from configs.refusal import RecipeError
+from configs.roles import Rule
 from configs.row_fields import Template, field_of
-from configs.schema import Rule
 from orchestrator.samples.flow import teacher_of
 from orchestrator.samples.rows import check_answers, check_route
 

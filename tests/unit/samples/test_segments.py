@@ -14,7 +14,7 @@ from actors.scoring.beginnings import Beginnings
 from actors.simulated import members
 from actors.simulated.members import SimulatedRollout, SimulatedScorer
 from actors.wire.records import SampleHeader, unpack_samples
-from configs.schema import EarlyStop
+from configs.roles import EarlyStop
 from orchestrator.pools.transport import ValueLost
 from orchestrator.run import DONE
 from orchestrator.samples.buffer import Scored

@@ -15,7 +15,8 @@ from actors.rollout.dataset import Dataset
 from actors.simulated.decoding import Decoding, Piece
 from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer
 from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, header_of, pack_samples, unpack_samples
-from configs.schema import Rule, Sampling, Simulated, Stream
+from configs.roles import Rule, Simulated, Stream
+from configs.schema import Sampling
 
 SAMPLING = Sampling(max_response_tokens=16)
 REQUESTS = [Request(f"{i:08d}.000", f"{i:08d}", 0, 100 + i, [1, 2]) for i in range(12)]

@@ -15,7 +15,8 @@ import pytest
 from actors.member import Member
 from actors.simulated import members
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
-from configs.schema import Recipe, Resources
+from configs.roles import Resources
+from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.telemetry import MemberClock, Meter
 from orchestrator.pools.transport import GangSpec, LocalTransport

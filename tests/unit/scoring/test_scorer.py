@@ -13,7 +13,7 @@ import pytest
 from actors.scoring.engine import Item
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Sample, Score, ScoreHeader, ScoreRequest, ScoreTable, pack_samples
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Scorer as ScorerConfig
 
 BUDGET = 10  # tokens a batch
 SAMPLED = ScoreRequest("sampled")

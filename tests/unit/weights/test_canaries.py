@@ -15,8 +15,8 @@ from actors.scoring.canary import canary_texts, suspicion_of
 from actors.scoring.scorer import Scorer
 from actors.simulated.members import SimulatedScorer
 from actors.wire.records import Score
-from configs.schema import Resources
-from configs.schema import Scorer as ScorerConfig
+from configs.roles import Resources
+from configs.roles import Scorer as ScorerConfig
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied

@@ -1,0 +1,226 @@
+"""What a recipe says of each role: members, resources, engines, deadlines."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that computes the model
+
+Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
+
+
+class Resources(Node):
+    """What one actor of a role takes. `cpus` and `gpus` may be fractions; `threads` is the OpenMP pool."""
+
+    cpus: Annotated[float, Field(ge=0.0)] = 0.5
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    threads: Positive = 2
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("gpus")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("above 1 it must be whole; Ray gives a share of one GPU, or whole ones")
+        return gpus
+
+
+class Rollout(Node):
+    """Student rollout members. `max_concurrent` bounds the responses one engine decodes at a time.
+
+    `on_update`: across a weight update running responses go on (`keep`; every token carries its version), or end there
+    and are sampled again (`abort`). `keep_key_values`: those that go on keep the key-values of the old weights instead
+    of computing them anew.
+    """
+
+    engine: Literal["vllm", "simulated"] = "vllm"
+    members: Members = 1
+    resources: Resources = Resources()
+    dtype: Dtype = "auto"
+    max_context_tokens: Positive = 512
+    max_concurrent: Positive = 64
+    kv_cache_gib: Positive = 1
+    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    tensor_parallel: Positive = 1
+    eager: bool = True
+    on_update: Literal["keep", "abort"] = "keep"
+    keep_key_values: bool = False
+
+
+class Scorer(Node):
+    """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
+
+    `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
+    `score_cache_mib` bounds the scores kept of teachers' and datasets' own responses, which come again.
+    `max_queued_tokens`: with so many tokens a member is given no further request, and while more wait for each member,
+    nothing new is sampled. `hedge_seconds`: a request that takes longer is asked of a second member too, and the first
+    answer counts; null never does.
+    """
+
+    engine: Literal["torch", "vllm", "simulated"] = "torch"
+    members: Members = 1
+    resources: Resources = Resources()
+    dtype: Dtype = "auto"
+    attention: Attention = "auto"
+    tokens_per_batch: Positive = 1024
+    cache_tokens: NonNegative = 16384
+    score_cache_mib: NonNegative = 64
+    max_queued_tokens: Positive = 262_144
+    hedge_seconds: Seconds | None = None
+    max_context_tokens: Positive = 1024
+    kv_cache_gib: Positive = 1
+    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+
+
+class Rule(Node):
+    """One rule reward. `length` counts response tokens (1 inside [low, high]); `overlong` is 0 up to `low` tokens and
+    falls to -1 at `high` (DAPO); the others look at the text."""
+
+    kind: Literal["length", "contains", "regex", "exact", "overlong"]
+    weight: float = 1.0
+    text: str | None = None  # contains, regex: the pattern
+    field: str = "answer"  # exact: the row field that holds the expected text; dots lead into what is nested
+    low: NonNegative = 0
+    high: Positive = 1_000_000
+
+    @model_validator(mode="after")
+    def _has_its_pattern(self) -> Rule:
+        if self.kind in ("contains", "regex") and not self.text:
+            raise ValueError(f"a {self.kind} rule needs text")
+        if self.kind == "regex":
+            try:
+                re.compile(self.text or "")
+            except re.error as error:
+                raise ValueError(f"{self.text!r} is no regular expression ({error})") from None
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}; no response could be that long")
+        return self
+
+
+class Reward(Node):
+    """Reward workers: the weighted sum of `rules`, plus the score of a reward model, a sequence classifier with one
+    output that shares the student's tokenizer, where `model` names its directory."""
+
+    engine: Literal["rules", "simulated"] = "rules"
+    members: Members = 1
+    resources: Resources = Resources(cpus=0.1, threads=1)
+    rules: tuple[Rule, ...] = ()
+    model: str | None = None
+    model_weight: float = 1.0
+
+    @property
+    def earns(self) -> bool:
+        return bool(self.rules) or self.model is not None
+
+
+class Optimizer(Node):
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: NonNegative = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
+
+
+class ValueHead(Node):
+    """Optimizer of a value head, beside the policy's: its gradient takes no part in the policy's norm. AdamW with the
+    policy's betas, warm-up and decay. A linear map that starts at zero takes a larger rate than a pretrained policy."""
+
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
+
+
+class Learner(Node):
+    """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
+
+    `packing`: several sequences in a row without padding. `auto`: where a probe finds that none sees another; true: the
+    same, and a model that leaks is refused; false: never.
+
+    `dropout`: drop what the student's configuration says while it trains; by default nothing, so that log-probs are
+    those of the policy that sampled.
+    """
+
+    engine: Literal["deepspeed", "simulated"] = "deepspeed"
+    ranks: Members = 1
+    resources: Resources = Resources()
+    dtype: Dtype = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    gradient_checkpointing: bool = False
+    attention: Attention = "auto"
+    packing: Literal["auto"] | bool = "auto"
+    tokens_per_chunk: Positive = 256
+    dropout: bool = False
+    optimizer: Optimizer
+    value_head: ValueHead = ValueHead()
+
+    @property
+    def deepspeed_stage(self) -> int:
+        """The stage that DeepSpeed is asked for. Under bf16 its stage 0 takes no float32 gradients, and stage 1 keeps
+        them twice and moves no states to the host: stage 2 takes the same steps, and shards gradients too."""
+        return max(2, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
+
+
+class Simulated(Node):
+    """Speeds of members with `engine: simulated`, which sleep instead of computing."""
+
+    rollout_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
+    score_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
+    learn_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class EarlyStop(Node):
+    """A response is cut once `after_tokens` of it are scored and the mean log-ratio of the tokens scored so far, log p
+    of the teacher less log q of the sampler, is below `log_ratio`, nats a token."""
+
+    log_ratio: Annotated[float, Field(lt=0.0, allow_inf_nan=False)]
+    after_tokens: Positive
+
+
+class Stream(Node):
+    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many."""
+
+    coalesce_ms: Annotated[float, Field(ge=0.0)] = 20.0
+    coalesce_samples: Positive = 64
+
+
+class Deadlines(Node):
+    """Seconds after which a member that has not answered counts as hung, and is replaced. `generate`: between two
+    blocks, while it owes some; `start`: also to swap in other weights; `load`: also to take in what it is asked for;
+    `learn`: an update, an evaluation, a save."""
+
+    start: Seconds = 900.0
+    generate: Seconds = 1800.0
+    score: Seconds = 600.0
+    reward: Seconds = 300.0
+    load: Seconds = 600.0
+    learn: Seconds = 3600.0
+
+    def of(self, method: str) -> float:
+        """The deadline of a call by the method's name."""
+        return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
+
+
+_DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start", "canary": "score"} | dict.fromkeys(
+    ("submit", "cut", "ping"), "load"
+)
+
+
+class Bounds(Node):
+    """Members that autoscaling may give a role."""
+
+    min: Members
+    max: Members
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Bounds:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; swap them")
+        return self

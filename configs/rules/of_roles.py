@@ -1,0 +1,99 @@
+"""Combinations without a meaning, of roles and what they take; a part of MEANINGLESS."""
+
+from __future__ import annotations
+
+from configs.rules.rule import Finding, Rule
+from configs.schema import Recipe
+
+
+def _split_engines(recipe: Recipe) -> Finding:
+    for role, config in (("rollout", recipe.rollout), ("teacher_rollout", recipe.teacher_rollout)):
+        gpus, parallel = config.resources.gpus, config.tensor_parallel
+        if parallel > 1 and gpus != parallel:
+            return f"{role}.tensor_parallel: {parallel} needs {role}.resources.gpus: {parallel}, found {gpus:g}"
+    return None
+
+
+def _colocations(recipe: Recipe) -> Finding:
+    """Turns need phases that alternate, shares of GPUs, and a learner whose states move."""
+    if not recipe.colocate:
+        return None
+    if recipe.max_staleness:
+        return (
+            f"colocate: learner and rollouts take turns, so nothing can run ahead; set max_staleness: 0, found "
+            f"{recipe.max_staleness}, or give the learner GPUs of its own"
+        )
+    for role, resources in recipe.resources_of_roles.items():
+        if resources.gpus >= 1:
+            return (
+                f"{role}.resources.gpus: {resources.gpus:g} leaves no room for others on its GPU; under colocate give "
+                "each role a share below 1"
+            )
+    learner = recipe.learner
+    if learner.ranks > 1 and 0 < learner.resources.gpus <= 0.5:
+        return (
+            f"learner.resources.gpus: two ranks of {learner.resources.gpus:g} may come to lie on one GPU, which NCCL "
+            "refuses; under colocate give a rank more than half"
+        )
+    if learner.engine == "deepspeed" and learner.zero_stage == 0:
+        return "learner.zero_stage: DeepSpeed moves no states under 0; under colocate use 1, or 2 or 3"
+    if learner.engine == "deepspeed" and learner.zero_stage == 3 and learner.offload_optimizer == "none":
+        return (
+            "learner.offload_optimizer: under zero_stage: 3 DeepSpeed moves no optimizer but its own; under colocate "
+            "set it to cpu, or use zero_stage: 2"
+        )
+    return None
+
+
+def _streams(recipe: Recipe) -> Finding:
+    if recipe.early_stop and not recipe.stream_tokens:
+        return "early_stop: judges a response by the segments scored so far; set stream_tokens, or remove it"
+    if recipe.rollout.keep_key_values and recipe.rollout.on_update == "abort":
+        return "rollout.keep_key_values: under on_update: abort no running response has any left; use on_update: keep"
+    return None
+
+
+def _autoscales(recipe: Recipe) -> Finding:
+    members = recipe.elastic_roles
+    for role, bounds in recipe.autoscale.items():
+        if role not in members:
+            return f"autoscale.{role}: no elastic role of this recipe; allowed: {[*members]}"
+        if not bounds.min <= members[role] <= bounds.max:
+            return (
+                f"autoscale.{role}: {role}.members: {members[role]} is outside [{bounds.min}, {bounds.max}]; start "
+                "with a number inside"
+            )
+    return None
+
+
+def _contexts(recipe: Recipe) -> Finding:
+    response = recipe.sampling.max_response_tokens
+    if response >= recipe.rollout.max_context_tokens:
+        return (
+            f"sampling.max_response_tokens: {response} leaves no room for a prompt in "
+            f"rollout.max_context_tokens: {recipe.rollout.max_context_tokens}"
+        )
+    if recipe.sampled_teacher and response >= recipe.teacher_rollout.max_context_tokens:
+        return (
+            f"sampling.max_response_tokens: {response} leaves no room for a prompt in "
+            f"teacher_rollout.max_context_tokens: {recipe.teacher_rollout.max_context_tokens}"
+        )
+    length = recipe.objective.length
+    if length and length.caps[-1] > response:
+        return (
+            f"objective.length.caps: {length.caps[-1]} exceeds sampling.max_response_tokens: {response}, for which "
+            "room is made; raise that"
+        )
+    if length and length.gate and length.gate.eval_length > response:
+        return f"objective.length.gate.eval_length: {length.gate.eval_length} exceeds sampling.max_response_tokens"
+    if length and length.gate and recipe.data.heldout is None:
+        return "objective.length.gate: the entropy is measured on held-out prompts; give data.heldout"
+    if length and length.gate and (recipe.sampling.temperature, recipe.sampling.top_p) != (1.0, 1.0):
+        return (
+            "objective.length.gate: the entropy is that of responses sampled at temperature 1; set "
+            "sampling.temperature: 1.0 and top_p: 1.0, or remove the gate"
+        )
+    return None
+
+
+OF_ROLES: tuple[Rule, ...] = (_split_engines, _colocations, _streams, _autoscales, _contexts)
