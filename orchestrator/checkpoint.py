@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.modes import open_up
-
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
@@ -188,3 +186,26 @@ def _sync(*paths: Path) -> None:
 
 def _bytes(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Give a whole folder that people read its name, in place of an earlier one."""
+    open_up(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def open_up(folder: Path) -> None:
+    """Give a folder and all that is in it the modes that this process's umask says: safetensors writes through a
+    temporary file that its owner alone may read. Raises OSError."""
+    umask = _own_umask()
+    for path in (folder, *folder.rglob("*")):
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+        if not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+
+
+def _own_umask() -> int:
+    """Read, and not set to be read: another thread may be making a file."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)

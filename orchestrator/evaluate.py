@@ -74,6 +74,11 @@ class Evaluation:
         self._suspects = suspects
         self._skip = skip
 
+    @property
+    def prompts(self) -> int:
+        """How many there are."""
+        return len(self._prompts)
+
     async def run(self, version: int, dials: Dials, record: Path | None, cap: int | None = None) -> Found | None:
         """Means over response tokens (KLs, entropy: nats) and responses (length, reward), of responses of up to `cap`
         tokens; None without held-out prompts, and where none could be scored."""

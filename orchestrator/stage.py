@@ -8,10 +8,9 @@ they sample again. The loops meet in the dispatch and the buffer, nowhere else.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,23 +18,21 @@ from typing import Any
 from actors.metrics import step_line
 from actors.wire.records import BrokenWeights
 from configs.schema import Recipe
-from objectives.curriculum import Ladder
 from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
 from orchestrator.pools.pool import Pool, PoolMember
 from orchestrator.pools.pools import Pools
-from orchestrator.pools.suspects import Suspects
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
+from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Buffer, Scored
 from orchestrator.samples.credit import groups_without_signal, rewards_by_group
 from orchestrator.samples.dispatch import Dispatch, Lease, Room, room_for, source_of
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.intake import Intake
-from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import PromptStream
 from orchestrator.samples.signals import Signals
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
-from orchestrator.weights.skipped_updates import SkippedUpdates, named
+from orchestrator.weights.skipped_updates import named
 from orchestrator.weights.versions import Versions
 
 BARREN = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
@@ -44,27 +41,6 @@ SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 class NotFinite(Exception):
     """The learner's loss, gradients or weights are not finite, and going on would not mend it."""
-
-
-@dataclass
-class Progress:
-    """What a resume needs to go on: steps made, the version of the weights they led to, the prompt groups they have
-    trained, the reference's coefficient where it adapts, where the length curriculum stands, which groups are
-    suspected of killing members, how often those that are not trained were sampled again for their age, and which steps
-    skipped an update."""
-
-    step: int = 0
-    version: int = 0
-    ledger: Ledger = field(default_factory=Ledger)
-    beta: float = 0.0
-    ladder: Ladder = field(default_factory=Ladder)
-    suspects: Suspects = field(default_factory=Suspects)
-    drops: Counter[int] = field(default_factory=Counter)
-    skips: SkippedUpdates = field(default_factory=SkippedUpdates)
-
-    def passed_over(self, groups_per_step: int) -> int:
-        """Prompt groups that are behind the run and made up no step: none of their samples could be trained."""
-        return self.ledger.count - self.step * groups_per_step
 
 
 @dataclass
@@ -82,7 +58,6 @@ class Stage:
     after_publish: Callable[[], Awaitable[None]]
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
     notice: Callable[[str], None]
-    skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained
 
     def __post_init__(self) -> None:
         batch, writers = self.recipe.batch, self.pools.writers()
@@ -120,7 +95,7 @@ class Stage:
             self.recipe.early_stop,
             self.notice,
             self._moved.set,
-            self.skipped,
+            self.progress.skipped,
         )
 
     async def run(self) -> None:

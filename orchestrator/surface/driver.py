@@ -71,8 +71,8 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
             elastic.scale(arguments)
         elif command == "swap":
             try:
-                run.swap(arguments)
-                await run.written()
+                run.swaps.ask(arguments)
+                await run.swaps.written()
             except (RecipeError, OSError) as error:  # the command has looked: the run has moved on since
                 run.observer.notice(f"swap: {error}")
 

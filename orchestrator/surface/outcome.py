@@ -52,11 +52,11 @@ class Outcome:
         tokenizer = self.training.inputs.tokenizer
         if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids))):
             console.print(answers_table(answers))
-        before, after = self.training.evaluations["before"], self.training.evaluations["after"]
+        before, after = self.training.progress.evaluations["before"], self.training.progress.evaluations["after"]
         if before and after and before["reverse_kl"]:
             change = 100.0 * (after["reverse_kl"] / before["reverse_kl"] - 1.0)
             teachers = self.training.recipe.objective.teachers
-            between = any(swap["model"] in teachers for swap in self.training.swaps())
+            between = any(swap["model"] in teachers for swap in self.training.swaps.so_far())
             swapped = "; another teacher was swapped in between" if between else ""
             console.print(
                 f"reverse KL on held-out prompts: {before['reverse_kl']:.3f} -> {after['reverse_kl']:.3f} nats a token "

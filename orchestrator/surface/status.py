@@ -49,7 +49,7 @@ def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
             }
             for role, pool in pools.items()
         ],
-        "swaps": run.swaps(),
+        "swaps": run.swaps.so_far(),
         "seconds": use.seconds if use else None,
         "samples_per_step": run.recipe.samples_per_step,
         "bottleneck": verdict

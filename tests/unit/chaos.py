@@ -173,7 +173,7 @@ class Chaos:
             last = max(deaths, default=0) - 1  # a death is found a step late, where a node took the learner along
             since = next((i for i, step in enumerate(deaths) if step >= last), 0)
             return run.progress.step > last + 2 or len(deaths) - since < REBUILDS - 1
-        nearly = [index for index, deaths in run.suspects.alone.items() if deaths >= DEATHS - 1]
+        nearly = [index for index, deaths in run.progress.suspects.alone.items() if deaths >= DEATHS - 1]
         evaluating = run.stage is None
         return role != "rollout" or not any(
             evaluating if index >= HELDOUT_INDEX else index not in run.progress.ledger for index in nearly

@@ -23,6 +23,7 @@ from typing import Any
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from configs.load import load_recipe
 from orchestrator import checkpoint
+from orchestrator.between_steps.saving import Saver
 from orchestrator.evaluate import Evaluation
 from orchestrator.run import DONE, Run
 from orchestrator.samples.flow import Flow
@@ -42,7 +43,7 @@ PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "publishing": (Versions.publish, checkpoint.claim_version),
     "pulling": (SimulatedRollout.load,),
     "recording": (Run._after_step,),
-    "saving": (Run._save, SimulatedLearner.save, checkpoint.partial_folder, checkpoint.seal),
+    "saving": (Saver.save, SimulatedLearner.save, checkpoint.partial_folder, checkpoint.seal),
     "writing": (Path.write_text, checkpoint.write_whole),
     "ending": (Run.summarise, SimulatedLearner.export),
 }

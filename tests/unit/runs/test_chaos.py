@@ -131,6 +131,6 @@ def test_chaos_beside_a_poisoned_sample(
     code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE and "node" in chaos.done
     assert bool(sum(line["samples_aged"] for line in metrics(tmp_path))) == (on_stale != "wait")
-    assert f"{GROUPS:08d}.000" in simulation.run.skipped
+    assert f"{GROUPS:08d}.000" in simulation.run.progress.skipped
     guilty = {f"{GROUPS:08d}.{sample:03d}" for sample in range(EACH)}
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 1, guilty)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedScorer
+from orchestrator.between_steps.measuring import Measurements
 from orchestrator.samples.buffer import Scored
 from orchestrator.evaluate import Found, compared
 from orchestrator.weights.learner_group import LearnerGroup
@@ -30,9 +31,9 @@ def reject(monkeypatch: pytest.MonkeyPatch, *calls: set[str]) -> None:
     """What the reward workers give no number to in each evaluation, in order."""
     reward, evaluations = SimulatedReward.reward, iter(calls)
     now: list[set[str]] = []
-    run = Run._evaluate
+    run = Measurements.evaluate
 
-    async def counted(self: Run, when: str) -> Any:
+    async def counted(self: Measurements, when: str) -> Any:
         now[:] = [next(evaluations, set())]
         return await run(self, when)
 
@@ -40,7 +41,7 @@ def reject(monkeypatch: pytest.MonkeyPatch, *calls: set[str]) -> None:
         found = reward(self, *arguments)
         return {uid: float("nan") if now and uid in now[0] else value for uid, value in found.items()}
 
-    monkeypatch.setattr(Run, "_evaluate", counted)
+    monkeypatch.setattr(Measurements, "evaluate", counted)
     monkeypatch.setattr(SimulatedReward, "reward", with_nan)
 
 

@@ -93,7 +93,7 @@ def logged(self: Member, path: str) -> int:
 def test_a_run_with_checkpoints_evaluations_and_a_swap_blocks_nothing(tmp_path: Path, nothing_blocks: None) -> None:
     def swap(run: Run, line: Any) -> None:
         if line["step"] == 2:
-            run.swap({"teacher": "/b"})
+            run.swaps.ask({"teacher": "/b"})
 
     settings = recipe(tmp_path, checkpoint={"every": 2}, evaluate={"every": 3}, record={"every": 1})
     simulation = Simulation(settings, on_step=swap)

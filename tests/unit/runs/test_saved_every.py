@@ -46,8 +46,8 @@ def test_what_a_thread_writes_is_not_what_the_run_goes_on_with(tmp_path: Path, m
     seal = checkpoint.seal
 
     def late(run: Path, folder: Path, state: Mapping[str, Any], *rest: Any) -> Path:
-        simulation.run.skipped["00000000.000"] = "x"
-        simulation.run.evaluations["steps"].append({"step": 99})
+        simulation.run.progress.skipped["00000000.000"] = "x"
+        simulation.run.progress.evaluations["steps"].append({"step": 99})
         return seal(run, folder, state, *rest)
 
     monkeypatch.setattr(checkpoint, "seal", late)

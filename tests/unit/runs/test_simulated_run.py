@@ -420,7 +420,7 @@ def test_rejected_samples_are_dropped_and_counted_and_training_goes_on(tmp_path:
 def test_a_skipped_held_out_prompt_is_named_by_its_text(tmp_path: Path) -> None:
     simulation = Simulation(recipe(tmp_path))
     simulation.directory.mkdir(parents=True)
-    simulation.run.skipped["90000001.000"] = "quarantined"
+    simulation.run.progress.skipped["90000001.000"] = "quarantined"
     asyncio.run(simulation.run.summarise(1))
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["skipped_prompts"] == {"90000001": HELDOUT[1].row["prompt"]}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from orchestrator.between_steps.measuring import Measurements
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals
 from tests.unit.own_time import in_own_time
@@ -190,9 +191,9 @@ def test_an_evaluation_between_steps_is_given_up_and_made_by_the_resume(
     changes: dict[str, Any] = {"evaluate": {"every": 2}}
     stopped = Stopped(tmp_path, ask, **changes)
     evaluations = 0
-    begin = Run._evaluate
+    begin = Measurements.evaluate
 
-    async def evaluate(self: Run, when: str) -> Any:
+    async def evaluate(self: Measurements, when: str) -> Any:
         nonlocal evaluations
         evaluations += 1
         if when == "step 2":
@@ -200,7 +201,7 @@ def test_an_evaluation_between_steps_is_given_up_and_made_by_the_resume(
             await asyncio.sleep(LONG)
         return await begin(self, when)
 
-    monkeypatch.setattr(Run, "_evaluate", evaluate)
+    monkeypatch.setattr(Measurements, "evaluate", evaluate)
     assert stopped.went_on() < SECONDS
     assert_resumes(tmp_path, whole, monkeypatch, **changes)
     found = json.loads((tmp_path / "sim" / "summary.json").read_text())["evaluation"]["steps"]

@@ -174,7 +174,7 @@ def test_what_is_skipped_and_comes_again_after_a_resume_is_not_reported_twice(tm
     def skip_ahead(run: Run, line: Mapping[str, Any]) -> None:
         if line["step"] == 2 and run.stage is not None:
             uid = f"{GROUPS * STEPS - 1:08d}.000"  # of the last group
-            run.skipped[uid] = skipped_then[uid] = "a passing whim"
+            run.progress.skipped[uid] = skipped_then[uid] = "a passing whim"
             run.stop()
 
     first.on_step = skip_ahead
@@ -238,8 +238,8 @@ def test_suspects_of_trained_groups_are_forgotten(tmp_path: Path) -> None:
     kept: list[set[int]] = []
 
     def on_step(run: Run, line: Mapping[str, Any]) -> None:
-        run.suspects.died({line["step"] * GROUPS, line["step"] * GROUPS + 1})
-        kept.append({*run.suspects.deaths, *run.suspects.alone})
+        run.progress.suspects.died({line["step"] * GROUPS, line["step"] * GROUPS + 1})
+        kept.append({*run.progress.suspects.deaths, *run.progress.suspects.alone})
 
     assert Simulation(recipe(tmp_path), on_step).go() == DONE
     assert kept == [{step * GROUPS, step * GROUPS + 1} for step in range(1, STEPS + 1)]
@@ -257,7 +257,7 @@ def test_deaths_that_an_evaluation_outlived_count_in_no_later_one(
         if any(ticket.uid == first for ticket, _ in tickets) and phases[-1] not in struck:
             struck.add(phases[-1])
             await simulation.transport.kill(member.actors)
-            simulation.run.suspects.died({HELDOUT_INDEX})
+            simulation.run.progress.suspects.died({HELDOUT_INDEX})
         async for block in sample(self, pool, member, tickets, cap):
             yield block
 

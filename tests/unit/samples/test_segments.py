@@ -294,4 +294,4 @@ def test_what_is_said_late_of_a_lost_attempt_does_not_touch_the_next(
     assert_each_once(tmp_path)
     (row,) = [row for row in trained(tmp_path) if row["uid"] == LATE]
     assert (row["attempt"], row["finish"], len(row["response_ids"])) == (1, "length", 16)
-    assert not simulation.run.skipped
+    assert not simulation.run.progress.skipped

@@ -103,7 +103,7 @@ def test_what_was_scored_ahead_keeps_its_scores_and_the_learner_the_heads_of_the
 def test_a_command_swaps_once_the_step_under_way_is_done_and_the_recipe_says_so(
     tmp_path: Path, batches: Batches
 ) -> None:
-    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swap({"teacher": "/b"})))
+    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/b"})))
     assert simulation.go() == DONE
     assert scored_by(batches) == {1: {0}, 2: {0}, 3: {0}, 4: {4}, 5: {4}, 6: {4}}
     assert load_recipe(simulation.directory / "recipe.yaml").models["teacher"].swaps == {4: "/b"}
@@ -117,7 +117,7 @@ def test_a_directory_that_cannot_be_served_leaves_everybody_as_they_were(
 ) -> None:
     """The first member refuses, or the second when the first has swapped."""
     refuse(monkeypatch, refusing)
-    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swap({"teacher": "/bad"})))
+    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/bad"})))
     assert simulation.go() == DONE
     assert set().union(*scored_by(batches).values()) == {0} and serving(simulation) == [0, 0]
     assert [n for n in simulation.notices if "/bad cannot be served" in n and "came to nothing" in n]
@@ -141,7 +141,9 @@ def test_a_command_takes_the_place_of_the_recipes_swap_and_gives_it_back_where_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
 ) -> None:
     refuse(monkeypatch, 1)
-    simulation = Simulation(swapping(tmp_path, {4: "/b"}), on_step=at(2, lambda run: run.swap({"teacher": "/bad"})))
+    simulation = Simulation(
+        swapping(tmp_path, {4: "/b"}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/bad"}))
+    )
     assert simulation.go() == DONE
     assert load_recipe(simulation.directory / "recipe.yaml").models["teacher"].swaps == {4: "/b"}
     assert scored_by(batches)[3] == {0} and scored_by(batches)[4] == {4}
@@ -152,12 +154,12 @@ def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_pat
     run, found = simulation.run, simulation.run.recipe
     simulation.directory.mkdir()
     run.progress.step = 3
-    run.swap({"teacher": "/older"})
+    run.swaps.ask({"teacher": "/older"})
     assert run.recipe.models["teacher"].swaps == {5: "/older"}
     run.progress.step = 1
-    run.swap({"teacher": "/newer"})
+    run.swaps.ask({"teacher": "/newer"})
     assert run.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
-    asyncio.run(run.written())
+    asyncio.run(run.swaps.written())
     assert load_recipe(simulation.directory / "recipe.yaml") == run.recipe
 
 
@@ -186,7 +188,7 @@ def test_a_directory_that_kills_its_members_is_given_up(
         return await swap(scorer, version, model)
 
     monkeypatch.setattr(SimulatedScorer, "swap", killing)
-    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swap({"teacher": "/huge"})))
+    simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/huge"})))
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
     assert simulation.pools.scorers["teacher"].restarts == DEATHS
@@ -280,7 +282,7 @@ def test_a_resume_has_the_weights_of_each_step_again(
 
     def ask_and_crash(run: Run, line: Mapping[str, Any]) -> None:
         if line["step"] == 2:
-            run.swap({"teacher": "/b"})
+            run.swaps.ask({"teacher": "/b"})
         crash_at(crashed)(run, line)
 
     batches.scorers.clear()
@@ -358,7 +360,7 @@ def test_the_last_steps_are_counted_from_the_step_under_way(tmp_path: Path) -> N
 
     def ask(run: Run) -> None:
         with pytest.raises(RecipeError) as error:
-            run.swap({"teacher": "/b"})
+            run.swaps.ask({"teacher": "/b"})
         refused.append(str(error.value))
 
     assert Simulation(swapping(tmp_path, {}), on_step=at(STEPS - 1, ask)).go() == DONE

@@ -1,0 +1,94 @@
+"""Evaluations of a run: before training, on the way, after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from configs.schema import Recipe
+from objectives.schedule import dials_at
+from orchestrator.evaluate import Evaluation, Found, compared
+from orchestrator.pools.telemetry import Meter
+from orchestrator.progress import Progress
+from orchestrator.stopping import Stopping
+from orchestrator.weights.roles import Roles
+
+
+class Audience(Protocol):
+    """Who is told of measurements."""
+
+    def phase(self, text: str) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
+
+
+class Measurements:
+    """`meter` counts what evaluations do: that belongs to no step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path,
+        progress: Progress,
+        roles: Roles,
+        evaluation: Evaluation,
+        meter: Meter,
+        audience: Audience,
+    ) -> None:
+        self._recipe = recipe
+        self._directory = directory
+        self._progress = progress
+        self._roles = roles
+        self._evaluation = evaluation
+        self._meter = meter
+        self._audience = audience
+
+    async def before(self) -> None:
+        """Unless an earlier life has measured it."""
+        progress = self._progress
+        if progress.evaluations["before"] is None:
+            progress.before = await self.evaluate("before")
+            progress.evaluations["before"] = dict(progress.before.means) if progress.before else None
+
+    async def after_step(self, stopping: Stopping) -> None:
+        """What is due after the step that was made, unless it is there already. Raises StopAsked; a resume does it."""
+        progress, step, every = self._progress, self._progress.step, self._recipe.evaluate.every
+        measured = any(line["step"] == step for line in progress.evaluations["steps"])
+        last = step == self._recipe.run.steps or progress.ended_early
+        if step and every and step % every == 0 and not last and not measured:
+            found = await stopping.unless_asked(self.evaluate(f"step {step}"))
+            progress.evaluations["steps"] += [{"step": step, **found.means}] if found else []
+
+    async def after(self) -> None:
+        """The evaluation after, and the one before anew: both on the samples that both could score."""
+        before, after = self._progress.before, await self.evaluate("after")
+        evaluations = self._progress.evaluations
+        evaluations["after"] = dict(after.means) if after else None
+        if before and after and before.each.keys() != after.each.keys():
+            evaluations["before"], evaluations["after"] = compared(before, after)
+            self._audience.notice(
+                f"before and after are compared on the {len(before.each.keys() & after.each.keys())} held-out samples "
+                f"that were scored both times; before: {len(before.each)}, after: {len(after.each)}"
+            )
+
+    async def evaluate(self, when: str) -> Found | None:
+        """A recorded evaluation; None without held-out prompts, and where no sample could be scored."""
+        if not self._evaluation.prompts:
+            return None
+        self._audience.phase(f"evaluating on {self._evaluation.prompts} held-out prompts ({when})")
+        with self._meter.clock("evaluation").busy():
+            found = await self._measure(self._directory / "samples" / f"eval_{when.replace(' ', '_')}", None)
+        self._audience.evaluated(when, found and found.means)
+        return found
+
+    async def unrecorded(self, cap: int) -> Found | None:
+        """An evaluation of responses of up to `cap` tokens that leaves nothing behind."""
+        return await self._measure(None, cap)
+
+    async def _measure(self, record: Path | None, cap: int | None) -> Found | None:
+        await self._roles.pull()
+        dials = dials_at(self._recipe.objective, max(1, self._progress.step), self._progress.beta)
+        return await self._evaluation.run(self._progress.version, dials, record, cap)

@@ -1,0 +1,119 @@
+"""The state of a run: one value, with one way into a checkpoint and one way back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from configs.refusal import RecipeError
+from objectives.curriculum import Ladder
+from orchestrator.evaluate import HELDOUT_INDEX, Found
+from orchestrator.pools.suspects import Suspects
+from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.ledger import Ledger
+from orchestrator.weights.skipped_updates import SkippedUpdates
+
+FORMAT = 1  # of this state; raised whenever an older one can no longer be read as it is
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a run has outlived: members that were replaced, by role, and learners that were built anew."""
+
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    learner_rebuilds: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Everything but `version` goes into a checkpoint."""
+
+    step: int = 0  # steps made
+    version: int = 0  # of the weights that they led to; a number names one set of weights, for ever
+    ledger: Ledger = field(default_factory=Ledger)  # prompt groups that are trained
+    beta: float = 0.0  # the reference's coefficient, where it adapts
+    ladder: Ladder = field(default_factory=Ladder)  # where the length curriculum stands
+    anchor: int | None = None  # step of the checkpoint that the length curriculum may return to
+    ended_early: bool = False  # by the length curriculum
+    suspects: Suspects = field(default_factory=Suspects)  # prompt groups that may kill members
+    drops: Counter[int] = field(default_factory=Counter)  # how often a group was resampled for its age
+    skips: SkippedUpdates = field(default_factory=SkippedUpdates)
+    skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained, or not evaluated
+    evaluations: dict[str, Any] = field(default_factory=lambda: {"before": None, "steps": [], "after": None})
+    before: Found | None = None  # the evaluation before training, sample by sample
+    earlier_faults: Faults | None = None  # of the run's lives before this one; None until they are known
+
+    def passed_over(self, groups_per_step: int) -> int:
+        """Prompt groups that are behind the run and made up no step: none of their samples could be trained."""
+        return self.ledger.count - self.step * groups_per_step
+
+    def at_stake(self) -> Any:
+        """What a stop would lose if it were not saved; equal values lose nothing."""
+        measured = self.evaluations["before"] is not None, len(self.evaluations["steps"])
+        blamed = deepcopy((self.suspects.to_state(), self.skipped))
+        return self.step, self.ladder, self.ended_early, measured, blamed
+
+    def to_state(self, faults: Faults, ranks: int) -> dict[str, Any]:
+        """A copy in plain values, with the faults of all lives up to now and the number of learner ranks."""
+        state = {
+            "format": FORMAT,
+            "ranks": ranks,
+            "step": self.step,
+            "ledger": self.ledger.to_state(),
+            "beta": self.beta,
+            "ladder": self.ladder.to_state(),
+            "anchor": self.anchor,
+            "ended": self.ended_early,
+            "suspects": self.suspects.to_state(),
+            "drops": sorted(self.drops.items()),
+            "updates_skipped": self.skips.to_state(),
+            "skipped": self.skipped,
+            "evaluation": self.evaluations,
+            "before": self.before and self.before.to_state(),
+            "faults": asdict(faults),
+        }
+        return deepcopy(state)  # a thread writes it, while members come and go here
+
+    def rewind(self, state: Mapping[str, Any] | None, beta: float) -> None:
+        """Go back to a checkpoint's state, or to the beginning, where the coefficient is `beta`. What this life found
+        out stays: suspects, the evaluation before training, and why held-out samples were skipped."""
+        if state is None:
+            self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
+            self.anchor, self.ended_early = None, False
+            self.drops, self.skips = Counter(), SkippedUpdates()
+            self.evaluations["steps"] = []
+            self.earlier_faults = self.earlier_faults or Faults()
+            skipped = self.skipped
+        else:
+            self.step, self.ledger = state["step"], Ledger.from_state(state["ledger"])
+            self.ladder, self.beta = Ladder(**state["ladder"]), state["beta"]
+            self.anchor, self.ended_early = state["anchor"], state["ended"]
+            self.drops = Counter(dict(state["drops"]))
+            self.skips = SkippedUpdates.from_state(state["updates_skipped"])
+            self.suspects.recall(state["suspects"])
+            self.evaluations |= state["evaluation"]
+            self.before = Found(**state["before"]) if state["before"] else None
+            self.earlier_faults = self.earlier_faults or Faults(**state["faults"])
+            skipped = self.skipped | state["skipped"]
+        self.skipped = {uid: why for uid, why in skipped.items() if self._is_behind(uid)}
+
+    def _is_behind(self, uid: str) -> bool:
+        """Whether a sample will not be asked for again: its group is trained, or a held-out one."""
+        index = Ticket.of(uid, 0).index
+        return index >= HELDOUT_INDEX or index in self.ledger
+
+
+def readable(state: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A saved state in today's format. Raises RecipeError for one that is newer.
+
+    Format 0 had no number, and at first neither skipped updates nor the evaluation before, sample by sample.
+    """
+    found = state.get("format", 0)
+    if found > FORMAT:
+        raise RecipeError(
+            f"{where}: has format {found}, this version reads up to {FORMAT}; resume with the version that saved it"
+        )
+    return {"updates_skipped": [], "before": None, **state}
