@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from configs import rules
 from configs.load import RecipeError, dump_recipe
@@ -25,6 +25,7 @@ from objectives.schedule import initial_beta
 from orchestrator import checkpoint
 from orchestrator.between_steps.length import LengthCurriculum
 from orchestrator.between_steps.measuring import Measurements
+from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
 from orchestrator.between_steps.swaps import Swaps
 from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
@@ -43,26 +44,6 @@ from orchestrator.weights.roles import Roles
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 REBUILDS = 3  # deaths of the learner without a new step, one beyond all before, that end a run
-
-
-class Observer(Protocol):
-    """Who watches a run: the terminal, the control actor, a test."""
-
-    def phase(self, text: str) -> None:
-        """The run has entered a phase, said in a few words."""
-        ...
-
-    def notice(self, text: str) -> None:
-        """Something a person should know, though the run goes on."""
-        ...
-
-    def step(self, line: Mapping[str, Any]) -> None:
-        """A step is done; its line of metrics.jsonl."""
-        ...
-
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
-        """An evaluation is done: `before`, `after`, or `step N`."""
-        ...
 
 
 @dataclass
@@ -94,7 +75,7 @@ class Run:
         self.measurements = Measurements(
             recipe, directory, self.progress, self.roles, evaluation, self.evaluation_meter, self.observer
         )
-        self.saver = Saver(recipe, directory, self.progress, self.learner, self.faults, self.observer.phase, notice)
+        self.saver = Saver(recipe, directory, self.progress, self.learner, self.faults, self.observer)
         self._length = LengthCurriculum(
             recipe,
             directory,

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 from configs.schema import Recipe
 from objectives.schedule import dials_at
+from orchestrator.between_steps.observer import Observer
 from orchestrator.evaluate import Evaluation, Found, compared
 from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
 from orchestrator.stopping import Stopping
 from orchestrator.weights.roles import Roles
-
-
-class Audience(Protocol):
-    """Who is told of measurements."""
-
-    def phase(self, text: str) -> None: ...
-
-    def notice(self, text: str) -> None: ...
-
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
 
 
 class Measurements:
@@ -36,7 +25,7 @@ class Measurements:
         roles: Roles,
         evaluation: Evaluation,
         meter: Meter,
-        audience: Audience,
+        observer: Observer,
     ) -> None:
         self._recipe = recipe
         self._directory = directory
@@ -44,7 +33,7 @@ class Measurements:
         self._roles = roles
         self._evaluation = evaluation
         self._meter = meter
-        self._audience = audience
+        self._observer = observer
 
     async def before(self) -> None:
         """Unless an earlier life has measured it."""
@@ -69,7 +58,7 @@ class Measurements:
         evaluations["after"] = dict(after.means) if after else None
         if before and after and before.each.keys() != after.each.keys():
             evaluations["before"], evaluations["after"] = compared(before, after)
-            self._audience.notice(
+            self._observer.notice(
                 f"before and after are compared on the {len(before.each.keys() & after.each.keys())} held-out samples "
                 f"that were scored both times; before: {len(before.each)}, after: {len(after.each)}"
             )
@@ -78,10 +67,10 @@ class Measurements:
         """A recorded evaluation; None without held-out prompts, and where no sample could be scored."""
         if not self._evaluation.prompts:
             return None
-        self._audience.phase(f"evaluating on {self._evaluation.prompts} held-out prompts ({when})")
+        self._observer.phase(f"evaluating on {self._evaluation.prompts} held-out prompts ({when})")
         with self._meter.clock("evaluation").busy():
             found = await self._measure(self._directory / "samples" / f"eval_{when.replace(' ', '_')}", None)
-        self._audience.evaluated(when, found and found.means)
+        self._observer.evaluated(when, found and found.means)
         return found
 
     async def unrecorded(self, cap: int) -> Found | None:

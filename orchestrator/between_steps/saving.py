@@ -9,12 +9,13 @@ from pathlib import Path
 
 from configs.schema import Recipe
 from orchestrator import checkpoint
+from orchestrator.between_steps.observer import Observer
 from orchestrator.progress import Faults, Progress
 from orchestrator.weights.learner_group import LearnerGroup
 
 
 class Saver:
-    """`faults` says what the run has outlived, `phase` and `notice` are for a person."""
+    """`faults` says what the run has outlived."""
 
     def __init__(
         self,
@@ -23,16 +24,14 @@ class Saver:
         progress: Progress,
         learner: LearnerGroup,
         faults: Callable[[], Faults],
-        phase: Callable[[str], None],
-        notice: Callable[[str], None],
+        observer: Observer,
     ) -> None:
         self._recipe = recipe
         self._directory = directory
         self._progress = progress
         self._learner = learner
         self._faults = faults
-        self._phase = phase
-        self._notice = notice
+        self._observer = observer
         self._due = False  # a checkpoint waits for a step that moves the weights
         self._saved: object = None  # what was at stake when the newest was written
 
@@ -47,7 +46,7 @@ class Saver:
 
     async def save(self) -> None:
         """Raises OSError or RuntimeError where it cannot be written; the one before stays."""
-        self._phase(f"saving step {self._progress.step}")
+        self._observer.phase(f"saving step {self._progress.step}")
         folder = await asyncio.to_thread(checkpoint.partial_folder, self._directory, self._progress.step)
         state = self._progress.to_state(self._faults(), self._recipe.learner.ranks)
         at_stake, sealing = self._progress.at_stake(), None
@@ -76,4 +75,4 @@ class Saver:
         try:
             await self.save()
         except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
-            self._notice(f"step {step} was not saved, the last checkpoint stays: {error}")
+            self._observer.notice(f"step {step} was not saved, the last checkpoint stays: {error}")

@@ -155,12 +155,12 @@ def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_pat
     simulation.directory.mkdir()
     run.progress.step = 3
     run.swaps.ask({"teacher": "/older"})
-    assert run.recipe.models["teacher"].swaps == {5: "/older"}
+    assert run.swaps.recipe.models["teacher"].swaps == {5: "/older"}
     run.progress.step = 1
     run.swaps.ask({"teacher": "/newer"})
-    assert run.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
+    assert run.swaps.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
     asyncio.run(run.swaps.written())
-    assert load_recipe(simulation.directory / "recipe.yaml") == run.recipe
+    assert load_recipe(simulation.directory / "recipe.yaml") == run.swaps.recipe
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
