@@ -8,35 +8,31 @@ they sample again. The loops meet in the dispatch and the buffer, nowhere else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from actors.metrics import step_line
 from actors.wire.records import BrokenWeights
 from configs.schema import Recipe
-from objectives.schedule import Dials, adapted_beta, dials_at, fractions_at
+from objectives.schedule import Dials, dials_at, fractions_at
+from orchestrator.between_steps.bookkeeping import Bookkeeping
 from orchestrator.pools.pool import Pool, PoolMember
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
 from orchestrator.progress import Progress
-from orchestrator.samples.buffer import Batch, Buffer, Scored
-from orchestrator.samples.credit import groups_without_signal, rewards_by_group
+from orchestrator.samples.buffer import Batch, Buffer
 from orchestrator.samples.dispatch import Dispatch, Lease, Room, room_for, source_of
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.intake import Intake
 from orchestrator.samples.prompts import PromptStream
-from orchestrator.samples.signals import Signals
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
 from orchestrator.weights.versions import Versions
 
 BARREN = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
-SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 
 class NotFinite(Exception):
@@ -81,7 +77,7 @@ class Stage:
             drops=self.progress.drops,
         )
         self.stopping = False
-        self._signals = Signals()
+        self._bookkeeping = Bookkeeping(self.recipe, self.progress, self.meter, self.notice)
         self._barren = 0  # prompt groups in a row without a sample that can be trained
         self._following = False  # scored models are being brought to what the coming step is to have
         self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
@@ -143,12 +139,11 @@ class Stage:
         except PayloadsLost as loss:  # no rank has begun
             self.intake.take_back(batch, loss.uids)
             return
-        self._adapt(batch, metrics)
-        self._listen(batch)
+        self._bookkeeping.stepped(batch, metrics)
         pulled = tasks.create_task(self.pull())
         if self.recipe.max_staleness == 0:
             await pulled
-        await self.after_step(self._line(batch, version, dials, metrics, cap))
+        await self.after_step(self._bookkeeping.line(batch, version, dials, metrics, cap))
         if failure := self.progress.skips.failure(self.progress.step):
             raise NotFinite(failure)
 
@@ -283,72 +278,3 @@ class Stage:
     def _cap(self) -> int:
         length = self.recipe.objective.length
         return self.progress.ladder.cap(length) if length else self.recipe.sampling.max_response_tokens
-
-    def _adapt(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
-        """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
-        kl, drawn = metrics.get("reference_kl"), [s.header for s in batch.samples if s.source == "student"]
-        if kl is not None and drawn and self.progress.skips.moved(self.progress.step):
-            of_response = kl * sum(h.loss_tokens for h in drawn) / len(drawn)
-            self.progress.beta = adapted_beta(self.recipe.objective, self.progress.beta, of_response, len(drawn))
-        if self.recipe.objective.length:
-            self.progress.ladder = self.progress.ladder.stepped()
-
-    def _listen(self, batch: Batch) -> None:
-        """Say it when rewards have told no responses apart for long."""
-        centred = self.recipe.objective.outcome.baseline in ("mean", "rloo")
-        self._signals, said = self._signals.after(rewards_by_group(self.recipe, batch.samples), centred)
-        if said:
-            self.notice(said)
-
-    def _line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
-        counts, objective = self.meter.take(), self.recipe.objective
-        seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
-        names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
-        names |= {*SAMPLES_LOST, *seconds}
-        scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
-        return step_line(
-            {name: counts.get(name, 0) for name in names}
-            | dict(metrics)
-            | described(batch, version)
-            | {
-                "step": self.progress.step,
-                "policy_version": self.progress.version,
-                "kl_support": objective.support if objective.teachers else None,
-                "reverse_weight": dials.reverse_weight if objective.teachers else None,
-                "beta": dials.beta if objective.reference else None,
-                "response_cap": cap,
-                "score_bytes_per_token": counts.get("score_bytes", 0) / scored_tokens if scored_tokens else None,
-                "response_length_aged": counts.get("tokens_aged", 0) / aged if aged else None,
-                "seconds_step": counts["seconds_step"],
-            }
-        )
-
-
-def described(batch: Batch, version: int) -> dict[str, Any]:
-    """What the headers of a batch say of it, trained from the weights of `version`; names of actors/metrics.py."""
-    samples = batch.samples
-    headers = [scored.header for scored in samples]
-    rewards = [s.reward for s in samples if s.reward is not None and s.source == "student"]
-    ages = [(version - v, tokens) for s in samples if s.source == "student" for v, tokens in s.header.versions]
-    drawn = sum(count for _, count in ages)
-    masked = batch.masked
-    return {
-        "reward_mean": fmean(rewards) if rewards else None,
-        "teacher_entropy": _teacher_entropy(samples),
-        "groups_without_signal": groups_without_signal(samples),
-        "foreign_fraction": fmean(scored.source != "student" for scored in samples),
-        "response_length": fmean(h.response_tokens for h in headers),
-        "response_length_masked": fmean(h.response_tokens for h in masked) if masked else None,
-        "truncated_fraction": fmean(h.finish == "length" for h in headers),
-        "staleness_mean": sum(age * count for age, count in ages) / drawn if drawn else None,
-        "staleness_max": max((age for age, _ in ages), default=None),
-        "tokens_trained": sum(count for h in headers for _, count in h.versions),
-        "tokens_masked": batch.tokens_masked,
-    }
-
-
-def _teacher_entropy(batch: Sequence[Scored]) -> float | None:
-    """Nats a token; the teachers' mean where several score a response. None where a scorer does not know it."""
-    known = [scored.teacher_entropy for scored in batch if scored.teacher_entropy is not None]
-    tokens = sum(scored.header.response_tokens for scored in batch)
-    return sum(known) / tokens if len(known) == len(batch) else None

@@ -1,0 +1,1 @@
+"""The learner's ranks: they take their share of a batch, step, and give out the new weights."""

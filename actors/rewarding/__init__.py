@@ -1,0 +1,1 @@
+"""Members that reward responses: rules, and a reward model."""

@@ -1,0 +1,6 @@
+"""What a person sees of a run, and what commands ask of it.
+
+In come a run's phases, steps and notices; out go progress, status, the report, the last line and the exit code.
+
+The rule: it reads a run and passes on what is asked of it; it decides nothing of the training.
+"""

@@ -19,10 +19,10 @@ from actors.simulated import members
 from actors.simulated.members import SimulatedLearner
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader
+from orchestrator.between_steps.bookkeeping import described
 from orchestrator.run import DONE
 from orchestrator.samples.buffer import Batch, Scored
 from orchestrator.samples.dispatch import Ticket
-from orchestrator.stage import described
 from tests.unit.own_time import OwnTime
 from tests.unit.simulation import Simulation, metrics, recipe, trained
 
