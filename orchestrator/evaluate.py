@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,14 @@ from typing import Any
 from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
 from configs.schema import Recipe
 from objectives.schedule import Dials
-from orchestrator.pools.pool import PoolMember
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
-from orchestrator.pools.transport import MemberDied, ValueLost
-from orchestrator.samples.buffer import Scored
-from orchestrator.samples.dispatch import Ticket
-from orchestrator.samples.flow import Block, Flow
-from orchestrator.samples.intake import quarantined
+from orchestrator.pools.telemetry import Meter
+from orchestrator.samples.buffer import Batch, Buffer, Scored
+from orchestrator.samples.dispatch import Dispatch
+from orchestrator.samples.flow import Flow
+from orchestrator.samples.leasing import Leasing
+from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import Prompt
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
@@ -53,8 +51,9 @@ class Found:
 
 
 class Evaluation:
-    """The same prompts and the same seeds every time, so that before and after differ by the weights alone. A prompt
-    that kills its rollouts, and what cannot be scored, is left out, and `skip` told of it."""
+    """The same prompts and the same seeds every time, so that before and after differ by the weights alone. Samples go
+    the way of those that are trained; a prompt that kills its rollouts, and what cannot be scored, is left out, told to
+    `notice`, and kept in `skipped` by uid."""
 
     def __init__(
         self,
@@ -64,7 +63,9 @@ class Evaluation:
         learner: LearnerGroup,
         prompts: Sequence[Prompt],
         suspects: Suspects,
-        skip: Callable[[str, str], None],
+        meter: Meter,
+        notice: Callable[[str], None],
+        skipped: dict[str, str],
     ) -> None:
         self._recipe = recipe
         self._pools = pools
@@ -72,7 +73,9 @@ class Evaluation:
         self._learner = learner
         self._prompts = prompts
         self._suspects = suspects
-        self._skip = skip
+        self._meter = meter
+        self._notice = notice
+        self._skipped = skipped
 
     @property
     def prompts(self) -> int:
@@ -84,12 +87,10 @@ class Evaluation:
         tokens; None without held-out prompts, and where none could be scored."""
         if not self._prompts or self._pools.rollout is None:
             return None
-        each = self._recipe.evaluate.samples_per_prompt
-        tickets = [Ticket(HELDOUT_INDEX + i, k) for i in range(len(self._prompts)) for k in range(each)]
-        scored, metrics = await self._read(tickets, cap, version, dials, record)
-        each = metrics.pop("each", {})
-        for index in {int(s.header.group) for s in scored}:  # it comes again: let no old death count against it
+        batch, metrics = await self._read(version, dials, record, cap or self._recipe.sampling.max_response_tokens)
+        for index in batch.groups:  # it comes again: let no old death count against it
             self._suspects.acquit(index)
+        scored, each = batch.samples, metrics.pop("each", {})
         if not scored:
             return None
         rewards = [s.reward for s in scored if s.reward is not None]
@@ -100,99 +101,53 @@ class Evaluation:
             "response_length": sum(h.response_tokens for h in headers) / len(headers),
             "truncated_fraction": sum(h.finish == "length" for h in headers) / len(headers),
             "samples": len(scored),
-            "samples_skipped": len(tickets) - len(scored),
+            "samples_skipped": len(self._prompts) * self._recipe.evaluate.samples_per_prompt - len(scored),
         }
         means = {name: finite(values.get(name)) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
         return Found(means, {s.header.uid: finite(each[s.header.uid] | _of_response(s)) for s in scored})
 
-    async def _read(
-        self, tickets: Sequence[Ticket], cap: int | None, version: int, dials: Dials, record: Path | None
-    ) -> tuple[list[Scored], dict[str, Any]]:
+    async def _read(self, version: int, dials: Dials, record: Path | None, cap: int) -> tuple[Batch, dict[str, Any]]:
         """Sampled, scored and read by the learner; what a node took with it on the way is sampled again."""
-        scored: dict[str, Scored] = {}
-        while True:
-            missing = [ticket for ticket in tickets if ticket.uid not in scored]
-            scored |= {s.header.uid: s for s in await self._sample_all(missing, cap)}
-            whole = sorted(scored.values(), key=lambda s: s.header.uid)
-            if not whole:
-                return [], {}
-            try:
-                async with self._learner.turns.learner():
-                    return whole, await self._learner.evaluate(whole, version, dials, record)
-            except PayloadsLost as loss:
-                tickets = [ticket for ticket in tickets if ticket.uid in scored]  # what was rejected stays so
-                scored = {uid: s for uid, s in scored.items() if uid not in loss.uids}
-
-    async def _sample_all(self, tickets: Sequence[Ticket], cap: int | None) -> list[Scored]:
-        """Every ticket, spread over the members; what a dying member took with it is sampled again."""
-        pool = self._pools.rollout
-        assert pool is not None
-        left, done = [ticket for ticket in tickets if not self._suspects.guilty(ticket.index)], []
-        while left:
-            pool.check()
-            members = pool.serving()
-            if not members:
-                await asyncio.sleep(0.1)  # a replacement is on its way
-                continue
-            shares = self._shares(left, len(members))
-            asked = {ticket for share in shares for ticket in share}
-            leases = (self._lease(m, share, cap) for m, share in zip(members, shares, strict=False) if share)
-            results = await asyncio.gather(*leases)
-            done += [scored for scoreds, _ in results for scored in scoreds]
-            left = [t for t in left if t not in asked] + [ticket for _, lost in results for ticket in lost]
-        return done
-
-    def _shares(self, tickets: Sequence[Ticket], members: int) -> list[list[Ticket]]:
-        """What each member is asked for. Suspects come when all others are in, and are then apart on theirs."""
-        if plain := [ticket for ticket in tickets if not self._suspects.suspected(ticket.index)]:
-            return [plain[i::members] for i in range(members)]
-        cells = self._suspects.cells({ticket.index for ticket in tickets}, most=len(tickets))[:members]
-        return [[ticket for ticket in tickets if ticket.index in cell] for cell in cells]
-
-    async def _lease(
-        self, member: PoolMember, tickets: Sequence[Ticket], cap: int | None
-    ) -> tuple[list[Scored], list[Ticket]]:
-        """What a member brings in, and what is to be asked for again."""
-        pool = self._pools.rollout
-        assert pool is not None
-        pairs = [(ticket, self._prompts[ticket.index - HELDOUT_INDEX]) for ticket in tickets]
-        prompts = {ticket.uid: prompt for ticket, prompt in pairs}
-        try:
-            await pool.call_member(member, "ping")
-        except MemberDied:  # before it was asked: no prompt is to blame
-            return [], list(tickets)
-        asked, owed = time.monotonic(), {ticket.uid: ticket for ticket in tickets}
-        running = dict(owed)
-        done: list[Scored] = []
-
-        async def judge(block: Block) -> None:
-            with suppress(ValueLost):  # its tickets are still owed
-                good, rejected = await self._flow.judge(block, prompts)
-                done.extend(good)
-                for uid, reason in rejected.items():
-                    self._skip(uid, reason)
-                for sample in block.samples:
-                    del owed[sample.uid]
-
-        async with asyncio.TaskGroup() as judging:
-            with suppress(ValueLost):
+        leasing = self._leasing()
+        with leasing.heard():
+            async with asyncio.TaskGroup() as tasks:
+                rolling = tasks.create_task(self._roll_out(leasing, version, cap))
                 try:
-                    async for block in self._flow.sample(pool, member, pairs, cap=cap):
-                        for sample in block.samples:
-                            del running[sample.uid]
-                        judging.create_task(judge(block))
-                except MemberDied:
-                    groups, nodes, now = (
-                        {ticket.index for ticket in running.values()},
-                        self._suspects.nodes,
-                        time.monotonic(),
-                    )
-                    guilty = self._suspects.died(groups, groups if nodes.tells(member.node, asked, now) else set())
-                    nodes.note(member.node, now)
-                    for uid in [uid for uid, ticket in running.items() if ticket.index in guilty]:
-                        self._skip(uid, quarantined(pool.role))
-                        del owed[uid]
-        return done, list(owed.values())
+                    while True:
+                        batch = await leasing.batch(version)
+                        if not batch.samples:
+                            return batch, {}
+                        try:
+                            async with self._learner.turns.learner():
+                                return batch, await self._learner.evaluate(batch.samples, version, dials, record)
+                        except PayloadsLost as loss:
+                            leasing.intake.take_back(batch, loss.uids)
+                finally:
+                    rolling.cancel()
+
+    async def _roll_out(self, leasing: Leasing, version: int, cap: int) -> None:
+        async with asyncio.TaskGroup() as leases:
+            while True:
+                leasing.turn(leases, 0, version, cap)
+                await leasing.moved.wait()
+
+    def _leasing(self) -> Leasing:
+        """One step of all held-out prompts, behind no other."""
+        groups, each = len(self._prompts), self._recipe.evaluate.samples_per_prompt
+        assert self._pools.rollout is not None
+        return Leasing(
+            recipe=self._recipe,
+            flow=self._flow,
+            writers={"student": self._pools.rollout},
+            prompts={HELDOUT_INDEX + i: prompt for i, prompt in enumerate(self._prompts)},
+            dispatch=Dispatch(
+                groups, each, 0, 1, Ledger(HELDOUT_INDEX), suspects=self._suspects, passed_over=HELDOUT_INDEX
+            ),
+            buffer=Buffer(groups, each),
+            meter=self._meter,
+            notice=self._notice,
+            skipped=self._skipped,
+        )
 
 
 def _of_response(scored: Scored) -> dict[str, float]:

@@ -98,7 +98,9 @@ class Progress:
             self.before = Found(**state["before"]) if state["before"] else None
             self.earlier_faults = self.earlier_faults or Faults(**state["faults"])
             skipped = self.skipped | state["skipped"]
-        self.skipped = {uid: why for uid, why in skipped.items() if self._is_behind(uid)}
+        behind = {uid: why for uid, why in skipped.items() if self._is_behind(uid)}
+        self.skipped.clear()
+        self.skipped |= behind
 
     def _is_behind(self, uid: str) -> bool:
         """Whether a sample will not be asked for again: its group is trained, or a held-out one."""

@@ -69,7 +69,15 @@ class Run:
         aside = Flow(recipe, self.pools, self.evaluation_meter, ends)
         self.flow.alarm = aside.alarm = self.roles.canaries.alarm
         evaluation = Evaluation(
-            recipe, self.pools, aside, self.learner, self.inputs.heldout, self.progress.suspects, self._skip
+            recipe,
+            self.pools,
+            aside,
+            self.learner,
+            self.inputs.heldout,
+            self.progress.suspects,
+            self.evaluation_meter,
+            notice,
+            self.progress.skipped,
         )
         self.swaps = Swaps(recipe, directory, self.progress, self.roles.teachers, notice)
         self.measurements = Measurements(
@@ -300,10 +308,6 @@ class Run:
         self.progress.ended_early = True
         if self.stage is not None:
             self.stage.stop()
-
-    def _skip(self, uid: str, reason: str) -> None:
-        self.progress.skipped[uid] = reason
-        self.observer.notice(f"skipped {uid}: {reason}")
 
     def _skipped_prompts(self) -> dict[str, str]:
         """Text of the prompts that skipped samples belong to, by group."""

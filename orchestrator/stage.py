@@ -24,9 +24,9 @@ from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
 from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Buffer
-from orchestrator.samples.dispatch import Dispatch, Lease, Room, room_for, source_of
+from orchestrator.samples.dispatch import Dispatch, source_of
 from orchestrator.samples.flow import Flow
-from orchestrator.samples.intake import Intake
+from orchestrator.samples.leasing import Leasing
 from orchestrator.samples.prompts import PromptStream
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
@@ -56,67 +56,57 @@ class Stage:
     notice: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        batch, writers = self.recipe.batch, self.pools.writers()
-        self.writers = {source: writers[source] for source in self.recipe.objective.sources}
+        recipe, progress, writers = self.recipe, self.progress, self.pools.writers()
+        self.writers = {source: writers[source] for source in recipe.objective.sources}
         self.dispatch = Dispatch(
-            batch.prompts_per_step,
-            batch.samples_per_prompt,
-            self.recipe.max_staleness,
-            self.recipe.run.steps,
-            self.progress.ledger,
+            recipe.batch.prompts_per_step,
+            recipe.batch.samples_per_prompt,
+            recipe.max_staleness,
+            recipe.run.steps,
+            progress.ledger,
             self._source,
-            self.progress.suspects,
-            self.progress.passed_over(batch.prompts_per_step),
+            progress.suspects,
+            progress.passed_over(recipe.batch.prompts_per_step),
         )
         self.buffer = Buffer(
-            batch.prompts_per_step,
-            batch.samples_per_prompt,
-            self.recipe.max_staleness,
-            self.recipe.age_policy,
-            scores_age="full" in self.recipe.objective.support_of.values(),
-            drops=self.progress.drops,
+            recipe.batch.prompts_per_step,
+            recipe.batch.samples_per_prompt,
+            recipe.max_staleness,
+            recipe.age_policy,
+            scores_age="full" in recipe.objective.support_of.values(),
+            drops=progress.drops,
         )
-        self.stopping = False
-        self._bookkeeping = Bookkeeping(self.recipe, self.progress, self.meter, self.notice)
-        self._barren = 0  # prompt groups in a row without a sample that can be trained
-        self._following = False  # scored models are being brought to what the coming step is to have
-        self._moved = asyncio.Event()  # there may be room for a lease, or a batch may be whole
-        self.intake = Intake(
+        self.leasing = Leasing(
+            recipe,
             self.flow,
             self.writers,
             self.prompts,
             self.dispatch,
             self.buffer,
             self.meter,
-            self.recipe.early_stop,
             self.notice,
-            self._moved.set,
-            self.progress.skipped,
+            progress.skipped,
+            recipe.early_stop,
         )
+        self.stopping = False
+        self._bookkeeping = Bookkeeping(recipe, progress, self.meter, self.notice)
+        self._barren = 0  # prompt groups in a row without a sample that can be trained
+        self._following = False  # scored models are being brought to what the coming step is to have
 
     async def run(self) -> None:
         """Roll out and learn until the last step, or until `stopping` is set and the step under way is done."""
-        for pool in self.pools.all().values():
-            pool.on_change = self._moved.set
-        async with asyncio.TaskGroup() as tasks:
-            rolling = tasks.create_task(self.roll_out())
-            await self.learn(tasks)
-            rolling.cancel()
+        with self.leasing.heard():
+            async with asyncio.TaskGroup() as tasks:
+                rolling = tasks.create_task(self.roll_out())
+                await self.learn(tasks)
+                rolling.cancel()
 
     async def roll_out(self) -> None:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
-                for pool in (*self.writers.values(), *self.pools.scorers.values()):
-                    pool.check()
-                self._moved.clear()
-                for source, member in self.intake.new_members():
-                    leases.create_task(self.intake.attend(source, member))
-                for lease in self._leases():
-                    for index in {ticket.index for ticket in lease.tickets}:
-                        self.buffer.open(index, self.progress.version)
-                    leases.create_task(self.intake.lease(lease, self._cap))
-                await self._moved.wait()
+                self.leasing.turn(leases, self.progress.step, self._leasable, self._cap, self._judged_at)
+                await self.leasing.moved.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:
         """Wait for a batch, update, publish; members pull while the next batch forms."""
@@ -128,7 +118,7 @@ class Stage:
             with self.learner.turns.unleased():
                 await self.learn_from(batch, tasks)
             del batch  # its payloads need not outlive it until the next is there
-            self._moved.set()
+            self.leasing.moved.set()
 
     async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
         """One step and what follows from it; a batch that went down with a node is waited for again."""
@@ -137,7 +127,7 @@ class Stage:
         try:
             metrics = await self.advance(batch, dials)
         except PayloadsLost as loss:  # no rank has begun
-            self.intake.take_back(batch, loss.uids)
+            self.leasing.intake.take_back(batch, loss.uids)
             return
         self._bookkeeping.stepped(batch, metrics)
         pulled = tasks.create_task(self.pull())
@@ -150,16 +140,16 @@ class Stage:
     def stop(self) -> None:
         """End after the step under way; where none is, now."""
         self.stopping = True
-        self._moved.set()
+        self.leasing.moved.set()
 
     async def next_batch(self) -> Batch | None:
         """The next batch that the staleness bound allows, or asks to wait for; None once it is to stop."""
         while not self.stopping:
-            self._moved.clear()
-            self.intake.lease_again(self.buffer.expire(self.progress.version))
+            self.leasing.moved.clear()
+            self.leasing.intake.lease_again(self.buffer.expire(self.progress.version))
             batch = self.buffer.take(self.progress.version)
             if batch is None:
-                await self._moved.wait()
+                await self.leasing.moved.wait()
             elif batch.samples:
                 return batch
             else:
@@ -170,7 +160,7 @@ class Stage:
         """All of a batch was rejected: the step is made of the groups after it, unless these go the same way."""
         self._close(batch)
         self.dispatch.pass_over(len(batch.groups))
-        self._moved.set()
+        self.leasing.moved.set()
         self._barren += len(batch.groups)
         if self._barren >= BARREN:
             uid, reason = self.buffer.last_dropped or ("?", "unknown")
@@ -233,32 +223,18 @@ class Stage:
         with self.meter.clock("publish").busy():
             writers = self.writers.values()
             await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.active()))
-        self._moved.set()
+        self.leasing.moved.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(pool, member)
-        self._moved.set()
+        self.leasing.moved.set()
 
-    def _leases(self) -> list[Lease]:
-        """What is to be leased now. Most of what moves makes room for nothing, and members are not looked at then."""
-        step, until = self.progress.step, self._judged_at
-        return self.dispatch.grant(step, self._room(), until) if self.dispatch.wants_room(step, until) else []
-
-    def _room(self) -> dict[str, dict[int, Room]]:
-        """Room on members that serve the current version: nobody samples with an older one, out of turn, before scored
-        models have theirs, or what the scorers could not take."""
-        if self._following or not self.learner.turns.leasing or self.flow.congested():
-            return {}
-        slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
-        return {
-            source: {
-                m.number: room_for(slots.get(source, self.recipe.samples_per_step), m.load)
-                for m in pool.serving()
-                if m.version == self.progress.version
-            }
-            for source, pool in self.writers.items()
-        }
+    @property
+    def _leasable(self) -> int | None:
+        """The version that members must serve to be leased to: nobody samples with an older one. None out of turn, and
+        before scored models have theirs."""
+        return None if self._following or not self.learner.turns.leasing else self.progress.version
 
     def _source(self, index: int) -> str:
         """Who writes a prompt group, by the fractions of the step that will train it."""

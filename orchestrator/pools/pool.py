@@ -64,7 +64,7 @@ class Pool:
     shortages: Shortages = field(default_factory=Shortages)  # of memory
     admit: Admit | None = None
     starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext  # held while a member starts
-    on_change: Callable[[], None] = lambda: None
+    listeners: list[Callable[[], None]] = field(default_factory=list)  # told when members or their load change
     notice: Callable[[str], None] = lambda text: None
     restarts: int = 0
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)  # one suspected call at a time
@@ -240,7 +240,7 @@ class Pool:
             raise
         finally:
             self.free(member, load)
-            self.on_change()
+            self._tell()
 
     async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """A member's answer or, if it takes longer than `hedge` seconds, that of another beside it, whichever comes
@@ -489,13 +489,17 @@ class Pool:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    def _tell(self) -> None:
+        for listener in self.listeners:
+            listener()
+
     def _wake(self) -> None:
         """Members are others than before: who waits for one is told."""
         self.changes += 1
         self._hand_out()
         if self._failed and not self.serving():
             self.line.refuse(self._failed)
-        self.on_change()
+        self._tell()
 
 
 async def _awaited(answer: asyncio.Future[Any]) -> None:

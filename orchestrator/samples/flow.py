@@ -55,21 +55,6 @@ class Flow:
         self._segment_tokens = segment_tokens
         self.alarm: Callable[[str, str], Awaitable[bool]] = _unheard
 
-    async def sample(
-        self, pool: Pool, member: PoolMember, tickets: Sequence[tuple[Ticket, Prompt]], cap: int | None = None
-    ) -> AsyncIterator[Block]:
-        """Blocks of the student's responses to these tickets, of up to `cap` tokens, as they finish. Raises MemberDied
-        after the blocks that were yielded."""
-        requests, sampling = self._asked(tickets, "student", cap)
-        pool.take(member, len(requests))
-        try:
-            stream = pool.stream(member, "generate", requests, sampling, self._recipe.stream, self._end_token_ids)
-            with self._meter.clock("rollout").busy():
-                async for block in self._blocks(member, stream, "student"):
-                    yield block
-        finally:
-            pool.free(member, len(requests))
-
     async def submit(
         self,
         pool: Pool,
@@ -147,6 +132,10 @@ class Flow:
             if header.uid not in rejected
         ]
         return good, rejected
+
+    def scorers(self) -> tuple[Pool, ...]:
+        """Pools that score."""
+        return tuple(self._pools.scorers.values())
 
     def congested(self) -> bool:
         """Some scorer has more waiting than its members may hold: nothing is leased until it has caught up."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, S
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from traceback import clear_frames
 from typing import Any
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.samples.buffer import Batch, Buffer, Scored
 from orchestrator.samples.dispatch import Dispatch, Lease, Ticket
 from orchestrator.samples.flow import Block, Flow
-from orchestrator.samples.prompts import Prompt, PromptStream
+from orchestrator.samples.prompts import Prompt, Prompts
 from orchestrator.samples.segments import Segments
 
 
@@ -79,7 +80,7 @@ class Intake:
 
     flow: Flow
     writers: Mapping[str, Pool]
-    prompts: PromptStream
+    prompts: Prompts
     dispatch: Dispatch
     buffer: Buffer
     meter: Meter
@@ -145,16 +146,23 @@ class Intake:
                     try:
                         stream = self.flow.blocks(pool, wanted.member, wanted.channel, source, wanted.since)
                         async for block in stream:
-                            wanted.heard = time.monotonic()
-                            self._free(source, wanted, sum(s.last for s in block.samples))
-                            responses = self._select(block, wanted)
-                            blocks.create_task(self.judge(_selected(block, responses), wanted, responses))
-                            self.moved()
+                            self._take_in(block, source, wanted, blocks)
+                            del block
                     except MemberDied:
                         died = True
+                    except asyncio.CancelledError as end:
+                        clear_frames(end.__traceback__)  # they would hold the last block until they are collected
+                        raise
                 self._let_go(source, wanted, died)
         finally:
             self._free(source, wanted, wanted.places)
+
+    def _take_in(self, block: Block, source: str, wanted: _Wanted, judging: asyncio.TaskGroup) -> None:
+        wanted.heard = time.monotonic()
+        self._free(source, wanted, sum(s.last for s in block.samples))
+        responses = self._select(block, wanted)
+        judging.create_task(self.judge(_selected(block, responses), wanted, responses))
+        self.moved()
 
     def _free(self, source: str, wanted: _Wanted, places: int) -> None:
         wanted.places -= places

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from configs.refusal import RecipeError, shown
 from configs.row_fields import Template
@@ -31,6 +31,12 @@ class Prompt:
     ids: Mapping[str, list[int]]
     response_ids: list[int] | None
     line: int = 0
+
+
+class Prompts(Protocol):
+    """Prompts by the index of their group."""
+
+    def __getitem__(self, index: int, /) -> Prompt: ...
 
 
 class PromptStream:

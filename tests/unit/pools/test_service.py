@@ -366,7 +366,7 @@ def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_pat
         held = first.load, second.load
         for load in (80, 81):  # of two members that may each hold 40
             first.load, second.load = load, 0
-            rooms.append((load, bool(run.stage._room())))
+            rooms.append((load, bool(run.stage.leasing.room(run.progress.version))))
         first.load, second.load = held
 
     queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}

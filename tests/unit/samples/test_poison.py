@@ -250,18 +250,17 @@ def test_deaths_that_an_evaluation_outlived_count_in_no_later_one(
 ) -> None:
     """In each evaluation the member that has the first held-out prompt dies once."""
     simulation = Simulation(recipe(tmp_path, run={"steps": 4}, evaluate={"every": 1}))
-    sample, first, phases, struck = Flow.sample, f"{HELDOUT_INDEX:08d}.000", [""], set[str]()
+    submit, first, phases, struck = Flow.submit, f"{HELDOUT_INDEX:08d}.000", [""], set[str]()
     monkeypatch.setattr(simulation, "phase", phases.append)
 
-    async def deadly(self: Flow, pool: Pool, member: PoolMember, tickets: Any, cap: Any = None) -> AsyncIterator[Any]:
+    async def deadly(self: Flow, pool: Pool, member: PoolMember, channel: str, tickets: Any, *more: Any) -> None:
         if any(ticket.uid == first for ticket, _ in tickets) and phases[-1] not in struck:
             struck.add(phases[-1])
             await simulation.transport.kill(member.actors)
             simulation.run.progress.suspects.died({HELDOUT_INDEX})
-        async for block in sample(self, pool, member, tickets, cap):
-            yield block
+        await submit(self, pool, member, channel, tickets, *more)
 
-    monkeypatch.setattr(Flow, "sample", deadly)
+    monkeypatch.setattr(Flow, "submit", deadly)
     assert simulation.go_in_own_time() == DONE
     assert len(struck) > DEATHS and summary(simulation)["skipped"] == {}
 

@@ -161,7 +161,7 @@ def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
     assert sum(row["attempt"] for row in trained(tmp_path)) == 1
-    assert simulation.run.stage and len(simulation.run.stage.intake.segments) == 0
+    assert simulation.run.stage and len(simulation.run.stage.leasing.intake.segments) == 0
 
 
 @pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])
