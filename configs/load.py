@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs import findings, rules, yaml_tree
+from configs import rules, wording, yaml_tree
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import Recipe
 from configs.text_file import read_text
@@ -38,7 +38,7 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("; ".join(findings.lines(Recipe, tree, error))) from None
+        raise RecipeError("; ".join(wording.lines(Recipe, tree, error))) from None
     rules.refuse(recipe)
     return recipe
 

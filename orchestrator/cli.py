@@ -282,16 +282,16 @@ def _get(ref: Any) -> Any:
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
     """Print what fits and what is tight. Raises RecipeError with a line for everything that is short."""
     from orchestrator.preflight import capacity, cluster
-    from orchestrator.preflight.finding import refuse
+    from orchestrator.preflight.comparison import refuse
 
     _check_environment(recipe, run_directory(recipe))
     joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
     with joined:
-        findings = capacity.compared_with_machines(recipe, inputs, run_directory(recipe))
-    for finding in findings:
-        if finding.grade != "short":
-            console.print(f"{finding.grade}: {finding.line}", markup=False, soft_wrap=True)
-    refuse(findings)
+        comparisons = capacity.compared_with_machines(recipe, inputs, run_directory(recipe))
+    for one in comparisons:
+        if one.grade != "short":
+            console.print(f"{one.grade}: {one.line}", markup=False, soft_wrap=True)
+    refuse(comparisons)
 
 
 def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:

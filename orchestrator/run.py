@@ -186,7 +186,7 @@ class Run:
     async def _attempt(self) -> int:
         await self.stopping.unless_asked(self._begin())
         self.observer.phase("training")
-        self.meter.take()
+        self.meter.read_and_reset()
         self.stage = self._stage()
         if self.progress.ended_early or self.stopping.asked:
             self.stage.stop()

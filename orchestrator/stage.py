@@ -32,7 +32,7 @@ from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
 from orchestrator.weights.versions import Versions
 
-BARREN = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
+REJECTED_IN_A_ROW = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
 
 
 class NotFinite(Exception):
@@ -90,7 +90,7 @@ class Stage:
         )
         self.stopping = False
         self._bookkeeping = Bookkeeping(recipe, progress, self.meter, self.notice)
-        self._barren = 0  # prompt groups in a row without a sample that can be trained
+        self._rejected_in_a_row = 0  # prompt groups in a row without a sample that can be trained
         self._following = False  # scored models are being brought to what the coming step is to have
 
     async def run(self) -> None:
@@ -147,7 +147,7 @@ class Stage:
         while not self.stopping:
             self.leasing.moved.clear()
             self.leasing.intake.lease_again(self.buffer.expire(self.progress.version))
-            batch = self.buffer.take(self.progress.version)
+            batch = self.buffer.next_batch(self.progress.version)
             if batch is None:
                 await self.leasing.moved.wait()
             elif batch.samples:
@@ -161,11 +161,11 @@ class Stage:
         self._close(batch)
         self.dispatch.pass_over(len(batch.groups))
         self.leasing.moved.set()
-        self._barren += len(batch.groups)
-        if self._barren >= BARREN:
+        self._rejected_in_a_row += len(batch.groups)
+        if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
             uid, reason = self.buffer.last_dropped or ("?", "unknown")
             raise RuntimeError(
-                f"every sample of the last {self._barren} prompt groups was rejected, e.g. {uid}: {reason}"
+                f"every sample of the last {self._rejected_in_a_row} prompt groups was rejected, e.g. {uid}: {reason}"
             )
 
     def _close(self, batch: Batch) -> None:
@@ -187,7 +187,7 @@ class Stage:
                 with self.meter.clock("publish").busy():
                     await self.publish(progress.version + 1)
                 progress.version += 1
-        progress.step, self._barren = step, 0
+        progress.step, self._rejected_in_a_row = step, 0
         self._close(batch)
         with self.meter.clock("publish").busy():
             await self._follow()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.learning.segments import JoinedScores, given_samples, tables_of, without_aged
+from actors.learning.share_rows import JoinedScores, given_samples, tables_of, without_aged
 from actors.learning.student import Hidden, Targets
 from actors.metrics import EVALUATION_METRICS
 from actors.models import causal_lm

@@ -18,7 +18,7 @@ from actors.rollout.outbox import Outbox
 from actors.rollout.response import Response
 from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
-from actors.turn import Idle
+from actors.weights_lock import Idle
 from actors.wire.records import Request, Sample, pack_samples
 from configs.roles import Rollout as RolloutConfig
 from configs.roles import Stream

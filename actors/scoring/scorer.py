@@ -23,7 +23,7 @@ from actors.scoring.beginnings import Beginnings
 from actors.scoring.canary import suspicion_of, ways_to_batch
 from actors.scoring.engine import Engine, Item
 from actors.scoring.score_cache import ScoreCache, key_of
-from actors.turn import Idle, Turn
+from actors.weights_lock import Idle, WeightsLock
 from actors.wire.records import (
     Sample,
     Score,
@@ -53,7 +53,7 @@ class Scorer(Member):
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
         self._arrived = asyncio.Event()
         self._idle = Idle()
-        self._turn = Turn()  # a batch is scored with one version
+        self._weights_lock = WeightsLock()  # a batch is scored with one version
         self._server: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -93,7 +93,7 @@ class Scorer(Member):
         assert self._engine is not None
         items = [Item(f"canary.{i}", list(ids[:1]), list(ids[1:]), 0, True, []) for i, ids in enumerate(texts)]
         ways = ways_to_batch(len(items))
-        async with self._turn.alone():
+        async with self._weights_lock.exclusive():
             return [await self._reading(items, way) for way in (ways if repeats else ways[:1])]
 
     async def _reading(self, items: Sequence[Item], batches: Iterable[Sequence[int]]) -> list[float]:
@@ -107,7 +107,7 @@ class Scorer(Member):
     async def projection(self) -> tuple[dict[str, Any], int]:
         """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
         assert self._engine is not None
-        async with self._turn.together():
+        async with self._weights_lock.shared():
             return await asyncio.to_thread(self._engine.projection), self._version
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
@@ -116,7 +116,7 @@ class Scorer(Member):
 
         assert self._engine is not None
         tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
-        async with self._turn.alone():
+        async with self._weights_lock.exclusive():
             await self._engine.replace(tensors)
             self._version, self._unmoved = version, False
             self._cache.clear()
@@ -126,7 +126,7 @@ class Scorer(Member):
         """Score with the weights of another directory from the next batch on, which may be of another size. Raises
         SwapRefused, and then scores as before."""
         assert self._engine is not None
-        async with self._turn.alone():
+        async with self._weights_lock.exclusive():
             if not (self._unmoved and (version, Path(model)) == (self._version, self._model)):
                 self._engine.stop()  # first: there may be no room for two
                 self._engine = await self._build_or_go_back(Path(model))
@@ -137,13 +137,13 @@ class Scorer(Member):
     async def sleep(self) -> None:
         """Asleep it keeps its turn to itself: what is asked of it waits until `wake`."""
         assert self._engine is not None
-        await self._turn.take()
+        await self._weights_lock.acquire_exclusive()
         await self._engine.sleep()
 
     async def wake(self) -> None:
         assert self._engine is not None
         await self._engine.wake()
-        self._turn.release()
+        self._weights_lock.release()
 
     async def drain(self) -> None:
         await self._idle.wait()
@@ -196,7 +196,7 @@ class Scorer(Member):
 
     async def _hand_on(self, item: Item, request: ScoreRequest) -> Score:
         """To an engine that batches by itself: it is not kept waiting for what others asked before."""
-        async with self._turn.together():
+        async with self._weights_lock.shared():
             assert self._engine is not None
             (score,) = await self._engine.score([item], request)
             return replace(score, version=self._version)
@@ -205,7 +205,7 @@ class Scorer(Member):
         while True:
             await self._arrived.wait()
             await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
-            async with self._turn.together():
+            async with self._weights_lock.shared():
                 await self._score_batch(self._cut_batch())
             if not self._queue:
                 self._arrived.clear()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.learning.segments import JoinedScores, samples_of, tables_of
+from actors.learning.share_rows import JoinedScores, samples_of, tables_of
 from actors.member import Member
 from actors.models.fingerprint import fingerprint
 from actors.rollout.writer import Writer

@@ -23,11 +23,11 @@ def refuse(recipe: Recipe) -> None:
     if unknown:
         raise RecipeError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
     for rule in MEANINGLESS:
-        if finding := rule(recipe):
-            raise RecipeError(finding)
+        if refusal := rule(recipe):
+            raise RecipeError(refusal)
     for name, rule in BIASED.items():
-        if name not in recipe.objective.allow_biased and (finding := rule(recipe)):
-            raise RecipeError(f"{finding} (for a study: objective.allow_biased: [{name}])")
+        if name not in recipe.objective.allow_biased and (refusal := rule(recipe)):
+            raise RecipeError(f"{refusal} (for a study: objective.allow_biased: [{name}])")
 
 
 def biases(recipe: Recipe) -> tuple[str, ...]:
@@ -37,4 +37,4 @@ def biases(recipe: Recipe) -> tuple[str, ...]:
 
 def warnings(recipe: Recipe) -> tuple[str, ...]:
     """What the recipe should know about itself, a line each."""
-    return tuple(finding for rule in WARNED if (finding := rule(recipe)))
+    return tuple(refusal for rule in WARNED if (refusal := rule(recipe)))

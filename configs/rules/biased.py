@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from configs.rules.rule import Finding, Rule
+from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
 
-def _k1_in_loss(recipe: Recipe) -> Finding:
+def _k1_in_loss(recipe: Recipe) -> Refusal:
     if recipe.objective.estimator != "k1_in_loss":
         return None
     return (
@@ -14,7 +14,7 @@ def _k1_in_loss(recipe: Recipe) -> Finding:
     )
 
 
-def _k3_in_reward(recipe: Recipe) -> Finding:
+def _k3_in_reward(recipe: Recipe) -> Refusal:
     if recipe.objective.estimator != "k3_in_reward":
         return None
     return (
@@ -23,7 +23,7 @@ def _k3_in_reward(recipe: Recipe) -> Finding:
     )
 
 
-def _sampled_off_policy(recipe: Recipe) -> Finding:
+def _sampled_off_policy(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     foreign = [source for source in objective.sources if source != "student"]
     if foreign and objective.teachers and not objective.distributional:
@@ -39,7 +39,7 @@ def _sampled_off_policy(recipe: Recipe) -> Finding:
     return None
 
 
-def _tempered_sampling(recipe: Recipe) -> Finding:
+def _tempered_sampling(recipe: Recipe) -> Refusal:
     objective, sampling = recipe.objective, recipe.sampling
     if "student" not in objective.sources or (sampling.temperature == 1.0 and sampling.top_p == 1.0):
         return None
@@ -53,7 +53,7 @@ def _tempered_sampling(recipe: Recipe) -> Finding:
     )
 
 
-def _discounted_forward(recipe: Recipe) -> Finding:
+def _discounted_forward(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if not objective.discount:
         return None

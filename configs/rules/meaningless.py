@@ -5,13 +5,13 @@ from __future__ import annotations
 from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
 from configs.rules.of_roles import OF_ROLES
-from configs.rules.rule import Finding, Rule
+from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
 VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
 
 
-def _unknown_models(recipe: Recipe) -> Finding:
+def _unknown_models(recipe: Recipe) -> Refusal:
     if STUDENT not in recipe.models:
         return f"models: no model named {STUDENT!r}; add models.{STUDENT}.path"
     if recipe.models[STUDENT].weights != "frozen":
@@ -32,13 +32,13 @@ def _unknown_models(recipe: Recipe) -> Finding:
     return None
 
 
-def _writers(recipe: Recipe) -> Finding:
+def _writers(recipe: Recipe) -> Refusal:
     if "teacher" in recipe.objective.sources and recipe.sampled_teacher is None:
         return "objective.prefix: 'teacher' has no model to write with; add one to models"
     return None
 
 
-def _weighted_targets(recipe: Recipe) -> Finding:
+def _weighted_targets(recipe: Recipe) -> Refusal:
     target = recipe.objective.target
     if target == {}:
         return f"objective.target: names no model; give one, {DATA!r} or {NONE!r}"
@@ -47,7 +47,7 @@ def _weighted_targets(recipe: Recipe) -> Finding:
     return None
 
 
-def _nothing_to_learn(recipe: Recipe) -> Finding:
+def _nothing_to_learn(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.target == NONE and not objective.rewarded:
         return (
@@ -69,7 +69,7 @@ def _nothing_to_learn(recipe: Recipe) -> Finding:
     return None
 
 
-def _clips_of_supports(recipe: Recipe) -> Finding:
+def _clips_of_supports(recipe: Recipe) -> Refusal:
     objective, clip = recipe.objective, recipe.objective.clip
     if clip.log_ratio is not None and (not objective.teachers or objective.estimator != "reward"):
         return "objective.clip.log_ratio: bounds the log-ratio in estimator: reward to a teacher; remove it"
@@ -83,7 +83,7 @@ def _clips_of_supports(recipe: Recipe) -> Finding:
     return None
 
 
-def _axes_without_part(recipe: Recipe) -> Finding:
+def _axes_without_part(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if (objective.distributional or not objective.teachers) and (objective.estimator != "reward" or objective.discount):
         return (
@@ -123,7 +123,7 @@ def _axes_without_part(recipe: Recipe) -> Finding:
     return None
 
 
-def _families(recipe: Recipe) -> Finding:
+def _families(recipe: Recipe) -> Refusal:
     objective, weight = recipe.objective, recipe.objective.reverse_weight
     if objective.family == "power" and weight != 1.0:
         return "objective.reverse_weight: the power family has no second direction; set it to 1"
@@ -140,7 +140,7 @@ def _families(recipe: Recipe) -> Finding:
     return None
 
 
-def _estimators(recipe: Recipe) -> Finding:
+def _estimators(recipe: Recipe) -> Refusal:
     """An estimator in the loss has one direction, whatever the weight says."""
     objective = recipe.objective
     for estimator, direction, weight in (("k2_in_loss", "reverse", 1.0), ("k3_in_loss", "forward", 0.0)):
@@ -152,7 +152,7 @@ def _estimators(recipe: Recipe) -> Finding:
     return None
 
 
-def _extrapolations(recipe: Recipe) -> Finding:
+def _extrapolations(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.extrapolate is None:
         return None
@@ -166,7 +166,7 @@ def _extrapolations(recipe: Recipe) -> Finding:
     return None
 
 
-def _self_distillation(recipe: Recipe) -> Finding:
+def _self_distillation(recipe: Recipe) -> Refusal:
     for name in recipe.objective.teachers:
         model = recipe.models[name]
         own = model.template == recipe.models[STUDENT].template and not model.privileged
@@ -186,7 +186,7 @@ def _self_distillation(recipe: Recipe) -> Finding:
     return None
 
 
-def _swaps(recipe: Recipe) -> Finding:
+def _swaps(recipe: Recipe) -> Refusal:
     for name, model in recipe.models.items():
         if not model.swaps:
             continue
@@ -201,7 +201,7 @@ def _swaps(recipe: Recipe) -> Finding:
     return None
 
 
-def _end_tokens(recipe: Recipe) -> Finding:
+def _end_tokens(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.end_tokens == "same":
         return None
@@ -222,7 +222,7 @@ def _end_tokens(recipe: Recipe) -> Finding:
     return None
 
 
-def _start_kl(recipe: Recipe) -> Finding:
+def _start_kl(recipe: Recipe) -> Refusal:
     objective, sampling, kind = recipe.objective, recipe.sampling, recipe.metrics.start_kl
     if kind is None:
         return None
@@ -238,7 +238,7 @@ def _start_kl(recipe: Recipe) -> Finding:
     return None
 
 
-def _supports_of_engines(recipe: Recipe) -> Finding:
+def _supports_of_engines(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     for name, support in recipe.support_of.items():
         if recipe.scorer_of(name).engine != "vllm":
@@ -254,7 +254,7 @@ def _supports_of_engines(recipe: Recipe) -> Finding:
     return None
 
 
-def _outcomes(recipe: Recipe) -> Finding:
+def _outcomes(recipe: Recipe) -> Refusal:
     objective, outcome = recipe.objective, recipe.objective.outcome
     if objective.rewarded and not recipe.reward.earns:
         return "objective.outcome.weight: no reward.rules to earn it; add a rule or a reward.model, or set it to 0"
@@ -288,14 +288,14 @@ def _outcomes(recipe: Recipe) -> Finding:
     return None
 
 
-def _value_heads(recipe: Recipe) -> Finding:
+def _value_heads(recipe: Recipe) -> Refusal:
     head = recipe.learner.value_head
     if head != type(head)() and "value" not in recipe.objective.terms:
         return "learner.value_head: nothing reads its values; set baseline or outcome.baseline: value, or remove it"
     return None
 
 
-def _references(recipe: Recipe) -> Finding:
+def _references(recipe: Recipe) -> Refusal:
     objective, reference = recipe.objective, recipe.objective.reference
     if reference is None:
         return None

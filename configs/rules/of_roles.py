@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from configs.rules.rule import Finding, Rule
+from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
 
-def _split_engines(recipe: Recipe) -> Finding:
+def _split_engines(recipe: Recipe) -> Refusal:
     for role, config in (("rollout", recipe.rollout), ("teacher_rollout", recipe.teacher_rollout)):
         gpus, parallel = config.resources.gpus, config.tensor_parallel
         if parallel > 1 and gpus != parallel:
@@ -14,7 +14,7 @@ def _split_engines(recipe: Recipe) -> Finding:
     return None
 
 
-def _colocations(recipe: Recipe) -> Finding:
+def _colocations(recipe: Recipe) -> Refusal:
     """Turns need phases that alternate, shares of GPUs, and a learner whose states move."""
     if not recipe.colocate:
         return None
@@ -45,7 +45,7 @@ def _colocations(recipe: Recipe) -> Finding:
     return None
 
 
-def _streams(recipe: Recipe) -> Finding:
+def _streams(recipe: Recipe) -> Refusal:
     if recipe.early_stop and not recipe.stream_tokens:
         return "early_stop: judges a response by the segments scored so far; set stream_tokens, or remove it"
     if recipe.rollout.keep_key_values and recipe.rollout.on_update == "abort":
@@ -53,7 +53,7 @@ def _streams(recipe: Recipe) -> Finding:
     return None
 
 
-def _autoscales(recipe: Recipe) -> Finding:
+def _autoscales(recipe: Recipe) -> Refusal:
     members = recipe.elastic_roles
     for role, bounds in recipe.autoscale.items():
         if role not in members:
@@ -66,7 +66,7 @@ def _autoscales(recipe: Recipe) -> Finding:
     return None
 
 
-def _contexts(recipe: Recipe) -> Finding:
+def _contexts(recipe: Recipe) -> Refusal:
     response = recipe.sampling.max_response_tokens
     if response >= recipe.rollout.max_context_tokens:
         return (

@@ -6,5 +6,5 @@ from collections.abc import Callable
 
 from configs.schema import Recipe
 
-Finding = str | None
-Rule = Callable[[Recipe], Finding]
+Refusal = str | None
+Rule = Callable[[Recipe], Refusal]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from configs.node import STUDENT
-from configs.rules.rule import Finding, Rule
+from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
 
-def _forward_on_the_students_support(recipe: Recipe) -> Finding:
+def _forward_on_the_students_support(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.support != "topk" or objective.topk_of != "student" or objective.reverse_weight == 1.0:
         return None
@@ -17,7 +17,7 @@ def _forward_on_the_students_support(recipe: Recipe) -> Finding:
     )
 
 
-def _reverse_on_a_renormalised_support(recipe: Recipe) -> Finding:
+def _reverse_on_a_renormalised_support(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.tail != "renormalise" or objective.topk_of != "teacher" or objective.reverse_weight != 1.0:
         return None
@@ -27,7 +27,7 @@ def _reverse_on_a_renormalised_support(recipe: Recipe) -> Finding:
     )
 
 
-def _dropped_tail(recipe: Recipe) -> Finding:
+def _dropped_tail(recipe: Recipe) -> Refusal:
     if recipe.objective.tail != "drop":
         return None
     return (
@@ -35,7 +35,7 @@ def _dropped_tail(recipe: Recipe) -> Finding:
     )
 
 
-def _clipped_forward(recipe: Recipe) -> Finding:
+def _clipped_forward(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.clip.log_ratio is None or objective.distributional or objective.reverse_weight == 1.0:
         return None
@@ -44,7 +44,7 @@ def _clipped_forward(recipe: Recipe) -> Finding:
     )
 
 
-def _clipped_extrapolation(recipe: Recipe) -> Finding:
+def _clipped_extrapolation(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     normalised = objective.baseline == "exact" and not objective.discount
     if objective.extrapolate is None or objective.clip.log_ratio is None or normalised:
@@ -55,7 +55,7 @@ def _clipped_extrapolation(recipe: Recipe) -> Finding:
     )
 
 
-def _divided_beta(recipe: Recipe) -> Finding:
+def _divided_beta(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     if objective.reference is None or objective.outcome.scale != "std":
         return None
@@ -64,13 +64,13 @@ def _divided_beta(recipe: Recipe) -> Finding:
     return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
 
 
-def _turns_without_a_gpu(recipe: Recipe) -> Finding:
+def _turns_without_a_gpu(recipe: Recipe) -> Refusal:
     if not recipe.colocate or any(resources.gpus for resources in recipe.resources_of_roles.values()):
         return None
     return "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it"
 
 
-def _arguments_that_one_template_lacks(recipe: Recipe) -> Finding:
+def _arguments_that_one_template_lacks(recipe: Recipe) -> Refusal:
     given = recipe.models[STUDENT].template
     for name in recipe.served_models:
         model = recipe.models[name]

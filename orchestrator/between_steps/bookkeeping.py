@@ -36,7 +36,7 @@ class Bookkeeping:
     def line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         """The step's line, by the names of actors/metrics.py: its batch was sampled with responses of up to `cap`
         tokens, and trained from the weights of `version`."""
-        counts, objective = self._meter.take(), self._recipe.objective
+        counts, objective = self._meter.read_and_reset(), self._recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
         names |= {*SAMPLES_LOST, *seconds}

@@ -29,12 +29,12 @@ class PoolMember:
     apart: int = 0  # by how many it is kept back: it serves, and is given nothing for a while
     joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
     log: Path | None = None
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
     _calls: dict[object, None] = field(default_factory=dict)  # not answered yet, oldest first
     _next_began: float = 0.0  # when the oldest of them became that
 
     @property
-    def head(self) -> Any:
+    def lead(self) -> Any:
         return self.actors[0]
 
     @contextmanager

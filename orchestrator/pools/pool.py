@@ -25,7 +25,7 @@ from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, NoPla
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.pools.watch import Overdue, Watch
 
-BARREN = 12  # deaths in a row, with no answer between them, that end a role
+DEATHS_IN_A_ROW = 12  # deaths in a row, with no answer between them, that end a role
 
 # How many members may die under a call before it has failed: as many as make DEATHS (`retry`), one (`once`), or as many
 # as make DEATHS of those that lived when they were asked (`living`).
@@ -74,7 +74,7 @@ class Pool:
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
     _failure: Exception | None = None
     _over: Exception | None = None
-    _barren: int = 0  # deaths since the last answer
+    _deaths_in_a_row: int = 0  # deaths since the last answer
 
     async def start(self, size: int) -> None:
         """Bring up `size` members at once; one that dies on the way is brought up once more. Raises what the first
@@ -176,13 +176,13 @@ class Pool:
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
         raise AssertionError("unreachable")
 
-    def take(self, member: PoolMember, places: int) -> None:
+    def add_load(self, member: PoolMember, places: int) -> None:
         """Count work as a member's load."""
         if places and not member.load:
             self.clock.begin(member.number)
         member.load += places
 
-    def free(self, member: PoolMember, places: int) -> None:
+    def remove_load(self, member: PoolMember, places: int) -> None:
         """Some of a member's work is done, or lost."""
         member.load -= places
         if places and not member.load:
@@ -199,10 +199,10 @@ class Pool:
         The deadline of each counts from when it is asked for, or from what `since` says; where that says None, nothing
         is owed and there is none.
         """
-        pairs = aiter(self.transport.stream(member.head, method, *args))
+        pairs = aiter(self.transport.stream(member.lead, method, *args))
         try:
             while (pair := await self.in_time(method, anext(pairs, None), since)) is not None:
-                self._barren = 0
+                self._deaths_in_a_row = 0
                 self.shortages.answered(method, member.load)
                 yield pair
         except MemberDied as death:
@@ -217,7 +217,7 @@ class Pool:
         """Call a method of one member's head and open the result, within the method's own deadline or the one named.
         Raises MemberDied; the member is replaced."""
         try:
-            answer = self.transport.value(self.transport.call(member.head, method, *args)[0])
+            answer = self.transport.value(self.transport.call(member.lead, method, *args)[0])
             return await self.in_time(deadline or method, answer)
         except MemberDied as death:
             if member.serving:  # a joiner's death is its pool's to tell
@@ -229,9 +229,9 @@ class Pool:
         """A member's answer to a call whose load is counted already."""
         try:
             with member.asked() as since:
-                refs = self.transport.call(member.head, method, *args, returns=returns)
+                refs = self.transport.call(member.lead, method, *args, returns=returns)
                 value = await self.in_time(method, self.transport.value(refs[-1]), since)
-            self._barren = 0
+            self._deaths_in_a_row = 0
             self.shortages.answered(method, load)
             return [*refs[:-1], value]
         except MemberDied as death:
@@ -239,7 +239,7 @@ class Pool:
             self._note_shortage(method, load, death)
             raise
         finally:
-            self.free(member, load)
+            self.remove_load(member, load)
             self._tell()
 
     async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
@@ -250,7 +250,7 @@ class Pool:
             done, _ = await asyncio.wait(asked, timeout=self.hedge)
             second = None if done else self.line.with_room([m for m in self.serving() if m is not first])
             if second:
-                self.take(second, load)
+                self.add_load(second, load)
                 asked.add(asyncio.ensure_future(self._answer(second, method, args, load, returns)))
             while True:
                 done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
@@ -301,7 +301,7 @@ class Pool:
     def _failed(self) -> Exception | None:
         if self._over:
             return self._over
-        return self._failure if not self.members or self._barren >= BARREN else None
+        return self._failure if not self.members or self._deaths_in_a_row >= DEATHS_IN_A_ROW else None
 
     async def route(self, near: int | None = None, load: int = 0) -> PoolMember:
         """The least-loaded serving member, or the one for a number, once it has room: `load` is counted as its own from
@@ -309,7 +309,7 @@ class Pool:
         if not (members := self.serving()):
             self.check()
         if member := self.line.at_once(members, near):
-            self.take(member, load)
+            self.add_load(member, load)
             return member
         call = self.line.join(near, load)
         self._hand_out()
@@ -318,7 +318,7 @@ class Pool:
         except asyncio.CancelledError:
             self.line.leave(call)
             if call.given:  # in this very turn
-                self.free(call.place.result(), load)
+                self.remove_load(call.place.result(), load)
             raise
 
     async def living(self, near: int | None = None, load: int = 0) -> PoolMember:
@@ -328,9 +328,9 @@ class Pool:
             try:
                 await self.call_member(member, "ping")
             except MemberDied:
-                self.free(member, load)
+                self.remove_load(member, load)
             except BaseException:
-                self.free(member, load)
+                self.remove_load(member, load)
                 raise
             else:
                 return member
@@ -340,7 +340,7 @@ class Pool:
         while self.line and (found := self.line.next(self.serving())):
             call, member = found
             if not call.place.cancelled():
-                self.take(member, call.load)
+                self.add_load(member, call.load)
                 call.place.set_result(member)
 
     def _new(self, dead: PoolMember | None = None) -> PoolMember:
@@ -404,7 +404,7 @@ class Pool:
 
     async def _start(self, member: PoolMember) -> None:
         async with self.starting():
-            await self.in_time("start", self.transport.value(self.transport.call(member.head, "start")[0]))
+            await self.in_time("start", self.transport.value(self.transport.call(member.lead, "start")[0]))
             member.started = True
 
     def replace(self, member: PoolMember, death: Exception | None = None) -> None:
@@ -427,9 +427,11 @@ class Pool:
     def _succeed(self, dead: PoolMember, why: str) -> None:
         """Count a death, and bring up another member unless all die."""
         self.restarts += 1
-        self._barren += 1
-        if self._barren >= BARREN:
-            self._failure = RoleFailed(f"{self.role}: {BARREN} members died one after the other without an answer{why}")
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
+            self._failure = RoleFailed(
+                f"{self.role}: {DEATHS_IN_A_ROW} members died one after the other without an answer{why}"
+            )
             self._spawn_task(self.transport.kill(dead.actors))
             self._wake()
             return

@@ -109,7 +109,7 @@ class Meter:
         """Roles busy right now."""
         return tuple(role for role, clock in self._clocks.items() if clock.active and role != "wait")
 
-    def take(self) -> dict[str, float]:
+    def read_and_reset(self) -> dict[str, float]:
         """Counts and `seconds_<role>` since the last take, and `seconds_step`."""
         now, counts = self._now(), dict(self._counts)
         self._counts.clear()

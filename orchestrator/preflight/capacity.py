@@ -20,9 +20,9 @@ from configs.roles import Rollout, Scorer
 from configs.schema import Recipe
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
+from orchestrator.preflight.comparison import GIB, Comparison, counted, size
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
-from orchestrator.preflight.finding import GIB, Finding, counted, size
 from orchestrator.preflight.node_capacity import compare_nodes
 from orchestrator.preflight.placement import Bundle, Node, Placed, place
 from orchestrator.preflight.survey import Survey
@@ -38,19 +38,19 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
     return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
 
 
-def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Finding]:
+def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Comparison]:
     """The run against the machines that it would use; a cluster that it joins is joined already."""
     from orchestrator.preflight import cluster
 
     return compare(recipe, inputs, read_sizes(recipe), cluster.survey(recipe, directory))
 
 
-def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Finding]:
+def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Comparison]:
     """Everything that is compared, what fits included."""
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
     longest = max(len(prompt.ids[STUDENT]) for prompt in (*inputs.train, *inputs.heldout))
-    found = [finding for name in ("CPU", "GPU") if (finding := _total(wanted, name, nodes, survey.idle))]
-    if all(finding.grade != "short" for finding in found):
+    found = [one for name in ("CPU", "GPU") if (one := _total(wanted, name, nodes, survey.idle))]
+    if all(one.grade != "short" for one in found):
         placed = place(_bundles(wanted), nodes)
         found.append(_places(placed, nodes))
         if not placed.homeless:
@@ -63,7 +63,7 @@ def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: S
     return found + _caches(recipe, sizes, {demand.role for demand in wanted})
 
 
-def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Mapping[str, float]) -> Finding | None:
+def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Mapping[str, float]) -> Comparison | None:
     """CPUs or GPUs of the whole layout. What others hold now may be free before the run gives up waiting for it."""
     kind = f"{name.lower()}s"
     amounts = {demand.role: getattr(demand, kind) for demand in wanted if getattr(demand, kind)}
@@ -78,18 +78,18 @@ def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Map
     there = f"the cluster has {have:g} on {counted(len(nodes), 'node')}"
     if need > have + 1e-6:
         remedy = f"lower {_count_key(largest)} or {key}, or add nodes"
-        return Finding("short", key, asked, f"{there}: {need - have:g} short", remedy)
+        return Comparison("short", key, asked, f"{there}: {need - have:g} short", remedy)
     if need > idle.get(name, have) + 1e-6:
-        return Finding("tight", key, asked, f"{there}, {idle[name]:g} free now", "the run waits for a place")
-    return Finding("fits", key, asked, there)
+        return Comparison("tight", key, asked, f"{there}, {idle[name]:g} free now", "the run waits for a place")
+    return Comparison("fits", key, asked, there)
 
 
-def _places(placed: Placed, nodes: Sequence[Node]) -> Finding:
+def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
     """That every bundle has a place, or the largest that has none."""
     bundles = counted(len(placed.bundles), "bundle")
     if not placed.homeless:
         used = counted(len(set(placed.homes)), "node")
-        return Finding("fits", "resources", f"the layout takes {bundles}", f"each has a place, on {used} in all")
+        return Comparison("fits", "resources", f"the layout takes {bundles}", f"each has a place, on {used} in all")
     bundle = max(placed.homeless, key=lambda bundle: (bundle.gpus, bundle.cpus))
     asked = f"{bundle.role} takes bundles of {bundle.cpus:g} CPU and {bundle.gpus:g} GPU, each on one node"
     if bundle.labels:
@@ -99,10 +99,10 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Finding:
         fits_but_for_labels = any(node.holds(replace(bundle, labels={})) for node in nodes)
         there = "no node has these labels" if fits_but_for_labels else "no node is that large"
     remedy = f"lower {bundle.role}.resources or {_count_key(bundle.role)}, or add such a node"
-    return Finding("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
+    return Comparison("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
 
 
-def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Finding:
+def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Comparison:
     """Checkpoints and the exported model are certain; samples are at most, so that they alone make it tight."""
     length = recipe.objective.length
     anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
@@ -117,12 +117,12 @@ def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Finding:
     there = f"{recipe.run.root} has {size(room)} for this run"
     if certain > room:
         remedy = "free space, set run.root to a larger disk, or lower checkpoint.keep"
-        return Finding("short", "run.root", asked, there, remedy)
+        return Comparison("short", "run.root", asked, there, remedy)
     remedy = "free space, set run.root to a larger disk, or raise record.every"
-    return Finding("tight" if certain + samples > room else "fits", "run.root", asked, there, remedy)
+    return Comparison("tight" if certain + samples > room else "fits", "run.root", asked, there, remedy)
 
 
-def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[Finding]:
+def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[Comparison]:
     """vLLM's key-value caches on CPUs; on a GPU vLLM gives them what the weights leave."""
     found = []
     for role, (model, engine) in estimates.engines(recipe).items():
@@ -132,7 +132,7 @@ def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[
     return found
 
 
-def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Finding:
+def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
     """One response of full length must fit, or vLLM does not start; all that it decodes at a time should."""
     context, room = engine.max_context_tokens, engine.kv_cache_gib * GIB
     concurrent = engine.max_concurrent if isinstance(engine, Rollout) else 1
@@ -140,9 +140,11 @@ def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Finding:
     asked = f"{concurrent} x {context} tokens take {size(concurrent * one)}"
     there, key = f"the cache has {engine.kv_cache_gib} GiB, room for {room // one}", f"{role}.kv_cache_gib"
     if one > room:
-        return Finding("short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role}.max_context_tokens")
+        return Comparison(
+            "short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role}.max_context_tokens"
+        )
     remedy = f"vLLM lets what is beyond wait; raise it to {ceil(concurrent * one / GIB)} if responses are that long"
-    return Finding("tight" if concurrent * one > room else "fits", key, asked, there, remedy)
+    return Comparison("tight" if concurrent * one > room else "fits", key, asked, there, remedy)
 
 
 def _bundles(wanted: Sequence[Demand]) -> list[Bundle]:

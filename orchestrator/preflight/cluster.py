@@ -20,7 +20,7 @@ from actors.control import NAMESPACE, control_name
 from actors.shared_memory import shared_folder
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
-from orchestrator.preflight.finding import MIB
+from orchestrator.preflight.comparison import MIB
 from orchestrator.preflight.survey import Survey, survey_cluster, survey_here
 from orchestrator.stopping import STOP_COMMAND
 

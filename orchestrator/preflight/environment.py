@@ -1,6 +1,6 @@
 """What a user's machine must grant before anything starts: folders to write to, paths that sockets fit into, files.
 
-Each finding is a line with the path or number and the remedy.
+What is wrong is a line with the path or number and the remedy.
 """
 
 from __future__ import annotations

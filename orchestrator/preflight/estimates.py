@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from configs.node import STUDENT
 from configs.roles import Learner, Rollout, Scorer
 from configs.schema import Recipe
-from orchestrator.preflight.finding import GIB
+from orchestrator.preflight.comparison import GIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
 SAMPLE_BYTES = 144  # of a response beside its tokens: ids, seed, spans, offsets

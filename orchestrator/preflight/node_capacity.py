@@ -10,15 +10,15 @@ from math import ceil
 
 from configs.schema import Recipe
 from orchestrator.preflight import estimates
+from orchestrator.preflight.comparison import MIB, Comparison, compared, counted, notable, size
 from orchestrator.preflight.estimates import Planned, Size
-from orchestrator.preflight.finding import MIB, Finding, compared, counted, notable, size
 from orchestrator.preflight.placement import Placed
 from orchestrator.preflight.survey import Machine
 
 
 def compare_nodes(
     recipe: Recipe, plan: Planned, sizes: Mapping[str, Size], machines: Sequence[Machine], placed: Placed
-) -> list[Finding]:
+) -> list[Comparison]:
     """Every node that has a part in the run: all that is short, and the fullest one of what is not."""
     used = [machine for machine in machines if machine.node.name in placed.homes]
     stored = [(stored_bytes(recipe, plan, placed, machine.node.name), machine) for machine in used]
@@ -44,7 +44,7 @@ def stored_bytes(recipe: Recipe, plan: Planned, placed: Placed, node: str) -> in
     return weights + ceil(made + plan.samples * min(1.0, writers))
 
 
-def _object_store(plan: Planned, need: int, machine: Machine) -> Finding:
+def _object_store(plan: Planned, need: int, machine: Machine) -> Comparison:
     alive = plan.versions // plan.version if plan.version else 0
     asked = (
         f"a weight version takes {size(plan.version)} and {alive} live at a time, payloads take at most "
@@ -58,7 +58,9 @@ def _object_store(plan: Planned, need: int, machine: Machine) -> Finding:
     return compared("cluster.object_store_mib", asked, need, there, machine.object_store, remedy)
 
 
-def _shared_memory(recipe: Recipe, plan: Planned, stored: int, machine: Machine, placed: Placed) -> Iterator[Finding]:
+def _shared_memory(
+    recipe: Recipe, plan: Planned, stored: int, machine: Machine, placed: Placed
+) -> Iterator[Comparison]:
     """A version's file for each member that loads one, beside the object store, which lies in shared memory too."""
     files = placed.on(machine.node.name)["rollout"] if recipe.rollout.engine == "vllm" else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
@@ -72,7 +74,7 @@ def _shared_memory(recipe: Recipe, plan: Planned, stored: int, machine: Machine,
     yield compared("rollout.members", asked, need, f"{size(free)} are free", free, remedy)
 
 
-def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed: Placed) -> Iterator[Finding]:
+def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed: Placed) -> Iterator[Comparison]:
     here = placed.on(machine.node.name)
     parts = {role: count * estimates.memory_bytes(recipe, sizes, role) for role, count in here.items()}
     if not any(parts.values()) or machine.free is None:
@@ -85,12 +87,12 @@ def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed:
     yield compared(largest, asked, need, f"{size(free)} are free", free, remedy)
 
 
-def _folder(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
+def _folder(recipe: Recipe, machine: Machine) -> Iterator[Comparison]:
     name = machine.node.name
     if machine.free is None:
         remedy = "its shared memory, disk and memory are not checked; see whether actors start there"
         there = f"it did not say what is free: {machine.silent}"
-        yield Finding("tight", "cluster.address", f"node {name} has a part in the run", there, remedy)
+        yield Comparison("tight", "cluster.address", f"node {name} has a part in the run", there, remedy)
     elif machine.free.disk is None:
         remedy = "put run.root on storage that every node sees"
-        yield Finding("short", "run.root", recipe.run.root, f"node {name} has no such folder", remedy)
+        yield Comparison("short", "run.root", recipe.run.root, f"node {name} has no such folder", remedy)

@@ -136,7 +136,7 @@ class Buffer:
             return drawn
         return [s for s in drawn if _youngest(s) < version - self.max_staleness / 2]
 
-    def take(self, version: int) -> Batch | None:
+    def next_batch(self, version: int) -> Batch | None:
         """The batch of a step that starts from the weights of `version`; None while it must be waited for."""
         if len(self._whole) < self.groups_per_step:
             return None

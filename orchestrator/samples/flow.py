@@ -94,13 +94,15 @@ class Flow:
             sampling = sampling.model_copy(update={"max_response_tokens": cap})
         return [self._request(ticket, prompt, source) for ticket, prompt in tickets], sampling
 
-    async def judge(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[list[Scored], dict[str, str]]:
+    async def score_and_reward(
+        self, block: Block, prompts: Mapping[str, Prompt]
+    ) -> tuple[list[Scored], dict[str, str]]:
         """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
         those that cannot be trained). Raises ValueLost."""
         models = self._recipe.scored_models
         scoring = (self._score(block, prompts, model) for model in models)
         answered: list[Any] = await asyncio.gather(*scoring, self._reward(block, prompts))
-        *judged, (rewards, rejected) = answered
+        *scored, (rewards, rejected) = answered
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
         drawn = [s for s in block.samples if block.source == "student"]
         rejected |= {s.uid: "the sampler's log-probs are not finite" for s in drawn if not s.finite}
@@ -108,7 +110,7 @@ class Flow:
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}
         log_ratios: dict[str, float] = {}
-        for model, (answers, killers) in zip(models, judged, strict=True):
+        for model, (answers, killers) in zip(models, scored, strict=True):
             rejected |= killers
             for ref, header in answers:
                 rejected |= header.rejected

@@ -132,7 +132,7 @@ class Intake:
         wanted.running |= {response.uid: response for response in asked}
         wanted.left[lease] += len(pairs)
         pool = self.writers[lease.source]
-        pool.take(wanted.member, len(pairs))
+        pool.add_load(wanted.member, len(pairs))
         with suppress(MemberDied):  # its stream tells
             await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, cap)
             for response in asked:
@@ -157,16 +157,16 @@ class Intake:
         finally:
             self._free(source, wanted, wanted.places)
 
-    def _take_in(self, block: Block, source: str, wanted: _Wanted, judging: asyncio.TaskGroup) -> None:
+    def _take_in(self, block: Block, source: str, wanted: _Wanted, scoring: asyncio.TaskGroup) -> None:
         wanted.heard = time.monotonic()
         self._free(source, wanted, sum(s.last for s in block.samples))
         responses = self._select(block, wanted)
-        judging.create_task(self.judge(_selected(block, responses), wanted, responses))
+        scoring.create_task(self._bring_in(_selected(block, responses), wanted, responses))
         self.moved()
 
     def _free(self, source: str, wanted: _Wanted, places: int) -> None:
         wanted.places -= places
-        self.writers[source].free(wanted.member, places)
+        self.writers[source].remove_load(wanted.member, places)
         if places and not wanted.places:
             self.meter.clock("rollout").end()
 
@@ -192,11 +192,11 @@ class Intake:
             nodes.note(node, now)
         return told
 
-    async def judge(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
+    async def _bring_in(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
         """Score, reward and admit the responses of a block. What went down with a node is sampled again; one that is
         rejected, or whose target has lost the thread, is ended."""
         try:
-            good, rejected = await self.flow.judge(block, {uid: r.prompt for uid, r in responses.items()})
+            good, rejected = await self.flow.score_and_reward(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
             self._lose(responses.values(), wanted)
             self.moved()

@@ -83,7 +83,7 @@ class Leasing:
         """The next batch of a step from the weights of `version`, once it is whole."""
         while True:
             self.moved.clear()
-            if batch := self.buffer.take(version):
+            if batch := self.buffer.next_batch(version):
                 return batch
             await self.moved.wait()
 

@@ -60,7 +60,7 @@ class Verdict:
     prospects: Mapping[str, Prospect]
 
 
-def judge(figures: Figures) -> Verdict | None:
+def find_bottleneck(figures: Figures) -> Verdict | None:
     """None where nothing can be concluded: nothing was trained, or nobody was seen at work."""
     if figures.throughput <= 0.0 or figures.learner not in figures.roles:
         return None

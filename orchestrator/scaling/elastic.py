@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.run import Run
 from orchestrator.scaling.autoscale import Autoscaler
-from orchestrator.scaling.bottleneck import Figures, RoleFigures, Verdict, judge
+from orchestrator.scaling.bottleneck import Figures, RoleFigures, Verdict, find_bottleneck
 from orchestrator.scaling.utilisation import Reading, Use, Window
 
 JUDGED_EVERY = 10.0  # seconds
@@ -65,7 +65,7 @@ class Elastic:
             role: RoleFigures(share.members, share.busy, share.waiting, role in recipe.elastic_roles)
             for role, share in use.shares.items()
         }
-        return judge(Figures(roles, use.steps * recipe.samples_per_step / use.seconds, recipe.max_staleness))
+        return find_bottleneck(Figures(roles, use.steps * recipe.samples_per_step / use.seconds, recipe.max_staleness))
 
     async def close(self) -> None:
         """Call off what is under way."""

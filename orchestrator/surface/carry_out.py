@@ -19,8 +19,8 @@ from orchestrator.surface.ending import end, fail
 from orchestrator.surface.outcome import Outcome, console
 
 if TYPE_CHECKING:
+    from orchestrator.preflight.comparison import Comparison
     from orchestrator.preflight.files import Inputs
-    from orchestrator.preflight.finding import Finding
     from orchestrator.run import Run
     from orchestrator.surface.display import Display
 
@@ -149,9 +149,9 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
             directory.rmdir()
 
 
-def _warn_or_refuse(findings: Sequence[Finding], display: Display) -> None:
+def _warn_or_refuse(findings: Sequence[Comparison], display: Display) -> None:
     """Before a run starts: say what is tight. Raises RecipeError with a line for everything that is short."""
-    from orchestrator.preflight.finding import refuse
+    from orchestrator.preflight.comparison import refuse
 
     refuse(findings)
     for finding in findings:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator import checkpoint
-from orchestrator.preflight.finding import MIB, size
+from orchestrator.preflight.comparison import MIB, size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAID = ("No space left on device", "Disk quota exceeded", "os error 28", "PytorchStreamWriter failed writing")

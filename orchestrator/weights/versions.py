@@ -67,7 +67,7 @@ class Versions:
                 raise failure
 
     async def _pull(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
-        async with self._learner.turns.engine(), member.turn:  # two pulls of one version load it once
+        async with self._learner.turns.engine(), member.loading:  # two pulls of one version load it once
             if member not in pool.members:  # it died of the pull before: no learner waits for its end of a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version != version.number:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.learning.segments import samples_of, tables_of
+from actors.learning.share_rows import samples_of, tables_of
 from actors.simulated.members import SimulatedLearner, liked
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader

@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "rewinding": (checkpoint.rewind,),
     "evaluating": (Evaluation.run,),
     "sampling": (SimulatedRollout.generate, Stage.roll_out),
-    "scoring": (Flow.judge,),
+    "scoring": (Flow.score_and_reward,),
     "learning": (LearnerGroup.step, SimulatedLearner.step),
     "publishing": (Versions.publish, checkpoint.claim_version),
     "pulling": (SimulatedRollout.load,),

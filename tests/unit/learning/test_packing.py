@@ -72,11 +72,11 @@ def test_denominators_count_tokens_that_are_masked_for_their_age() -> None:
         tokens = sum(count for _, count in versions)
         header = SampleHeader(f"00000000.{place:03d}", "00000000", 0, 1, tokens, tokens, "stop", versions)
         buffer.admit(Scored(header, None))
-    batch = buffer.take(2)
+    batch = buffer.next_batch(2)
     assert batch is not None and batch.tokens_masked == 5
     assert term_totals(["distillation"], batch.samples) == {"distillation": Total(18, 3)}
     buffer.give_back(batch, frozenset())
-    again = buffer.take(2)
+    again = buffer.next_batch(2)
     assert again is not None and term_totals(["distillation"], again.samples) == {"distillation": Total(18, 3)}
 
 

@@ -55,7 +55,7 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
         workers = pool({0: 5.0}, hedge=0.01)
         await workers.start(2)
         assert await workers.call("work") == [1]
-        assert [m.head.asked for m in workers.members] == [1, 1] and workers.restarts == 0
+        assert [m.lead.asked for m in workers.members] == [1, 1] and workers.restarts == 0
         assert [m.load for m in workers.members] == [1, 0], "it still has what it was given"
         await workers.stop()
 
@@ -132,7 +132,7 @@ def test_what_answers_in_time_is_asked_once() -> None:
         workers = pool({}, hedge=1.0)
         await workers.start(2)
         assert await workers.call("work") == [0]
-        assert [m.head.asked for m in workers.members] == [1, 0]
+        assert [m.lead.asked for m in workers.members] == [1, 0]
 
     asyncio.run(story())
 
@@ -219,13 +219,13 @@ def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_se
         calls = [asyncio.create_task(workers.call("work", name, load=10)) for name in "abcdef"]
         await asyncio.sleep(0.5)
         (first,) = workers.members
-        assert first.head.asked == 2 and first.load == 20 and workers.load() == 60
+        assert first.lead.asked == 2 and first.load == 20 and workers.load() == 60
         await workers.resize(2)
         await asyncio.sleep(0.1)
         second = workers.members[1]
-        assert first.head.asked == second.head.asked == 2, "who joins takes of what waits"
+        assert first.lead.asked == second.lead.asked == 2, "who joins takes of what waits"
         assert sorted(await asyncio.gather(*calls)) == [[0]] * 3 + [[1]] * 3
-        assert (first.head.taken, second.head.taken) == (["a", "b", "e"], ["c", "d", "f"])
+        assert (first.lead.taken, second.lead.taken) == (["a", "b", "e"], ["c", "d", "f"])
         assert workers.load() == 0
 
     in_own_time(story())
@@ -238,7 +238,7 @@ def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
         near = [asyncio.create_task(workers.call("work", name, load=10, near=0)) for name in "abc"]
         others = [asyncio.create_task(workers.call("work", name, load=10)) for name in "de"]
         await asyncio.gather(*near, *others)
-        assert [m.head.taken for m in workers.members] == [["a", "b", "c"], ["d", "e"]]
+        assert [m.lead.taken for m in workers.members] == [["a", "b", "c"], ["d", "e"]]
 
     in_own_time(story())
 

@@ -80,18 +80,18 @@ def test_a_reading_holds_what_came_since_the_last_one(hand: Hand) -> None:
     with meter.clock("learn").busy():
         hand.at += 3
     hand.at += 1
-    assert meter.take() == {"tokens_generated": 7, "seconds_learn": 3, "seconds_step": 4}
+    assert meter.read_and_reset() == {"tokens_generated": 7, "seconds_learn": 3, "seconds_step": 4}
     hand.at += 2
-    assert meter.take() == {"seconds_learn": 0, "seconds_step": 2}
+    assert meter.read_and_reset() == {"seconds_learn": 0, "seconds_step": 2}
 
 
 def test_work_across_a_reading_is_split_between_the_two(hand: Hand) -> None:
     meter = Meter(hand)
     with meter.clock("rollout").busy():
         hand.at += 3
-        assert meter.take()["seconds_rollout"] == 3
+        assert meter.read_and_reset()["seconds_rollout"] == 3
         hand.at += 4
-    assert meter.take()["seconds_rollout"] == 4
+    assert meter.read_and_reset()["seconds_rollout"] == 4
 
 
 def test_working_names_the_roles_that_are_busy(hand: Hand) -> None:
@@ -106,4 +106,4 @@ def test_only_payloads_that_ray_would_inline_are_counted(hand: Hand) -> None:
     meter.payload(1000)
     meter.payload(Meter.INLINE_LIMIT - 1)
     meter.payload(Meter.INLINE_LIMIT)
-    assert meter.take()["bytes_inlined"] == 1000 + Meter.INLINE_LIMIT - 1
+    assert meter.read_and_reset()["bytes_inlined"] == 1000 + Meter.INLINE_LIMIT - 1

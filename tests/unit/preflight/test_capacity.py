@@ -11,9 +11,9 @@ from configs.hardware import resolve_dtypes
 from configs.load import RecipeError
 from configs.schema import Recipe
 from orchestrator.preflight.capacity import compare
+from orchestrator.preflight.comparison import GIB, MIB, Comparison, refuse
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
-from orchestrator.preflight.finding import GIB, MIB, Finding, refuse
 from orchestrator.preflight.placement import Node
 from orchestrator.preflight.survey import Free, Machine, Survey
 from orchestrator.samples.prompts import Prompt
@@ -30,7 +30,7 @@ def machine(name: str = "a", cpus: float = 8, gpus: float = 0, free: Free | None
     return Machine(Node(name, cpus, gpus, labels), store, free, more.get("silent", ""))
 
 
-def compared(changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[Finding]:
+def compared(changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[Comparison]:
     recipe = _recipe(changes)
     return compare(recipe, INPUTS, SIZES, Survey(machines or (machine(),), survey.pop("disk", 64 * GIB), **survey))
 

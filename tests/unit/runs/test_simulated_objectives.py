@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actors.wire.jobs import Share
-from actors.learning.segments import samples_of
+from actors.learning.share_rows import samples_of
 from actors.simulated.members import REFERENCE_KL, SimulatedLearner, SimulatedScorer
 from configs.schema import Recipe
 from objectives.schedule import fractions_at

@@ -39,10 +39,10 @@ SINGLES = [f"{group:08d}.000" for group in range(12)]
 def test_a_batch_waits_for_its_last_sample() -> None:
     buffer = leased(2, 2)
     for uid in GROUPS:
-        assert buffer.take(0) is None
+        assert buffer.next_batch(0) is None
         buffer.admit(scored(uid))
-    assert uids(buffer.take(0)) == GROUPS
-    assert buffer.take(0) is None and len(buffer) == 0
+    assert uids(buffer.next_batch(0)) == GROUPS
+    assert buffer.next_batch(0) is None and len(buffer) == 0
 
 
 def test_any_order_of_arrival_gives_the_same_batch() -> None:
@@ -50,23 +50,23 @@ def test_any_order_of_arrival_gives_the_same_batch() -> None:
         buffer = leased(2, 2)
         for uid in order:
             buffer.admit(scored(uid))
-        assert uids(buffer.take(0)) == GROUPS
+        assert uids(buffer.next_batch(0)) == GROUPS
 
 
 def test_the_first_copy_of_a_uid_counts() -> None:
     buffer = leased(1, 1)
     buffer.admit(scored(GROUPS[0]))
     buffer.admit(scored(GROUPS[0], "second"))
-    batch = buffer.take(0)
+    batch = buffer.next_batch(0)
     assert batch and [s.samples for s in batch.samples] == ["first"]
 
 
 def test_a_copy_that_comes_after_its_batch_is_ignored() -> None:
     buffer = leased(1, 1)
     buffer.admit(scored(GROUPS[0]))
-    buffer.take(0)
+    buffer.next_batch(0)
     buffer.admit(scored(GROUPS[0], "late"))
-    assert len(buffer) == 0 and buffer.take(0) is None
+    assert len(buffer) == 0 and buffer.next_batch(0) is None
 
 
 def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None:
@@ -74,7 +74,7 @@ def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None
     for uid in GROUPS[1:]:
         buffer.admit(scored(uid))
     buffer.drop(GROUPS[0], "too long")
-    assert uids(buffer.take(0)) == GROUPS[1:]
+    assert uids(buffer.next_batch(0)) == GROUPS[1:]
     assert buffer.last_dropped == (GROUPS[0], "too long")
 
 
@@ -82,14 +82,14 @@ def test_nothing_is_missing_of_a_group_that_is_trained() -> None:
     buffer = leased(1, 1)
     assert buffer.missing(0) == [GROUPS[0]]
     buffer.admit(scored(GROUPS[0]))
-    buffer.take(0)
+    buffer.next_batch(0)
     assert buffer.missing(0) == []
 
 
 def test_a_wholly_dropped_batch_is_empty_and_not_awaited_for_ever() -> None:
     buffer = leased(1, 1)
     buffer.drop(GROUPS[0], "bad")
-    batch = buffer.take(0)
+    batch = buffer.next_batch(0)
     assert batch and batch.samples == () and list(batch.groups) == [0]
 
 
@@ -100,28 +100,28 @@ def test_what_is_still_sampled_is_passed_over_while_its_age_allows_it() -> None:
     buffer = leased(1, 1, max_staleness=1)
     buffer.open(1, 0)
     buffer.admit(scored(SINGLES[1]))
-    assert uids(buffer.take(0)) == [SINGLES[1]]
+    assert uids(buffer.next_batch(0)) == [SINGLES[1]]
     buffer.open(2, 1)
     buffer.admit(scored(SINGLES[2], version=1))
-    assert buffer.take(1) is None, "group 0 would be too old for the step after this one"
+    assert buffer.next_batch(1) is None, "group 0 would be too old for the step after this one"
     buffer.admit(scored(SINGLES[0]))
-    assert uids(buffer.take(1)) == [SINGLES[0]], "lease order"
-    assert uids(buffer.take(2)) == [SINGLES[2]]
+    assert uids(buffer.next_batch(1)) == [SINGLES[0]], "lease order"
+    assert uids(buffer.next_batch(2)) == [SINGLES[2]]
 
 
 def test_strictly_on_policy_is_lease_order() -> None:
     buffer = leased(2, 1)
     buffer.admit(scored(SINGLES[1]))
-    assert buffer.take(0) is None
+    assert buffer.next_batch(0) is None
     buffer.admit(scored(SINGLES[0]))
-    assert uids(buffer.take(0)) == SINGLES[:2]
+    assert uids(buffer.next_batch(0)) == SINGLES[:2]
 
 
 def test_masked_by_age_nobody_is_waited_for_and_old_tokens_are_not_counted() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     header = SampleHeader(SINGLES[0], "00000000", 0, 3, 9, 9, "stop", ((0, 4), (1, 3), (2, 2)))
     buffer.admit(Scored(header, "long"))
-    batch = buffer.take(2)
+    batch = buffer.next_batch(2)
     assert batch and batch.oldest == 1 and batch.tokens_masked == 4
     (sample,) = batch.samples
     assert (sample.header.loss_tokens, sample.header.response_tokens, sample.header.versions) == (
@@ -137,9 +137,9 @@ def test_a_sample_that_is_all_too_old_is_sampled_again_and_its_neighbours_are_no
     buffer.admit(scored(GROUPS[0]))
     buffer.admit(scored(GROUPS[1], version=5))
     assert [s.header.uid for s in buffer.expire(5)] == [GROUPS[0]]
-    assert buffer.take(5) is None and buffer.missing(0) == [GROUPS[0]]
+    assert buffer.next_batch(5) is None and buffer.missing(0) == [GROUPS[0]]
     buffer.admit(scored(GROUPS[0], "again", version=5))
-    assert uids(buffer.take(5)) == GROUPS[:2]
+    assert uids(buffer.next_batch(5)) == GROUPS[:2]
 
 
 def test_what_would_not_outlast_the_sampling_of_its_neighbour_is_sampled_with_it() -> None:
@@ -168,17 +168,17 @@ def test_the_third_time_all_of_a_group_is_sampled_again_and_waited_for_as_late_a
         buffer.open(index, now)
         for uid in others[2 * index - 2 : 2 * index]:
             buffer.admit(scored(uid, version=now))
-    assert uids(buffer.take(18)) == others[:2], "nobody is waited for yet"
-    assert buffer.take(19) is None
+    assert uids(buffer.next_batch(18)) == others[:2], "nobody is waited for yet"
+    assert buffer.next_batch(19) is None
     buffer.admit(scored(first, version=15))
     buffer.admit(scored(second, version=17))
-    assert uids(buffer.take(19)) == [first, second]
+    assert uids(buffer.next_batch(19)) == [first, second]
 
 
 def test_what_the_student_did_not_draw_does_not_age() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
-    batch = buffer.take(5)
+    batch = buffer.next_batch(5)
     assert buffer.expire(5) == [] and batch and uids(batch) == [SINGLES[0]] and batch.tokens_masked == 0
 
 
@@ -195,10 +195,10 @@ def test_what_the_student_did_not_draw_is_waited_for_where_its_scores_age(
         buffer.open(index, leased_at)
     for uid in (half, *others):
         buffer.admit(replace(scored(uid), source=source))
-    assert uids(buffer.take(0)) == others[:2], "there is time for the oldest yet"
-    assert uids(buffer.take(1)) == ([] if waits else others[2:])
+    assert uids(buffer.next_batch(0)) == others[:2], "there is time for the oldest yet"
+    assert uids(buffer.next_batch(1)) == ([] if waits else others[2:])
     buffer.admit(replace(scored(missing), source=source))
-    assert uids(buffer.take(1)) == [half, missing]
+    assert uids(buffer.next_batch(1)) == [half, missing]
 
 
 def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_for() -> None:
@@ -209,12 +209,12 @@ def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_f
         assert [s.header.uid for s in expired] == [SINGLES[0]]
     buffer.open(1, 6)
     buffer.admit(scored(SINGLES[1], version=6))
-    assert uids(buffer.take(6)) == [SINGLES[1]]
+    assert uids(buffer.next_batch(6)) == [SINGLES[1]]
     buffer.open(2, 7)
     buffer.admit(scored(SINGLES[2], version=7))
-    assert buffer.take(7) is None, "dropped three times: the learner waits"
+    assert buffer.next_batch(7) is None, "dropped three times: the learner waits"
     buffer.admit(scored(SINGLES[0], version=6))
-    assert buffer.expire(7) == [] and uids(buffer.take(7)) == [SINGLES[0]]
+    assert buffer.expire(7) == [] and uids(buffer.next_batch(7)) == [SINGLES[0]]
 
 
 def test_a_batch_that_is_given_back_keeps_its_place_and_its_age() -> None:
@@ -222,12 +222,12 @@ def test_a_batch_that_is_given_back_keeps_its_place_and_its_age() -> None:
     for uid in GROUPS[1:]:
         buffer.admit(scored(uid))
     buffer.drop(GROUPS[0], "bad")
-    batch = buffer.take(0)
+    batch = buffer.next_batch(0)
     assert batch
     buffer.give_back(batch, {GROUPS[2]})
-    assert buffer.take(1) is None and buffer.missing(1) == [GROUPS[2]]
+    assert buffer.next_batch(1) is None and buffer.missing(1) == [GROUPS[2]]
     buffer.admit(scored(GROUPS[2], "again"))
-    again = buffer.take(1)
+    again = buffer.next_batch(1)
     assert again and uids(again) == GROUPS[1:]
     assert [s.samples for s in again.samples] == ["first", "again", "first"]
 
@@ -264,7 +264,7 @@ def test_whatever_the_course_no_trained_token_passes_the_bound_and_every_group_i
         aged = [s.header.uid for s in buffer.expire(version)]
         running |= {(int(uid[:8]), int(uid[9:])): [] for uid in aged}
         again.update({int(uid[:8]) for uid in aged})
-        if batch := buffer.take(version):
+        if batch := buffer.next_batch(version):
             assert all(version - v <= bound for s in batch.samples for v, _ in s.header.versions)
             trained += list(batch.groups)
             version += 1

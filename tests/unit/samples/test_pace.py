@@ -45,7 +45,7 @@ class Course:
             self.dispatch.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
             if aged:
                 continue
-            if self.now >= free_from and self.buffer.take(self.version):
+            if self.now >= free_from and self.buffer.next_batch(self.version):
                 if self.version > BOUND:
                     self.waits.append(self.now - free_from)
                 self.version, free_from = self.version + 1, self.now + 1.0

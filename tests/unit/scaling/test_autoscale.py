@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs.roles import Bounds
 from orchestrator.scaling.autoscale import GROW_AFTER, SHRINK_AFTER, Autoscaler, Decision
-from orchestrator.scaling.bottleneck import Figures, Prospect, Verdict, judge
+from orchestrator.scaling.bottleneck import Figures, Prospect, Verdict, find_bottleneck
 from tests.unit.scaling.test_bottleneck import COSTS, MEMBERS, alternation, pipeline
 
 BOUNDS = {"rollout": Bounds(min=1, max=4)}
@@ -106,7 +106,7 @@ def test_sizes_come_to_rest_within_their_bounds(
     }
     scaler, sizes, course, quiet = Autoscaler(bounds), dict(members), [], 0
     while quiet <= SHRINK_AFTER:
-        decision = scaler.decide(judge(model(sizes, costs)), sizes, settled=True)
+        decision = scaler.decide(find_bottleneck(model(sizes, costs)), sizes, settled=True)
         quiet = 0 if decision else quiet + 1
         if decision:
             course.append((decision.role, decision.size - sizes[decision.role]))

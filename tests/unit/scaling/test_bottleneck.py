@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.scaling.bottleneck import Figures, RoleFigures, judge
+from orchestrator.scaling.bottleneck import Figures, RoleFigures, find_bottleneck
 
 MEMBERS = st.fixed_dictionaries({role: st.integers(1, 8) for role in ("rollout", "scorer.teacher", "reward")})
 COSTS = st.fixed_dictionaries(
@@ -42,7 +42,7 @@ def alternation(members: dict[str, int], costs: dict[str, float], idle: float = 
 @given(MEMBERS, COSTS)
 def test_a_pipeline_is_predicted_exactly(members: dict[str, int], costs: dict[str, float]) -> None:
     figures = pipeline(members, costs)
-    verdict = judge(figures)
+    verdict = find_bottleneck(figures)
     assert verdict is not None
     assert verdict.busy == pytest.approx(1.0) and verdict.throughput == figures.throughput
     assert set(verdict.prospects) == set(members), "the learner is not elastic"
@@ -61,7 +61,7 @@ def test_a_pipeline_is_predicted_exactly(members: dict[str, int], costs: dict[st
 @given(MEMBERS, COSTS, st.floats(0.0, 2.0))
 def test_an_alternation_is_predicted_exactly(members: dict[str, int], costs: dict[str, float], idle: float) -> None:
     figures = alternation(members, costs, idle)
-    verdict = judge(figures)
+    verdict = find_bottleneck(figures)
     assert verdict is not None
     for role, prospect in verdict.prospects.items():
         after = alternation(members | {role: members[role] + 1}, costs, idle)
@@ -78,7 +78,7 @@ def test_only_the_bottleneck_is_worth_another_member(
     members: dict[str, int], costs: dict[str, float], model: type[Figures]
 ) -> None:
     figures = model(members, costs)  # type: ignore[arg-type]
-    verdict = judge(figures)
+    verdict = find_bottleneck(figures)
     assert verdict is not None
     work = sorted((1.0 - role.waiting for name, role in figures.roles.items()), reverse=True)
     assume(work[0] - work[1] > 1e-6)
@@ -96,7 +96,7 @@ def figures(max_staleness: int, throughput: float = 10.0, **busy: float) -> Figu
 
 
 def test_the_second_busiest_role_bounds_what_the_bottleneck_gains() -> None:
-    verdict = judge(figures(1, rollout=0.97, scorer=0.3, learner=0.74))
+    verdict = find_bottleneck(figures(1, rollout=0.97, scorer=0.3, learner=0.74))
     assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("rollout", 0.97)
     assert verdict.prospects["rollout"].more == pytest.approx(0.97 / 0.74 - 1.0)
     assert verdict.prospects["scorer"].more == 0.0
@@ -105,26 +105,26 @@ def test_the_second_busiest_role_bounds_what_the_bottleneck_gains() -> None:
 def test_a_learner_that_never_waits_is_the_bottleneck_whatever_keeps_it() -> None:
     """It publishes, saves, evaluates: it could not have taken another batch."""
     roles = {"rollout": RoleFigures(1.0, 0.8, 0.2, True), "learner": RoleFigures(1.0, 0.5, 0.05, False)}
-    verdict = judge(Figures(roles, 1.0, max_staleness=2))
+    verdict = find_bottleneck(Figures(roles, 1.0, max_staleness=2))
     assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("learner", 0.5)
     assert verdict.prospects["rollout"].more == 0.0
 
 
 def test_in_alternation_the_longer_phase_names_the_bottleneck() -> None:
     for learner, bottleneck in ((0.4, "rollout"), (0.6, "learner")):
-        verdict = judge(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
+        verdict = find_bottleneck(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
         assert verdict is not None and verdict.bottleneck == bottleneck
         assert verdict.prospects["rollout"].more > 0.0
 
 
 def test_work_beyond_the_wait_is_none_of_the_step_s() -> None:
     """Rollouts that also sample for an evaluation shorten no step by what they do there."""
-    verdict = judge(figures(0, rollout=0.9, learner=0.5))
+    verdict = find_bottleneck(figures(0, rollout=0.9, learner=0.5))
     assert verdict is not None and verdict.prospects["rollout"].more == pytest.approx(1.0 / 0.75 - 1.0)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_what_cannot_be_known_is_not_invented(max_staleness: int) -> None:
-    assert judge(figures(max_staleness, throughput=0.0, rollout=0.9, learner=0.1)) is None
-    assert judge(figures(max_staleness, rollout=0.9)) is None
-    assert judge(figures(max_staleness, rollout=0.0, learner=0.0)) is None
+    assert find_bottleneck(figures(max_staleness, throughput=0.0, rollout=0.9, learner=0.1)) is None
+    assert find_bottleneck(figures(max_staleness, rollout=0.9)) is None
+    assert find_bottleneck(figures(max_staleness, rollout=0.0, learner=0.0)) is None

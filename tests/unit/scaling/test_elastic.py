@@ -158,10 +158,10 @@ def test_a_leaver_goes_on_with_the_current_weights(tmp_path: Path, monkeypatch: 
         writer = next(wanted.member for wanted in attended.values() if long in wanted.running)
         others = [member for member in pool.members if member is not writer]
         for member in others:  # who has least to do is let go
-            pool.take(member, 1000)
+            pool.add_load(member, 1000)
         await pool.resize(len(others))
         for member in others:
-            pool.free(member, 1000)
+            pool.remove_load(member, 1000)
         assert writer.leaving
 
     leaving: list[asyncio.Task[None]] = []

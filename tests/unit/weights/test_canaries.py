@@ -361,7 +361,7 @@ class Bed:
         self.broken: Callable[[int, Any], None] = lambda number, model: None
 
     async def admit(self, member: Any) -> None:
-        self.broken(member.number, member.head._engine._model)
+        self.broken(member.number, member.lead._engine._model)
         await self.watch.check(self.pool, member, 0)
 
 
@@ -397,7 +397,7 @@ def test_a_real_scorer_that_wakes_wrong_is_found(
             for _ in range(3):
                 await bed.watch.woken(bed.pool, member)  # nothing is wrong: nothing happens
         sick = bed.pool.members[1]
-        damage(sick.head._engine._model)
+        damage(sick.lead._engine._model)
         with pytest.raises(MemberDied):
             await bed.watch.check(bed.pool, sick, 0, Occasion.WAKE)
         while len(bed.pool.serving()) < 2:

@@ -36,16 +36,16 @@ class Idle:
         await self._none.wait()
 
 
-class Turn:
-    """`together` may be held by many at once, `alone` by one and by nobody beside it. Who waits for `alone` goes before
-    those that ask for `together` after it, so that a stream of them does not keep it waiting for ever."""
+class WeightsLock:
+    """`shared` may be held by many at once, `exclusive` by one and by nobody beside it. Who waits for `exclusive` goes
+    before those that ask for `shared` after it, so that a stream of them does not keep it waiting for ever."""
 
     def __init__(self) -> None:
         self._door = asyncio.Lock()
         self._inside = Idle()
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         async with self._door:
             self._inside.begin()
         try:
@@ -54,15 +54,15 @@ class Turn:
             self._inside.end()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        await self.take()
+    async def exclusive(self) -> AsyncIterator[None]:
+        await self.acquire_exclusive()
         try:
             yield
         finally:
             self.release()
 
-    async def take(self) -> None:
-        """Begin to be alone; `release` ends it, in whatever call."""
+    async def acquire_exclusive(self) -> None:
+        """Hold it alone until `release`, in whatever call."""
         await self._door.acquire()
         try:
             await self._inside.wait()

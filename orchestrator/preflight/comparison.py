@@ -13,7 +13,7 @@ Grade = Literal["fits", "tight", "short"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """The recipe's key, what is asked, what there is, and the remedy where that is not enough. What is `short` is
     refused; what is `tight` goes on, and waits for room or is slower than it could be. `fill`: asked / there is."""
 
@@ -30,20 +30,20 @@ class Finding:
         return said if self.grade == "fits" else f"{said}; {self.remedy}"
 
 
-def compared(key: str, asked: str, need: int, there: str, room: int, remedy: str) -> Finding:
-    """A finding of two amounts: short where `need` exceeds `room`."""
-    return Finding("short" if need > room else "fits", key, asked, there, remedy, need / max(1, room))
+def compared(key: str, asked: str, need: int, there: str, room: int, remedy: str) -> Comparison:
+    """The comparison of two amounts: short where `need` exceeds `room`."""
+    return Comparison("short" if need > room else "fits", key, asked, there, remedy, need / max(1, room))
 
 
-def notable(findings: Iterable[Finding]) -> list[Finding]:
+def notable(comparisons: Iterable[Comparison]) -> list[Comparison]:
     """Of one comparison made on many nodes: all that is short, or else the fullest."""
-    found = sorted(findings, key=lambda finding: -finding.fill)
-    return [finding for finding in found if finding.grade == "short"] or found[:1]
+    fullest_first = sorted(comparisons, key=lambda one: -one.fill)
+    return [one for one in fullest_first if one.grade == "short"] or fullest_first[:1]
 
 
-def refuse(findings: Iterable[Finding]) -> None:
+def refuse(comparisons: Iterable[Comparison]) -> None:
     """Raises RecipeError with a line for everything that is short."""
-    if short := [finding.line for finding in findings if finding.grade == "short"]:
+    if short := [one.line for one in comparisons if one.grade == "short"]:
         raise RecipeError(*short)
 
 
