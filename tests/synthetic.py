@@ -42,7 +42,7 @@ def sample(uid: str, question: str, answer: str, version: int = 0) -> Sample:
     prompt = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     return Sample(
         uid=uid, group=uid, attempt=0, seed=1, prompt_ids=encode(prompt), response_ids=response,
-        rollout_logprobs=[-1.0] * count, loss_spans=[(0, count)], turns=[(0, count)], finish="stop",
+        rollout_logprobs=[-1.0] * count, loss_spans=[(0, count)], finish="stop",
         versions=[version] * count,
     )  # fmt: skip
 

@@ -27,7 +27,6 @@ SAMPLES = pa.schema(
         ("response_ids", pa.list_(pa.int32())),
         ("rollout_logprobs", pa.list_(pa.float32())),  # log mu of each response token, as sampled
         ("loss_spans", _spans),  # half-open token ranges of the response that carry loss
-        ("turns", _spans),  # half-open ranges the student wrote, one a turn
         ("finish", pa.string()),  # stop | length | data | cut | abort; empty while the response goes on
         ("versions", pa.list_(pa.int32())),  # policy version of each response token
         ("support_ids", pa.list_(pa.int32())),  # [tokens * k] the student's own top k, row-major; empty if not asked
@@ -73,7 +72,6 @@ class Sample:
     response_ids: list[int]
     rollout_logprobs: list[float]
     loss_spans: list[Span]
-    turns: list[Span]
     finish: str
     versions: list[int]
     support_ids: list[int] = field(default_factory=list)
@@ -173,7 +171,7 @@ class Request:
         support_ids: Sequence[int] = (),
         start: int = 0,
     ) -> Sample:
-        """The sample that this response, or what there is of it so far, makes: one turn, loss on every token of it.
+        """The sample that this response, or what there is of it so far, makes: loss on every token of it.
         `finish` is empty, and `start` may lie behind the first token, where it is handed on in segments."""
         whole, held = [(0, len(response_ids))], slice(0 if finish else start, None)
         k = len(support_ids) // max(1, len(response_ids))
@@ -186,7 +184,6 @@ class Request:
             response_ids=response_ids[held],
             rollout_logprobs=rollout_logprobs[held],
             loss_spans=whole,
-            turns=whole,
             finish=finish,
             versions=versions[held],
             support_ids=list(support_ids[k * held.start :]),
@@ -282,11 +279,7 @@ def join_samples(parts: Sequence[tuple[pa.RecordBatch, BlockHeader]]) -> tuple[p
 def unpack_samples(payload: pa.RecordBatch) -> list[Sample]:
     """Payload -> samples, in row order."""
     rows = payload.select(SAMPLES.names).to_pylist()
-    return [Sample(**row | {name: _tuples(row[name]) for name in ("loss_spans", "turns")}) for row in rows]
-
-
-def _tuples(spans: list[list[int]]) -> list[Span]:
-    return [(start, end) for start, end in spans]
+    return [Sample(**row | {"loss_spans": [(start, end) for start, end in row["loss_spans"]]}) for row in rows]
 
 
 def header_of(sample: Sample) -> SampleHeader:

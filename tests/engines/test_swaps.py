@@ -25,7 +25,6 @@ SAMPLES = [
         response_ids=[70 + i, 71, 72, 73, 74 + i, 2],
         rollout_logprobs=[-1.0] * 6,
         loss_spans=[(0, 6)],
-        turns=[(0, 6)],
         finish="stop",
         versions=[0] * 6,
     )

@@ -211,7 +211,7 @@ def test_a_cache_that_cannot_be_computed_is_not_guessed(tmp_path: Path, config: 
 def _sample(number: int, prompt: int, tokens: int, k: int) -> Sample:
     return Sample(
         uid=f"{number:08d}.000", group=f"{number:08d}", attempt=0, seed=number, prompt_ids=[1] * prompt,
-        response_ids=[2] * tokens, rollout_logprobs=[-0.5] * tokens, loss_spans=[(0, tokens)], turns=[(0, tokens)],
+        response_ids=[2] * tokens, rollout_logprobs=[-0.5] * tokens, loss_spans=[(0, tokens)],
         finish="length", versions=[3] * tokens, support_ids=[4] * (tokens * k),
     )  # fmt: skip
 

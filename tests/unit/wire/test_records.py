@@ -31,7 +31,7 @@ def sample(uid: str = "00000000.000", tokens: int = 3, **changes: Any) -> Sample
     whole = Sample(
         uid=uid, group=uid.split(".")[0], attempt=1, seed=2**62 + 1, prompt_ids=[7, 8],
         response_ids=list(range(tokens)), rollout_logprobs=[-0.5] * tokens, loss_spans=[(0, tokens)],
-        turns=[(0, tokens)], finish="stop", versions=[4] * tokens,
+        finish="stop", versions=[4] * tokens,
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)
 
@@ -55,7 +55,7 @@ def test_samples_come_back_as_they_were_sent() -> None:
     payload, header = pack_samples(sent)
     assert payload.schema == SAMPLES and header.payload_bytes == payload.nbytes
     for before, after in zip(sent, unpack_samples(payload), strict=True):
-        spans = {name: [tuple(span) for span in getattr(after, name)] for name in ("loss_spans", "turns")}
+        spans = {name: [tuple(span) for span in getattr(after, name)] for name in ("loss_spans",)}
         assert dataclasses.replace(after, **spans) == before
 
 
@@ -66,8 +66,7 @@ def test_no_samples_are_an_empty_payload() -> None:
 
 def test_columns_are_those_of_the_contract() -> None:
     names = (
-        "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans turns finish versions support_ids "
-        "start"
+        "uid group attempt seed prompt_ids response_ids rollout_logprobs loss_spans finish versions support_ids start"
     )
     assert names.split() == SAMPLES.names
 
