@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from configs.node import Fraction, Node, Positive
 from configs.row_fields import field_of
 
 DATA = "data"  # objective.target when the response's own tokens are the target
 NONE = "none"  # objective.target when there is no teacher: a reward alone
+
+
+def _scalar_or_mapping(value: Any) -> str:
+    """The tag of a union between one value and a mapping."""
+    return "mapping" if isinstance(value, Mapping | Node) else "scalar"
 
 
 class Schedule(Node):
@@ -26,7 +31,9 @@ class Schedule(Node):
     shape: Literal["linear", "cosine"] = "linear"
 
 
-Dial = float | Schedule
+Dial = Annotated[
+    Annotated[float, Tag("scalar")] | Annotated[Schedule, Tag("mapping")], Discriminator(_scalar_or_mapping)
+]
 
 
 class Route(Node):
@@ -47,6 +54,20 @@ class Route(Node):
         if isinstance(value, bool):
             return "true" if value else "false"
         return None if value is None else str(value)
+
+
+def _kind_of_target(value: Any) -> str:
+    """The tag of a target. A mapping is a route where `field` or `models` are what a route has; else weights."""
+    if isinstance(value, Mapping):
+        routes = isinstance(value.get("field"), str) or isinstance(value.get("models"), Mapping)
+        return "route" if routes else "weights"
+    return "route" if isinstance(value, Route) else "model"
+
+
+Target = Annotated[
+    Annotated[str, Tag("model")] | Annotated[dict[str, float], Tag("weights")] | Annotated[Route, Tag("route")],
+    Discriminator(_kind_of_target),
+]
 
 
 class Extrapolate(Node):
@@ -124,13 +145,19 @@ class Adaptive(Node):
     horizon: Annotated[float, Field(gt=0.0)] = 10_000.0
 
 
+Beta = Annotated[
+    Annotated[float, Field(ge=0.0), Tag("scalar")] | Annotated[Adaptive, Tag("mapping")],
+    Discriminator(_scalar_or_mapping),
+]
+
+
 class Reference(Node):
     """beta * KL(student||model). `reward_sum`: one number a response, R - beta sum_t k1_t, before the group baseline;
     `reward_token`: -beta k1_t at each token and R at the last, as returns; `signal_token`: -beta k1_t on its own token;
     `loss_k2`: beta k2 in the loss; `exact`: the KL over the vocabulary in the loss."""
 
     model: str
-    beta: Annotated[float, Field(ge=0.0)] | Adaptive
+    beta: Beta
     placement: Literal["reward_sum", "reward_token", "signal_token", "loss_k2", "exact"] = "reward_sum"
 
 
@@ -194,6 +221,9 @@ class Length(Node):
 
 
 Source = Literal["student", "teacher", "dataset"]
+Prefix = Annotated[
+    Annotated[Source, Tag("scalar")] | Annotated[dict[Source, Dial], Tag("mapping")], Discriminator(_scalar_or_mapping)
+]
 
 
 class Objective(Node):
@@ -208,8 +238,8 @@ class Objective(Node):
     `discount`: of the sampled signal.
     """
 
-    prefix: Source | dict[Source, Dial] = "student"
-    target: str | dict[str, float] | Route
+    prefix: Prefix = "student"
+    target: Target
     extrapolate: Extrapolate | None = None
     loss: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
     support: Literal["sampled", "topk", "full"] = "sampled"
@@ -240,7 +270,7 @@ class Objective(Node):
 
     @field_validator("prefix")
     @classmethod
-    def _has_a_source(cls, prefix: Source | dict[Source, Dial]) -> Source | dict[Source, Dial]:
+    def _has_a_source(cls, prefix: Prefix) -> Prefix:
         if isinstance(prefix, str):
             return prefix
         for end in ("start", "end"):

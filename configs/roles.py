@@ -155,7 +155,7 @@ class Learner(Node):
     offload_optimizer: Literal["none", "cpu"] = "none"
     gradient_checkpointing: bool = False
     attention: Attention = "auto"
-    packing: Literal["auto"] | bool = "auto"
+    packing: Literal["auto", True, False] = "auto"
     tokens_per_chunk: Positive = 256
     dropout: bool = False
     optimizer: Optimizer

@@ -72,7 +72,7 @@ def test_what_is_missing_is_named(key: str) -> None:
         (
             "objective.reverse_weight",
             2,
-            "objective.reverse_weight: 2 is wrong: weights reverse KL against forward KL; keep it in [0, 1], or a",
+            "objective.reverse_weight: 2 is wrong: weights reverse KL against forward KL; keep it in [0, 1]",
         ),
         (
             "objective.support",
