@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from configs.node import Fraction, Node, Positive
+from configs.own_code import PATTERN
 from configs.row_fields import field_of
 
 DATA = "data"  # objective.target when the response's own tokens are the target
@@ -241,7 +242,7 @@ class Objective(Node):
     prefix: Prefix = "student"
     target: Target
     extrapolate: Extrapolate | None = None
-    loss: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    loss: Annotated[str, Field(pattern=PATTERN)] | None = None
     support: Literal["sampled", "topk", "full"] = "sampled"
     topk: Positive = 32
     topk_of: Literal["teacher", "student", "union"] = "teacher"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
+from configs.own_code import or_own
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that computes the model
 
@@ -38,7 +39,7 @@ class Rollout(Node):
     of computing them anew.
     """
 
-    engine: Literal["vllm", "simulated"] = "vllm"
+    engine: Annotated[str, or_own("vllm", "simulated")] = "vllm"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -62,7 +63,7 @@ class Scorer(Node):
     answer counts; null never does.
     """
 
-    engine: Literal["torch", "vllm", "simulated"] = "torch"
+    engine: Annotated[str, or_own("torch", "vllm", "simulated")] = "torch"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -79,9 +80,9 @@ class Scorer(Node):
 
 class Rule(Node):
     """One rule reward. `length` counts response tokens (1 inside [low, high]); `overlong` is 0 up to `low` tokens and
-    falls to -1 at `high` (DAPO); the others look at the text."""
+    falls to -1 at `high` (DAPO); the others look at the text. `package.module:function` is a rule of your own."""
 
-    kind: Literal["length", "contains", "regex", "exact", "overlong"]
+    kind: Annotated[str, or_own("length", "contains", "regex", "exact", "overlong")]
     weight: float = 1.0
     text: str | None = None  # contains, regex: the pattern
     field: str = "answer"  # exact: the row field that holds the expected text; dots lead into what is nested
@@ -106,7 +107,7 @@ class Reward(Node):
     """Reward workers: the weighted sum of `rules`, plus the score of a reward model, a sequence classifier with one
     output that shares the student's tokenizer, where `model` names its directory."""
 
-    engine: Literal["rules", "simulated"] = "rules"
+    engine: Annotated[str, or_own("rules", "simulated")] = "rules"
     members: Members = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
     rules: tuple[Rule, ...] = ()
@@ -147,7 +148,7 @@ class Learner(Node):
     those of the policy that sampled.
     """
 
-    engine: Literal["deepspeed", "simulated"] = "deepspeed"
+    engine: Annotated[str, or_own("deepspeed", "simulated")] = "deepspeed"
     ranks: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"

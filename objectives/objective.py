@@ -11,7 +11,6 @@ sums over tokens, to be divided once, globally.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from configs.node import START
 from configs.objective import DATA, Route
 from configs.objective import Objective as ObjectiveConfig
+from configs.own_code import imported
 from objectives import divergence, ends, readings, signal, trust
 from objectives.advantage import generalised_advantages, returns_to_go
 from objectives.divergence import Family
@@ -37,7 +37,7 @@ ROUTED = "routed"  # slot of the target where each prompt has a teacher of its o
 def build(config: ObjectiveConfig, start_kl: str | None = None, end_tokens: Sequence[int] = ()) -> Objective:
     """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest.
     `start_kl` (sampled | exact) is read beside it, and enters no loss. `end_tokens`: those that are one outcome."""
-    return Objective(config, _own_loss(config.loss) if config.loss else None, start_kl, tuple(end_tokens))
+    return Objective(config, imported(config.loss) if config.loss else None, start_kl, tuple(end_tokens))
 
 
 def slots(config: ObjectiveConfig, start_kl: str | None = None) -> dict[str, tuple[str, ...]]:
@@ -354,8 +354,3 @@ def token_weight(normalise: str, loss_tokens: int, total_tokens: int, total_sequ
     if normalise == "token":
         return 1.0 / max(1, total_tokens)
     return 1.0 / (max(1, loss_tokens) * max(1, total_sequences))
-
-
-def _own_loss(path: str) -> OwnLoss:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import sys
@@ -19,6 +18,7 @@ from rich.table import Table
 from configs import rules
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
+from configs.own_code import imported
 from configs.refusal import printable, reason
 from configs.schema import Recipe
 from orchestrator.surface.outcome import console, say_error
@@ -184,9 +184,8 @@ def _audited(target: str, overrides: list[str] | None) -> Any:
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return imported(path)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise RecipeError(f"{path}: cannot be imported ({reason(error)}); write module:function") from None
 

@@ -6,16 +6,19 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from configs.own_code import imported
 from configs.roles import Rule
 from configs.row_fields import answer_of
 
 
 def rule_reward(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:
-    """1.0 when the response fulfils the rule, else 0.0; `overlong` is a penalty, 0.0 to -1.0.
+    """1.0 when the response fulfils the rule, else 0.0; `overlong` is a penalty, 0.0 to -1.0; a rule of your own
+    returns any number.
 
     `tokens` counts the response, `row` is its prompt row.
     """
-    return float(_RULES[rule.kind](rule, text, tokens, row))
+    reward = _RULES.get(rule.kind) or imported(rule.kind)
+    return float(reward(rule, text, tokens, row))
 
 
 def _length(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
@@ -40,7 +43,9 @@ def _overlong(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> flo
     return -min(1.0, max(0.0, (tokens - rule.low) / max(1, rule.high - rule.low)))
 
 
-_RULES: dict[str, Callable[[Rule, str, int, Mapping[str, Any]], float]] = {
+Reward = Callable[[Rule, str, int, Mapping[str, Any]], float]  # (rule, response's text, its tokens, prompt row)
+
+_RULES: dict[str, Reward] = {
     "length": _length,
     "contains": _contains,
     "regex": _regex,

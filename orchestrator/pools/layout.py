@@ -17,6 +17,7 @@ from actors.shared_memory import shared_folder
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
+from configs.own_code import imported, is_own
 from configs.roles import Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
@@ -121,10 +122,9 @@ def _rollout(recipe: Recipe) -> GangSpec:
     if config.engine == "simulated":
         arguments: tuple[Any, ...] = (recipe.simulated, config.on_update)
         return GangSpec("rollout", SimulatedRollout, (arguments,), config.resources)
+    cls = _member_class(config.engine, Rollout)
     arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
-    return GangSpec(
-        "rollout", Rollout, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib)
-    )
+    return GangSpec("rollout", cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
 
 
 def _teacher_rollout(recipe: Recipe) -> GangSpec:
@@ -132,11 +132,12 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
     assert writer is not None
     if config.engine == "simulated":
         return GangSpec("teacher_rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
+    cls = _member_class(config.engine, TeacherRollout)
     shared = shared_folder(recipe.run.name, recipe.run.root)
     kept = recipe.data.responses or str(cache_directory() / "responses")
     arguments = (config, _path(recipe, writer), shared, kept)
     surroundings = environment(config.resources, config.kv_cache_gib)
-    return GangSpec("teacher_rollout", TeacherRollout, (arguments,), config.resources, surroundings)
+    return GangSpec("teacher_rollout", cls, (arguments,), config.resources, surroundings)
 
 
 def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> GangSpec:
@@ -144,17 +145,19 @@ def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> G
     config, role = recipe.scorer_of(model), f"scorer.{model}"
     if config.engine == "simulated":
         return GangSpec(role, SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
+    cls = _member_class(config.engine, Scorer)
     arguments = (config, _path(recipe, model, swap), vocabulary, swap)
-    return GangSpec(role, Scorer, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
+    return GangSpec(role, cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
 
 
 def _reward(recipe: Recipe) -> GangSpec:
     resources = recipe.reward.resources
     if recipe.reward.engine == "simulated":
         return GangSpec("reward", SimulatedReward, ((),), resources)
+    cls = _member_class(recipe.reward.engine, Reward)
     model = recipe.reward.model
     arguments = (_path(recipe, STUDENT), model and str(model_directory(model)), recipe.reward.model_weight)
-    return GangSpec("reward", Reward, (arguments,), resources, environment(resources))
+    return GangSpec("reward", cls, (arguments,), resources, environment(resources))
 
 
 def _learner(recipe: Recipe) -> GangSpec:
@@ -163,8 +166,14 @@ def _learner(recipe: Recipe) -> GangSpec:
     if config.engine == "simulated":
         arguments: tuple[tuple[Any, ...], ...] = tuple((recipe.simulated, rank, config.ranks) for rank in ranks)
         return GangSpec("learner", SimulatedLearner, arguments, config.resources)
+    cls = _member_class(config.engine, Learner)
     arguments = tuple((rank, config.ranks) for rank in ranks)
-    return GangSpec("learner", Learner, arguments, config.resources, environment(config.resources))
+    return GangSpec("learner", cls, arguments, config.resources, environment(config.resources))
+
+
+def _member_class(engine: str, built_in: type) -> type:
+    """What a role's members are made of: a class of a user's own, with the same constructor, or the built-in one."""
+    return imported(engine) if is_own(engine) else built_in
 
 
 def _path(recipe: Recipe, model: str, swap: int = 0) -> str:

@@ -6,8 +6,7 @@ Everything found here is a RecipeError: one line with the value, the number that
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from actors.models.model_files import context_length, end_token_ids, logit_width
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
+from configs.own_code import imported, is_own
 from configs.places import Place, places
 from configs.refusal import reason
 from configs.schema import Recipe
@@ -56,8 +56,8 @@ class Models:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
-    if recipe.objective.loss:
-        _own_loss(recipe.objective.loss)
+    for key, name, what in _own_code(recipe):
+        _check_own(key, name, what)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
@@ -230,17 +230,29 @@ def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers
     return common
 
 
-def _own_loss(path: str) -> None:
-    module, _, name = path.partition(":")
+def _own_code(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(key, name, what it must be) of all code of a user's own that a recipe names."""
+    engines = {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, "reward": recipe.reward}
+    engines |= {f"scorer.{name}": recipe.scorer_of(name) for name in recipe.scored_models}
+    named = [(f"{role}.engine", node.engine, "a class of members") for role, node in engines.items()]
+    named.append(("learner.engine", recipe.learner.engine, "a class of members"))
+    rules = enumerate(recipe.reward.rules)
+    named += [(f"reward.rules.{i}.kind", rule.kind, "a function of (rule, text, tokens, row)") for i, rule in rules]
+    if recipe.objective.loss:
+        yield "objective.loss", recipe.objective.loss, "a function of (student_logprobs, tokens)"
+    yield from (entry for entry in named if is_own(entry[1]))
+
+
+def _check_own(key: str, name: str, what: str) -> None:
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = imported(name)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise RecipeError(
-            f"objective.loss: {path!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
+            f"{key}: {name!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
             "folder on PYTHONPATH"
         ) from None
     if not callable(found):
-        raise RecipeError(f"objective.loss: {path!r} is no function; give one of (student_logprobs, tokens)")
+        raise RecipeError(f"{key}: {name!r} cannot be called; give {what}")
 
 
 def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Prompt]) -> None:
