@@ -1,1 +1,4 @@
-"""Members that reward responses: rules, and a reward model."""
+"""Members that reward responses, by rules (`rewards/`) and by a reward model.
+
+In comes a payload of whole responses with their prompt rows; out goes one number a response.
+"""
