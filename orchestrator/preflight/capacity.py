@@ -1,7 +1,8 @@
 """Can these machines hold this run? What it takes against what there is, a line each, before any actor starts.
 
-First whether every bundle has a place; where all have one, what then lies on each node (node_capacity.py); and what
-depends on no placement: the disk under the run, and the key-value caches.
+First whether every bundle has a place: a live cluster is asked by a placement group, machines that are only described
+are packed (placement.py). Where all have one, what then lies on each node (node_capacity.py). Then what depends on no
+placement: the disk under the run, and the KV caches.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
 from orchestrator.preflight.node_capacity import compare_nodes
 from orchestrator.preflight.placement import Bundle, Node, Placed, place
-from orchestrator.preflight.survey import Survey
+from orchestrator.preflight.survey import Survey, reserve
+
+KINDS = ("cpus", "gpus")
 
 
 def read_sizes(recipe: Recipe) -> dict[str, Size]:
@@ -42,16 +45,34 @@ def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> l
     """The run against the machines that it would use; a cluster that it joins is joined already."""
     from orchestrator.preflight import cluster
 
-    return compare(recipe, inputs, read_sizes(recipe), cluster.survey(recipe, directory))
+    survey = cluster.survey(recipe, directory)
+    placed = _reserved(recipe, survey) if cluster.joins_cluster(recipe) else packed(recipe, survey)
+    return compare(recipe, inputs, read_sizes(recipe), survey, placed)
 
 
-def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey) -> list[Comparison]:
-    """Everything that is compared, what fits included."""
+def _reserved(recipe: Recipe, survey: Survey) -> Placed | None:
+    """Ray is not asked for more than its nodes have: an autoscaler would begin to add some."""
+    bundles, nodes = bundles_of(recipe), [machine.node for machine in survey.machines]
+    short = any(sum(getattr(b, kind) for b in bundles) > sum(getattr(n, kind) for n in nodes) for kind in KINDS)
+    return None if short else reserve(bundles)
+
+
+def packed(recipe: Recipe, survey: Survey) -> Placed:
+    """Where a layout would lie on machines that nobody can be asked to reserve."""
+    return place(bundles_of(recipe), [machine.node for machine in survey.machines])
+
+
+def compare(
+    recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey, placed: Placed | None
+) -> list[Comparison]:
+    """Everything that is compared, what fits included. `placed`: where the bundles lie; None where the cluster has not
+    placed them all."""
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
     longest = max(len(prompt.ids[STUDENT]) for prompt in (*inputs.train, *inputs.heldout))
-    found = [one for name in ("CPU", "GPU") if (one := _total(wanted, name, nodes, survey.idle))]
-    if all(one.grade != "short" for one in found):
-        placed = place(_bundles(wanted), nodes)
+    found = [one for name in ("CPU", "GPU") if (one := _total(wanted, name, nodes, survey))]
+    if placed is None:
+        found = _unplaced(found, packed(recipe, survey), nodes)
+    elif all(one.grade != "short" for one in found):
         found.append(_places(placed, nodes))
         if not placed.homeless:
             version = inputs.version_bytes if recipe.learner.engine == "deepspeed" else 0
@@ -63,8 +84,28 @@ def compare(recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: S
     return found + _caches(recipe, sizes, {demand.role for demand in wanted})
 
 
-def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Mapping[str, float]) -> Comparison | None:
-    """CPUs or GPUs of the whole layout. What others hold now may be free before the run gives up waiting for it."""
+def bundles_of(recipe: Recipe) -> list[Bundle]:
+    """A bundle for each actor of each member."""
+    return [
+        Bundle(demand.role, demand.resources.cpus, demand.resources.gpus, demand.resources.labels)
+        for demand in demands(recipe)
+        for _ in range(demand.members * demand.actors)
+    ]
+
+
+def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node]) -> list[Comparison]:
+    """Why Ray has not placed a layout: too little in all, too small nodes, or resources that others hold now."""
+    if any(one.grade == "short" for one in totals):
+        return [*totals]
+    if all(one.grade == "fits" for one in totals) and packed.homeless:
+        return [*totals, _places(packed, nodes)]
+    asked, there = f"the layout takes {counted(len(packed.bundles), 'bundle')}", "Ray has not placed them all yet"
+    return [*totals, Comparison("tight", "resources", asked, there, "the run waits for a place (see `ray status`)")]
+
+
+def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], survey: Survey) -> Comparison | None:
+    """CPUs or GPUs of the whole layout. What others hold now, or what an autoscaler may still add, may be there before
+    the run gives up waiting for it."""
     kind = f"{name.lower()}s"
     amounts = {demand.role: getattr(demand, kind) for demand in wanted if getattr(demand, kind)}
     if not amounts:
@@ -76,11 +117,14 @@ def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], idle: Map
     largest = max(amounts, key=lambda role: amounts[role])
     key, asked = f"{largest}.resources.{kind}", f"the layout takes {need:g} {name} ({each})"
     there = f"the cluster has {have:g} on {counted(len(nodes), 'node')}"
+    most = survey.most.get(name, 0.0)
+    if have + 1e-6 < need <= most + 1e-6:
+        return Comparison("tight", key, asked, f"{there}, and may grow to {most:g}", "the run waits for new nodes")
     if need > have + 1e-6:
         remedy = f"lower {_count_key(largest)} or {key}, or add nodes"
         return Comparison("short", key, asked, f"{there}: {need - have:g} short", remedy)
-    if need > idle.get(name, have) + 1e-6:
-        return Comparison("tight", key, asked, f"{there}, {idle[name]:g} free now", "the run waits for a place")
+    if need > survey.idle.get(name, have) + 1e-6:
+        return Comparison("tight", key, asked, f"{there}, {survey.idle[name]:g} free now", "the run waits for a place")
     return Comparison("fits", key, asked, there)
 
 
@@ -145,15 +189,6 @@ def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
         )
     remedy = f"vLLM lets what is beyond wait; raise it to {ceil(concurrent * one / GIB)} if responses are that long"
     return Comparison("tight" if concurrent * one > room else "fits", key, asked, there, remedy)
-
-
-def _bundles(wanted: Sequence[Demand]) -> list[Bundle]:
-    """A bundle for each actor of each member."""
-    return [
-        Bundle(demand.role, demand.resources.cpus, demand.resources.gpus, demand.resources.labels)
-        for demand in wanted
-        for _ in range(demand.members * demand.actors)
-    ]
 
 
 def _kinds(nodes: Sequence[Node]) -> str:

@@ -1,7 +1,8 @@
 """What the machines of a run offer: the one a local start would have, or every node of a joined cluster.
 
-Ray says what its nodes reserve; free shared memory, disk and memory each node is asked for itself, by a task that takes
-no CPU. What does not answer is said to be unknown, never guessed.
+Ray says what its nodes offer, and whether a layout has its place there: a placement group of all its bundles is made
+and removed again. Each node reports its free shared memory, disk and memory itself, by a task that takes no CPU. What
+does not answer is reported as unknown.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.preflight.placement import Node
+from orchestrator.preflight.placement import Bundle, Node, Placed
 
 PATIENCE = 30.0  # seconds for all nodes to answer
+RESERVED_WITHIN = 10.0  # seconds for Ray to place a layout
+SMALLEST = 0.001  # CPUs of a bundle that asks for nothing: Ray wants something
 STORE_SHARE = 0.3  # of a machine's memory that Ray gives its object store
 
 
@@ -42,12 +45,14 @@ class Machine:
 @dataclass(frozen=True)
 class Survey:
     """`disk`: bytes free under the run's directory as seen here, `held`: bytes it holds already. `idle`: CPU and GPU
-    that nobody has reserved now; empty where the cluster has yet to start."""
+    that nobody has reserved now; empty where the cluster has yet to start. `most`: what the cluster may grow to; empty
+    where it does not scale by itself."""
 
     machines: tuple[Machine, ...]
     disk: int
     held: int = 0
     idle: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
 
 
 def survey_here(directory: Path, object_store: int | None) -> Survey:
@@ -71,7 +76,27 @@ def survey_cluster(directory: Path) -> Survey:
     answers = _ask([node["NodeID"] for node in nodes], str(folder))
     machines = tuple(_machine(node, answer) for node, answer in zip(nodes, answers, strict=True))
     idle = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
-    return Survey(machines, shutil.disk_usage(folder).free, _held(directory), idle)
+    return Survey(machines, shutil.disk_usage(folder).free, _held(directory), idle, _most())
+
+
+def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Placed | None:
+    """Where Ray places these bundles on the cluster that this process has joined; None where it has not placed all of
+    them after some seconds. Nothing stays reserved."""
+    import ray
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+    amounts = [{"CPU": bundle.cpus, "GPU": bundle.gpus} for bundle in bundles]
+    asked = [{name: amount for name, amount in one.items() if amount} or {"CPU": SMALLEST} for one in amounts]
+    labels = [dict(bundle.labels) for bundle in bundles]
+    group = placement_group(asked, strategy="PACK", bundle_label_selector=labels if any(labels) else None)
+    try:
+        if not group.wait(seconds):
+            return None
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+    finally:
+        remove_placement_group(group)
+    names = {node["NodeID"]: _name(node) for node in ray.nodes()}
+    return Placed(bundles, tuple(names[nodes[index]] for index in range(len(bundles))))
 
 
 def free_here(folder: str) -> Free:
@@ -115,13 +140,25 @@ def _answer(ref: Any) -> Free | str:
 
 def _machine(node: Mapping[str, Any], answer: Free | str) -> Machine:
     offered = node["Resources"]
-    name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"  # a machine may run several nodes
-    found = Node(name, offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"])
+    found = Node(_name(node), offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"])
     store = int(offered.get("object_store_memory", 0))
     if isinstance(answer, str):
         return Machine(found, store, None, answer)
     memory = min(answer.memory, int(offered.get("memory", answer.memory)))  # Ray's knows a container's limit
     return Machine(found, store, Free(answer.shared_memory, answer.disk, memory))
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """A machine may run several nodes."""
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+
+
+def _most() -> dict[str, float]:
+    """CPU and GPU that an autoscaler may bring the cluster to. Ray has no public call for it."""
+    from ray._private.state import state
+
+    found = state.get_max_resources_from_cluster_config() or {}
+    return {name: float(found[name]) for name in ("CPU", "GPU") if name in found}
 
 
 def _available_memory() -> int:

@@ -11,7 +11,7 @@ import yaml
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from orchestrator.preflight import capacity, files
-from orchestrator.preflight.survey import Survey, survey_cluster
+from orchestrator.preflight.survey import Survey, reserve, survey_cluster
 from tests.cli.test_kill_and_resume import _logratio
 
 MIB = 2**20
@@ -34,9 +34,10 @@ def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) ->
     }
 
 
-def _found(tree: dict[str, Any], survey: Survey) -> list[capacity.Finding]:
+def _found(tree: dict[str, Any], survey: Survey) -> list[capacity.Comparison]:
     recipe = resolve_dtypes(parse_recipe(tree), cpu_has_bf16=False)
-    return capacity.compare(recipe, files.read_inputs(recipe), capacity.read_sizes(recipe), survey)
+    placed = reserve(capacity.bundles_of(recipe), seconds=3.0)
+    return capacity.compare(recipe, files.read_inputs(recipe), capacity.read_sizes(recipe), survey, placed)
 
 
 def test_a_clusters_node_says_what_it_has(ray_cluster: None, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -55,6 +56,9 @@ def test_a_clusters_node_says_what_it_has(ray_cluster: None, recipe: dict[str, A
     assert not [finding.line for finding in _found(recipe, survey) if finding.grade == "short"]
     recipe["rollout"]["resources"] = {"cpus": 0.01, "labels": {"ray.io/node-id": "another"}}
     assert [finding.key for finding in _found(recipe, survey) if finding.grade == "short"] == ["rollout.resources"]
+    assert ray.util.placement_group_table() == {} or all(
+        group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
+    ), "nothing stays reserved"
 
 
 def test_check_joins_a_cluster_lists_what_fits_and_refuses_what_does_not(

@@ -10,7 +10,7 @@ import pytest
 from configs.hardware import resolve_dtypes
 from configs.load import RecipeError
 from configs.schema import Recipe
-from orchestrator.preflight.capacity import compare
+from orchestrator.preflight.capacity import compare, packed
 from orchestrator.preflight.comparison import GIB, MIB, Comparison, refuse
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
@@ -31,8 +31,9 @@ def machine(name: str = "a", cpus: float = 8, gpus: float = 0, free: Free | None
 
 
 def compared(changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[Comparison]:
-    recipe = _recipe(changes)
-    return compare(recipe, INPUTS, SIZES, Survey(machines or (machine(),), survey.pop("disk", 64 * GIB), **survey))
+    recipe, places = _recipe(changes), survey.pop("placed", True)
+    surveyed = Survey(machines or (machine(),), survey.pop("disk", 64 * GIB), **survey)
+    return compare(recipe, INPUTS, SIZES, surveyed, packed(recipe, surveyed) if places else None)
 
 
 def found(grade: str, changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[str]:
@@ -215,3 +216,30 @@ def test_all_that_is_short_is_said_a_line_each() -> None:
         refuse(findings)
     keys = [line.split(": ")[0] for line in str(error.value).splitlines()]
     assert keys == ["cluster.object_store_mib", "learner", "run.root"]
+
+
+# --- a live cluster has not placed the layout ---
+
+
+def test_what_the_cluster_lacks_in_all_is_short_when_ray_has_not_placed_it() -> None:
+    (short,) = found("short", {"rollout.members": 40}, placed=False)
+    assert "the layout takes" in short and "the cluster has 8 on 1 node" in short
+
+
+def test_what_an_autoscaler_may_add_is_waited_for() -> None:
+    grown = {"placed": False, "most": {"CPU": 64.0}}
+    assert found("short", {"rollout.members": 40}, **grown) == []
+    total = found("tight", {"rollout.members": 40}, **grown)[0]
+    assert "the cluster has 8 on 1 node, and may grow to 64; the run waits for new nodes" in total
+    assert found("short", {"rollout.members": 400}, **grown), "more than it may grow to"
+
+
+def test_a_bundle_that_no_node_holds_is_short_though_the_sum_is_enough() -> None:
+    machines = (machine("a", cpus=4), machine("b", cpus=4))
+    (short,) = found("short", {"learner.resources": {"cpus": 5}}, *machines, placed=False)
+    assert "learner takes bundles of 5 CPU" in short and "no node is that large" in short
+
+
+def test_what_others_hold_now_is_waited_for() -> None:
+    held, waiting, *_ = found("tight", {}, placed=False, idle={"CPU": 0.5})
+    assert "0.5 free now; the run waits for a place" in held and "Ray has not placed them all yet" in waiting
