@@ -14,7 +14,7 @@ from actors.learning.compiled import load_ops
 
 COMPILES = """
 import sys
-from actors import compiled
+from actors.learning import compiled
 compiled._load = lambda name: (open(sys.argv[1], "x").close(), print("compiling", flush=True), sys.stdin.read())
 compiled.load_ops(["an op"])
 """
