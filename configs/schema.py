@@ -15,6 +15,7 @@ from configs.objective import Objective
 from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Simulated, Stream
 
 LOST_AT_MOST = 50  # steps between two checkpoints, unless a recipe says how many
+SHOWN = 3  # held-out prompts that are also answered greedily, for a person to read
 
 
 # what rendering a prompt sets itself; never an argument of a template

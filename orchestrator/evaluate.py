@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
-from configs.schema import Recipe
+from configs.schema import SHOWN, Recipe, Sampling
 from objectives.schedule import Dials
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
@@ -87,9 +87,11 @@ class Evaluation:
         tokens; None without held-out prompts, and where none could be scored."""
         if not self._prompts or self._pools.rollout is None:
             return None
-        batch, metrics = await self._read(version, dials, record, cap or self._recipe.sampling.max_response_tokens)
-        for index in batch.groups:  # it comes again: let no old death count against it
-            self._suspects.acquit(index)
+        sampling = self._recipe.sampling
+        if cap:
+            sampling = sampling.model_copy(update={"max_response_tokens": cap})
+        leasing = self._leasing(self._prompts, self._recipe.evaluate.samples_per_prompt, self._skipped)
+        batch, metrics = await self._read(leasing, version, dials, record, sampling)
         scored, each = batch.samples, metrics.pop("each", {})
         if not scored:
             return None
@@ -106,15 +108,23 @@ class Evaluation:
         means = {name: finite(values.get(name)) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
         return Found(means, {s.header.uid: finite(each[s.header.uid] | _of_response(s)) for s in scored})
 
-    async def _read(self, version: int, dials: Dials, record: Path | None, cap: int) -> tuple[Batch, dict[str, Any]]:
-        """Sampled, scored and read by the learner; what a node took with it on the way is sampled again."""
-        leasing = self._leasing()
+    async def answer_greedily(self, version: int, dials: Dials, record: Path) -> None:
+        """Record a greedy response (temperature 0) to each of the first SHOWN held-out prompts."""
+        greedy = self._recipe.sampling.model_copy(update={"temperature": 0.0})
+        await self._read(self._leasing(self._prompts[:SHOWN], 1, skipped={}), version, dials, record, greedy)
+
+    async def _read(
+        self, leasing: Leasing, version: int, dials: Dials, record: Path | None, sampling: Sampling
+    ) -> tuple[Batch, dict[str, Any]]:
+        """Sample, score and let the learner read one batch. Samples lost with a node are resampled."""
         with leasing.heard():
             async with asyncio.TaskGroup() as tasks:
-                rolling = tasks.create_task(self._roll_out(leasing, version, cap))
+                rolling = tasks.create_task(self._roll_out(leasing, version, sampling))
                 try:
                     while True:
                         batch = await leasing.batch(version)
+                        for index in batch.groups:  # asked for again by the next evaluation: old deaths do not count
+                            self._suspects.acquit(index)
                         if not batch.samples:
                             return batch, {}
                         try:
@@ -125,28 +135,28 @@ class Evaluation:
                 finally:
                     rolling.cancel()
 
-    async def _roll_out(self, leasing: Leasing, version: int, cap: int) -> None:
+    async def _roll_out(self, leasing: Leasing, version: int, sampling: Sampling) -> None:
         async with asyncio.TaskGroup() as leases:
             while True:
-                leasing.turn(leases, 0, version, cap)
+                leasing.turn(leases, 0, version, sampling)
                 await leasing.moved.wait()
 
-    def _leasing(self) -> Leasing:
-        """One step of all held-out prompts, behind no other."""
-        groups, each = len(self._prompts), self._recipe.evaluate.samples_per_prompt
+    def _leasing(self, prompts: Sequence[Prompt], each: int, skipped: dict[str, str]) -> Leasing:
+        """One step of `each` responses to all of `prompts`."""
+        groups = len(prompts)
         assert self._pools.rollout is not None
         return Leasing(
             recipe=self._recipe,
             flow=self._flow,
             writers={"student": self._pools.rollout},
-            prompts={HELDOUT_INDEX + i: prompt for i, prompt in enumerate(self._prompts)},
+            prompts={HELDOUT_INDEX + i: prompt for i, prompt in enumerate(prompts)},
             dispatch=Dispatch(
                 groups, each, 0, 1, Ledger(HELDOUT_INDEX), suspects=self._suspects, passed_over=HELDOUT_INDEX
             ),
             buffer=Buffer(groups, each),
             meter=self._meter,
             notice=self._notice,
-            skipped=self._skipped,
+            skipped=skipped,
         )
 
 

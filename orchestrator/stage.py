@@ -1,8 +1,15 @@
-"""One stage of training: two loops, roll out and learn.
+"""One stage of training: the algorithm, as two loops in one event loop.
 
-`roll_out` leases prompt groups as far ahead as the staleness bound allows; every block of finished responses is
-scored and rewarded at once. `learn` waits for the next batch, updates, and publishes a version that members pull before
-they sample again. The loops meet in the dispatch and the buffer, nowhere else.
+`roll_out` leases prompt groups to members, as far ahead as the staleness bound allows; each block of responses is
+scored and rewarded at once. `learn` waits for a batch, updates, and publishes a version that members pull before they
+sample again.
+
+The loops share:
+- the dispatch, which knows the groups that may be leased; `learn` passes over those that nothing can be trained of;
+- the buffer, which `roll_out` fills and `learn` empties; `learn` also has its outdated samples leased again;
+- `leasing.moved`, an event on which both sleep: there may be room for a lease, or a batch may be whole;
+- the progress, which `learn` writes (step, version, ledger) and `roll_out` reads;
+- the learner's turns: nothing is leased while a step runs on GPUs that learner and engines share.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.wire.records import BrokenWeights
-from configs.schema import Recipe
+from configs.schema import Recipe, Sampling
 from objectives.schedule import Dials, dials_at, fractions_at
 from orchestrator.between_steps.bookkeeping import Bookkeeping
 from orchestrator.pools.pool import Pool, PoolMember
@@ -32,15 +39,18 @@ from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
 from orchestrator.weights.versions import Versions
 
-REJECTED_IN_A_ROW = 16  # prompt groups in a row, of all of whose samples none can be trained, that end a run
+REJECTED_IN_A_ROW = 16  # prompt groups without a trainable sample, one after the other, that end a run
 
 
 class NotFinite(Exception):
-    """The learner's loss, gradients or weights are not finite, and going on would not mend it."""
+    """The learner's loss, gradients or weights are not finite, and more steps would not help."""
 
 
 @dataclass
 class Stage:
+    """`publish(number)` makes the student's weights a version; `after_publish` brings scored models to the coming step;
+    `after_step` gets each line of metrics. Recorded samples go to the folder `samples`."""
+
     recipe: Recipe
     pools: Pools
     flow: Flow
@@ -90,11 +100,11 @@ class Stage:
         )
         self.stopping = False
         self._bookkeeping = Bookkeeping(recipe, progress, self.meter, self.notice)
-        self._rejected_in_a_row = 0  # prompt groups in a row without a sample that can be trained
-        self._following = False  # scored models are being brought to what the coming step is to have
+        self._rejected_in_a_row = 0  # prompt groups without a trainable sample
+        self._following = False  # scored models are loading the weights of the coming step
 
     async def run(self) -> None:
-        """Roll out and learn until the last step, or until `stopping` is set and the step under way is done."""
+        """Roll out and learn until the last step, or until `stop` was called and the step under way is done."""
         with self.leasing.heard():
             async with asyncio.TaskGroup() as tasks:
                 rolling = tasks.create_task(self.roll_out())
@@ -105,7 +115,7 @@ class Stage:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
-                self.leasing.turn(leases, self.progress.step, self._leasable, self._cap, self._judged_at)
+                self.leasing.turn(leases, self.progress.step, self._leasable, self._sampling, self._judged_at)
                 await self.leasing.moved.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:
@@ -117,11 +127,14 @@ class Stage:
                 break
             with self.learner.turns.unleased():
                 await self.learn_from(batch, tasks)
-            del batch  # its payloads need not outlive it until the next is there
+            del batch  # frees its payloads before the next batch is whole
             self.leasing.moved.set()
 
     async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
-        """One step and what follows from it; a batch that went down with a node is waited for again."""
+        """One step and what follows it. A batch whose payloads were lost with a node goes back to the buffer.
+
+        Raises NotFinite.
+        """
         dials, cap = dials_at(self.recipe.objective, self.progress.step + 1, self.progress.beta), self._cap
         version = self.progress.version
         try:
@@ -137,13 +150,8 @@ class Stage:
         if failure := self.progress.skips.failure(self.progress.step):
             raise NotFinite(failure)
 
-    def stop(self) -> None:
-        """End after the step under way; where none is, now."""
-        self.stopping = True
-        self.leasing.moved.set()
-
     async def next_batch(self) -> Batch | None:
-        """The next batch that the staleness bound allows, or asks to wait for; None once it is to stop."""
+        """Wait for the next batch that the staleness bound allows. None when the stage is to stop."""
         while not self.stopping:
             self.leasing.moved.clear()
             self.leasing.intake.lease_again(self.buffer.expire(self.progress.version))
@@ -156,33 +164,15 @@ class Stage:
                 self._pass_over(batch)
         return None
 
-    def _pass_over(self, batch: Batch) -> None:
-        """All of a batch was rejected: the step is made of the groups after it, unless these go the same way."""
-        self._close(batch)
-        self.dispatch.pass_over(len(batch.groups))
-        self.leasing.moved.set()
-        self._rejected_in_a_row += len(batch.groups)
-        if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
-            uid, reason = self.buffer.last_dropped or ("?", "unknown")
-            raise RuntimeError(
-                f"every sample of the last {self._rejected_in_a_row} prompt groups was rejected, e.g. {uid}: {reason}"
-            )
-
-    def _close(self, batch: Batch) -> None:
-        """The groups of a batch are behind the run."""
-        self.progress.ledger = self.progress.ledger.trained(batch.groups)
-        for index in batch.groups:
-            self.progress.drops.pop(index, None)
-            self.progress.suspects.acquit(index)
-
     async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
-        """One learner step and the version it leads to, if it moved the weights; the samples it trained on are recorded
-        when the recipe says so. Raises PayloadsLost, and then nothing has moved, and NotFinite."""
+        """Update, publish a version if the weights moved, bring scored models along. Returns the learner's metrics.
+
+        Raises PayloadsLost, with nothing changed, and NotFinite.
+        """
         progress, step = self.progress, self.progress.step + 1
-        record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
         async with self.learner.turns.learner():
             with self.meter.clock("learn").busy():
-                metrics = await self._step(batch, step, dials, record)
+                metrics = await self._update(batch, step, dials)
             if progress.skips.moved(step):
                 with self.meter.clock("publish").busy():
                     await self.publish(progress.version + 1)
@@ -193,8 +183,26 @@ class Stage:
             await self._follow()
         return metrics
 
-    async def _step(self, batch: Batch, step: int, dials: Dials, record: Path | None) -> dict[str, Any]:
-        """The learner's step; an update that it skipped is noted and said."""
+    async def pull(self) -> None:
+        """Every member that writes responses pulls. One that dies is replaced by its pool, which admits the next."""
+        with self.meter.clock("publish").busy():
+            writers = self.writers.values()
+            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.active()))
+        self.leasing.moved.set()
+
+    async def _pull(self, pool: Pool, member: PoolMember) -> None:
+        with suppress(MemberDied):  # the pool replaces it
+            await self.versions.pull(pool, member)
+        self.leasing.moved.set()
+
+    def stop(self) -> None:
+        """End after the step under way, or now if there is none."""
+        self.stopping = True
+        self.leasing.moved.set()
+
+    async def _update(self, batch: Batch, step: int, dials: Dials) -> dict[str, Any]:
+        """The learner's step. Notices updates that it skipped; records the samples if the recipe says so."""
+        record = self.samples / f"step_{step:06d}" if step % self.recipe.record.every == 0 else None
         uids = [scored.header.uid for scored in batch.samples]
         version = self.progress.version
         try:
@@ -210,47 +218,61 @@ class Stage:
         return metrics
 
     async def _follow(self) -> None:
-        """Scored models go on to what the coming step is to have. Nothing is leased for it before: a member that joins
-        meanwhile has the new version already."""
+        """Bring scored models to the weights of the coming step. Nothing is leased meanwhile: a member that joins has
+        the new version already."""
         self._following = True
         try:
             await self.after_publish()
         finally:
             self._following = False
 
-    async def pull(self) -> None:
-        """Every member that writes pulls; one that dies on the way is replaced by its pool, which admits the next."""
-        with self.meter.clock("publish").busy():
-            writers = self.writers.values()
-            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.active()))
+    def _pass_over(self, batch: Batch) -> None:
+        """Go on without a batch of which every sample was rejected. Raises RuntimeError after REJECTED_IN_A_ROW such
+        groups."""
+        self._close(batch)
+        self.dispatch.pass_over(len(batch.groups))
         self.leasing.moved.set()
+        self._rejected_in_a_row += len(batch.groups)
+        if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
+            uid, reason = self.buffer.last_dropped or ("?", "unknown")
+            raise RuntimeError(
+                f"every sample of the last {self._rejected_in_a_row} prompt groups was rejected, e.g. {uid}: {reason}"
+            )
 
-    async def _pull(self, pool: Pool, member: PoolMember) -> None:
-        with suppress(MemberDied):  # the pool replaces it
-            await self.versions.pull(pool, member)
-        self.leasing.moved.set()
+    def _close(self, batch: Batch) -> None:
+        """Enter the groups of a batch in the ledger and forget what was counted of them."""
+        self.progress.ledger = self.progress.ledger.trained(batch.groups)
+        for index in batch.groups:
+            self.progress.drops.pop(index, None)
+            self.progress.suspects.acquit(index)
 
     @property
     def _leasable(self) -> int | None:
-        """The version that members must serve to be leased to: nobody samples with an older one. None out of turn, and
-        before scored models have theirs."""
+        """The version that a member must serve to be leased to. None while nothing may be leased: the GPUs are the
+        learner's, or scored models are loading."""
         return None if self._following or not self.learner.turns.leasing else self.progress.version
 
     def _source(self, index: int) -> str:
-        """Who writes a prompt group, by the fractions of the step that will train it."""
+        """The source of a prompt group, drawn by the fractions of the step that will train it."""
         step = index // self.recipe.batch.prompts_per_step + 1
         return source_of(index, fractions_at(self.recipe.objective, step), self.recipe.run.seed)
 
     @property
     def _judged_at(self) -> int | None:
-        """The step after which the length curriculum is judged next: which cap, and after a rollback which weights,
-        later groups are sampled with is not known before."""
+        """The step after which the length curriculum is judged next. Groups of later steps are leased only then: their
+        cap, and after a rollback their weights, are not known before."""
         length, ladder = self.recipe.objective.length, self.progress.ladder
         if length is None or ladder.settled:
             return None
         return self.progress.step + length.steps_per_stage - ladder.steps
 
     @property
+    def _sampling(self) -> Sampling:
+        """The recipe's sampling, with the length curriculum's cap."""
+        return self.recipe.sampling.model_copy(update={"max_response_tokens": self._cap})
+
+    @property
     def _cap(self) -> int:
+        """Tokens of a response, at most."""
         length = self.recipe.objective.length
         return self.progress.ladder.cap(length) if length else self.recipe.sampling.max_response_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.schema import Recipe
-from objectives.schedule import dials_at
+from objectives.schedule import Dials, dials_at
 from orchestrator.between_steps.observer import Observer
 from orchestrator.evaluate import Evaluation, Found, compared
 from orchestrator.pools.telemetry import Meter
@@ -40,6 +40,8 @@ class Measurements:
         progress = self._progress
         if progress.evaluations["before"] is None:
             progress.before = await self.evaluate("before")
+            if progress.before:
+                await self._answer_greedily("before")
             progress.evaluations["before"] = dict(progress.before.means) if progress.before else None
 
     async def after_step(self, stopping: Stopping) -> None:
@@ -54,6 +56,8 @@ class Measurements:
     async def after(self) -> None:
         """The evaluation after, and the one before anew: both on the samples that both could score."""
         before, after = self._progress.before, await self.evaluate("after")
+        if after:
+            await self._answer_greedily("after")
         evaluations = self._progress.evaluations
         evaluations["after"] = dict(after.means) if after else None
         if before and after and before.each.keys() != after.each.keys():
@@ -79,5 +83,14 @@ class Measurements:
 
     async def _measure(self, record: Path | None, cap: int | None) -> Found | None:
         await self._roles.pull()
-        dials = dials_at(self._recipe.objective, max(1, self._progress.step), self._progress.beta)
-        return await self._evaluation.run(self._progress.version, dials, record, cap)
+        return await self._evaluation.run(self._progress.version, self._dials, record, cap)
+
+    async def _answer_greedily(self, when: str) -> None:
+        """Record the few answers that a person is shown. They are greedy; an evaluation's are sampled."""
+        record = self._directory / "samples" / f"eval_{when}_greedy"
+        with self._meter.clock("evaluation").busy():
+            await self._evaluation.answer_greedily(self._progress.version, self._dials, record)
+
+    @property
+    def _dials(self) -> Dials:
+        return dials_at(self._recipe.objective, max(1, self._progress.step), self._progress.beta)

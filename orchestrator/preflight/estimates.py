@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from configs.node import STUDENT
 from configs.roles import Learner, Rollout, Scorer
-from configs.schema import Recipe
+from configs.schema import SHOWN, Recipe
 from orchestrator.preflight.comparison import GIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
@@ -91,14 +91,14 @@ def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
 
 
 def recorded_bytes(recipe: Recipe, prompt_tokens: int, heldout: int) -> int:
-    """Files under samples/, at most: the rows of every recorded step and of every evaluation; a row is a sample, the
-    student's and the teacher's log-probs (4 a token each), and 32."""
+    """Upper bound of the files under samples/: the rows of recorded steps, evaluations and greedy answers. A row is a
+    sample, the student's and the teacher's log-probs (4 bytes a token each), and 32 bytes."""
     row = sample_bytes(prompt_tokens, recipe.sampling.max_response_tokens, _student_topk(recipe))
     row += 8 * recipe.sampling.max_response_tokens + 32
     steps, every = recipe.run.steps, recipe.evaluate.every
     evaluations = 2 + ((steps - 1) // every if every else 0)
     trained = recipe.samples_per_step * (steps // recipe.record.every)
-    return row * (trained + evaluations * heldout * recipe.evaluate.samples_per_prompt)
+    return row * (trained + evaluations * heldout * recipe.evaluate.samples_per_prompt + 2 * min(SHOWN, heldout))
 
 
 def planned(

@@ -62,10 +62,10 @@ class Flow:
         channel: str,
         tickets: Sequence[tuple[Ticket, Prompt]],
         source: str,
-        cap: int,
+        sampling: Sampling,
     ) -> None:
         """Let a member begin to write; what comes of it is in the channel's blocks. Raises MemberDied."""
-        requests, sampling = self._asked(tickets, source, cap)
+        requests = [self._request(ticket, prompt, source) for ticket, prompt in tickets]
         await pool.call_member(member, "submit", channel, requests, sampling, self._end_token_ids)
 
     async def blocks(
@@ -85,14 +85,6 @@ class Flow:
             self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
             self._meter.payload(header.payload_bytes)
             yield Block(payload, header.samples, source, member.number, channel)
-
-    def _asked(
-        self, tickets: Sequence[tuple[Ticket, Prompt]], source: str, cap: int | None
-    ) -> tuple[list[Request], Sampling]:
-        sampling = self._recipe.sampling
-        if cap is not None:
-            sampling = sampling.model_copy(update={"max_response_tokens": cap})
-        return [self._request(ticket, prompt, source) for ticket, prompt in tickets], sampling
 
     async def score_and_reward(
         self, block: Block, prompts: Mapping[str, Prompt]

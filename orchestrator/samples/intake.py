@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from actors.wire.records import SampleHeader
 from configs.roles import EarlyStop
+from configs.schema import Sampling
 from orchestrator.pools.pool import Pool, PoolMember
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter
@@ -112,8 +113,8 @@ class Intake:
         wanted = self._attended[source, member.number] = _Wanted(member)
         return self._attend(source, wanted)
 
-    async def lease(self, lease: Lease, cap: int) -> None:
-        """Ask a member for responses of up to `cap` tokens; of a prompt that was found guilty before a resume, none."""
+    async def lease(self, lease: Lease, sampling: Sampling) -> None:
+        """Ask a member for responses drawn by `sampling`; of a prompt that was found guilty before a resume, none."""
         guilty = {ticket.index for ticket in lease.tickets if self.dispatch.suspects.guilty(ticket.index)}
         for index in guilty:
             self._quarantine(index)
@@ -134,7 +135,7 @@ class Intake:
         pool = self.writers[lease.source]
         pool.add_load(wanted.member, len(pairs))
         with suppress(MemberDied):  # its stream tells
-            await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, cap)
+            await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, sampling)
             for response in asked:
                 response.begun = True
 

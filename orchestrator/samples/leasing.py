@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from configs.schema import EarlyStop, Recipe
+from configs.schema import EarlyStop, Recipe, Sampling
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Batch, Buffer
@@ -63,9 +63,9 @@ class Leasing:
                 pool.listeners.remove(self.moved.set)
 
     def turn(
-        self, tasks: asyncio.TaskGroup, step: int, version: int | None, cap: int, until: int | None = None
+        self, tasks: asyncio.TaskGroup, step: int, version: int | None, sampling: Sampling, until: int | None = None
     ) -> None:
-        """Lease what may be leased after `step` steps to members that serve `version`: responses of up to `cap` tokens.
+        """Lease what may be leased after `step` steps to members that serve `version`: responses drawn by `sampling`.
         Groups of steps beyond `until` wait; without a version all do. Raises RoleFailed where a role is at its end."""
         for pool in (*self.writers.values(), *self.flow.scorers()):
             pool.check()
@@ -77,7 +77,7 @@ class Leasing:
         for lease in self.dispatch.grant(step, self.room(version), until):
             for index in {ticket.index for ticket in lease.tickets}:
                 self.buffer.open(index, version)
-            tasks.create_task(self.intake.lease(lease, cap))
+            tasks.create_task(self.intake.lease(lease, sampling))
 
     async def batch(self, version: int) -> Batch:
         """The next batch of a step from the weights of `version`, once it is whole."""

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-HEARTBEAT_SECONDS = 5.0  # a plain log is never silent for longer
+HEARTBEAT_SECONDS = 30.0  # longest silence of a log without a terminal
 
 
 class Display:
@@ -119,20 +119,20 @@ class Display:
         sys.stdout.flush()
 
 
-def answers_table(answers: Sequence[Any], rows: int = 6) -> Table:
-    """Held-out questions with the student's answer before and after."""
-    table = Table(title="Held-out questions", show_lines=True, expand=False)
+def answers_table(answers: Sequence[Any]) -> Table:
+    """Held-out questions with the student's greedy answer before and after."""
+    table = Table(title="Held-out questions, answered greedily", show_lines=True, expand=False)
     for column, width in (("question", 24), ("before", 36), ("after", 36)):
         table.add_column(column, max_width=width, overflow="fold")
-    for answer in answers[:rows]:
+    for answer in answers:
         table.add_row(*(_plain(text) for text in (answer.prompt, answer.before, answer.after)))
     return table
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str | None) -> Any:
     from rich.text import Text
 
-    return Text(" ".join(text.split()))
+    return Text("-" if text is None else " ".join(text.split()))
 
 
 def _number(value: float | None) -> str:

@@ -50,7 +50,7 @@ class Outcome:
         from orchestrator.surface.report import held_out_answers
 
         tokenizer = self.training.inputs.tokenizer
-        if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids))):
+        if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids)), greedy=True):
             console.print(answers_table(answers))
         before, after = self.training.progress.evaluations["before"], self.training.progress.evaluations["after"]
         if before and after and before["reverse_kl"]:

@@ -143,9 +143,11 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         raise
 
 
-def held_out_answers(run_directory: Path, decode: Decode) -> list[Answer]:
-    """The held-out questions, in order of uid, with the student's answers before and after the run."""
-    before, after = ({r["uid"]: r for r in _rows(run_directory, f"eval_{when}")} for when in ("before", "after"))
+def held_out_answers(run_directory: Path, decode: Decode, greedy: bool = False) -> list[Answer]:
+    """The held-out questions, in order of uid, with the student's answers before and after the run: those of the
+    evaluations, or the greedy ones."""
+    stems = (f"eval_{when}{'_greedy' if greedy else ''}" for when in ("before", "after"))
+    before, after = ({row["uid"]: row for row in _rows(run_directory, stem)} for stem in stems)
 
     def answer(row: Row | None) -> str | None:
         return None if row is None else SPECIAL.sub("", decode(row["response_ids"])).strip()

@@ -118,7 +118,8 @@ class LearnerGroup:
         self._asleep = None
 
     async def take_part(self, method: str, *arguments: Any) -> list[Any]:
-        """A carrier's call of all ranks together, e.g. the learner's end of a transfer. Raises LearnerDied."""
+        """Call all ranks together for a carrier: the learner's end of a transfer. Object store and directories need no
+        such call; a carrier that sends from rank to member (NCCL, CUDA IPC) does. Raises LearnerDied."""
         return await self._together(method, lambda rank: arguments)
 
     async def save(self, directory: Path) -> None:

@@ -13,7 +13,7 @@ from actors.models import model_files
 from actors.wire.records import Sample, Score, pack_samples, pack_scores, trained_batch
 from configs.hardware import resolve_dtypes
 from configs.roles import Learner
-from configs.schema import Recipe
+from configs.schema import SHOWN, Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size
 from tests.unit.recipes import loaded
@@ -160,7 +160,7 @@ def test_zero_shards_a_ranks_memory() -> None:
 def test_records_are_counted_by_step_and_evaluation() -> None:
     row = 10 * 4 + 16 * 12 + 144 + 8 * 16 + 32
     every_third = recipe(run__steps=10, record__every=3, evaluate__every=4, evaluate__samples_per_prompt=2)
-    assert estimates.recorded_bytes(every_third, 10, heldout=5) == row * (3 * 4 + (2 + 2) * 5 * 2)
+    assert estimates.recorded_bytes(every_third, 10, heldout=5) == row * (3 * 4 + (2 + 2) * 5 * 2 + 2 * SHOWN)
 
 
 def test_memory_of_an_actor_by_role() -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedScorer
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from configs.schema import SHOWN, Sampling
 from orchestrator.between_steps.measuring import Measurements
 from orchestrator.samples.buffer import Scored
 from orchestrator.evaluate import Found, compared
 from orchestrator.weights.learner_group import LearnerGroup
 from orchestrator.run import DONE, STOPPED, Run
+from orchestrator.surface.report import held_out_answers
 from tests.unit.simulation import HELDOUT, Simulation, metrics, recipe, stop_at, trained
 
 ALL = [f"9000000{i}.000" for i in range(len(HELDOUT))]
@@ -137,3 +139,25 @@ def test_the_score_of_an_evaluation_that_is_rejected_by_a_scorer_is_named(
     assert Simulation(recipe(tmp_path)).go() == DONE
     assert summary(tmp_path)["skipped"] == {ALL[0]: "its scores are no numbers"}
     assert len(metrics(tmp_path)) == 6
+
+
+def test_a_person_is_shown_greedy_answers_while_the_evaluation_stays_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[float, list[str]] = {}
+    submit = SimulatedRollout.submit
+
+    async def noted(self: SimulatedRollout, channel: str, requests: Any, sampling: Sampling, *rest: Any) -> Any:
+        asked.setdefault(sampling.temperature, []).extend(request.uid for request in requests)
+        return await submit(self, channel, requests, sampling, *rest)
+
+    monkeypatch.setattr(SimulatedRollout, "submit", noted)
+    many = [*HELDOUT, HELDOUT[0]]
+    assert Simulation(recipe(tmp_path), heldout=many).go() == DONE
+    assert sorted(asked[0.0]) == sorted(2 * ALL[:SHOWN]), "once before and once after"
+    assert sorted(uid for uid in asked[1.0] if uid >= ALL[0]) == sorted(2 * [*ALL, "90000003.000"])
+    for when in ("before", "after"):
+        assert [row["uid"] for row in trained(tmp_path, f"eval_{when}_greedy")] == ALL[:SHOWN]
+        assert summary(tmp_path)["evaluation"][when]["samples"] == len(many)
+    answers = held_out_answers(tmp_path / "sim", str, greedy=True)
+    assert len(answers) == SHOWN and all(answer.before and answer.after for answer in answers)

@@ -15,7 +15,9 @@ STORY = """
 import contextlib, signal, sys, threading, time
 from pathlib import Path
 from actors.member import Member
-from orchestrator import capacity, cluster, driver, preflight, transport
+from orchestrator.pools import transport
+from orchestrator.preflight import capacity, cluster, files
+from orchestrator.surface import driver
 from orchestrator.surface.carry_out import carry_out
 from tests.unit.simulation import HELDOUT, TRAIN, recipe
 
@@ -34,7 +36,7 @@ def read_inputs(recipe):
     if where == "reading":
         threading.Thread(target=strike, daemon=True).start()
         time.sleep(60.0)
-    return preflight.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
+    return files.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
 
 @contextlib.asynccontextmanager
 async def serve_commands(run, display):
@@ -46,7 +48,7 @@ cluster.connected = lambda recipe, directory: contextlib.nullcontext()
 capacity.compared_with_machines = lambda *arguments: []
 driver.serve_commands = serve_commands
 transport.RayTransport = transport.LocalTransport
-preflight.read_inputs = read_inputs
+files.read_inputs = read_inputs
 sys.exit(carry_out(recipe(root, simulated={"rollout_seconds_per_token": 100.0}), root / "sim"))
 """
 
