@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import yaml
 
 from actors.metrics import STEP_METRICS
+from configs.load import parse_recipe
 from orchestrator.run import DONE
 from tests.contributing.pages import PAGES, ROOT, anchors, definitions, links, named_paths, rows, section
-from tests.unit.simulation import Simulation, recipe
+from tests.unit.simulation import Simulation
+from tests.unit.simulation import recipe as simulated
 
 DESIGN = ROOT / "docs" / "design.md"
 WRITTEN_BY_A_RUN = ("docs/acceptance/summary.md",)
@@ -40,6 +44,11 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 @pytest.mark.parametrize(("page", "lines"), [(DESIGN, 300), (ROOT / "README.md", 200)], ids=["design", "readme"])
 def test_a_page_for_newcomers_is_short(page: Path, lines: int) -> None:
     assert len(page.read_text().splitlines()) <= lines
+
+
+@pytest.mark.parametrize("recipe", re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S))
+def test_a_recipe_of_the_readme_is_valid(recipe: str) -> None:
+    assert parse_recipe(yaml.safe_load(recipe)).run.name == "mine"
 
 
 def _rooms() -> Iterator[str]:
@@ -79,7 +88,7 @@ def test_a_run_takes_the_walk(tmp_path: Path) -> None:
             called.add((code.co_filename.removeprefix(f"{ROOT}/"), code.co_qualname))
 
     one = {"prompts_per_step": 1, "samples_per_prompt": 1}
-    simulation = Simulation(recipe(tmp_path, run={"steps": 1}, batch=one), heldout=[])
+    simulation = Simulation(simulated(tmp_path, run={"steps": 1}, batch=one), heldout=[])
     sys.setprofile(note)
     try:
         assert simulation.go() == DONE
