@@ -1,7 +1,7 @@
-"""What is saved, and the manifest that says it is whole.
+"""Checkpoints on disk, and the manifest that makes one valid.
 
-checkpoints/step_N/ holds the learner's state and the orchestrator's; MANIFEST.json is written last, with a hash of
-every file and the byte lengths of the logs at that point. To a resume, a folder without a whole manifest is not there.
+checkpoints/step_N/ holds the learner's state and the orchestrator's. MANIFEST.json is written last, with a hash of
+every file and the byte lengths of the logs. A resume ignores folders whose manifest is missing or does not match.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
-HIGHEST = "policy_version"  # file that holds the highest version ever published
+HIGHEST = "policy_version"  # file with the highest version that was ever claimed
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint: its folder, and the orchestrator's state at that point."""
+    """A whole checkpoint: its folder, the orchestrator's state, and the length of metrics.jsonl."""
 
     folder: Path
     state: dict[str, Any]
@@ -32,7 +32,7 @@ class Saved:
 
 
 def partial_folder(run: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint into, before `seal` gives it its name."""
+    """Make an empty folder to write a checkpoint into; `seal` names it."""
     folder = run / "checkpoints" / f"step_{step}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def partial_folder(run: Path, step: int) -> Path:
 
 
 def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: int | None = None) -> Path:
-    """Write state and manifest, give the folder its name, and drop all but the newest `keep` checkpoints and that of
+    """Write state and manifest, and name the folder. Then remove all but the newest `keep` checkpoints and that of
     step `pinned`."""
     (partial / STATE).write_text(json.dumps(state, indent=1))
     open_up(partial)
@@ -50,7 +50,7 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _sync(*partial.rglob("*"), partial, partial.parent)
     folder = _name(partial)
-    given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # of a lineage that a resume cut off
+    given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # made before a resume from an earlier step
     for old in given_up:
         shutil.rmtree(old)
     for old in [f for f in _folders(run)[keep:] if _step(f) != pinned]:
@@ -59,9 +59,9 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
 
 
 def latest(run: Path) -> Saved | None:
-    """The newest checkpoint that is whole; what is half-written or changed is passed over."""
+    """The newest whole checkpoint; None without one."""
     for partial in (run / "checkpoints").glob("step_*.partial"):
-        if _read_manifest(partial) is not None:  # a kill came between its manifest and its name
+        if _read_manifest(partial) is not None:  # whole, but killed before it was named
             _name(partial)
     for folder in _folders(run):
         manifest = _read_manifest(folder)
@@ -72,24 +72,25 @@ def latest(run: Path) -> Saved | None:
 
 
 def claim_version(run: Path, number: int) -> None:
-    """Say that `number` is about to be published: it names one set of weights, whatever becomes of this process."""
+    """Write that `number` is about to be published, so that no later process gives it to other weights."""
     write_whole(run / HIGHEST, str(number))
 
 
 def highest_version(run: Path) -> int | None:
-    """The highest policy version that was ever claimed; None before the first."""
+    """The highest version that was ever claimed; None before the first."""
     file = run / HIGHEST
     return int(file.read_text()) if file.exists() else None
 
 
 def rewind(run: Path, saved: Saved | None) -> None:
-    """Cut the logs to a checkpoint (or to nothing) and keep what is cut in *.lost. Half a checkpoint is removed."""
+    """Cut the logs back to a checkpoint (or to nothing), keeping what is cut in *.lost. Remove half-written
+    checkpoints."""
     metrics = run / METRICS
     length = saved.metrics_bytes if saved else 0
     if tail := metrics.read_bytes()[length:] if metrics.exists() else b"":
         with (run / f"{METRICS}.lost").open("ab") as lost:
             lost.write(tail)
-        os.truncate(metrics, length)  # what stays is never written anew: it must survive a kill right here
+        os.truncate(metrics, length)  # in place: a kill right here must not lose the rest
     step = saved.state["step"] if saved else 0
     for file in sorted((run / "samples").glob("step_*.arrow")):
         if int(file.name.split(".")[0].removeprefix("step_")) > step:
@@ -99,7 +100,7 @@ def rewind(run: Path, saved: Saved | None) -> None:
 
 
 def append_line(run: Path, line: Mapping[str, Any]) -> None:
-    """Add a line to metrics.jsonl; on the disk when this returns."""
+    """Append a line to metrics.jsonl, synced to disk."""
     with (run / METRICS).open("a") as metrics:
         metrics.write(json.dumps(line, allow_nan=False) + "\n")
         metrics.flush()
@@ -112,37 +113,36 @@ def beta_of(folder: Path) -> float:
 
 
 def newest_name(run: Path) -> str | None:
-    """Folder of the newest checkpoint that has its manifest; its files are not read."""
+    """Folder name of the newest checkpoint with a manifest; its files are not read."""
     return next((f.name for f in _folders(run) if (f / MANIFEST).exists()), None)
 
 
 def keep_recipe(run: Path, text: str) -> None:
-    """Write recipe.yaml where there is none yet, so that a run that was stopped before it began can be resumed."""
+    """Write recipe.yaml if there is none, so that a run that was stopped before it began can be resumed."""
     if not (run / "recipe.yaml").exists():
         run.mkdir(parents=True, exist_ok=True)
         write_whole(run / "recipe.yaml", text)
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file such that a kill leaves the old text or the new one, and nothing between; on the disk when this
-    returns."""
+    """Write a file atomically: a kill leaves the old text or the new one. Synced to disk."""
     partial = file.with_name(f"{file.name}.partial")
     try:
         partial.write_text(text)
         _sync(partial)
         os.replace(partial, file)
     except OSError:
-        partial.unlink(missing_ok=True)  # a full disk gets its room back
+        partial.unlink(missing_ok=True)  # frees a full disk
         raise
     _sync(file.parent)
 
 
 def _name(partial: Path) -> Path:
-    """Give a whole folder its name, in place of an earlier save of its step: one of the two is always there."""
+    """Rename a whole folder, replacing an earlier save of its step."""
     folder = partial.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    _sync(folder.parent)  # before others are dropped for it
+    _sync(folder.parent)  # before older ones are removed
     return folder
 
 
@@ -161,7 +161,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         whole = all(_fingerprint(folder / name) == mark for name, mark in manifest["files"].items())
         whole = whole and STATE in manifest["files"] and METRICS in manifest["logs"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # cut short or not ours: whatever is wrong with it, it is not whole
+        return None  # any damage means: not whole
     return manifest if whole else None
 
 
@@ -172,7 +172,7 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _sync(*paths: Path) -> None:
-    """Files and folders are on the disk when this returns: a power cut leaves them whole."""
+    """fsync files and folders, so that a power cut leaves them whole."""
     for path in paths:
         number = os.open(path, os.O_RDONLY)
         try:
@@ -189,15 +189,15 @@ def _bytes(file: Path) -> int:
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Give a whole folder that people read its name, in place of an earlier one."""
+    """Rename a whole folder that people read, replacing an earlier one."""
     open_up(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
 def open_up(folder: Path) -> None:
-    """Give a folder and all that is in it the modes that this process's umask says: safetensors writes through a
-    temporary file that its owner alone may read. Raises OSError."""
+    """Set the modes of a folder and its contents by this process's umask: safetensors leaves files that only their
+    owner can read. Raises OSError."""
     umask = _own_umask()
     for path in (folder, *folder.rglob("*")):
         mode = (0o777 if path.is_dir() else 0o666) & ~umask
@@ -206,6 +206,6 @@ def open_up(folder: Path) -> None:
 
 
 def _own_umask() -> int:
-    """Read, and not set to be read: another thread may be making a file."""
+    """From /proc: os.umask would have to set it, and another thread may be making a file."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)

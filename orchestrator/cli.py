@@ -35,7 +35,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or it
 
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train what RECIPE says, in a new run directory."""
+    """Train RECIPE in a new run directory."""
     resolved = _load(recipe, overrides)
     directory = run_directory(resolved)
     _check_environment(resolved, directory)
@@ -49,7 +49,7 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def resume(run: RunName) -> None:
-    """Go on with RUN from its newest whole checkpoint, with the same data order, seeds and versions."""
+    """Continue RUN from its newest whole checkpoint, with the same data order and seeds."""
     directory = _find(run)
     if not (directory / "recipe.yaml").exists():
         raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
@@ -92,10 +92,10 @@ def audit(
     target: Annotated[str, typer.Argument(metavar="RECIPE|MODULE:FUNCTION", help="A recipe, or a loss of your own.")],
     overrides: Overrides = None,
     claims: Annotated[
-        str | None, typer.Option(help="What a function is meant to be: reverse_kl or forward_kl.")
+        str | None, typer.Option(help="The divergence that a function should descend: reverse_kl or forward_kl.")
     ] = None,
 ) -> None:
-    """Show which gradient an objective has, exactly, on small trees: of which divergence, how biased, how noisy.
+    """Compute the exact gradient of an objective on small trees: which divergence it descends, its bias, its noise.
 
     Exit code 1 when it finds a defect.
     """
@@ -115,7 +115,7 @@ def audit(
 
 @app.command()
 def stop(run: RunName) -> None:
-    """Stop RUN after the step under way, and at once where none is; it saves a checkpoint and exits with 3."""
+    """Stop RUN after the step under way, or now if there is none. It saves a checkpoint and exits with 3."""
     from orchestrator.preflight import cluster
 
     directory = _find(run, cluster.LOCK)
@@ -130,7 +130,7 @@ def stop(run: RunName) -> None:
 
 @app.command()
 def status(run: RunName) -> None:
-    """Show each member of RUN, how busy its roles are, what holds it up and what one more member would bring."""
+    """Show the members of RUN, how busy its roles are, its bottleneck, and what one more member would bring."""
     from orchestrator.surface import status as views
 
     with _control(run) as control:
@@ -155,9 +155,9 @@ def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE
 
 @app.command()
 def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODEL=DIRECTORY...")]) -> None:
-    """Give the scorers of RUN's models other weights once the step under way is done, e.g. teacher=/models/teacher-2.
+    """Swap other weights into the scorers of RUN after the step under way, e.g. teacher=/models/teacher-2.
 
-    The run's recipe says so from then on, and a resume goes on with them.
+    The swap is written to the run's recipe, so that a resume keeps it.
     """
     from orchestrator.preflight import files
 
@@ -173,7 +173,7 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
 
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
-    """A recipe's objective, or the function that `module:function` names, looked for from the current folder too."""
+    """A recipe's objective, or the function `module:function`; modules are also looked for in the current folder."""
     sys.path.insert(0, str(current_folder()))
     if Path(target).suffix in (".yaml", ".yml") or ":" not in target:
         objective = load_recipe(Path(target), overrides or ()).objective
@@ -186,16 +186,16 @@ def _audited(target: str, overrides: list[str] | None) -> Any:
 def _imported(path: str) -> Any:
     try:
         return imported(path)
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise RecipeError(f"{path}: cannot be imported ({reason(error)}); write module:function") from None
 
 
 def main() -> None:
-    """Entry point: bad input becomes one line, or one a finding, and exit code 2."""
+    """Entry point. Bad input becomes a line for each finding, and exit code 2."""
     warnings.filterwarnings("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot write a name still gets its line
+            stream.reconfigure(errors="backslashreplace")  # a terminal without a character still gets the line
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except RecipeError as error:
@@ -210,7 +210,7 @@ def main() -> None:
 
 
 def run_directory(recipe: Recipe) -> Path:
-    """<run.root>/<run.name>, absolute; LOGRATIO_RUNS stands in for a relative root.
+    """<run.root>/<run.name>, absolute. LOGRATIO_RUNS replaces a relative root.
 
     Raises RecipeError for a relative root under a Ray job, whose folder is temporary.
     """
@@ -232,7 +232,7 @@ def _check_environment(recipe: Recipe, directory: Path) -> None:
 
 
 def _execute(recipe: Recipe, directory: Path) -> None:
-    """Ends the process with the run's exit code."""
+    """Carry out the run and exit with its code."""
     from orchestrator.surface.carry_out import carry_out
 
     raise typer.Exit(carry_out(recipe, directory))
@@ -243,7 +243,7 @@ def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
 
 
 def _find(run: str, file: str = "recipe.yaml") -> Path:
-    """A run's directory by path or by name under LOGRATIO_RUNS or ./runs: it holds the file. Raises RecipeError."""
+    """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs. Raises RecipeError."""
     for candidate in (Path(run), Path(os.environ.get("LOGRATIO_RUNS") or "runs") / run):
         if (candidate / file).exists():
             return candidate.absolute()
@@ -279,7 +279,7 @@ def _get(ref: Any) -> Any:
 
 
 def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
-    """Print what fits and what is tight. Raises RecipeError with a line for everything that is short."""
+    """Print what fits and what is tight. Raises RecipeError with a line for each thing that is short."""
     from orchestrator.preflight import capacity, cluster
     from orchestrator.preflight.comparison import refuse
 
@@ -328,7 +328,7 @@ def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, 
 
 
 def _state_of(run: str, control: Any) -> dict[str, Any]:
-    """What the run said last. Raises RecipeError before it has said anything."""
+    """The last status that the run reported. Raises RecipeError before the first."""
     if state := _get(control.status.remote()):
         return state
     raise RecipeError(f"{run}: has not said how it is yet; ask again in a second")

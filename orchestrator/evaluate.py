@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts: the student samples, the target scores, the learner reads. Nothing is updated."""
+"""Evaluation on held-out prompts: the student samples, scorers score, the learner computes means. No update."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import Prompt
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
-HELDOUT_INDEX = 90_000_000  # groups of held-out prompts are numbered from here, apart from those of training
+HELDOUT_INDEX = 90_000_000  # number of the first held-out prompt group; training groups stay below
 OF_TOKENS = ("reverse_kl", "forward_kl", "entropy")  # means over tokens; others are means over responses
 Sums = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Found:
-    """`means` by the names of EVALUATION_METRICS and EVALUATION_COUNTS; `each` holds what they are means of, by uid:
-    KLs and entropy summed over a response's `tokens` (nats), and what is known of the response as a whole."""
+    """`means`: by the names of EVALUATION_METRICS and EVALUATION_COUNTS. `each`: the values of every sample by uid,
+    KLs and entropy as sums over its `tokens` (nats), others once a response."""
 
     means: Mapping[str, Any]
     each: Mapping[str, Sums]
 
     def among(self, uids: Iterable[str]) -> dict[str, Any]:
-        """The same of these samples alone; where they are all there are, what the learner said of them."""
+        """The means over these samples; for all samples, the learner's own means."""
         mine = [self.each[uid] for uid in sorted(uids)]
         if len(mine) == len(self.each):
             return dict(self.means)
@@ -51,9 +51,9 @@ class Found:
 
 
 class Evaluation:
-    """The same prompts and the same seeds every time, so that before and after differ by the weights alone. Samples go
-    the way of those that are trained; a prompt that kills its rollouts, and what cannot be scored, is left out, told to
-    `notice`, and kept in `skipped` by uid."""
+    """Uses the same prompts and seeds every time, so that before and after differ by weights alone. Samples take the
+    same path as those of training. A prompt that kills its members, or a sample that cannot be scored, is left out,
+    noticed and entered in `skipped` by uid."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Evaluation:
 
     @property
     def prompts(self) -> int:
-        """How many there are."""
+        """Their number."""
         return len(self._prompts)
 
     async def run(self, version: int, dials: Dials, record: Path | None, cap: int | None = None) -> Found | None:
-        """Means over response tokens (KLs, entropy: nats) and responses (length, reward), of responses of up to `cap`
-        tokens; None without held-out prompts, and where none could be scored."""
+        """Evaluate responses of up to `cap` tokens. Returns means over tokens (KLs, entropy: nats) and over responses
+        (length, reward); None without held-out prompts, or if no sample could be scored."""
         if not self._prompts or self._pools.rollout is None:
             return None
         sampling = self._recipe.sampling
@@ -161,20 +161,20 @@ class Evaluation:
 
 
 def _of_response(scored: Scored) -> dict[str, float]:
-    """What is known of a response as a whole, by the names of EVALUATION_METRICS."""
+    """The metrics of a response as a whole, by the names of EVALUATION_METRICS."""
     header = scored.header
     known = {"response_length": float(header.response_tokens), "truncated_fraction": float(header.finish == "length")}
     return known if scored.reward is None else known | {"reward_mean": scored.reward}
 
 
 def compared(before: Found, after: Found) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Two evaluations on the samples that both could score; None, None where there is no such sample."""
+    """The means of two evaluations over the samples that both scored; None, None without any."""
     common = before.each.keys() & after.each.keys()
     return (before.among(common), after.among(common)) if common else (None, None)
 
 
 def _mean(samples: list[Sums], name: str, per: str | None) -> float | None:
-    """Over what knows it; None where nobody does."""
+    """Mean over the samples that have the value, weighted by `per`; None if none has."""
     known = [sums for sums in samples if name in sums]
     count = sum(sums[per] if per else 1 for sums in known)
     return sum(sums[name] for sums in known) / count if count else None

@@ -1,4 +1,4 @@
-"""The state of a run: one value, with one way into a checkpoint and one way back."""
+"""The state of a run: one value, saved by `to_state` and restored by `rewind`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.ledger import Ledger
 from orchestrator.weights.skipped_updates import SkippedUpdates
 
-FORMAT = 1  # of this state; raised whenever an older one can no longer be read as it is
+FORMAT = 1  # of this state; raised when an older one needs conversion
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What a run has outlived: members that were replaced, by role, and learners that were built anew."""
+    """Members that were replaced, by role, and learners that were rebuilt."""
 
     restarts: Mapping[str, int] = field(default_factory=dict)
     learner_rebuilds: int = 0
@@ -32,32 +32,32 @@ class Progress:
     """Where a run stands. Everything but `version` goes into a checkpoint."""
 
     step: int = 0  # steps made
-    version: int = 0  # of the weights that they led to; a number names one set of weights, for ever
+    version: int = 0  # current version of the weights; a number names one set for ever
     ledger: Ledger = field(default_factory=Ledger)  # prompt groups that are trained
-    beta: float = 0.0  # the reference's coefficient, where it adapts
-    ladder: Ladder = field(default_factory=Ladder)  # where the length curriculum stands
+    beta: float = 0.0  # the reference's coefficient, which may adapt
+    ladder: Ladder = field(default_factory=Ladder)  # position in the length curriculum
     anchor: int | None = None  # step of the checkpoint that the length curriculum may return to
     ended_early: bool = False  # by the length curriculum
-    suspects: Suspects = field(default_factory=Suspects)  # prompt groups that may kill members
+    suspects: Suspects = field(default_factory=Suspects)  # prompt groups under which members died
     drops: Counter[int] = field(default_factory=Counter)  # how often a group was resampled for its age
     skips: SkippedUpdates = field(default_factory=SkippedUpdates)
     skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained, or not evaluated
     evaluations: dict[str, Any] = field(default_factory=lambda: {"before": None, "steps": [], "after": None})
     before: Found | None = None  # the evaluation before training, sample by sample
-    earlier_faults: Faults | None = None  # of the run's lives before this one; None until they are known
+    earlier_faults: Faults | None = None  # of the processes before this one; None until known
 
     def passed_over(self, groups_per_step: int) -> int:
-        """Prompt groups that are behind the run and made up no step: none of their samples could be trained."""
+        """Prompt groups in the ledger that no step trained: all their samples were rejected."""
         return self.ledger.count - self.step * groups_per_step
 
     def at_stake(self) -> Any:
-        """What a stop would lose if it were not saved; equal values lose nothing."""
+        """A value that changes with everything a stop would lose unsaved."""
         measured = self.evaluations["before"] is not None, len(self.evaluations["steps"])
         blamed = deepcopy((self.suspects.to_state(), self.skipped))
         return self.step, self.ladder, self.ended_early, measured, blamed
 
     def to_state(self, faults: Faults, ranks: int) -> dict[str, Any]:
-        """A copy in plain values, with the faults of all lives up to now and the number of learner ranks."""
+        """A copy in plain values, with the faults of all processes so far and the number of learner ranks."""
         state = {
             "format": FORMAT,
             "ranks": ranks,
@@ -75,11 +75,11 @@ class Progress:
             "before": self.before and self.before.to_state(),
             "faults": asdict(faults),
         }
-        return deepcopy(state)  # a thread writes it, while members come and go here
+        return deepcopy(state)  # a thread writes it while the run goes on
 
     def rewind(self, state: Mapping[str, Any] | None, beta: float) -> None:
-        """Go back to a checkpoint's state, or to the beginning, where the coefficient is `beta`. What this life found
-        out stays: suspects, the evaluation before training, and why held-out samples were skipped."""
+        """Go back to a checkpoint's state, or to the beginning (None), with `beta` as the reference's coefficient. What
+        this process found stays: suspects, the evaluation before training, reasons of skipped held-out samples."""
         if state is None:
             self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
             self.anchor, self.ended_early = None, False
@@ -98,20 +98,20 @@ class Progress:
             self.before = Found(**state["before"]) if state["before"] else None
             self.earlier_faults = self.earlier_faults or Faults(**state["faults"])
             skipped = self.skipped | state["skipped"]
-        behind = {uid: why for uid, why in skipped.items() if self._is_behind(uid)}
+        done = {uid: why for uid, why in skipped.items() if self._is_done(uid)}
         self.skipped.clear()
-        self.skipped |= behind
+        self.skipped |= done
 
-    def _is_behind(self, uid: str) -> bool:
-        """Whether a sample will not be asked for again: its group is trained, or a held-out one."""
+    def _is_done(self, uid: str) -> bool:
+        """Whether a sample is not asked for again in training: its group is in the ledger, or held out."""
         index = Ticket.of(uid, 0).index
         return index >= HELDOUT_INDEX or index in self.ledger
 
 
 def readable(state: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A saved state in today's format. Raises RecipeError for one that is newer.
+    """Convert a saved state to today's format. Raises RecipeError for a newer one.
 
-    Format 0 had no number, and at first neither skipped updates nor the evaluation before, sample by sample.
+    Format 0 has no number, and may lack skipped updates and the samples of the evaluation before training.
     """
     found = state.get("format", 0)
     if found > FORMAT:

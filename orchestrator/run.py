@@ -1,7 +1,7 @@
-"""A run: bring up the roles, evaluate, train a stage, evaluate again, leave a model and a summary.
+"""A run: bring up the roles, evaluate, train a stage, evaluate again, write a model and a summary.
 
-A Run is *given* its pools; what it starts it leaves running, so that one cluster and its engines serve many runs. When
-its learner dies it goes back to the newest whole checkpoint, as a resume does, and on from there; all else lives on.
+A Run is *given* its pools and leaves them running, so that one cluster and its engines can serve many runs. When the
+learner dies, the run rewinds to the newest whole checkpoint, as a resume does; all other members live on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.weights.roles import Roles
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
-REBUILDS = 3  # deaths of the learner without a new step, one beyond all before, that end a run
+REBUILDS = 3  # deaths of the learner that end a run, without a step in between beyond all earlier ones
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Run:
     observer: Observer
     carrier: Carrier = field(default_factory=ObjectStore)
     meter: Meter = field(default_factory=Meter)
-    evaluation_meter: Meter = field(default_factory=Meter)  # what an evaluation does belongs to no step
+    evaluation_meter: Meter = field(default_factory=Meter)  # evaluations count in no step's metrics
     stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
     stage: Stage | None = None
@@ -66,12 +66,12 @@ class Run:
         self.roles = Roles(recipe, self.pools, self.inputs.vocabulary, self.carrier, claim, notice, ends)
         self.learner = self.roles.learner
         self.flow = Flow(recipe, self.pools, self.meter, ends, recipe.stream_tokens)
-        aside = Flow(recipe, self.pools, self.evaluation_meter, ends)
-        self.flow.alarm = aside.alarm = self.roles.canaries.alarm
+        held_out = Flow(recipe, self.pools, self.evaluation_meter, ends)
+        self.flow.alarm = held_out.alarm = self.roles.canaries.alarm
         evaluation = Evaluation(
             recipe,
             self.pools,
-            aside,
+            held_out,
             self.learner,
             self.inputs.heldout,
             self.progress.suspects,
@@ -96,16 +96,16 @@ class Run:
             notice,
         )
         self.unsummarised: str | None = None  # why summary.json could not be written
-        self._deaths: list[int] = []  # steps that the learner died after; those made again are no news
-        self._served_others = {role: pool.restarts for role, pool in self.pools.all().items()}
+        self._deaths: list[int] = []  # the step after which each death of the learner came
+        self._earlier_restarts = {role: pool.restarts for role, pool in self.pools.all().items()}
         self._began = time.monotonic()
         self._startup: float | None = None
 
     async def execute(self) -> int:
-        """Train to the last step, or to the step after `stop`. Goes on from the newest whole checkpoint, if any.
+        """Train to the last step, or until `stop`. Starts from the newest whole checkpoint, if there is one.
 
-        Returns the exit code (0 or 3) and leaves metrics, checkpoint, model and summary in the directory. Raises what
-        failed.
+        Returns the exit code (0 or 3). Writes metrics, checkpoints, model and summary to the directory. Raises the
+        error of a failed run.
         """
         try:
             while True:
@@ -120,13 +120,13 @@ class Run:
                     if self.stopping.asked:
                         self.observer.notice(f"the last checkpoint stays: {death}")
                         return await self._end_stopped()
-                    await self._bury(death)
-                    del death  # the frames that it went through hold a batch, and a stage with its buffer
+                    await self._end_dead_learner(death)
+                    del death  # its traceback holds a batch, and a stage with its buffer
         finally:
             self.roles.release()
 
     def stop(self, ask: Ask = Ask.GENTLY) -> None:
-        """Stop, by default after the step under way with a checkpoint to resume from. Other asks: see stopping.py."""
+        """Stop; by default after the step under way, with a checkpoint to resume from. See stopping.py."""
         self.stopping.to(ask, self.recipe.run.grace_seconds)
         if self.stage is not None:
             self.stage.stop()
@@ -136,15 +136,15 @@ class Run:
         return (*self.meter.working(), *self.evaluation_meter.working())
 
     def faults(self) -> Faults:
-        """Of all the run's lives: those before a resume as far as its checkpoint knew."""
+        """The faults of this process and of those before a resume, as far as its checkpoint has them."""
         earlier = self.progress.earlier_faults or Faults()
-        here = {role: pool.restarts - self._served_others[role] for role, pool in self.pools.all().items()}
+        here = {role: pool.restarts - self._earlier_restarts[role] for role, pool in self.pools.all().items()}
         restarts = {role: earlier.restarts.get(role, 0) + count for role, count in here.items()}
         rebuilds = earlier.learner_rebuilds + len(self._deaths)
         return Faults({role: count for role, count in restarts.items() if count}, rebuilds)
 
     async def summarise(self, code: int) -> None:
-        """Write summary.json: how the run ended, whatever the end."""
+        """Write summary.json. A full disk sets `unsummarised` and raises nothing."""
         progress = self.progress
         summary = {
             "exit": code,
@@ -159,16 +159,16 @@ class Run:
             "skipped_prompts": self._skipped_prompts(),
             **asdict(self.faults()),
         }
-        text = json.dumps(summary, indent=1, allow_nan=False)  # here, where nothing moves meanwhile
+        text = json.dumps(summary, indent=1, allow_nan=False)  # on the loop: the values must not change meanwhile
         try:
             await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
             self.unsummarised = None
-        except OSError as error:  # whoever ends the run tries again, and says it
+        except OSError as error:  # surface/ending.py tries again and reports it
             self.unsummarised = str(error)
 
     async def _while_the_learner_lives(self, attempt: Coroutine[Any, Any, int]) -> int:
-        """What an attempt comes to. A member's pull may be all that meets a dead learner, while everybody else waits
-        for that member: so whoever finds it dead ends the attempt. Raises StopAsked where it is abandoned."""
+        """The exit code of an attempt. Any call that finds the learner dead ends it: a member's pull may be the only
+        call to the learner, while everything else waits for that member. Raises StopAsked when it is abandoned."""
         trying, dying = asyncio.ensure_future(attempt), asyncio.ensure_future(self.learner.died.wait())
         leaving = asyncio.ensure_future(self.stopping.until_abandoned())
         try:
@@ -201,21 +201,21 @@ class Run:
         return code
 
     async def _begin(self) -> None:
-        """Bring everything to where the newest checkpoint left it, and evaluate what was not evaluated by then."""
-        saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads all of it: others go on meanwhile
+        """Rewind to the newest checkpoint, bring the roles up, and make the evaluations that are due."""
+        saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads the whole checkpoint
         await self._rewind(saved)
         await self._bring_up(saved)
-        if self._deaths:  # of what was on the way to a dead learner no payload is to stay in the object store
+        if self._deaths:  # frees payloads that were in flight to the dead learner
             gc.collect()
         self._startup = self._startup or time.monotonic() - self._began
         await self.measurements.before()
-        if saved:  # a stop keeps nobody waiting for a measurement that was due
+        if saved:  # a stop may have come before the measurements of that step
             self.saver.rewound(to_checkpoint=True)
             await self._between_steps()
 
     async def _end(self) -> None:
-        """What comes after the last step, and is done anew by a resume where it was given up. The model has its name
-        when it is whole."""
+        """Evaluate and export after the last step. A resume repeats it if it was given up. The model's folder gets its
+        name when it is whole."""
         await self.measurements.after()
         self.observer.phase("exporting the model")
         model, partial_model = self.directory / "model", self.directory / "model.partial"
@@ -225,20 +225,20 @@ class Run:
         await asyncio.to_thread(checkpoint.put_in_place, partial_model, model)
 
     async def _end_stopped(self) -> int:
-        """Stopped where no step was under way, or where it was given up: the last whole checkpoint stands."""
+        """Stop with no step under way, or with one given up: the last whole checkpoint stays."""
         self.observer.phase("stopping")
         await asyncio.to_thread(checkpoint.keep_recipe, self.directory, dump_recipe(self.swaps.recipe))
         await self.summarise(STOPPED)
         return STOPPED
 
-    async def _bury(self, death: LearnerDied) -> None:
-        """End what is left of a dead learner. Raises its death when it has come too often without a new step."""
+    async def _end_dead_learner(self, death: LearnerDied) -> None:
+        """End the ranks of a dead learner. Raises its death after REBUILDS deaths without progress."""
         self._deaths.append(self.progress.step)
         if len(self._deaths) - self._deaths.index(max(self._deaths)) >= REBUILDS:
             raise death
         self.stage = None
         self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")
-        await self.roles.bury_learner()
+        await self.roles.discard_learner()
 
     async def _rewind(self, saved: checkpoint.Saved | None) -> None:
         state = readable(saved.state, str(saved.folder)) if saved else None
@@ -248,8 +248,8 @@ class Run:
                 "resume with as many"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "summary.json").unlink(missing_ok=True)  # an earlier end is not this one's
-        await self.swaps.written()
+        (self.directory / "summary.json").unlink(missing_ok=True)  # of an earlier process
+        await self.swaps.write()
         await asyncio.to_thread(checkpoint.rewind, self.directory, saved)
         self.progress.rewind(state, initial_beta(self.recipe.objective))
         self.saver.rewound(to_checkpoint=False)
@@ -298,19 +298,19 @@ class Run:
             self.observer.phase("training")
 
     async def _between_steps(self) -> None:
-        """What is due after this step; it comes before the checkpoint, so that it is saved. Raises StopAsked, and a
-        resume does it."""
+        """Make the measurements that are due after this step, before its checkpoint, so that it holds them. Raises
+        StopAsked; a resume makes them."""
         await self._length.judge(self.stopping)
         await self.measurements.after_step(self.stopping)
 
     def _end_early(self) -> None:
-        """Done, though fewer steps were made than the recipe allows."""
+        """End the run as done after this step, though the recipe allows more."""
         self.progress.ended_early = True
         if self.stage is not None:
             self.stage.stop()
 
     def _skipped_prompts(self) -> dict[str, str]:
-        """Text of the prompts that skipped samples belong to, by group."""
+        """Texts of the prompts of skipped samples, by group."""
         train, heldout = self._prompts(), self.inputs.heldout
         indices = sorted({Ticket.of(uid, 0).index for uid in self.progress.skipped})
         prompts = [train[i] if i < HELDOUT_INDEX else heldout[i - HELDOUT_INDEX] for i in indices]
@@ -318,7 +318,7 @@ class Run:
 
 
 def _learner_death(error: Exception) -> LearnerDied | None:
-    """The learner's death, where it is all that went wrong."""
+    """The learner's death, if the error is nothing else."""
     if isinstance(error, ExceptionGroup):
         deaths = [_learner_death(inner) for inner in error.exceptions]
         return deaths[0] if all(deaths) else None

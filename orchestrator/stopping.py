@@ -1,7 +1,8 @@
-"""How far a run is asked to stop. What is asked grows: gently, within a grace, at once.
+"""How a run is asked to stop: gently, within a grace, or at once. A later request may only be more urgent.
 
-Gently: at the next step boundary, with a checkpoint; what is no step is given up. Within a grace: the same, and what is
-not done when it is over is given up too. At once: everything is. The last whole checkpoint is never touched.
+Gently: after the step under way, with a checkpoint; work outside of a step is given up. Within a grace: the same, but
+what is unfinished when the grace ends is given up too. At once: everything is given up. The last whole checkpoint
+always stays.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-STOP_COMMAND = signal.SIGUSR1  # what `logratio stop` sends to a run that has no control actor yet
+STOP_COMMAND = signal.SIGUSR1  # sent by `logratio stop` to a run without a control actor
 
 
 class Ask(IntEnum):
-    """How a run is asked to stop."""
+    """How urgently a run is asked to stop."""
 
     NOT = 0
     GENTLY = 1
@@ -27,18 +28,18 @@ class Ask(IntEnum):
 
 
 class StopAsked(Exception):
-    """A stop was asked for where no step is under way."""
+    """A stop was asked for with no step under way."""
 
 
 class Signals:
-    """What a signal asks for, by those before it. A state machine without handlers or clock."""
+    """Turns signals into requests to stop. A state machine without handlers or clock."""
 
     def __init__(self) -> None:
         self._heard: list[int] = []
 
     def heard(self, number: int) -> Ask:
-        """Ctrl-C is gentle and SIGTERM is in time; whichever comes after a Ctrl-C, and Ctrl-C after SIGTERM, means at
-        once. The command is always gentle."""
+        """The request of a signal. Ctrl-C: gently; SIGTERM: in time. Either after a Ctrl-C, or Ctrl-C after SIGTERM:
+        at once. `logratio stop`: gently, always."""
         if number == STOP_COMMAND:
             return Ask.GENTLY
         again = signal.SIGINT in self._heard or (number == signal.SIGINT and bool(self._heard))
@@ -49,7 +50,7 @@ class Signals:
 
 
 class Stopping:
-    """What a run was asked so far, and who waits for it."""
+    """The most urgent request so far, and the events that it sets."""
 
     def __init__(self) -> None:
         self.ask = Ask.NOT
@@ -58,7 +59,7 @@ class Stopping:
         self._abandoned = asyncio.Event()
 
     def to(self, ask: Ask, grace: float = 0.0) -> None:
-        """Ask for a stop; `grace` seconds are for IN_TIME. Less than what was asked for before changes nothing."""
+        """Ask for a stop; `grace` in seconds is for IN_TIME. A request that is not more urgent changes nothing."""
         if ask <= self.ask:
             return
         self.ask = ask
@@ -74,19 +75,19 @@ class Stopping:
 
     @property
     def abandoned(self) -> bool:
-        """Whatever is under way is given up."""
+        """Whether even the step under way is given up."""
         return self._abandoned.is_set()
 
     @property
     def hurried(self) -> bool:
-        """Nobody waits for members that are to end: some may be at work that was given up."""
+        """Whether members are ended without waiting: some may be at work that was given up."""
         return self.abandoned or self._gave_up
 
     async def until_abandoned(self) -> None:
         await self._abandoned.wait()
 
     async def unless_asked(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What work comes to that is no step. Raises StopAsked, and then it is given up."""
+        """Do work outside of a step. Cancels it and raises StopAsked when a stop is asked for."""
         doing, asking = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
         try:
             if not self.asked:

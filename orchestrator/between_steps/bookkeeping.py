@@ -1,4 +1,4 @@
-"""What is noted of a step once it is made: what follows from it for the next, and its line of metrics.jsonl."""
+"""After a step: adapt what the next step depends on, and make the line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
 
 class Bookkeeping:
-    """`meter` is read and set back at each step; `notice` says it when rewards have told nothing apart for long."""
+    """`meter` is read and reset at each step; `notice` is called when groups have had no reward signal for long."""
 
     def __init__(self, recipe: Recipe, progress: Progress, meter: Meter, notice: Callable[[str], None]) -> None:
         self._recipe = recipe
@@ -29,13 +29,13 @@ class Bookkeeping:
         self._signals = Signals()
 
     def stepped(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
-        """A step is made, and its batch is behind the run."""
+        """Adapt coefficients and counts after a step, and check its rewards for a signal."""
         self._adapt(batch, metrics)
-        self._listen(batch)
+        self._check_signal(batch)
 
     def line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
-        """The step's line, by the names of actors/metrics.py: its batch was sampled with responses of up to `cap`
-        tokens, and trained from the weights of `version`."""
+        """The step's line, by the names of actors/metrics.py. `version`: the weights that the step began with; `cap`:
+        tokens of a response, at most."""
         counts, objective = self._meter.read_and_reset(), self._recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
@@ -59,7 +59,7 @@ class Bookkeeping:
         )
 
     def _adapt(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
-        """Move what follows from the step: the reference's coefficient, and the curriculum's count of steps."""
+        """Adapt the reference's coefficient to the step's KL, and count the step in the length curriculum."""
         kl, drawn = metrics.get("reference_kl"), [s.header for s in batch.samples if s.source == "student"]
         if kl is not None and drawn and self._progress.skips.moved(self._progress.step):
             of_response = kl * sum(h.loss_tokens for h in drawn) / len(drawn)
@@ -67,16 +67,16 @@ class Bookkeeping:
         if self._recipe.objective.length:
             self._progress.ladder = self._progress.ladder.stepped()
 
-    def _listen(self, batch: Batch) -> None:
-        """Say it when rewards have told no responses apart for long."""
+    def _check_signal(self, batch: Batch) -> None:
+        """Notice when the rewards of groups have not differed for long."""
         centred = self._recipe.objective.outcome.baseline in ("mean", "rloo")
-        self._signals, said = self._signals.after(rewards_by_group(self._recipe, batch.samples), centred)
-        if said:
-            self._notice(said)
+        self._signals, warning = self._signals.after(rewards_by_group(self._recipe, batch.samples), centred)
+        if warning:
+            self._notice(warning)
 
 
 def described(batch: Batch, version: int) -> dict[str, Any]:
-    """What the headers of a batch say of it, trained from the weights of `version`; names of actors/metrics.py."""
+    """Metrics of a batch, from its headers, by names of actors/metrics.py. `version`: weights that the step began with"""
     samples = batch.samples
     headers = [scored.header for scored in samples]
     rewards = [s.reward for s in samples if s.reward is not None and s.source == "student"]
@@ -99,7 +99,7 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
 
 
 def _teacher_entropy(batch: Sequence[Scored]) -> float | None:
-    """Nats a token; the teachers' mean where several score a response. None where a scorer does not know it."""
+    """Nats a token; the mean over teachers if several score a response. None if a scorer does not give it."""
     known = [scored.teacher_entropy for scored in batch if scored.teacher_entropy is not None]
     tokens = sum(scored.header.response_tokens for scored in batch)
     return sum(known) / tokens if len(known) == len(batch) else None

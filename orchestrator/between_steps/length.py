@@ -1,4 +1,4 @@
-"""The length curriculum at the end of each of its stages: measure, judge, and do what follows."""
+"""The length curriculum at the end of each of its stages: measure, judge, then advance, roll back or stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.weights.roles import Roles
 
 
 class LengthCurriculum:
-    """`follow` brings scored models to what the coming step is to have; `end_early` ends the run after this step."""
+    """`follow` brings scored models to the weights of the coming step; `end_early` ends the run after this step."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class LengthCurriculum:
         self._notice = notice
 
     async def begin(self) -> None:
-        """Save what a first failed stage returns to."""
+        """Save the anchor that a first failed stage returns to."""
         if self._may_return and self._progress.anchor is None:
             await self._anchor()
 
     async def judge(self, stopping: Stopping) -> None:
-        """Judge a stage that is over. Raises StopAsked; a resume does it."""
+        """Judge a stage that has ended. Raises StopAsked; a resume judges it then."""
         length, ladder = self._recipe.objective.length, self._progress.ladder
         if length is None or not ladder.due(length):
             return
@@ -58,7 +58,7 @@ class LengthCurriculum:
             measured = found.means if found else {}
         cap, entropy = ladder.cap(length), measured.get("entropy")
         ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
-        if action is Action.ROLLBACK:  # before anything is leased at the cap that is gone on with
+        if action is Action.ROLLBACK:  # before anything is leased at the next cap
             await self._roll_back()
         self._progress.ladder = ladder
         seen = "" if entropy is None else f" (held-out entropy {entropy:.3f} nats)"
@@ -78,7 +78,7 @@ class LengthCurriculum:
         await self._saver.save()
 
     async def _roll_back(self) -> None:
-        """Take the weights that the longest good cap passed with; they are published as a new version."""
+        """Restore the weights of the anchor and publish them as a new version."""
         progress, learner = self._progress, self._roles.learner
         anchor = self._directory / "checkpoints" / f"step_{progress.anchor}"
         progress.beta = await asyncio.to_thread(checkpoint.beta_of, anchor)

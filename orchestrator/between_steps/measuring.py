@@ -1,4 +1,4 @@
-"""Evaluations of a run: before training, on the way, after it."""
+"""Evaluations of a run: before, during and after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.weights.roles import Roles
 
 
 class Measurements:
-    """`meter` counts what evaluations do: that belongs to no step."""
+    """`meter` is the evaluations' own: they count in no step's metrics."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Measurements:
         self._observer = observer
 
     async def before(self) -> None:
-        """Unless an earlier life has measured it."""
+        """The evaluation before training, unless a checkpoint has it."""
         progress = self._progress
         if progress.evaluations["before"] is None:
             progress.before = await self.evaluate("before")
@@ -45,7 +45,7 @@ class Measurements:
             progress.evaluations["before"] = dict(progress.before.means) if progress.before else None
 
     async def after_step(self, stopping: Stopping) -> None:
-        """What is due after the step that was made, unless it is there already. Raises StopAsked; a resume does it."""
+        """The evaluation that is due after a step, unless a checkpoint has it. Raises StopAsked; a resume makes it."""
         progress, step, every = self._progress, self._progress.step, self._recipe.evaluate.every
         measured = any(line["step"] == step for line in progress.evaluations["steps"])
         last = step == self._recipe.run.steps or progress.ended_early
@@ -54,7 +54,7 @@ class Measurements:
             progress.evaluations["steps"] += [{"step": step, **found.means}] if found else []
 
     async def after(self) -> None:
-        """The evaluation after, and the one before anew: both on the samples that both could score."""
+        """The evaluation after training. Both are reduced to the samples that both scored."""
         before, after = self._progress.before, await self.evaluate("after")
         if after:
             await self._answer_greedily("after")
@@ -68,7 +68,7 @@ class Measurements:
             )
 
     async def evaluate(self, when: str) -> Found | None:
-        """A recorded evaluation; None without held-out prompts, and where no sample could be scored."""
+        """Evaluate and record the samples. None without held-out prompts, or if no sample could be scored."""
         if not self._evaluation.prompts:
             return None
         self._observer.phase(f"evaluating on {self._evaluation.prompts} held-out prompts ({when})")
@@ -78,7 +78,7 @@ class Measurements:
         return found
 
     async def unrecorded(self, cap: int) -> Found | None:
-        """An evaluation of responses of up to `cap` tokens that leaves nothing behind."""
+        """Evaluate responses of up to `cap` tokens; nothing is recorded."""
         return await self._measure(None, cap)
 
     async def _measure(self, record: Path | None, cap: int | None) -> Found | None:

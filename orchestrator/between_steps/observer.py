@@ -1,4 +1,4 @@
-"""Who is told what a run does."""
+"""The interface through which a run reports."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 
 class Observer(Protocol):
-    """Who watches a run: the terminal, the control actor, a test."""
+    """Watches a run: the terminal, or a test."""
 
     def phase(self, text: str) -> None:
-        """The run has entered a phase, said in a few words."""
+        """The run enters a phase; `text` names it in a few words."""
         ...
 
     def notice(self, text: str) -> None:
-        """Something a person should know, though the run goes on."""
+        """A message for a person; the run goes on."""
         ...
 
     def step(self, line: Mapping[str, Any]) -> None:

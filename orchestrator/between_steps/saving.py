@@ -15,7 +15,7 @@ from orchestrator.weights.learner_group import LearnerGroup
 
 
 class Saver:
-    """`faults` says what the run has outlived."""
+    """`faults` counts the replaced members and rebuilt learners so far."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Saver:
         self._learner = learner
         self._faults = faults
         self._observer = observer
-        self._due = False  # a checkpoint waits for a step that moves the weights
-        self._saved: object = None  # what was at stake when the newest was written
+        self._due = False  # a checkpoint waits for the next step that moves the weights
+        self._saved: object = None  # Progress.at_stake at the newest checkpoint
 
     def rewound(self, to_checkpoint: bool) -> None:
-        """The run stands where its newest checkpoint left it, or at its beginning."""
+        """The run was rewound to its newest checkpoint, or to its beginning."""
         self._due, self._saved = False, self._progress.at_stake() if to_checkpoint else None
 
     @property
@@ -45,7 +45,7 @@ class Saver:
         return self._progress.at_stake() != self._saved
 
     async def save(self) -> None:
-        """Raises OSError or RuntimeError where it cannot be written; the one before stays."""
+        """Write a checkpoint. Raises OSError or RuntimeError if that fails; the one before stays."""
         self._observer.phase(f"saving step {self._progress.step}")
         folder = await asyncio.to_thread(checkpoint.partial_folder, self._directory, self._progress.step)
         state = self._progress.to_state(self._faults(), self._recipe.learner.ranks)
@@ -60,13 +60,13 @@ class Saver:
             await asyncio.shield(sealing)
             self._saved = at_stake
         except BaseException:
-            if sealing and not sealing.done():  # given up, and its thread goes on: it may be whole yet
+            if sealing and not sealing.done():  # cancelled, but the thread goes on and may complete it
                 raise
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # a full disk gets its room back
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # frees a full disk
             raise
 
     async def save_if_due(self) -> None:
-        """After a step on the way. A run can do without this checkpoint: what keeps it from being written is said."""
+        """Save after a step if one is due. A failure is noticed, and the run goes on."""
         step, every = self._progress.step, self._recipe.saved_every
         self._due |= bool(every) and step % every == 0
         if not self._due or not self._progress.skips.moved(step):
@@ -74,5 +74,5 @@ class Saver:
         self._due = False
         try:
             await self.save()
-        except (OSError, RuntimeError) as error:  # torch says a full disk with a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             self._observer.notice(f"step {step} was not saved, the last checkpoint stays: {error}")

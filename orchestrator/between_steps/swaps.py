@@ -1,4 +1,4 @@
-"""Other weights for scored models from a step on: those that the recipe names, and those that commands ask for."""
+"""Swaps of scored models' weights from a step on: those of the recipe, and those that commands ask for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.weights.teachers import SwapFailed, Teachers
 
 
 class Swaps:
-    """Keeps the recipe that the run goes on with, which has what was asked for, and recipe.yaml equal to it."""
+    """Keeps the run's current recipe, with the swaps that were asked for, and writes it to recipe.yaml."""
 
     def __init__(
         self, recipe: Recipe, directory: Path, progress: Progress, teachers: Teachers, notice: Callable[[str], None]
@@ -25,14 +25,14 @@ class Swaps:
         self._progress = progress
         self._teachers = teachers
         self._notice = notice
-        # by model and first step: what the recipe had there before it was asked for
+        # (model, first step) -> the path that the recipe had there before
         self._asked_for: dict[tuple[str, int], str | None] = {}
         self._writing = asyncio.Lock()
-        self._on_disk: Recipe | None = None  # what recipe.yaml says, as far as this process knows
+        self._on_disk: Recipe | None = None  # the recipe that recipe.yaml was last written with
 
     def ask(self, paths: Mapping[str, str]) -> None:
-        """Give scored models other directories, by name, once the step under way is done. What was asked for before and
-        is still to come, as after a rewind, comes no more. Raises RecipeError."""
+        """Swap scored models (name -> directory) after the step under way. Swaps that were asked for earlier and are
+        still to come, as after a rewind, are dropped. Raises RecipeError."""
         step, asked, recipe = self._progress.step + 2, self._asked_for, self.recipe
         recipe = with_swaps(recipe, step, paths)
         stale = {(model, first): path for (model, first), path in asked.items() if model in paths and first > step}
@@ -43,13 +43,13 @@ class Swaps:
         self._asked_for = before | {swap: path for swap, path in asked.items() if swap not in stale}
 
     def so_far(self) -> list[dict[str, Any]]:
-        """What was swapped in: model, the step from which on, and its path."""
+        """The swaps made so far: model, first step and path."""
         models, coming = self.recipe.models.items(), self._progress.step + 1
         swaps = [{"model": name, "step": s, "path": p} for name, model in models for s, p in model.swaps.items()]
         return sorted((s for s in swaps if s["step"] <= coming), key=lambda s: s["step"])
 
-    async def written(self) -> None:
-        """Return when the recipe that the run goes on with is on the disk. Raises OSError."""
+    async def write(self) -> None:
+        """Write recipe.yaml if it differs from the current recipe. Raises OSError."""
         async with self._writing:
             if self._on_disk is not (recipe := self.recipe):
                 text = dump_recipe(recipe)
@@ -57,9 +57,9 @@ class Swaps:
                 self._on_disk = recipe
 
     async def follow(self) -> None:
-        """Bring scored models to what the coming step is to have. What a command asked for may come to nothing; what
-        the recipe says may not. Raises SwapFailed."""
-        await self.written()  # first: a resume must not find other weights than these
+        """Bring scored models to the weights of the coming step. If a swap fails that a command asked for, it is
+        dropped with a notice. Raises SwapFailed for one of the recipe."""
+        await self.write()  # first, so that a resume finds the same weights
         try:
             await self._teachers.follow(self._progress.step + 1)
         except SwapFailed as failure:

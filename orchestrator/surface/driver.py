@@ -72,7 +72,7 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
         elif command == "swap":
             try:
                 run.swaps.ask(arguments)
-                await run.swaps.written()
+                await run.swaps.write()
             except (RecipeError, OSError) as error:  # the command has looked: the run has moved on since
                 run.observer.notice(f"swap: {error}")
 

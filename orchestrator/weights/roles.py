@@ -90,7 +90,7 @@ class Roles:
         """Bring all who write responses to the current version."""
         await asyncio.gather(*(self.versions.pull_all(pool) for pool in self._pools.writers().values()))
 
-    async def bury_learner(self) -> None:
+    async def discard_learner(self) -> None:
         """End what is left of a dead learner, so that `bring_up` builds another."""
         self._learner_died, self.versions.current = True, None
         await self._pools.learner.discard()

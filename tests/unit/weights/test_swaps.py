@@ -159,7 +159,7 @@ def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_pat
     run.progress.step = 1
     run.swaps.ask({"teacher": "/newer"})
     assert run.swaps.recipe.models["teacher"].swaps == found.models["teacher"].swaps | {3: "/newer"}
-    asyncio.run(run.swaps.written())
+    asyncio.run(run.swaps.write())
     assert load_recipe(simulation.directory / "recipe.yaml") == run.swaps.recipe
 
 
