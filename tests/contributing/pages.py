@@ -22,6 +22,12 @@ def named_paths(page: Path) -> Iterator[str]:
         yield from _PATH.findall(span)
 
 
+def named_modules(page: Path) -> Iterator[str]:
+    """Names of Python files without a folder that stand in backticks."""
+    for span in re.findall(r"`([^`\n]+)`", _FENCE.sub("", page.read_text())):
+        yield from re.findall(r"(?<![\w./])\w+\.py\b", span)
+
+
 def links(page: Path) -> Iterator[tuple[Path, str]]:
     """(file, anchor) of each link to a file of the repository; the anchor may be empty."""
     for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):

@@ -16,11 +16,12 @@ import yaml
 from actors.metrics import STEP_METRICS
 from configs.load import parse_recipe
 from orchestrator.run import DONE
-from tests.contributing.pages import PAGES, ROOT, anchors, definitions, links, named_paths, rows, section
+from tests.contributing.pages import PAGES, ROOT, anchors, definitions, links, named_modules, named_paths, rows, section
 from tests.unit.simulation import Simulation
 from tests.unit.simulation import recipe as simulated
 
 DESIGN = ROOT / "docs" / "design.md"
+FLOORS = ("orchestrator", "actors", "audit", "objectives", "rewards", "configs", "tests", "scripts", "benchmarks")
 WRITTEN_BY_A_RUN = ("docs/acceptance/summary.md",)
 ENGINE_ROOMS = ("rollout/rollout", "rollout/response", "scoring/", "rewarding/", "learning/")  # real members only
 
@@ -29,6 +30,12 @@ ENGINE_ROOMS = ("rollout/rollout", "rollout/response", "scoring/", "rewarding/",
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     missing = [path for path in named_paths(page) if not (ROOT / path).exists() and path not in WRITTEN_BY_A_RUN]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_exists(page: Path) -> None:
+    there = {file.name for top in FLOORS for file in (ROOT / top).rglob("*.py")} | {"my_losses.py"}
+    assert not set(named_modules(page)) - there
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -59,7 +66,7 @@ def _rooms() -> Iterator[str]:
                 yield from layer.split(" | ")
 
 
-@pytest.mark.parametrize("room", _rooms())
+@pytest.mark.parametrize("room", list(_rooms()))
 def test_the_picture_of_the_house_has_every_room(room: str) -> None:
     picture = section(DESIGN, "The house").split("```")[1]
     assert room in picture.split()
