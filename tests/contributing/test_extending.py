@@ -43,14 +43,27 @@ def test_a_reward_rule_is_a_function_that_the_recipe_names(tmp_path: Path) -> No
     assert [row["reward"] for row in rows] == [2.0 * (len(row["response_ids"]) < 8) for row in rows]
 
 
-@pytest.mark.parametrize("role", ["reward", "learner"])
-def test_a_member_engine_is_a_class_that_the_recipe_names(tmp_path: Path, role: str) -> None:
-    engine = {"reward": "NumberReward", "learner": "LossLearner"}[role]
-    loss = {"loss": f"{TOYS}:capped_distillation"}
-    simulation = Simulation(recipe(tmp_path, objective=loss, **{role: {"engine": f"{TOYS}:{engine}"}}))
+def test_a_member_engine_is_a_class_that_the_recipe_names(tmp_path: Path) -> None:
+    """All four roles at once, none of them built in."""
+    simulation = Simulation(
+        recipe(
+            tmp_path,
+            objective={"loss": f"{TOYS}:capped_distillation"},
+            rollout={"engine": f"{TOYS}:PlainRollout"},
+            scorer={"teacher": {"engine": f"{TOYS}:PlainScorer"}},
+            reward={"engine": f"{TOYS}:NumberReward"},
+            learner={"engine": f"{TOYS}:LossLearner"},
+        )
+    )
     assert simulation.go() == DONE
-    (pool,) = [pool for name, pool in simulation.pools.all().items() if name == role]
-    assert pool.spec(0).cls is getattr(toys, engine)
+    assert_each_once(tmp_path)
+    made = {role: pool.spec(0).cls for role, pool in simulation.pools.all().items()}
+    assert made == {
+        "rollout": toys.PlainRollout,
+        "scorer.teacher": toys.PlainScorer,
+        "reward": toys.NumberReward,
+        "learner": toys.LossLearner,
+    }
 
 
 def test_a_carrier_is_a_class_that_the_run_is_given(tmp_path: Path) -> None:

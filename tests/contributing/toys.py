@@ -10,9 +10,9 @@ import torch
 import typer
 
 from actors.rewarding.reward import Reward
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer
 from actors.wire.jobs import LearnerSpec, Share
-from configs.roles import Rule, Simulated
+from configs.roles import Rollout, Rule, Scorer, Simulated
 from objectives import objective
 from objectives.tokens import Scores, Tokens
 from orchestrator.pools.pool import Pool, PoolMember
@@ -45,6 +45,16 @@ class NumberReward(Reward):
 
     def _decode(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
+
+
+class PlainRollout(SimulatedRollout):
+    def __init__(self, config: Rollout, model: str, shared: str) -> None:
+        super().__init__(Simulated(), config.on_update)
+
+
+class PlainScorer(SimulatedScorer):
+    def __init__(self, config: Scorer, model: str, vocabulary: int, version: int) -> None:
+        super().__init__(Simulated(), vocabulary, version)
 
 
 LOGPROBS = torch.linspace(-1.0, 1.0, 64).log_softmax(-1)  # of the learner's made-up student
