@@ -76,7 +76,7 @@ class Bookkeeping:
 
 
 def described(batch: Batch, version: int) -> dict[str, Any]:
-    """Metrics of a batch, from its headers, by names of actors/metrics.py. `version`: weights that the step began with"""
+    """Metrics of a batch, from headers, by names of actors/metrics.py. `version`: weights that the step began from."""
     samples = batch.samples
     headers = [scored.header for scored in samples]
     rewards = [s.reward for s in samples if s.reward is not None and s.source == "student"]
