@@ -1,7 +1,6 @@
 """Before any actor starts: do the files fit together, and can the machines hold the run?
 
-In come a recipe and what can be read of files and machines; out go the inputs of a run, or one line that names the key,
-the value and the remedy.
+In come a recipe, its files and the machines; out go the inputs of a run, or a line with key, value and remedy.
 
-The rule: what a user's file or machine can cause is found here, and not by an actor later.
+The rule: a fault of a user's files or machines is found here, not by an actor later.
 """

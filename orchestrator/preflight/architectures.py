@@ -1,4 +1,4 @@
-"""Can the roles compute with the models' architectures? Asked of a small random copy of each, before any actor."""
+"""Can the roles compute with the models' architectures? A small random copy of each is probed before any actor."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from configs.schema import Recipe
 
 
 def refuse_architectures(recipe: Recipe, folders: Mapping[Any, Path]) -> None:
-    """`folders`: directories by place (model, swap). Raises RecipeError with the number and the remedy."""
-    for role, place, foresight in _looks(recipe, folders):
+    """Probe the models in `folders`, by place (model, swap). Raises RecipeError with the number and the remedy."""
+    for role, place, foresight in _foreseen(recipe, folders):
         if foresight.refusal:
             raise RecipeError(f"{role}: {place} ({folders[place]}): {foresight.refusal}")
 
 
 def describe_architectures(recipe: Recipe, folders: Mapping[Any, Path]) -> list[str]:
-    """A line for each model that a role of ours runs: how it will be run."""
-    return [f"{role}: {place}: {foresight.line}" for role, place, foresight in _looks(recipe, folders)]
+    """A line for each model that the learner or a torch scorer runs: how it will run."""
+    return [f"{role}: {place}: {foresight.line}" for role, place, foresight in _foreseen(recipe, folders)]
 
 
-def _looks(recipe: Recipe, folders: Mapping[Any, Path]) -> list[tuple[str, Any, Any]]:
+def _foreseen(recipe: Recipe, folders: Mapping[Any, Path]) -> list[tuple[str, Any, Any]]:
     from actors.models.foresight import foresee
 
     found = []

@@ -32,8 +32,7 @@ KINDS = ("cpus", "gpus")
 
 
 def read_sizes(recipe: Recipe) -> dict[str, Size]:
-    """Sizes of the student and of every model that is served, the largest where others are swapped in, from the headers
-    of their files."""
+    """Sizes of the student and of every served model, from file headers; of a model with swaps, the largest."""
     folders: dict[str, list[Path]] = {}
     for model, swap in places(recipe):
         folders.setdefault(model, []).append(model_directory(recipe.path_of(model, swap)))
@@ -42,7 +41,7 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
 
 
 def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Comparison]:
-    """The run against the machines that it would use; a cluster that it joins is joined already."""
+    """Compare the run with the machines that it would use. A cluster to join must be joined already."""
     from orchestrator.preflight import cluster
 
     survey = cluster.survey(recipe, directory)
@@ -85,7 +84,7 @@ def compare(
 
 
 def bundles_of(recipe: Recipe) -> list[Bundle]:
-    """A bundle for each actor of each member."""
+    """One bundle for each actor of each member."""
     return [
         Bundle(demand.role, demand.resources.cpus, demand.resources.gpus, demand.resources.labels)
         for demand in demands(recipe)
@@ -129,7 +128,7 @@ def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], survey: S
 
 
 def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
-    """That every bundle has a place, or the largest that has none."""
+    """Whether every bundle has a place; else the largest that has none."""
     bundles = counted(len(placed.bundles), "bundle")
     if not placed.homeless:
         used = counted(len(set(placed.homes)), "node")
@@ -147,7 +146,7 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
 
 
 def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Comparison:
-    """Checkpoints and the exported model are certain; samples are at most, so that they alone make it tight."""
+    """Checkpoints and export are exact; samples are an upper bound, so what only they exceed is tight."""
     length = recipe.objective.length
     anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
     count = recipe.checkpoint.keep + 1 + anchored
@@ -167,7 +166,7 @@ def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Compariso
 
 
 def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[Comparison]:
-    """vLLM's key-value caches on CPUs; on a GPU vLLM gives them what the weights leave."""
+    """vLLM's KV caches on CPUs; on a GPU vLLM gives them what the weights leave."""
     found = []
     for role, (model, engine) in estimates.engines(recipe).items():
         each = sizes[model].key_values
@@ -177,7 +176,7 @@ def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[
 
 
 def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
-    """One response of full length must fit, or vLLM does not start; all that it decodes at a time should."""
+    """One response of full length must fit, or vLLM does not start; `max_concurrent` responses should."""
     context, room = engine.max_context_tokens, engine.kv_cache_gib * GIB
     concurrent = engine.max_concurrent if isinstance(engine, Rollout) else 1
     one = estimates.key_value_bytes(key_values, context, engine.dtype)
@@ -192,7 +191,7 @@ def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
 
 
 def _kinds(nodes: Sequence[Node]) -> str:
-    """Each kind of node once: how many there are, and what one offers."""
+    """Each kind of node once: the number of nodes and what one offers."""
     kinds = Counter((node.cpus, node.gpus) for node in nodes).items()
     return ", ".join(f"{counted(count, 'node')} of {cpus:g} CPU and {gpus:g} GPU" for (cpus, gpus), count in kinds)
 

@@ -1,6 +1,6 @@
-"""The Ray cluster under a run: start or join one, guard the run's name, sweep what a dead run left.
+"""The Ray cluster under a run: start or join one, lock the run's name, remove what a killed run left.
 
-Safe by default: token authentication is on, a cluster started here listens on loopback only and has no dashboard.
+Safe by default: token authentication is on; a cluster started here listens on loopback only and has no dashboard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.preflight.survey import Survey, survey_cluster, survey_here
 from orchestrator.stopping import STOP_COMMAND
 
 CONTROL_FILE = "control.json"
-LOCK = "lock"  # held while a run lives; says whose process that is
+LOCK = "lock"  # locked while a run lives; holds its process id and host
 LOOPBACK = "127.0.0.1"
 KNOCK_SECONDS = 10.0
 _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -33,7 +33,7 @@ _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logg
 
 @contextlib.contextmanager
 def own_name(directory: Path) -> Iterator[None]:
-    """Hold a run's name; the lock goes with the process that holds it, however that ends.
+    """Lock a run's name. The lock ends with the process, however it ends.
 
     Raises RecipeError when a live run holds it.
     """
@@ -53,9 +53,9 @@ def own_name(directory: Path) -> Iterator[None]:
 
 
 def ask_to_stop(directory: Path) -> bool:
-    """Ask a run that is starting, and has no control actor yet, to stop. False where none is alive.
+    """Signal a run that has no control actor yet to stop. False if none is alive.
 
-    Raises RecipeError where it starts on another machine.
+    Raises RecipeError if it starts on another machine.
     """
     try:
         with (directory / LOCK).open() as lock:
@@ -73,7 +73,7 @@ def ask_to_stop(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
-    """A Ray driver for the time of a run, and the control file that leads commands to it."""
+    """A Ray driver for the time of a run, and the control file by which commands find it."""
     sweep(recipe)
     try:
         with driver(recipe):
@@ -93,7 +93,7 @@ def driver(recipe: Recipe) -> Iterator[None]:
         else:
             start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
         yield
-    finally:  # a stop may come while it starts
+    finally:  # also when a stop comes while it starts
         _ray().shutdown()
 
 
@@ -101,7 +101,7 @@ def _join(address: str) -> None:
     try:
         _prepare_to_join(address)
         _ray().init(address=address, **_DRIVER)
-    except Exception as error:  # Ray has many of its own, down to a bare one
+    except Exception as error:  # Ray raises many types, bare Exception too
         raise RecipeError(f"cluster.address: {address} cannot be joined ({reason(error)}); is it up?") from None
 
 
@@ -131,9 +131,9 @@ def _control_at(address: str, directory: Path) -> Any:
 
 
 def _prepare_to_join(address: str) -> None:
-    """Raises ValueError where an address has no form that Ray knows, and OSError where nobody listens at HOST:PORT: Ray
-    would wait for them for ever. It also takes a loopback
-    address for the machine's own, where a cluster that listens on loopback alone is not. Other forms are for Ray."""
+    """Check HOST:PORT before Ray, which would wait for ever. Raises ValueError for a malformed address, and OSError if
+    nothing listens there. Keeps a loopback address if the cluster listens on loopback only: Ray would replace it by the
+    machine's own. Ray checks other forms itself."""
     _prepare_environment()
     if "://" in address or address in ("auto", "local"):
         return
@@ -153,7 +153,7 @@ def _knock(host: str, port: int) -> None:
 
 
 def survey(recipe: Recipe, directory: Path) -> Survey:
-    """What the run would have: the cluster that this process has joined, or the one that would start here."""
+    """The machines of the run: the cluster that this process has joined, or the one that would start here."""
     if _address(recipe):
         return survey_cluster(directory)
     store = recipe.cluster.object_store_mib
@@ -166,26 +166,26 @@ def joins_cluster(recipe: Recipe) -> bool:
 
 
 def sweep(recipe: Recipe) -> None:
-    """Remove what a killed run left in shared memory here: weight files of its members. On other nodes the next rollout
-    member of the run does."""
+    """Remove the weight files of a killed run from shared memory here. On other nodes the run's next rollout member
+    does."""
     shutil.rmtree(shared_folder(recipe.run.name, recipe.run.root), ignore_errors=True)
 
 
 def loopback_only() -> None:
-    """Keep Ray on 127.0.0.1. It turns that into the machine's own address unless it believes that its clusters cannot
-    span machines, and it reads this when it is first imported."""
+    """Keep Ray on 127.0.0.1. Unless this variable is set when Ray is first imported, Ray uses the machine's own address
+    instead."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def prepare_local() -> None:
-    """Before Ray is first imported by a process that will start a cluster: loopback, token."""
+    """Set the environment for a local cluster (loopback, token). Called before Ray is first imported."""
     loopback_only()
     _prepare_environment()
 
 
 def start_local(cpus: int, object_store_mib: int | None) -> None:
-    """A Ray cluster on this machine, for this process alone: loopback, token, no dashboard. Raises RecipeError where
-    the machine does not let it start."""
+    """Start a Ray cluster on this machine for this process: loopback, token, no dashboard. Raises RecipeError if that
+    fails."""
     prepare_local()
     try:
         _ray().init(
@@ -196,7 +196,7 @@ def start_local(cpus: int, object_store_mib: int | None) -> None:
             _node_ip_address=LOOPBACK,
             **_DRIVER,
         )
-    except Exception as error:  # Ray has many of its own, down to a bare one
+    except Exception as error:  # Ray raises many types, bare Exception too
         raise RecipeError(f"Ray does not start on this machine: {reason(error)}") from error
 
 
@@ -205,7 +205,7 @@ def _address(recipe: Recipe) -> str | None:
 
 
 def _prepare_environment() -> None:
-    """Set before Ray is imported: it reads some of these once."""
+    """Set Ray's variables. Called before Ray is imported, which reads some of them once."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -213,7 +213,7 @@ def _prepare_environment() -> None:
 
 
 def _write_control(directory: Path) -> None:
-    """Written beside and renamed: `status` finds all of it or none."""
+    """Written to another name and renamed, so that `status` never reads half of it."""
     partial = directory / f"{CONTROL_FILE}.partial"
     partial.touch(mode=0o600)
     partial.chmod(0o600)

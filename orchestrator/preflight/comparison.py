@@ -1,4 +1,4 @@
-"""What a comparison of a run with its machines comes to: one line, with the numbers of both."""
+"""The result of comparing a run with its machines: one line, with both numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Grade = Literal["fits", "tight", "short"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The recipe's key, what is asked, what there is, and the remedy where that is not enough. What is `short` is
-    refused; what is `tight` goes on, and waits for room or is slower than it could be. `fill`: asked / there is."""
+    """The recipe's key, what the run asks for, what there is, and the remedy. `short` is refused; `tight` runs, but may
+    wait or be slower. `fill`: amount asked / amount there."""
 
     grade: Grade
     key: str
@@ -26,29 +26,29 @@ class Comparison:
 
     @property
     def line(self) -> str:
-        said = f"{self.key}: {self.asked}; {self.there}"
-        return said if self.grade == "fits" else f"{said}; {self.remedy}"
+        text = f"{self.key}: {self.asked}; {self.there}"
+        return text if self.grade == "fits" else f"{text}; {self.remedy}"
 
 
 def compared(key: str, asked: str, need: int, there: str, room: int, remedy: str) -> Comparison:
-    """The comparison of two amounts: short where `need` exceeds `room`."""
+    """Compare two amounts: short if `need` exceeds `room`."""
     return Comparison("short" if need > room else "fits", key, asked, there, remedy, need / max(1, room))
 
 
 def notable(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Of one comparison made on many nodes: all that is short, or else the fullest."""
+    """Of one comparison on many nodes: those that are short, else the fullest."""
     fullest_first = sorted(comparisons, key=lambda one: -one.fill)
     return [one for one in fullest_first if one.grade == "short"] or fullest_first[:1]
 
 
 def refuse(comparisons: Iterable[Comparison]) -> None:
-    """Raises RecipeError with a line for everything that is short."""
+    """Raises RecipeError with a line for each comparison that is short."""
     if short := [one.line for one in comparisons if one.grade == "short"]:
         raise RecipeError(*short)
 
 
 def size(amount: float) -> str:
-    """Bytes for a reader."""
+    """Bytes as readable text."""
     return f"{amount / GIB:.1f} GiB" if amount >= 10 * GIB else f"{amount / MIB:.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""Which ids end a response of a run: those of all models alike, or as a class those of student and target."""
+"""The ids that end a response: the same for all models, or as a class the union of student and target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from configs.schema import Recipe
 
 
 def common_ends(recipe: Recipe, ends: Mapping[Place, frozenset[int]], vocabulary: int) -> tuple[int, ...]:
-    """The end tokens of a run, ascending, from those of every model that some member serves. Raises RecipeError."""
+    """The end tokens of a run, ascending. `ends`: those of every served model. Raises RecipeError."""
     if recipe.objective.end_tokens == "same":
         return _same(ends)
     joined = {STUDENT, *recipe.objective.target_models, *([recipe.sampled_teacher] if recipe.sampled_teacher else [])}

@@ -1,6 +1,6 @@
-"""What a user's machine must grant before anything starts: folders to write to, paths that sockets fit into, files.
+"""What a user's machine must provide: writable folders, short paths for sockets, enough open files.
 
-What is wrong is a line with the path or number and the remedy.
+Every fault is a line with the path or number and the remedy.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from configs.load import cache_directory, home_directory
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 
-SOCKET_BYTES = 107  # of a path that the kernel binds a socket to
-# what Ray puts behind its temporary folder; the process id has up to seven digits
+SOCKET_BYTES = 107  # longest path of a socket
+# what Ray appends to its temporary folder; the process id has up to seven digits
 SESSION = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-LEAST_FILES = 1024  # open files that Ray and the engines ask of a process
-LONGEST_NAME = 200  # bytes of a run's name, which others are made of; a file name has up to 255
+LEAST_FILES = 1024  # open files that Ray and the engines need in a process
+LONGEST_NAME = 200  # bytes of a run's name; names derived from it must fit into 255
 
 
 def check_environment(recipe: Recipe, directory: Path, starts_ray: bool) -> None:
-    """Raises RecipeError with a line for everything that the run in `directory` could not have. `starts_ray`: it joins
-    no cluster, but starts one here."""
+    """Raises RecipeError with a line for each thing that the run in `directory` lacks. `starts_ray`: it starts its own
+    cluster here."""
     found = [_folder("run.root", directory, "set run.root to a folder that you may write to")]
     if len(recipe.run.name) > LONGEST_NAME:
         found.append(f"run.name: has {len(recipe.run.name)} characters; {LONGEST_NAME} are the most")
@@ -37,7 +37,7 @@ def check_environment(recipe: Recipe, directory: Path, starts_ray: bool) -> None
 
 
 def _folder(key: str, folder: Path, remedy: str) -> str | None:
-    """Why a folder cannot be made, or written to where there is one."""
+    """Why a folder cannot be made or written to; None if it can."""
     try:
         there = _nearest(folder.absolute())
     except (OSError, ValueError) as error:
@@ -50,8 +50,8 @@ def _folder(key: str, folder: Path, remedy: str) -> str | None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The path itself, or the nearest one above it that exists. Raises OSError where one may not be looked at, or
-    where a link leads nowhere."""
+    """The path itself, or its nearest parent that exists. Raises OSError for a path without permission and for a broken
+    link."""
     for path in (folder, *folder.parents):
         try:
             os.stat(path)
@@ -64,7 +64,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def _ray_folder() -> tuple[str, str]:
-    """Where Ray keeps its sessions, and what says so."""
+    """The variable that sets the folder of Ray's sessions, and the folder."""
     for variable in ("RAY_TMPDIR", "TMPDIR"):
         if variable in os.environ:
             return variable, os.environ[variable]

@@ -1,7 +1,7 @@
-"""How much a run takes, in bytes, from its recipe and the headers of its models' files. Pure.
+"""Bytes that a run takes, from its recipe and the headers of its models' files. Pure.
 
-Payloads are upper bounds: every response is as long as its cap and behind the longest prompt. Checkpoints and exports
-are what is written, to a percent. Memory is a lower bound: weights, optimizer and key-value caches, no engine's own.
+Payloads are upper bounds: every response has the length of its cap and follows the longest prompt. Checkpoints and
+exports are exact to a percent. Memory is a lower bound: weights, optimizer and KV caches, without the engines' own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from configs.schema import SHOWN, Recipe
 from orchestrator.preflight.comparison import GIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
-SAMPLE_BYTES = 144  # of a response beside its tokens: ids, seed, spans, offsets
-SCORE_BYTES = 64  # the most that the wire's contract allows
+SAMPLE_BYTES = 144  # of a row beside its tokens: ids, seed, spans, offsets
+SCORE_BYTES = 64  # of a row beside its tokens, at most by the wire's contract
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: parameters, width of its hidden states, and the numbers that a token leaves in the key-value cache
-    over all layers (None where the configuration does not say)."""
+    """A model's parameters, width of its hidden states, and numbers in the KV cache for a token over all layers (None
+    if the configuration does not say)."""
 
     parameters: int
     hidden: int
@@ -31,8 +31,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Planned:
-    """Bytes that lie in object stores at a time, at most. `version`: one weight version; `versions`: all that live;
-    `samples` and `scores` (by model) of all responses in flight; `projections`: heads of models on full support."""
+    """Upper bounds of bytes in object stores at a time. `version`: one weight version; `versions`: all that are alive;
+    `samples`, `scores` (by model): all responses in flight; `projections`: LM heads of models on full support."""
 
     version: int
     versions: int
@@ -46,47 +46,47 @@ class Planned:
 
 
 def sample_bytes(prompt_tokens: int, response_tokens: int, topk: int = 0) -> int:
-    """One row of a samples payload: 4 a prompt token; id, log-prob and version of a response token are 4 each, and each
-    of the student's own top k 4; 144 a row."""
+    """Bytes of a row of a samples payload: 4 a prompt token; id, log-prob and version of a response token 4 each, and 4
+    for each of the student's own top k; 144 a row."""
     return 4 * prompt_tokens + (12 + 4 * topk) * response_tokens + SAMPLE_BYTES
 
 
 def score_bytes(support: str, response_tokens: int, topk: int = 0, hidden: int = 0, dtype: str = "float32") -> int:
-    """One row of a scores payload. A token costs 4 on sampled support, 6k + 8 on topk, 4 + width x bytes of `dtype` on
+    """Bytes of a row of a scores payload: 4 a token on sampled support, 6k + 8 on topk, 4 + width x bytes of `dtype` on
     full; 64 a row."""
     token = {"sampled": 4, "topk": 6 * topk + 8, "full": 4 + hidden * WIDTH[dtype]}[support]
     return token * response_tokens + SCORE_BYTES
 
 
 def checkpoint_bytes(parameters: int, learner: Learner, averages: int = 0) -> int:
-    """What DeepSpeed writes, a parameter: the weights in the learner's dtype (ZeRO-3 keeps them in its shards alone),
-    a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW; and 4 for each average."""
+    """Bytes that DeepSpeed writes. For each parameter: weights in the learner's dtype (not under ZeRO-3: its shards are
+    the next item), a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW, 4 for each average."""
     weights = 0 if learner.zero_stage == 3 else WIDTH[learner.dtype]
     return parameters * (weights + _optimizer_bytes(learner) + 4 * averages)
 
 
 def export_bytes(parameters: int, dtype: str) -> int:
-    """The exported model: its weights in the learner's dtype."""
+    """Bytes of the exported model: weights in the learner's dtype."""
     return parameters * WIDTH[dtype]
 
 
 def rank_bytes(parameters: int, learner: Learner) -> int:
-    """Host memory of a learner rank on a CPU, at least: weights in the learner's dtype, float32 gradients, master copy
-    and moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; under bf16 0 and
-    1 run as 2."""
+    """Lower bound of a CPU rank's memory: weights in the learner's dtype, float32 gradients, master copy and moments.
+    ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; in bf16, 0 and 1 run as
+    2."""
     gradients = parameters * 4 / (learner.ranks if learner.deepspeed_stage >= 2 else 1)
     return int(state_bytes(parameters, learner) + gradients)
 
 
 def state_bytes(parameters: int, learner: Learner) -> int:
-    """What a rank keeps between steps, and takes to the host in its sleep: the above but for the gradients."""
+    """Bytes that a rank keeps between steps, and moves to the host when it sleeps: `rank_bytes` without gradients."""
     stage, ranks = learner.deepspeed_stage, learner.ranks
     weights = WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
     return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
 
 
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
-    """Key-value cache of `tokens` tokens."""
+    """Bytes of the KV cache of `tokens` tokens."""
     return key_values * tokens * WIDTH[dtype]
 
 
@@ -106,10 +106,10 @@ def planned(
 ) -> Planned:
     """What a run keeps in object stores.
 
-    Weights: the current version and the next, of the student and of each average. Responses in flight:
+    Weights: the current and the next version, of the student and of each average. Responses in flight:
     samples_per_step x (max_staleness + 1), with the rows of their segments, since a block is kept whole; and those of
-    an evaluation, which come whole. Heads: vocabulary x width x bytes of the scorer's dtype, two of a model that
-    moves. `version` is in bytes, `prompt_tokens` the longest prompt's, `heldout` the number of held-out prompts.
+    an evaluation, without segments. LM heads: vocabulary x width x bytes of the scorer's dtype; two for a live or ema
+    model. `version` is in bytes, `prompt_tokens` the longest prompt, `heldout` the number of held-out prompts.
     """
     objective, length = recipe.objective, recipe.sampling.max_response_tokens
     trained = recipe.samples_per_step * (recipe.max_staleness + 1)
@@ -137,9 +137,8 @@ def planned(
 
 
 def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
-    """Host memory of one actor of a role, at least: an engine's weights, and the key-value cache that vLLM sets aside;
-    a learner rank's `rank_bytes`. Of a role on GPUs what it takes to the host in its sleep, where it sleeps. 0 for what
-    is not known."""
+    """Lower bound of one actor's host memory: an engine's weights and vLLM's KV cache, or a rank's `rank_bytes`. On
+    GPUs: what it moves to the host when it sleeps. 0 if unknown."""
     if role == "learner":
         learner, parameters = recipe.learner, sizes[STUDENT].parameters
         if learner.engine == "simulated" or (learner.resources.gpus and not recipe.colocate):
@@ -161,18 +160,17 @@ def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
 
 
 def _optimizer_bytes(learner: Learner) -> int:
-    """A parameter's float32 master copy and moments."""
+    """Bytes of a parameter's float32 master copy and moments."""
     master = 0 if learner.zero_stage == 0 and learner.dtype == "float32" else 4
     return master + (8 if learner.optimizer.name == "adamw" else 0)
 
 
 def _rows(recipe: Recipe) -> list[int]:
-    """Response tokens in each row of samples that a response at its cap leaves: those of a segment that others follow,
-    and in the last all."""
+    """Response tokens in each row of a response at its cap: those of one segment, and in the last row all."""
     cap, every = recipe.sampling.max_response_tokens, recipe.stream_tokens
     return [every] * (-(-cap // every) - 1) + [cap] if every else [cap]
 
 
 def _student_topk(recipe: Recipe) -> int:
-    """Ids of its own that the student returns at each position."""
+    """Number of top-k ids that the student returns at each position."""
     return recipe.objective.topk if recipe.objective.topk_of != "teacher" else 0

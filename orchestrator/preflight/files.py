@@ -1,7 +1,6 @@
-"""Before any actor starts: are the files of a recipe there, and do they fit together? (capacity.py: can the machines
-hold the run?)
+"""Before any actor starts: do the files of a recipe exist and fit together?
 
-Everything found here is a RecipeError: one line with the value, the number that is missing and the remedy.
+Every fault is a RecipeError: a line with the value, the missing number and the remedy.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from orchestrator.samples.templates import Chat
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the files of a recipe amount to. `vocabulary` is the models' common logit width, `version_bytes` the size
-    of one weight version as published, `warnings` what is allowed and rarely meant, a line each."""
+    """What a run reads from its files. `vocabulary`: the models' common logit width; `version_bytes`: size of a weight
+    version as published; `warnings`: a line for each thing that is allowed but rarely intended."""
 
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
@@ -65,12 +64,12 @@ def read_inputs(recipe: Recipe) -> Inputs:
     demonstrated = "dataset" in recipe.objective.sources
     train, warnings = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
     if demonstrated:
-        train, said = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
-        warnings += said
+        train, warned = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
+        warnings += warned
     heldout: list[Prompt] = []
     if recipe.data.heldout:
-        heldout, said = _prompts(recipe, recipe.data.heldout, chats, False)
-        warnings += said
+        heldout, warned = _prompts(recipe, recipe.data.heldout, chats, False)
+        warnings += warned
     _fit_prompts(recipe, [*train, *heldout])
     if recipe.reward.model is not None:
         _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
@@ -87,7 +86,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
 
 
 def read_models(recipe: Recipe) -> Models:
-    """The models that some member serves, and whether they go together. Raises RecipeError."""
+    """Read the served models and check that they fit together. Raises RecipeError."""
     folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
     tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
     vocabulary = _common_vocabulary(recipe, folders, tokenizers)
@@ -100,7 +99,7 @@ def read_models(recipe: Recipe) -> Models:
 
 
 def check_swap(recipe: Recipe, swapped: Recipe) -> None:
-    """Whether a live run may go on with other swaps. Raises RecipeError."""
+    """Check that a live run can go on with other swaps. Raises RecipeError."""
     common = min(logit_width(model_directory(recipe.path_of(*place))) for place in places(recipe))
     after = read_models(swapped)
     if after.vocabulary < common:
@@ -117,7 +116,7 @@ def check_swap(recipe: Recipe, swapped: Recipe) -> None:
 
 
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
-    """Rows of `logratio check`: role, members, actors a member, cpus, gpus, what runs there."""
+    """Rows of `logratio check`: role, members, actors a member, CPUs, GPUs, what runs there."""
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
     engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {_served(recipe, m)}" for m in recipe.scored_models}
     return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
@@ -129,7 +128,7 @@ def describe_models(recipe: Recipe) -> list[str]:
 
 
 def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
-    """Lines of `logratio check --cluster`: what models and prompts agree on, in numbers."""
+    """Lines of `logratio check --cluster`: tokens, widths and lengths of models and prompts."""
     names = (STUDENT, *recipe.served_models)
     folders = {name: model_directory(recipe.path_of(name)) for name in names}
     prompts = [*inputs.train, *inputs.heldout]
@@ -183,7 +182,7 @@ def _tokenizer(key: str, folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _ = tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.chat_template
-    except Exception as error:  # tokenizers raises bare ones, and transformers whatever its readers of files meet
+    except Exception as error:  # tokenizers raises bare Exception, transformers many types
         raise RecipeError(
             f"{key}: {folder} has no tokenizer that loads ({type(error).__name__}: {reason(error)}); save it anew with "
             "the installed transformers, or copy it again"
@@ -192,13 +191,13 @@ def _tokenizer(key: str, folder: Path) -> Any:
 
 
 def _end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> dict[Place, frozenset[int]]:
-    """Where each model ends a response: by its configuration, and by its tokenizer."""
+    """Each model's end tokens, of its configuration and its tokenizer."""
     ids = {place: {*end_token_ids(folder), tokenizers[place].eos_token_id} for place, folder in folders.items()}
     return {place: frozenset(i for i in of_place if i is not None) for place, of_place in ids.items()}
 
 
 def _same_templates(tokenizers: Mapping[Place, Any]) -> None:
-    """Prompts are made once, when a run starts: what is swapped in reads those of the model it takes the place of."""
+    """Check templates of swaps. Prompts are made once: a swapped-in model reads those of the model it replaces."""
     for place, tokenizer in tokenizers.items():
         first = Place(place.model)
         if tokenizer.chat_template != tokenizers[first].chat_template:
@@ -209,7 +208,7 @@ def _same_templates(tokenizers: Mapping[Place, Any]) -> None:
 
 
 def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> int:
-    """Width that all models' logits are cut to before a softmax: models of one family differ in padding only."""
+    """Width that all models' logits are cut to before a softmax: within a family, models differ in padding only."""
     student = tokenizers[Place(STUDENT)].get_vocab()
     for place, tokenizer in tokenizers.items():
         if (other := tokenizer.get_vocab()) != student:
@@ -231,7 +230,7 @@ def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers
 
 
 def _own_code(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(key, name, what it must be) of all code of a user's own that a recipe names."""
+    """(key, name, what it must be) of all code of a user's own in a recipe."""
     engines = {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, "reward": recipe.reward}
     engines |= {f"scorer.{name}": recipe.scorer_of(name) for name in recipe.scored_models}
     named = [(f"{role}.engine", node.engine, "a class of members") for role, node in engines.items()]
@@ -246,7 +245,7 @@ def _own_code(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 def _check_own(key: str, name: str, what: str) -> None:
     try:
         found = imported(name)
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise RecipeError(
             f"{key}: {name!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
             "folder on PYTHONPATH"
@@ -266,7 +265,7 @@ def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Pro
 def _prompts(
     recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool
 ) -> tuple[list[Prompt], list[str]]:
-    """Prompts of a file, and what is to be warned of."""
+    """The prompts of a file, and warnings."""
     rows = read_rows(Path(path), need_response)
     if isinstance(recipe.objective.target, Route):
         check_route(recipe.objective.target, rows, Path(path))
@@ -275,7 +274,7 @@ def _prompts(
 
 
 def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
-    """The roles' contexts in the models' positions."""
+    """Check that the roles' contexts fit into the models' positions."""
     for name, role, limit in _context_limits(recipe):
         for place, folder in folders.items():
             own = context_length(folder)
@@ -293,7 +292,7 @@ def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
 
 
 def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Prompts and responses in the roles' contexts."""
+    """Check that prompts and responses fit into the roles' contexts."""
     response = recipe.sampling.max_response_tokens
     for name, role, limit in _context_limits(recipe):
         longest = max(prompts, key=lambda p: len(p.ids[name]))
@@ -306,7 +305,7 @@ def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
 
 
 def _context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:
-    """Model, role that serves it, and the longest context that the role takes, tokens."""
+    """(model, role that serves it, the role's longest context in tokens)."""
     limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
     limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]
     if recipe.sampled_teacher:

@@ -1,5 +1,5 @@
-"""Before any actor starts: do the files of a model make what config.json says, and can the student's be written as they
-are? From headers and models without storage; no weight is read."""
+"""Before any actor starts: do a model's files hold the weights that config.json asks for, and can the student's be
+written again? Reads headers and builds models without storage; no weight is read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def check_models(recipe: Recipe, folders: Mapping[Any, Path]) -> None:
-    """`folders` by place, which begins with the model's name. Raises RecipeError for what transformers would load: the
-    student, and models scored by the torch engine."""
+    """Check the models that transformers loads: the student, and those of torch scorers. `folders` by place (model,
+    swap). Raises RecipeError."""
     loaded = set(_loaded(recipe))
     found: dict[Path, Stored] = {}
     for place, folder in folders.items():
@@ -42,7 +42,7 @@ def _loaded(recipe: Recipe) -> Iterator[str]:
 
 
 def _check_student(place: str, folder: Path, stored: Stored) -> None:
-    """A version holds weights as they are trained, under the names of the files; engines read nothing else."""
+    """Check that versions can be published: plain weights, under the names of the files. Raises RecipeError."""
     if method := _quantisation(config_of(folder)):
         raise RecipeError(
             f"{place}: the weights of {folder} are quantised ({method}), and what is trained is not; give the model in "
@@ -59,31 +59,30 @@ def _stored(place: str, folder: Path) -> Stored:
     from actors.models.stored import read_stored
 
     try:
-        with _unsaid():
+        with _silence():
             return read_stored(folder)
-    except Exception as error:  # whatever a model's code makes of a configuration
-        said = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # a model's code may raise anything
+        reason = (str(error).splitlines() or [""])[0]
         raise RecipeError(
             f"{place}: transformers builds no causal language model from {folder}/config.json "
-            f"({type(error).__name__}: {said[:200]}); give another model"
+            f"({type(error).__name__}: {reason[:200]}); give another model"
         ) from None
 
 
 @contextmanager
-def _unsaid() -> Iterator[None]:
-    """What transformers says of a configuration while it reads it is said again when the model is loaded; a refusal is
-    one line."""
-    from transformers.utils import logging as said
+def _silence() -> Iterator[None]:
+    """Silence transformers' log, so that a refusal stays one line; warnings come again when the model is loaded."""
+    from transformers.utils import logging as transformers_logging
 
-    before = said.get_verbosity()
-    said.set_verbosity(logging.CRITICAL)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        said.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
-    """How the weights are quantised, None where they are not."""
+    """The method by which the weights are quantised; None if they are not."""
     found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     return None if not found else str(found.get("quant_method", "in an unknown way"))

@@ -1,6 +1,6 @@
-"""What would lie on each node once every bundle has its place, against what that node has.
+"""Compares each node with what it would hold once every bundle has its place.
 
-Object store, shared memory, memory, and the run's folder. A node that does not say what is free is named, not guessed.
+Object store, shared memory, memory and the run's folder. A node that does not answer is named; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.preflight.survey import Machine
 def compare_nodes(
     recipe: Recipe, plan: Planned, sizes: Mapping[str, Size], machines: Sequence[Machine], placed: Placed
 ) -> list[Comparison]:
-    """Every node that has a part in the run: all that is short, and the fullest one of what is not."""
+    """Compare every node that has a bundle. Of each resource: the nodes that are short, else the fullest."""
     used = [machine for machine in machines if machine.node.name in placed.homes]
     stored = [(stored_bytes(recipe, plan, placed, machine.node.name), machine) for machine in used]
     return [
@@ -31,8 +31,8 @@ def compare_nodes(
 
 
 def stored_bytes(recipe: Recipe, plan: Planned, placed: Placed, node: str) -> int:
-    """Bytes in a node's object store, at most. All versions lie with the learner's first rank, and copies where members
-    pull them; payloads lie where they are made, and a learner's node may read a copy of each."""
+    """Upper bound of bytes in a node's object store. All versions lie on the node of rank 0, copies where members pull
+    them; payloads lie where they are made, and a learner's node may hold a copy of each."""
     writers = sum(placed.share(node, role) for role in ("rollout", "teacher_rollout", "dataset"))
     served = {model: placed.share(node, f"scorer.{model}") for model in plan.scores}
     moving = (*recipe.scored_with("live"), *recipe.scored_with("ema"))
@@ -61,7 +61,7 @@ def _object_store(plan: Planned, need: int, machine: Machine) -> Comparison:
 def _shared_memory(
     recipe: Recipe, plan: Planned, stored: int, machine: Machine, placed: Placed
 ) -> Iterator[Comparison]:
-    """A version's file for each member that loads one, beside the object store, which lies in shared memory too."""
+    """One weight file for each vLLM rollout member, and the object store, which lies in shared memory too."""
     files = placed.on(machine.node.name)["rollout"] if recipe.rollout.engine == "vllm" else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
         return

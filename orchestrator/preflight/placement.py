@@ -1,8 +1,8 @@
-"""Where the bundles of a layout would lie. Pure: it asks nobody.
+"""Places the bundles of a layout on nodes. Pure.
 
-A bundle lies on one node; the bundles of a gang may lie apart. First-fit: the bundles with the fewest possible nodes
-first, the larger before the smaller, each on the first node with room, nodes with fewer GPUs first. It is conservative:
-what it places has a place, but where places are scarce it may miss one that another order would find.
+A bundle lies on one node; the bundles of a member may lie on several. First-fit: bundles with the fewest possible nodes
+first, larger before smaller, each on the first node with room, nodes with fewer GPUs first. It is conservative: a
+placement that it finds is valid, but another order may find one where it does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Node:
-    """What one node offers in all."""
+    """The total resources of a node."""
 
     name: str
     cpus: float
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Placed:
-    """Each bundle with the name of its node, in the order they were given; None for one that found no place."""
+    """Bundles and the names of their nodes, in order; None for a bundle without a place."""
 
     bundles: Sequence[Bundle]
     homes: tuple[str | None, ...]
@@ -51,11 +51,11 @@ class Placed:
         return [bundle for bundle, home in zip(self.bundles, self.homes, strict=True) if home is None]
 
     def on(self, node: str) -> Counter[str]:
-        """Bundles of each role on a node."""
+        """Number of bundles on a node, by role."""
         return Counter(bundle.role for bundle, home in zip(self.bundles, self.homes, strict=True) if home == node)
 
     def share(self, node: str, role: str) -> float:
-        """The part of a role's bundles that lie on a node; 0 for a role that has none."""
+        """Share of a role's bundles that lie on a node; 0 for a role without bundles."""
         return self.on(node)[role] / max(1, sum(bundle.role == role for bundle in self.bundles))
 
     def first(self, role: str) -> str | None:
@@ -64,7 +64,7 @@ class Placed:
 
 
 def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placed:
-    """Every bundle on the first node with room for it. Names of nodes are distinct."""
+    """Place every bundle on the first node with room. Names of nodes must be distinct."""
     rooms = [_Room(node) for node in sorted(nodes, key=lambda node: node.gpus)]
     possible = [sum(node.holds(bundle) for node in nodes) for bundle in bundles]
     homes: list[str | None] = [None] * len(bundles)
@@ -77,7 +77,7 @@ def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placed:
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a node's labels are the `wanted` ones, in Ray's notation: value, !value, in(a,b) or !in(a,b)."""
+    """Whether a node's labels match selectors in Ray's notation: value, !value, in(a,b) or !in(a,b)."""
     return all(_matches(labels.get(key), selector) for key, selector in wanted.items())
 
 
@@ -89,7 +89,7 @@ def _matches(label: str | None, selector: str) -> bool:
 
 
 class _Room:
-    """What is left of a node while bundles are placed, in units."""
+    """What is left of a node while bundles are placed, in units of 1/UNIT CPU or GPU."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -110,7 +110,8 @@ def _units(amount: float) -> int:
 
 
 def _without(gpus: Sequence[int], wanted: int) -> list[int] | None:
-    """What is left of each GPU: a share comes from the fullest one that has it, more than a share is whole GPUs."""
+    """What is left of each GPU, or None without room. A share comes from the fullest GPU that has it; 1 and more are
+    whole GPUs."""
     left = sorted(gpus)
     if wanted < UNIT:
         chosen = next((i for i, free in enumerate(left) if free >= wanted), None)

@@ -16,16 +16,16 @@ from typing import Any
 
 from orchestrator.preflight.placement import Bundle, Node, Placed
 
-PATIENCE = 30.0  # seconds for all nodes to answer
+PATIENCE = 30.0  # seconds to wait for all nodes
 RESERVED_WITHIN = 10.0  # seconds for Ray to place a layout
 SMALLEST = 0.001  # CPUs of a bundle that asks for nothing: Ray wants something
-STORE_SHARE = 0.3  # of a machine's memory that Ray gives its object store
+STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 
 
 @dataclass(frozen=True)
 class Free:
-    """Bytes free on one machine now: shared memory (None without /dev/shm), the disk of the run (None where the machine
-    does not see its folder), memory."""
+    """Bytes free on a machine: shared memory (None without /dev/shm), disk under the run (None if the machine does not
+    see its folder), memory."""
 
     shared_memory: int | None
     disk: int | None
@@ -34,7 +34,7 @@ class Free:
 
 @dataclass(frozen=True)
 class Machine:
-    """A node, its object store in bytes, and what is free there; None where it did not say, with the reason."""
+    """A node, its object store in bytes, and what is free there: None if it did not answer, `silent` says why."""
 
     node: Node
     object_store: int
@@ -56,7 +56,7 @@ class Survey:
 
 
 def survey_here(directory: Path, object_store: int | None) -> Survey:
-    """What a cluster started on this machine would have. `object_store` in bytes; None: Ray's default share."""
+    """The resources of a cluster started on this machine. `object_store` in bytes; None: Ray's default share."""
     free = free_here(str(existing_folder(directory)))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine = Machine(
@@ -68,7 +68,7 @@ def survey_here(directory: Path, object_store: int | None) -> Survey:
 
 
 def survey_cluster(directory: Path) -> Survey:
-    """What the cluster that this process has joined offers."""
+    """The resources of the cluster that this process has joined."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -100,7 +100,7 @@ def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Plac
 
 
 def free_here(folder: str) -> Free:
-    """What is free on the machine this runs on."""
+    """What is free on this machine."""
     return Free(
         shared_memory=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
         disk=shutil.disk_usage(folder).free if os.path.isdir(folder) else None,
@@ -109,12 +109,12 @@ def free_here(folder: str) -> Free:
 
 
 def existing_folder(directory: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """The folder itself, or its nearest parent that exists."""
     return next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
 
 
 def _ask(nodes: Sequence[str], folder: str) -> list[Free | str]:
-    """Each node's answer, or why there is none."""
+    """Each node's answer, or the reason that there is none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -134,7 +134,7 @@ def _answer(ref: Any) -> Free | str:
 
     try:
         return ray.get(ref)
-    except Exception as error:  # whatever the node cannot do is its answer
+    except Exception as error:  # any failure is reported as the node's answer
         return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
@@ -162,7 +162,7 @@ def _most() -> dict[str, float]:
 
 
 def _available_memory() -> int:
-    """Bytes that Linux would give without swapping."""
+    """Bytes available without swapping, by Linux's estimate."""
     with open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
@@ -172,7 +172,7 @@ def _held(directory: Path) -> int:
 
 
 def _local_gpus() -> int:
-    """GPUs that Ray would offer: those CUDA_VISIBLE_DEVICES leaves, or all."""
+    """GPUs that Ray would offer: those of CUDA_VISIBLE_DEVICES, or all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])

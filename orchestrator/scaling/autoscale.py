@@ -1,9 +1,9 @@
-"""Autoscaling between bounds: which role gets a member more or fewer, from the same verdicts that `status` shows. Pure
-decisions; a state machine that owns no tasks, clients or clock.
+"""Autoscaling between bounds, from the verdicts that `status` shows. A state machine without tasks, clients or clock.
 
-It grows the bottleneck when that has promised enough for several judgements in a row, and shrinks a role that would be
-idle enough with one member fewer and cost nothing. One member at a time, and none while an earlier change is under way.
-What is worth growing for is far more than what shrinking may cost, so a member that came is not sent away again.
+It grows the bottleneck when the predicted gain was large enough in several verdicts in a row. It shrinks a role whose
+other members would still be idle enough, at next to no loss. It changes one member at a time, and none while an earlier
+change is under way. The gain that growing needs is far above the loss that shrinking may cost, so sizes do not
+oscillate.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from configs.roles import Bounds
 from orchestrator.scaling.bottleneck import Prospect, Verdict
 
-GROW_AFTER, SHRINK_AFTER = 3, 6  # judgements in a row; a member too many costs less than one too few
+GROW_AFTER, SHRINK_AFTER = 3, 6  # verdicts in a row; a member too many costs less than one too few
 WORTH_GROWING = 0.05  # predicted gain of samples/s
 MAY_COST = 0.01  # predicted loss of samples/s
-IDLE = 0.5  # most work, as a share of their time, of the members that stay
+IDLE = 0.5  # largest busy share of the members that stay
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Scale `role` to `size` members; `why`, in a few words."""
+    """Scale `role` to `size` members, with the reason in a few words."""
 
     role: str
     size: int
@@ -31,15 +31,15 @@ class Decision:
 
 @dataclass
 class Autoscaler:
-    """`bounds` by role; a role without any keeps its size."""
+    """`bounds` by role; a role without bounds keeps its size."""
 
     bounds: Mapping[str, Bounds]
-    _full: set[str] = field(default_factory=set)  # roles that found no place for another member
-    _streaks: dict[tuple[str, int], int] = field(default_factory=dict)  # (role, direction) -> judgements in a row
+    _full: set[str] = field(default_factory=set)  # roles whose last new member found no place
+    _streaks: dict[tuple[str, int], int] = field(default_factory=dict)  # (role, direction) -> verdicts in a row
 
     def decide(self, verdict: Verdict | None, sizes: Mapping[str, int], settled: bool) -> Decision | None:
-        """At most one change, from a verdict on steps that no earlier call has seen. `sizes` are members by role;
-        `settled`: nobody joins or leaves."""
+        """At most one change. The verdict rests on steps since the last call. `sizes`: members by role; `settled`: no
+        member joins or leaves."""
         if verdict is None or not settled:
             self._streaks.clear()
             return None
@@ -53,7 +53,7 @@ class Autoscaler:
         return Decision(role, sizes[role] + step, _reason(step, verdict, verdict.prospects[role]))
 
     def no_place(self, role: str) -> None:
-        """A member that was decided on could not be brought up: the role does not grow any more."""
+        """A new member of the role found no place: do not grow it again."""
         self._full.add(role)
 
     def _direction(self, role: str, verdict: Verdict, sizes: Mapping[str, int]) -> int:

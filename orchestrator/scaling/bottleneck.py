@@ -1,17 +1,16 @@
-"""Which role holds the run up, and what one member more or fewer of each would do to samples/s. Pure.
+"""Finds the bottleneck of a run, and predicts samples/s with one member more or fewer of each role. Pure.
 
-A role can take on more only while it waits, so its work is 1 - waiting, in lengths of a step. It is taken to divide
-among the role's members: with one more, each of m has m/(m+1) of it. That is the most that may be hoped for from an
-engine that answers many requests at once, since it counts as busy with one of them.
+A role can do more only while it waits, so its work is 1 - waiting, in units of a step. Work is assumed to divide evenly
+among members: with one more, each of m has m/(m+1) of it. This is an upper bound for an engine that batches requests,
+since it counts as busy with one request.
 
-With `max_staleness` above 0 the roles overlap. Each could carry throughput / work samples/s, and whoever could carry
-least holds up the others.
+With `max_staleness` above 0 the roles overlap. Each could carry throughput / work samples/s; the bottleneck is the role
+that could carry least.
 
 With `max_staleness` 0 two phases alternate: the learner waits for its batch, then the others wait for the learner. In
-the first, rollouts, scorers and rewards stream into each other, so of their work only the largest counts; one more
-member shortens the step by what it takes off the largest. What else that phase holds (the longest response, the way
-from one role to the next) nobody shortens. The bottleneck is of the longer phase: the learner, or the role with most
-work in the first.
+the first, rollouts, scorers and rewards form a pipeline, so that only the largest work counts; one more member shortens
+the step by the decrease of the largest. The rest of that phase (the longest response, delays between roles) stays. The
+bottleneck belongs to the longer phase: the learner, or the role with most work in the first.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RoleFigures:
-    """Mean members, and shares of their time at work and waiting, 0 to 1. Only an `elastic` role changes its size."""
+    """Mean number of members, and shares of their time busy and waiting, 0 to 1. `elastic`: its size may change."""
 
     members: float
     busy: float
@@ -32,7 +31,7 @@ class RoleFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured over whole steps; `throughput` in samples/s. `learner` names the role that makes the steps."""
+    """Measurements over whole steps; `throughput` in samples/s. `learner` names the role that makes the steps."""
 
     roles: Mapping[str, RoleFigures]
     throughput: float
@@ -42,8 +41,8 @@ class Figures:
 
 @dataclass(frozen=True)
 class Prospect:
-    """What becomes of samples/s, relative (0.31 is +31%), with one member `more`, and with one `fewer`, when those that
-    stay work a share `work_with_fewer` of their time. The last one takes everything with it."""
+    """Relative change of samples/s (0.31 is +31%) with one member `more` and one `fewer`. `work_with_fewer`: busy share
+    of the members that stay. Without its last member a role does nothing: -1."""
 
     more: float
     fewer: float = -1.0
@@ -52,7 +51,7 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`busy` is the bottleneck's, `throughput` (samples/s) as measured, `prospects` those of elastic roles."""
+    """`busy`: share of the bottleneck; `throughput`: measured samples/s; `prospects`: by elastic role."""
 
     bottleneck: str
     busy: float
@@ -61,7 +60,7 @@ class Verdict:
 
 
 def find_bottleneck(figures: Figures) -> Verdict | None:
-    """None where nothing can be concluded: nothing was trained, or nobody was seen at work."""
+    """None if nothing was trained, or no role was busy."""
     if figures.throughput <= 0.0 or figures.learner not in figures.roles:
         return None
     work = _work(figures)
@@ -73,8 +72,8 @@ def find_bottleneck(figures: Figures) -> Verdict | None:
 
 
 def _work(figures: Figures) -> dict[str, float]:
-    """Work a member, in lengths of the measured step. Under alternation no more of it counts than fits into the wait:
-    the rest, of an evaluation, say, is none of the step's."""
+    """Work of a member, in units of the measured step. With `max_staleness` 0 it is limited to the learner's wait: the
+    rest, e.g. of an evaluation, is not the step's."""
     wait = figures.roles[figures.learner].waiting
     work = {name: 1.0 - role.waiting for name, role in figures.roles.items()}
     if figures.max_staleness == 0:
@@ -95,7 +94,7 @@ def _prospect(figures: Figures, work: Mapping[str, float], name: str) -> Prospec
     members, now = figures.roles[name].members, _length(figures, work, work)
 
     def resized(size: float) -> tuple[float, float]:
-        """Change of samples/s, and work a member in lengths of the step that follows."""
+        """Relative change of samples/s, and work of a member in units of the resulting step."""
         share = work[name] * members / size
         change = now / _length(figures, work, {**work, name: share})
         return change - 1.0, share * change
@@ -105,8 +104,8 @@ def _prospect(figures: Figures, work: Mapping[str, float], name: str) -> Prospec
 
 
 def _length(figures: Figures, measured: Mapping[str, float], work: Mapping[str, float]) -> float:
-    """Length of a step with `work` in place of what was measured. Under overlap the measured one counts as the work of
-    its bottleneck: how much that one waits is taken to stay."""
+    """Length of a step with `work` in place of the measured work. With overlap it is the bottleneck's work, for
+    the measured step too: the share that it waits is assumed to stay."""
     if figures.max_staleness:
         return max(work.values())
     return 1.0 - _largest(figures, measured) + _largest(figures, work)

@@ -1,7 +1,7 @@
-"""A live run whose roles change their sizes: read once a second how busy they are, and scale them.
+"""Sizes of roles in a live run: read once a second how busy they are, and scale them.
 
-`scale` is the one way to another size, for a person and for autoscaling alike. It waits for nothing: a member that
-finds no place holds up no other command, and of two calls for a role the later one decides.
+A person and autoscaling both use `scale`. It returns at once: a member that finds no place delays no other command, and
+the later of two calls for a role decides.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from orchestrator.scaling.autoscale import Autoscaler
 from orchestrator.scaling.bottleneck import Figures, RoleFigures, Verdict, find_bottleneck
 from orchestrator.scaling.utilisation import Reading, Use, Window
 
-JUDGED_EVERY = 10.0  # seconds
+JUDGED_EVERY = 10.0  # seconds between verdicts for autoscaling, at least
 
 
 class Elastic:
-    """Owns the tasks in which roles change size. `notice` says a decision, or why one came to nothing."""
+    """Owns the tasks that resize roles. `notice` is called for each decision, and for each resize that fails."""
 
     def __init__(self, run: Run, notice: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
         self._run = run
@@ -35,14 +35,14 @@ class Elastic:
         self._resizing: set[asyncio.Task[None]] = set()
 
     def scale(self, sizes: Mapping[str, int], by_itself: bool = False) -> None:
-        """Begin to bring elastic roles to sizes of at least 1. Autoscaling, `by_itself`, learns from what fails."""
+        """Begin to resize elastic roles, to at least 1. `by_itself`: by autoscaling, which remembers a failure."""
         for role, size in sizes.items():
             task = asyncio.get_running_loop().create_task(self._resize(role, size, by_itself))
             self._resizing.add(task)
             task.add_done_callback(self._resizing.discard)
 
     def tick(self) -> None:
-        """Take a reading, and let autoscaling decide where there are new steps to judge."""
+        """Take a reading, and let autoscaling decide if there are new steps."""
         now, step = self._now(), self._run.progress.step
         self._window.add(self._read(now))
         if step == self._judged_step or now - self._judged_at < JUDGED_EVERY:
@@ -57,7 +57,7 @@ class Elastic:
         return self._window.last_minute()
 
     def verdict(self) -> Verdict | None:
-        """What holds the run up; None before enough steps were done with the members there are."""
+        """The bottleneck; None before enough steps with the current members."""
         use, recipe = self._window.whole_steps(), self._run.recipe
         if use is None:
             return None
@@ -68,7 +68,7 @@ class Elastic:
         return find_bottleneck(Figures(roles, use.steps * recipe.samples_per_step / use.seconds, recipe.max_staleness))
 
     async def close(self) -> None:
-        """Call off what is under way."""
+        """Cancel resizes under way."""
         for task in self._resizing:
             task.cancel()
         await asyncio.gather(*self._resizing, return_exceptions=True)
@@ -81,10 +81,10 @@ class Elastic:
                 self._autoscaler.no_place(role)
             self._notice(f"scale: {role}={size} came to nothing: {failure}")
         finally:
-            self._window.restart()  # what was measured was of other members
+            self._window.restart()  # earlier readings are of other members
 
     def _settled(self) -> bool:
-        """Nobody joins, leaves or is being replaced."""
+        """Whether no member joins, leaves or is being replaced."""
         return not self._resizing and all(
             m.serving and not m.apart for pool in self._pools.values() for m in pool.members
         )

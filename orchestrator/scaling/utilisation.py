@@ -1,8 +1,8 @@
-"""How busy each role is: over the last minute, for a person, and over whole steps, for what is concluded from it.
+"""How busy each role is: over the last minute for a person, and over whole steps for verdicts.
 
-Cumulative readings go in, about one a second; a share is a difference of two of them, so a reading costs the same
-whatever happened in between. A minute that begins or ends in mid-step weighs the phases of a step wrongly, and a step
-may be longer than a minute: conclusions rest on a whole number of steps, a minute of them where there are as many.
+Cumulative readings come in, about one a second; a share is the difference of two. A minute that begins or ends within a
+step weighs its phases wrongly, and a step may be longer than a minute. So verdicts use a whole number of steps: those
+of the last minute, and at least one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 60.0
-LEAST_SECONDS = 10.0  # of whole steps: when a step ended is known to about a second
+LEAST_SECONDS = 10.0  # of whole steps, at least: the end of a step is known to about a second
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Totals at time `at` (seconds of any clock), by role: member-seconds at work and member-seconds there. `step` is
-    the last one done; `waited` are seconds in which the learner had no batch."""
+    """Totals at time `at` (seconds of any clock) by role: member-seconds of work and of presence. `step`: the last one
+    done; `waited`: seconds in which the learner had no batch."""
 
     at: float
     step: int
@@ -29,7 +29,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Share:
-    """Of a role's member-seconds: at work, and waiting for some. The learner's need not add up to 1."""
+    """Shares of a role's member-seconds: busy, and waiting for work. The learner's need not add up to 1."""
 
     members: float  # mean
     busy: float
@@ -38,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Use:
-    """What happened between two readings."""
+    """Time, steps and shares between two readings."""
 
     seconds: float
     steps: int
@@ -47,14 +47,14 @@ class Use:
 
 @dataclass
 class Window:
-    """`learner` names the role whose waiting is measured by itself; the others wait when they have no work."""
+    """`learner` names the role whose waiting is measured; the others wait when they are not busy."""
 
     learner: str = "learner"
     _recent: deque[Reading] = field(default_factory=deque)
     _ends: deque[Reading] = field(default_factory=deque)  # the first reading after each end of a step
 
     def add(self, reading: Reading) -> None:
-        """Take a reading in. Steps that go back, as after a rebuilt learner, begin the whole steps anew."""
+        """Add a reading. A step below the last, as after a rebuilt learner, restarts the whole steps."""
         last = self._recent[-1] if self._recent else None
         if last and reading.step < last.step:
             self.restart()
@@ -65,15 +65,15 @@ class Window:
         _forget(self._recent, reading.at)
 
     def restart(self) -> None:
-        """Conclude nothing from steps so far: the members have changed."""
+        """Drop the steps so far: the members have changed."""
         self._ends.clear()
 
     def last_minute(self) -> Use | None:
-        """None before two readings."""
+        """The last minute; None before two readings."""
         return self._between(self._recent)
 
     def whole_steps(self) -> Use | None:
-        """None before two ends of steps that lie far enough apart."""
+        """Whole steps; None before two ends of steps that are LEAST_SECONDS apart."""
         use = self._between(self._ends)
         return use if use and use.seconds >= LEAST_SECONDS else None
 
@@ -95,6 +95,6 @@ class Window:
 
 
 def _forget(readings: deque[Reading], now: float) -> None:
-    """Drop readings that are not needed to cover the window; at least two stay."""
+    """Drop readings older than the window; at least two stay."""
     while len(readings) > 2 and readings[1].at <= now - WINDOW_SECONDS:
         readings.popleft()

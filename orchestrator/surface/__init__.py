@@ -2,5 +2,5 @@
 
 In come a run's phases, steps and notices; out go progress, status, the report, the last line and the exit code.
 
-The rule: it reads a run and passes on what is asked of it; it decides nothing of the training.
+The rule: it reads a run and passes commands on; it decides nothing of the training.
 """

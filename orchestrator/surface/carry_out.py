@@ -1,4 +1,4 @@
-"""From a recipe to an exit code: preflight, cluster, run, report; and whatever stops it on the way."""
+"""From a recipe to an exit code: preflight, cluster, run, report, and signals on the way."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ STOPPED = 3
 
 
 class StoppedEarly(BaseException):
-    """A signal asks to stop, and no step is under way: there is no loop yet."""
+    """A signal asks to stop before the event loop runs."""
 
 
 class Handlers:
-    """Python's own signal handlers raise until there is a loop, which has its own. Whoever asks for the third time
-    gets the end of this process; all that it started ends with it."""
+    """Signal handlers: before the event loop runs they raise StoppedEarly, then they ask the run to stop. A signal that
+    asks AT_ONCE again ends this process, and with it all that it started."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self._signals = Signals()
-        self._leave = leave  # what a resume needs of a run that has not begun
+        self._leave = leave  # writes what a resume needs of a run that has not begun
 
     def before_the_loop(self) -> None:
-        """Also after whatever has put other handlers in their place, as starting Ray does."""
+        """Install the handlers; again after code that replaces them, as starting Ray does."""
         for number in SIGNALS:
             signal.signal(number, self._raise)
 
     def in_the_loop(self, run: Run) -> None:
         for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._tell, run, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._ask, run, number)
 
     def _raise(self, number: int, frame: Any) -> None:
         if self._signals.heard(number) is Ask.AT_ONCE:
@@ -56,7 +56,7 @@ class Handlers:
             os._exit(STOPPED)
         raise StoppedEarly
 
-    def _tell(self, run: Run, number: int) -> None:
+    def _ask(self, run: Run, number: int) -> None:
         ask = self._signals.heard(number)
         if ask is Ask.AT_ONCE and run.stopping.ask is Ask.AT_ONCE:
             os._exit(STOPPED)
@@ -64,7 +64,7 @@ class Handlers:
 
 
 def carry_out(recipe: Recipe, directory: Path) -> int:
-    """The exit code of a run; a run that was stopped ends this process by itself, whatever its threads still do."""
+    """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads."""
     from orchestrator.preflight import cluster
     from orchestrator.surface.display import Display
 
@@ -123,23 +123,23 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
     training = Run(recipe, directory, inputs, pools, display)
     display.working = training.working
     handlers.in_the_loop(training)
-    said = None
+    error = None
     try:
         async with serve_commands(training, display):
             code = await training.execute()
     except Exception as failure:
-        code, said = await fail(training, failure)
+        code, error = await fail(training, failure)
     finally:
         display.phase("stopping the roles")
         at_once = training.stopping.hurried
         await asyncio.gather(*(pool.stop(at_once) for pool in pools.all().values()))
     display.phase("writing the report")
-    return await end(training, code, said, inputs.tokenizer)
+    return await end(training, code, error, inputs.tokenizer)
 
 
 @contextlib.contextmanager
 def _removed_if_unused(directory: Path) -> Iterator[None]:
-    """A run refused before it began leaves no directory that would block its name."""
+    """Remove the directory of a run that was refused before it began: it would block the run's name."""
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
 
 
 def _warn_or_refuse(findings: Sequence[Comparison], display: Display) -> None:
-    """Before a run starts: say what is tight. Raises RecipeError with a line for everything that is short."""
+    """Notice what is tight. Raises RecipeError with a line for each thing that is short."""
     from orchestrator.preflight.comparison import refuse
 
     refuse(findings)

@@ -1,4 +1,4 @@
-"""A disk that is full: which it is, and what is whole all the same."""
+"""Failures of a full disk: recognise them, and say which disk and which checkpoint is whole."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from orchestrator import checkpoint
 from orchestrator.preflight.comparison import MIB, size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SAID = ("No space left on device", "Disk quota exceeded", "os error 28", "PytorchStreamWriter failed writing")
+MESSAGES = ("No space left on device", "Disk quota exceeded", "os error 28", "PytorchStreamWriter failed writing")
 
 
 def is_full(failure: BaseException) -> bool:
-    """Whether a failure, or what led to it, is a disk without room: torch and safetensors say so in words alone."""
+    """Whether a failure or one of its causes is a full disk. torch and safetensors raise it as plain messages."""
     return any(
-        (isinstance(error, OSError) and error.errno in FULL) or any(words in str(error) for words in SAID)
+        (isinstance(error, OSError) and error.errno in FULL) or any(text in str(error) for text in MESSAGES)
         for error in _all(failure)
     )
 
 
 def described(failure: BaseException, directory: Path) -> str:
-    """One line: which disk, how much is free there, and what of the run in `directory` is whole."""
+    """One line: which disk is full, how much is free there, and the newest whole checkpoint."""
     where = next((Path(e.filename) for e in _all(failure) if isinstance(e, OSError) and e.filename), None)
     place = where if where is not None and where.is_absolute() else _fullest(directory)
     disk = _existing(place)
@@ -42,7 +42,7 @@ def _whole(directory: Path) -> str:
 
 
 def _all(failure: BaseException) -> Iterator[BaseException]:
-    """A failure, what it groups, and what it came from."""
+    """A failure, the members of its group, and its causes."""
     yield failure
     if isinstance(failure, BaseExceptionGroup):
         for inner in failure.exceptions:
@@ -52,7 +52,7 @@ def _all(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _fullest(directory: Path) -> Path:
-    """Of the disks that a run writes to, the one that has no room left; the run's own where all have."""
+    """A path on a full disk, of those that a run writes to; the run's directory if none is full."""
     places = [directory, Path("/dev/shm"), Path(tempfile.gettempdir())]
     return next((p for p in places if shutil.disk_usage(_existing(p)).free < MIB), directory)
 

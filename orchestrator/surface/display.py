@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live display on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live display on a terminal; elsewhere a line a step and a rare heartbeat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEARTBEAT_SECONDS = 30.0  # longest silence of a log without a terminal
 
 
 class Display:
-    """Observer that draws. `working` says which roles are busy now, `steps` how many steps there will be."""
+    """The observer that a person looks at. `steps`: the run's last step; `working()`: roles that are busy now."""
 
     working: Callable[[], Sequence[str]] = staticmethod(tuple)
 
@@ -29,7 +29,7 @@ class Display:
         self._began = time.monotonic()
         self._first_step: tuple[int, float] | None = None
         self._ended = threading.Event()
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
         self._progress = Progress(BarColumn(40), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._task = self._progress.add_task("", total=steps)
         self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=True)
@@ -104,17 +104,17 @@ class Display:
 
     def _beat(self) -> None:
         while not self._ended.wait(1.0):
-            if time.monotonic() - self._said > HEARTBEAT_SECONDS:
+            if time.monotonic() - self._printed_at > HEARTBEAT_SECONDS:
                 elapsed = time.monotonic() - self._began
                 self._say(f"  ... {self._phase} ({elapsed:.0f} s)  {self._roles()}".rstrip())
 
     def _say(self, text: str) -> None:
-        """A line where nothing is drawn."""
+        """Print a line, unless there is a live display."""
         if not self._console.is_terminal:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
         self._console.print(text, markup=False, soft_wrap=True)
         sys.stdout.flush()
 

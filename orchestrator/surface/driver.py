@@ -1,4 +1,4 @@
-"""The driver's side of the control actor: report how the run is, and do what commands ask."""
+"""The driver's side of the control actor: report the run's status and execute commands."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from orchestrator.surface.display import Display
 from orchestrator.surface.status import status_of
 
 REPORT_SECONDS = 1.0
-OBJECTS = 20_000  # made since the last look for garbage in cycles, before the next
+OBJECTS = 20_000  # new objects between two collections of the youngest generation
 
 
 def collect_seldom() -> None:
-    """Look for garbage in cycles less often, and not among what is loaded by now. A driver holds some ten objects for
-    each response under way, and they make no cycles: at 60,000 responses the default looks through all of them every
-    second, which takes 0.4 s."""
+    """Collect cyclic garbage less often, and not among objects that exist now. A driver holds about ten objects a
+    response in flight, without cycles. At 60,000 responses the default thresholds scan them all every second, in
+    0.4 s."""
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)  # what is frozen when Python ends looks like a leak to libraries that watch for them
+    atexit.register(gc.unfreeze)  # leak checks at exit would report frozen objects
     gc.set_threshold(OBJECTS, 10, 10)
 
 
 @contextlib.asynccontextmanager
 async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
-    """While this is entered, `logratio stop | status | scale` reach the run, and its roles may scale by themselves.
+    """Inside of it, `logratio stop | status | scale | swap` reach the run, and its roles may autoscale.
 
     Raises RecipeError when the cluster already runs one of this name.
     """
@@ -62,7 +62,7 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
 
 
 async def obey(run: Run, elastic: Elastic, control: Any) -> None:
-    """Do what commands ask, in order. None waits for what an earlier one began."""
+    """Execute commands in order. None waits for the effect of an earlier one."""
     while True:
         command, arguments = await control.next_command.remote()
         if command == "stop":
@@ -73,7 +73,7 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
             try:
                 run.swaps.ask(arguments)
                 await run.swaps.write()
-            except (RecipeError, OSError) as error:  # the command has looked: the run has moved on since
+            except (RecipeError, OSError) as error:  # the command checked, but the run has moved on
                 run.observer.notice(f"swap: {error}")
 
 
@@ -85,6 +85,6 @@ async def _report(run: Run, elastic: Elastic, control: Any, display: Display) ->
 
 
 def _say_fault(task: asyncio.Task[None], display: Display) -> None:
-    """The run goes on without commands or status, and a person should know."""
+    """Notice that commands or status failed; the run goes on."""
     if not task.cancelled() and (error := task.exception()):
         display.notice(f"commands and status no longer reach this run: {error or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""What a run leaves at its end, however it ended: summary and report, written again where there was no room before."""
+"""The end of every run: write summary and report. What did not fit on a full disk is tried again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 async def fail(training: Run, failure: Exception) -> tuple[int, str]:
-    """The exit code of a failed run and what is said of it. Raises RecipeError where that is what went wrong."""
+    """Summarise a failed run; returns its exit code and error message. Raises the failure if it is a RecipeError."""
     from orchestrator.run import FAILED
 
     if isinstance(error := first_of(failure), RecipeError):
         raise error from None
-    said = await asyncio.to_thread(described, failure, training.directory)
+    message = await asyncio.to_thread(described, failure, training.directory)
     await training.summarise(FAILED)
-    return FAILED, said
+    return FAILED, message
 
 
-async def end(training: Run, code: int, said: str | None, tokenizer: Any) -> Outcome:
-    """Write what there was no room for, now that the roles are gone, and the report."""
+async def end(training: Run, code: int, error: str | None, tokenizer: Any) -> Outcome:
+    """Write the report, and a summary that could not be written before: stopped roles free disk space."""
     unwritten: list[str] = []
     if training.unsummarised:
         await training.summarise(code)
@@ -34,9 +34,9 @@ async def end(training: Run, code: int, said: str | None, tokenizer: Any) -> Out
     report = None
     try:
         report = await asyncio.to_thread(_write_report, training.directory, tokenizer)
-    except OSError as error:
-        unwritten.append(f"report.html could not be written: {error}")
-    return Outcome(code, training, report, said, tuple(unwritten))
+    except OSError as failure:
+        unwritten.append(f"report.html could not be written: {failure}")
+    return Outcome(code, training, report, error, tuple(unwritten))
 
 
 def _write_report(directory: Path, tokenizer: Any) -> Path:

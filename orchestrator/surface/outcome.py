@@ -1,4 +1,4 @@
-"""How a run ended: what is left of it on the disk, and what is said once the live display is gone."""
+"""How a run ended: the messages that are printed after the live display."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Outcome:
-    """`code` is the exit code, `report` the page that was written, `error` what is said of a failure, `unwritten` what
-    found no room at the end."""
+    """`code`: exit code; `report`: path of the written page; `error`: message of a failure; `unwritten`: a message for
+    each file that could not be written."""
 
     code: int
     training: Run
@@ -30,7 +30,7 @@ class Outcome:
     unwritten: tuple[str, ...] = ()
 
     def say(self, directory: Path) -> None:
-        """Print what a person wants to know: the error, or answers before and after, the KL and the report."""
+        """Print the error, or answers and KL before and after; then the report's path."""
         from orchestrator.run import STOPPED
 
         if self.error:
@@ -65,14 +65,14 @@ class Outcome:
 
 
 def first_of(error: BaseException) -> BaseException:
-    """What really happened, out of the groups that task groups wrap it in."""
+    """The first error in nested exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def described(failure: BaseException, directory: Path) -> str:
-    """One readable line; the whole traceback goes to the run's own log, if there is room for it."""
+    """One readable line. The traceback goes to logs/driver.log, if the disk has room."""
     log, error = directory / "logs" / "driver.log", first_of(failure)
     if disk.is_full(failure):
         reason = disk.described(failure, directory)

@@ -1,6 +1,6 @@
-"""What `logratio status` shows: every member, how busy each role is, what holds the run up and what would help.
+"""What `logratio status` shows: members, how busy each role is, the bottleneck, and what one more member would bring.
 
-The driver describes its run as plain values; the command draws them. What is not known yet is said to be unknown.
+The driver describes its run in plain values; the command draws them. Unknown values are shown as unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Status = Mapping[str, Any]
 
 
 def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
-    """Plain values that any process can open."""
+    """The run's status in plain values that any process can unpickle."""
     use, verdict = elastic.last_minute(), elastic.verdict()
     pools, elastic_roles = run.pools.all(), run.recipe.elastic_roles
     return {
@@ -83,7 +83,7 @@ def roles_table(status: Status) -> Table:
 
 
 def bottleneck_line(status: Status) -> str:
-    """What holds the run up, and what one more member of each elastic role is predicted to bring."""
+    """The bottleneck, and the predicted gain of one more member of each elastic role."""
     found = status["bottleneck"]
     if found is None:
         return "the bottleneck is unknown: too few steps were done with these members"

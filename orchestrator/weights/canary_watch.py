@@ -1,5 +1,5 @@
-"""Asks scorers for their scores of fixed texts whenever their weights came, woke or are suspected, and replaces members
-that are wrong. `canaries.py` decides which are."""
+"""Checks scorers by fixed texts when they load weights, wake up or are suspected, and replaces wrong members.
+`canaries.py` decides which are wrong."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from configs.schema import Recipe
 from orchestrator.pools.pool import Pool, PoolMember, RoleFailed
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import MemberDied
-from orchestrator.weights.canaries import Asked, Canaries, Occasion, Verdict
+from orchestrator.weights.canaries import Canaries, Examined, Occasion, Verdict
 
 
 class TeacherWrong(RoleFailed):
-    """A scored model was wrong, and was still wrong in the member that came for it."""
+    """Two members of a scored model in a row served wrong weights."""
 
 
 class CanaryWatch:
@@ -28,33 +28,33 @@ class CanaryWatch:
         self._canaries = {model: Canaries(recipe.scorer_of(model).dtype) for model in pools.scorers}
         contexts = {model: recipe.scorer_of(model).max_context_tokens for model in pools.scorers}
         self._texts = {model: canary_texts(vocabulary, context) for model, context in contexts.items()}
-        self._alarmed: set[str] = set()  # models that an alarm was said of
-        self._looking = {model: asyncio.Lock() for model in pools.scorers}
+        self._alarmed: set[str] = set()  # models with an alarm notice
+        self._checking = {model: asyncio.Lock() for model in pools.scorers}
 
     def watches(self, pool: Pool) -> bool:
-        """Whether its members score, and there are texts to ask them about."""
+        """Whether its members are scorers, and there are texts for their contexts."""
         return bool(self._texts.get(self._models.get(id(pool), "")))
 
     async def check(self, pool: Pool, member: PoolMember, version: int, occasion: Occasion = Occasion.LOAD) -> None:
-        """Nothing for who scores nothing. Raises MemberDied where the member is wrong: it is replaced; and TeacherWrong
-        where that has come twice in a row: then the role has failed."""
-        if not self.watches(pool) or version < 0:  # -1: it has not been brought to any yet
+        """Check a member at a version; other roles' members are not checked. Raises MemberDied if it is wrong and
+        replaced, and TeacherWrong, failing the role, if two in a row are."""
+        if not self.watches(pool) or version < 0:  # -1: it has no version yet
             return
         model = self._models[id(pool)]
         canaries = self._canaries[model]
         repeats = canaries.noise is None
         readings = await pool.call_member(member, "canary", self._texts[model], repeats)
-        asked = Asked(member.number, member.place, pool.newest)
-        verdict = canaries.judge(asked, version, occasion, readings)
+        examined = Examined(member.number, member.place, pool.newest)
+        verdict = canaries.judge(examined, version, occasion, readings)
         if verdict.wrong:
-            await self._act(pool, member, verdict)
+            await self._replace(pool, member, verdict)
 
-    async def woken(self, pool: Pool, member: PoolMember) -> None:
-        """A member is awake again. Raises TeacherWrong."""
+    async def check_woken(self, pool: Pool, member: PoolMember) -> None:
+        """Check a member that has woken up. Raises TeacherWrong."""
         await self.check(pool, member, member.version, Occasion.WAKE)
 
     async def alarm(self, model: str, why: str) -> bool:
-        """Scores of a model that cannot be right: look at all of its members at once. Whether one was wrong. Raises
+        """Check all members of a model whose scores are suspicious. Returns whether one was wrong. Raises
         TeacherWrong."""
         pool = self._pools.scorers[model]
         if model not in self._alarmed:
@@ -63,19 +63,19 @@ class CanaryWatch:
                 f"scores of {model} are suspicious: {why}; its members are checked, here and whenever it comes"
             )
         before = pool.restarts
-        async with self._looking[model]:
-            looks = (self._look(pool, member) for member in pool.serving())
-            return any(await asyncio.gather(*looks)) or pool.restarts > before
+        async with self._checking[model]:
+            checks = (self._is_wrong(pool, member) for member in pool.serving())
+            return any(await asyncio.gather(*checks)) or pool.restarts > before
 
-    async def _look(self, pool: Pool, member: PoolMember) -> bool:
-        """Whether a member is wrong, or gone."""
+    async def _is_wrong(self, pool: Pool, member: PoolMember) -> bool:
+        """Whether a member is wrong or dead."""
         try:
             await self.check(pool, member, member.version, Occasion.ALARM)
         except MemberDied:
             return True
         return False
 
-    async def _act(self, pool: Pool, member: PoolMember, verdict: Verdict) -> None:
+    async def _replace(self, pool: Pool, member: PoolMember, verdict: Verdict) -> None:
         if verdict.final:
             failure = TeacherWrong(
                 f"{pool.role}-{member.number}: {verdict.why}, as it was with the member before it; "
@@ -87,7 +87,7 @@ class CanaryWatch:
         for other in [m for m in pool.members if m.number in verdict.wrong]:
             if other.serving:
                 pool.replace(other, death)
-            elif other is not member:  # it joins, and is found dead
+            elif other is not member:  # it is joining: its pool finds it dead
                 await pool.transport.kill(other.actors)
         if member.number in verdict.wrong:
             raise death

@@ -1,7 +1,7 @@
-"""The learner as the orchestrator sees it: one member of several ranks, called together with their shares.
+"""The learner as the orchestrator sees it: one member of several ranks, which are called together.
 
-Ranks first fetch their payloads, and only when all have them does a collective begin: a value that is lost on the way
-is said before anybody waits for anybody. The death of one rank is the learner's, and so is a fault of its device.
+Every rank fetches its payloads before a collective begins, so that a lost payload is reported before any rank waits for
+another. The death of one rank is the death of the learner, and so is a fault of its device.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost
 from orchestrator.samples import credit
 from orchestrator.samples.buffer import Scored
 from orchestrator.weights.together import together
-from orchestrator.weights.turns import Apart, Colocated, Turns
+from orchestrator.weights.turns import Colocated, OwnGpus, Turns
 
 
 class LearnerDied(RoleFailed):
-    """A rank is gone, or hangs; with it all that the learner has not saved."""
+    """A rank is dead or hangs. What the learner has not saved is lost."""
 
 
 class PayloadsLost(Exception):
-    """Payloads of a batch went down with a node before the learner had them. No rank has begun."""
+    """Payloads of a batch were lost with a node before the learner fetched them. No rank has begun the step."""
 
     def __init__(self, uids: frozenset[str]) -> None:
         super().__init__(f"the payloads of {len(uids)} samples are lost: {', '.join(sorted(uids)[:3])}")
@@ -39,39 +39,38 @@ class PayloadsLost(Exception):
 
 
 class LearnerGroup:
-    """Plans a batch from headers alone and hands every rank references to its own part. `engines` are the pools that
-    share its GPUs.
+    """Plans a batch from headers and gives every rank references to its own part. `engines`: pools on the same GPUs.
 
-    Whose turn it is may count on the weights: they move, and are published, only in `turns.learner()`. `died` is set
-    when a call finds it dead, whoever made it, and `death` is what it found, until `forget`.
+    Weights change, and are published, only inside of `turns.learner()`. The first call that finds the learner dead sets
+    `died` and `death`; `forget` resets them.
     """
 
     def __init__(self, recipe: Recipe, pool: Pool, engines: Sequence[Pool] = ()) -> None:
         self._recipe = recipe
         self._pool = pool
         self._asleep: PoolMember | None = None
-        self.turns: Turns = Colocated(self, engines) if engines else Apart()
+        self.turns: Turns = Colocated(self, engines) if engines else OwnGpus()
         self.died = asyncio.Event()
         self.death: LearnerDied | None = None
 
     async def start(self, spec: LearnerSpec) -> None:
-        """Let the ranks meet and build their engine."""
+        """Connect the ranks and build their engine."""
         (meeting, *_) = await self._together("address", lambda rank: ())
         await self._together("start", lambda rank: (spec, meeting))
 
     def forget(self) -> None:
-        """Another is to be built. The death of this one would hold what was on the way to it."""
+        """Reset after a death. Its traceback would keep payloads in flight alive."""
         self.death = None
         self.died.clear()
 
     async def load_projection(self, model: str, version: int, oldest: int, ref: Any) -> None:
-        """Give every rank a model's head at a version; heads before `oldest` are let go."""
+        """Give every rank a model's LM head at a version; heads before version `oldest` are dropped."""
         await self._together("load_projection", lambda rank: (model, version, oldest, ref))
 
     async def step(
         self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None, oldest: int = 0
     ) -> dict[str, Any]:
-        """One batch; global metrics of the objective. Tokens of versions below `oldest` carry no loss.
+        """Train one batch; returns the objective's global metrics. Tokens of versions below `oldest` carry no loss.
 
         Raises PayloadsLost before the step has begun, and LearnerDied.
         """
@@ -88,31 +87,30 @@ class LearnerGroup:
     async def evaluate(
         self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
     ) -> dict[str, Any]:
-        """The same readings without an update and, as `each`, those of every sample by uid. Raises PayloadsLost,
-        LearnerDied."""
+        """The same metrics without an update; `each`: uid -> values of a sample. Raises PayloadsLost, LearnerDied."""
         shares = self._shares(batch, 0, version, dials, record, 0)
         await self._fetch(batch, shares)
         found = await self._together("evaluate", lambda rank: (shares[rank].share,))
         return found[0] | {"each": {uid: sums for part in found for uid, sums in part["each"].items()}}
 
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
-        """The student, or one of its averages, as (headers, references to their buckets). All ranks gather, rank 0
-        yields: buckets stay references, headers are opened."""
+        """Gather the student's weights, or those of its average `model`, on all ranks. Returns the headers of the
+        buckets and references to them, from rank 0."""
         async with self._alive("publish") as member:
             try:
-                with self._pool.clock.busy(member.number):  # under ZeRO-3 all must take part
+                with self._pool.clock.busy(member.number):  # gathering under ZeRO-3 needs all ranks
                     pairs, *_ = await together([self._published(actor, model) for actor in member.actors])
                 return [header for _, header in pairs], [bucket for bucket, _ in pairs]
             except ValueLost as loss:
                 raise MemberDied(str(loss)) from loss
 
     async def sleep(self) -> None:
-        """Give the memory of the GPUs back. Raises LearnerDied."""
+        """Free the memory of the GPUs. Raises LearnerDied."""
         await self._together("sleep", lambda rank: ())
         self._asleep = self.member
 
     async def wake(self) -> None:
-        """Undo `sleep`; nothing for ranks that do not sleep, or that are still to be started. Raises LearnerDied."""
+        """Undo `sleep`. Does nothing for ranks that are awake or not started. Raises LearnerDied."""
         if self._asleep in self._pool.members:
             await self._together("wake", lambda rank: ())
         self._asleep = None
@@ -156,7 +154,7 @@ class LearnerGroup:
         return [share_of_rank(whole, batch, uids, cut) for uids in layout.ranks]
 
     async def _fetch(self, batch: Sequence[Scored], shares: Sequence[RankShare]) -> None:
-        """Bring every rank its payloads."""
+        """Let every rank fetch its payloads. Raises PayloadsLost."""
         try:
             await self._together("fetch", lambda rank: shares[rank].payloads)
         except ValueLost:
@@ -165,8 +163,8 @@ class LearnerGroup:
             raise PayloadsLost(frozenset(uids)) from None
 
     async def _lost(self, shares: Sequence[RankShare]) -> set[int]:
-        """Which payloads, by id, lead nowhere, each asked of a rank that needs it. All, where each can be had by
-        itself: a batch that never comes whole is as good as lost."""
+        """The ids of lost payloads: each is fetched on a rank that needs it. All, if every single fetch succeeds: the
+        batch as a whole did not."""
         needed = {id(ref): (rank, ref) for rank, share in enumerate(shares) for ref in share.payloads}
 
         async def gone(rank: int, ref: Any) -> bool:
@@ -201,14 +199,14 @@ class LearnerGroup:
 
     @property
     def member(self) -> PoolMember:
-        """The ranks there are now; others after a rebuild. Raises LearnerDied in between."""
+        """The current ranks; a rebuild makes others. Raises LearnerDied during a rebuild."""
         if not self._pool.members:
             raise LearnerDied("the learner is gone, and is being built anew")
         return self._pool.members[0]
 
     @asynccontextmanager
     async def _alive(self, method: str) -> AsyncIterator[PoolMember]:
-        """The ranks that a call is made to: the death of one is the learner's, unless all were given up meanwhile."""
+        """The ranks, for one call. Raises LearnerDied for the death of a rank; notes it unless they were discarded."""
         member = self.member
         try:
             yield member
@@ -229,8 +227,8 @@ def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
 
 
 def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Total]:
-    """Global denominators: distillation counts every response, the other terms those that the student drew. Tokens
-    that lose their loss for their age are counted: a mask never re-scales the rest."""
+    """Global denominators by term: distillation counts every response, other terms those of the student. Tokens masked
+    for their age count too, so that a mask never rescales the rest."""
     found: dict[str, Total] = {}
     for term in terms:
         mine = [s.given_tokens for s in batch if term == "distillation" or s.source == "student"]
@@ -239,7 +237,7 @@ def term_totals(terms: Sequence[str], batch: Sequence[Scored]) -> dict[str, Tota
 
 
 class RankShare(NamedTuple):
-    """What one rank is to do, and references to the payloads that hold its samples and their scores, each once."""
+    """The share of one rank, and references to the payloads of its samples and scores, each once."""
 
     share: Share
     payloads: tuple[Any, ...]
@@ -251,8 +249,8 @@ def share_of_rank(
     micro_batches: tuple[tuple[str, ...], ...],
     cut: set[str],
 ) -> RankShare:
-    """One rank's part of a batch. Each response is told by the payloads that were admitted with it: blocks of other
-    responses of the batch may hold its uid too, of an attempt that was given up."""
+    """One rank's part of a batch. Responses are located by payload and uid: another payload of the batch may hold the
+    same uid, of an earlier attempt."""
     mine = {uid for uids in micro_batches for uid in uids}
     entries = [scored for scored in batch if scored.header.uid in mine]
     payloads = {id(ref): ref for scored in entries for ref in _payloads(scored)}

@@ -1,4 +1,4 @@
-"""The roles of a run together: brought up, and each kept at the weights that it is to serve."""
+"""Brings the roles of a run up, and each member to the weights that it is to serve."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from orchestrator.weights.versions import Versions
 
 
 def role_sizes(recipe: Recipe) -> dict[str, int]:
-    """Members a recipe asks for, by role."""
+    """Members that a recipe asks for, by role."""
     return recipe.elastic_roles | {"dataset": 1, "learner": 1}
 
 
 class Roles:
-    """`vocabulary` is the models' common logit width; `claim` is told of a version before anything carries it, and
-    `notice` what a person should know; `end_token_ids` end a response. What already serves is taken as it is."""
+    """`vocabulary`: the models' common logit width. `claim` is called with each version number before it is published,
+    `notice` with messages for a person. Members that serve already are kept."""
 
     def __init__(
         self,
@@ -49,24 +49,24 @@ class Roles:
         self.learner = LearnerGroup(recipe, pools.learner, self._sharing())
         self.canaries = CanaryWatch(recipe, pools, vocabulary, notice)
         if isinstance(self.learner.turns, Colocated):
-            self.learner.turns.woken = self.canaries.woken
+            self.learner.turns.on_wake = self.canaries.check_woken
         self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
         self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier, self.canaries)
 
     async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
-        """Start what does not serve yet, the learner always; it begins from a checkpoint if there is one. Everybody who
-        is to have its weights can be brought to `version` then, and scored models to what they have at `step`."""
+        """Start the learner, from the checkpoint `saved` if there is one, and every role without members. Publishes the
+        student as `version` and sets scored models to their weights at `step`."""
         sizes = role_sizes(self._recipe)
         pools = self._pools.all()
         for pool in pools.values():
             pool.notice, pool.starting = self._notice, self.learner.turns.engine
-        await self.teachers.aim(step)
+        await self.teachers.set_swaps(step)
         for pool, versions in self._followers():
             pool.admit = _admit_to(pool, versions)
             for member in pool.members:
-                member.version = -1  # of another run, if any: its numbers say nothing here
+                member.version = -1  # a number of another run means nothing here
         cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
-        if self._recipe.colocate:  # one after the other: an engine takes its part of the memory that it finds free
+        if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
             await self._bring_up_learner(version, saved)
             for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
                 await pool.start(sizes[role])
@@ -77,33 +77,32 @@ class Roles:
                     tasks.create_task(pool.start(sizes[role]))
 
     async def load(self, step: int) -> None:
-        """Bring everybody who serves to the weights that `step` is to have."""
+        """Bring all members to the weights of `step`."""
         await self.pull()
-        await self.teachers.start(step)
+        await self.teachers.load(step)
 
     async def publish(self, number: int) -> None:
-        """Make the student's weights, and their averages, a version. In the learner's turn."""
+        """Publish the student's weights and their averages as a version. Called in the learner's turn."""
         await self.versions.publish(number)
         await self.teachers.publish(number)
 
     async def pull(self) -> None:
-        """Bring all who write responses to the current version."""
+        """Bring all members that write responses to the current version."""
         await asyncio.gather(*(self.versions.pull_all(pool) for pool in self._pools.writers().values()))
 
     async def discard_learner(self) -> None:
-        """End what is left of a dead learner, so that `bring_up` builds another."""
+        """End the ranks of a dead learner, so that `bring_up` builds another."""
         self._learner_died, self.versions.current = True, None
         await self._pools.learner.discard()
         self.learner.forget()
 
     def release(self) -> None:
-        """Let go of the last weights: pools outlive the run."""
+        """Drop the references to the last weights: pools outlive the run."""
         for _, versions in self._followers():
             versions.current = None
 
     async def _bring_up_learner(self, version: int, saved: Path | None) -> None:
-        """Build the learner and publish its first weights, in its turn: who still pulls from a dead one is done before
-        there is another."""
+        """Build the learner and publish its first weights, in its turn: pulls from a dead learner end before it."""
         async with self.learner.turns.learner():
             if not self._pools.learner.members:
                 await self._start_learner()
@@ -116,7 +115,7 @@ class Roles:
         try:
             await self._pools.learner.start(1)
         except DiedStarting as death:
-            if self._learner_died:  # one that was up before, in this run or in another, may come up again
+            if self._learner_died:  # it ran before, so it may start again
                 raise LearnerDied(str(death)) from death
             raise
 
@@ -139,18 +138,18 @@ class Roles:
         )
 
     def _sharing(self) -> list[Pool]:
-        """Pools of engines on the learner's GPUs, in the order of the flow."""
+        """Pools of engines on the learner's GPUs, in the order in which samples pass them."""
         pools = self._pools.all().values() if self._recipe.colocate else ()
         return [pool for pool in pools if pool is not self._pools.learner]
 
     def _followers(self) -> list[tuple[Pool, Versions]]:
-        """Pools whose members pull weights, and which."""
+        """Pools whose members pull weights, each with its versions."""
         return [*((pool, self.versions) for pool in self._pools.writers().values()), *self.teachers.followers()]
 
 
 def _admit_to(pool: Pool, versions: Versions) -> Admit:
     async def admit(member: PoolMember) -> None:
-        with suppress(LearnerDied):  # it is built anew, and then everybody pulls
+        with suppress(LearnerDied):  # after the rebuild every member pulls
             await versions.pull(pool, member)
 
     return admit

@@ -1,7 +1,7 @@
-"""Which steps skipped an update because loss or gradient was not finite: a state machine, and a part of a checkpoint.
+"""Steps that skipped updates because loss or gradient was not finite. Saved in checkpoints.
 
-Such a step is counted as made: its batch is behind the run. When it took no update at all the weights have not moved,
-so it makes no version and no checkpoint. IN_A_ROW such steps, one after the other, end the run.
+Such a step counts as made, and its batch as trained. If it skipped all its updates, the weights have not moved: it
+makes no version and no checkpoint. IN_A_ROW such steps, one after the other, end the run.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IN_A_ROW = 3
-NAMED = 16  # uids that a line of text names
+NAMED = 16  # uids listed in a message, at most
 
 
 @dataclass(frozen=True)
 class Skip:
-    """`updates` that a step skipped of those that it was to make, and the samples of its batch. It `moved` where it
-    took others."""
+    """A step with skipped updates: how many, whether others `moved` the weights, and the samples of its batch."""
 
     updates: int
     moved: bool
@@ -31,18 +30,18 @@ class SkippedUpdates:
     steps: dict[int, Skip] = field(default_factory=dict)
 
     def note(self, step: int, updates: int, moved: bool, uids: Iterable[str]) -> str:
-        """A step skipped updates. Returns what a person is told."""
+        """Note the skipped updates of a step. Returns the notice for a person."""
         self.steps[step] = skip = Skip(updates, moved, tuple(uids))
         what = "an update was skipped" if updates == 1 else f"{updates} updates were skipped"
         version = "" if moved else "; the weights have not moved, and make no new version"
         return f"step {step}: {what}, its loss or gradient is not finite{version}. Samples: {named(skip.uids)}"
 
     def moved(self, step: int) -> bool:
-        """Whether a step that was made moved the weights."""
+        """Whether a step moved the weights."""
         return step not in self.steps or self.steps[step].moved
 
     def failure(self, step: int) -> str | None:
-        """Why the run ends after a step; None if it goes on."""
+        """The error that ends the run after a step; None if it goes on."""
         last = range(step - IN_A_ROW + 1, step + 1)
         if any(self.moved(one) for one in last):
             return None
@@ -66,6 +65,6 @@ class SkippedUpdates:
 
 
 def named(uids: Sequence[str]) -> str:
-    """A batch's samples in a line of text: the first of them, and how many there are beside."""
+    """The first NAMED uids, and the number of the others."""
     more = len(uids) - NAMED
     return ", ".join(uids[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""What several ranks answer that are called together.
+"""Answers of several ranks that are called together.
 
-One that dies inside a collective is often told of last: the others' broken connections come first. So an error waits
-for what the other ranks have to say.
+When a rank dies inside a collective, the others' broken connections are often reported first. So an error waits for the
+answers of the other ranks, and the most telling error is raised.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost
 
-GRACE = 60.0  # seconds in which the death of a rank becomes known, also that of a whole node
-SHORT_GRACE = 5.0  # the same where a death would only name the cause of what is known to be a fault of the machine
+GRACE = 60.0  # seconds within which the death of a rank or of its node is reported
+SHORT_GRACE = 5.0  # seconds to wait for a death when a fault of the machine is known already
 
 
 async def together(answers: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All answers, or the error that tells most: a death at once; else a member's fault, the loss of a value, or what a
-    rank raised, once every rank has answered or had the time to. Nobody waits for survivors of a death."""
+    """All answers in order, or the most telling error. A death is raised at once. Other errors wait until all ranks
+    have answered or the grace is over: a fault of the machine comes first, then what a rank raised, a lost value."""
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     try:
         waiting = (await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))[1]
@@ -49,7 +49,7 @@ def _is_death(error: BaseException) -> bool:
 
 
 def _rank(error: BaseException) -> int:
-    """Deaths tell most, then faults of a machine; a value that is lost only where all else is well."""
+    """Deaths first, then faults of a machine, other errors, lost values."""
     if _is_death(error):
         return 0
     if isinstance(error, MemberSick):

@@ -1,8 +1,8 @@
-"""Whose turn it is: the learner's, or that of the engines which share its GPUs.
+"""Turns of the learner and of the engines that share its GPUs.
 
-`async with turns.learner():` is the learner's turn. Weights move, and are published, only in it. Where the learner has
-GPUs of its own (`Apart`) nobody else minds. Where it shares them (`Colocated`), engines sleep meanwhile, and it sleeps
-in theirs.
+`async with turns.learner():` is the learner's turn; weights change, and are published, only inside of it. A learner
+with GPUs of its own (`OwnGpus`) excludes no engine. On shared GPUs (`Colocated`) the engines sleep during the learner's
+turn, and the learner sleeps during theirs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from orchestrator.pools.transport import MemberDied
 
 
 class Sleeper(Protocol):
-    """A learner that can be put to sleep. Both raise RoleFailed when it is dead."""
+    """A learner that can be put to sleep. Both methods raise RoleFailed if it is dead."""
 
     async def sleep(self) -> None: ...
 
     async def wake(self) -> None:
-        """Nothing for one that does not sleep, or that is still to be built."""
+        """Does nothing for a learner that is awake or not built."""
         ...
 
 
 class Turns(Protocol):
     @property
     def leasing(self) -> bool:
-        """Whether responses may be asked for now."""
+        """Whether leases may be granted now."""
         ...
 
     def learner(self) -> AbstractAsyncContextManager[None]:
@@ -44,16 +44,16 @@ class Turns(Protocol):
         ...
 
     def engine(self) -> AbstractAsyncContextManager[None]:
-        """Held while an engine starts or loads weights: the learner's turn begins when nobody holds it, and who asks
-        for it then waits."""
+        """Entered while an engine starts or loads weights. It waits for the engines' turn, and the learner's turn waits
+        for its end."""
         ...
 
     def unleased(self) -> AbstractContextManager[None]:
-        """Nothing is leased meanwhile, so that several turns of the learner find the engines idle."""
+        """Nothing is leased inside of it, so that several turns of the learner find the engines idle."""
         ...
 
 
-class Apart:
+class OwnGpus:
     """The learner has GPUs of its own."""
 
     leasing = True
@@ -72,12 +72,12 @@ class Apart:
 
 
 class Colocated:
-    """`engines` are pools in the order of the flow, so that each has all its work when it is drained."""
+    """`engines` are pools in the order in which samples pass them, so that each has all its work when it drains."""
 
     def __init__(self, learner: Sleeper, engines: Sequence[Pool]) -> None:
         self._learner = learner
         self._engines = engines
-        self.woken: Callable[[Pool, PoolMember], Awaitable[None]] = _nothing  # told of an engine that is awake again
+        self.on_wake: Callable[[Pool, PoolMember], Awaitable[None]] = _nothing  # called for each engine that woke up
         self._asleep: set[PoolMember] = set()
         self._lock = asyncio.Lock()
         self._open = asyncio.Event()  # the engines' turn
@@ -93,8 +93,8 @@ class Colocated:
 
     @asynccontextmanager
     async def learner(self) -> AsyncIterator[None]:
-        """If the learner dies in its turn, the engines sleep on until another is built: what is left of it may still
-        hold memory."""
+        """If the learner dies in its turn, the engines sleep until another is built: its processes may still hold
+        memory."""
         async with self._lock:
             self._open.clear()
             await self._unheld.wait()
@@ -152,12 +152,12 @@ class Colocated:
     async def _rouse(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):
             await pool.call_member(member, "wake")
-            await self.woken(pool, member)
+            await self.on_wake(pool, member)
 
     async def _call(self, pool: Pool, member: PoolMember, verb: str) -> None:
-        with suppress(MemberDied):  # which gives its memory back too; its pool replaces it
+        with suppress(MemberDied):  # its memory is free then, and its pool replaces it
             await pool.call_member(member, verb)
 
 
 async def _nothing(pool: Pool, member: PoolMember) -> None:
-    """Nobody looks at who is awake again."""
+    """The default of `on_wake`."""

@@ -1,6 +1,6 @@
-"""Weight versions: published once by the learner, pulled by each member at a boundary of its own.
+"""Weight versions: the learner publishes each once, every member pulls it by itself.
 
-Pull, not broadcast: a member may come or go and nothing hangs.
+Pull, not broadcast: a member may come or go at any time, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
 
 
 class Versions:
-    """The current version of the student, or of one of its averages (`model`), and its way to the members of a pool.
-    `claim` is told of a number before anything carries it; `watch` looks at scorers that have loaded."""
+    """The current version of the student, or of its average `model`, and how members pull it. `claim` is called with a
+    number before it is published; `watch` checks scorers after a load."""
 
     def __init__(
         self,
@@ -38,15 +38,15 @@ class Versions:
         self._watch = watch
 
     async def publish(self, number: int) -> None:
-        """Make the learner's weights the current version."""
+        """Make the learner's weights the current version. Called in the learner's turn."""
         await asyncio.to_thread(self._claim, number)
         self.current = await self._carrier.publish(self._learner, number, self._model)
 
     async def pull(self, pool: Pool, member: PoolMember) -> None:
-        """Bring one member to the current version, and again if a newer one came meanwhile.
+        """Bring one member to the current version, and to a newer one that comes meanwhile.
 
-        Raises MemberDied, and SwapRefused where that is the carrier's. A member whose load raised anything else is as
-        good as dead: its engine may hold half a version.
+        Raises MemberDied, and SwapRefused from the carrier. Any other error of a load counts as the member's death: its
+        engine may hold half a version.
         """
         while (version := self.current) is not None and member.version != version.number:
             try:
@@ -55,23 +55,22 @@ class Versions:
                 await self._renew(version)
 
     async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
-        """Bring one member to a version that is not the current one. Raises as `pull` does."""
+        """Bring one member to a version that is not current. Raises as `pull` does."""
         await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member, Occasion.TRIAL)
 
     async def pull_all(self, pool: Pool) -> None:
-        """Bring every serving member up to date; one that dies on the way is replaced, and admitted with the current
-        version."""
+        """Bring every serving member to the current version. One that dies is replaced and admitted with it."""
         pulls = await asyncio.gather(*(self.pull(pool, m) for m in pool.serving()), return_exceptions=True)
         for failure in pulls:
             if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
                 raise failure
 
     async def _pull(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
-        async with self._learner.turns.engine(), member.loading:  # two pulls of one version load it once
-            if member not in pool.members:  # it died of the pull before: no learner waits for its end of a transfer
+        async with self._learner.turns.engine(), member.loading:  # the lock lets two pulls load a version once
+            if member not in pool.members:  # it died in an earlier pull: do not begin a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version != version.number:
-                with self._kept_back(pool, member):  # or what is wrong would score before it is found
+                with self._kept_back(pool, member):  # a wrong member must not score before its check
                     member.version = await self._load(version, pool, member)
                     if self._watch:
                         await self._watch.check(pool, member, version.number, occasion)
@@ -90,7 +89,7 @@ class Versions:
             raise MemberDied(f"loading version {version.number} failed: {error}") from error
 
     async def _renew(self, lost: Version) -> None:
-        """A version went down with a node: publish it again under its number, from weights that have not moved."""
+        """Publish a version that was lost with a node again, under its number, from unchanged weights."""
         async with self._learner.turns.learner():
             if self.current is lost:
                 await self.publish(lost.number)

@@ -21,7 +21,7 @@ from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.run import DONE, Run
-from orchestrator.weights.canaries import CEILING, FLOORS, Asked, Canaries, Occasion
+from orchestrator.weights.canaries import CEILING, FLOORS, Canaries, Examined, Occasion
 from orchestrator.weights.canary_watch import CanaryWatch, TeacherWrong
 from tests.unit.simulation import Simulation, learned, metrics, recipe
 
@@ -33,8 +33,8 @@ def off(by: float, of: Sequence[float] = RIGHT) -> list[float]:
     return [value + by for value in of]
 
 
-def member(number: int, place: int | None = None, newest: int | None = None) -> Asked:
-    return Asked(number, number if place is None else place, number + 1 if newest is None else newest)
+def member(number: int, place: int | None = None, newest: int | None = None) -> Examined:
+    return Examined(number, number if place is None else place, number + 1 if newest is None else newest)
 
 
 # The state machine.
@@ -395,7 +395,7 @@ def test_a_real_scorer_that_wakes_wrong_is_found(
         await bed.pool.resize(2)
         for member in bed.pool.serving():
             for _ in range(3):
-                await bed.watch.woken(bed.pool, member)  # nothing is wrong: nothing happens
+                await bed.watch.check_woken(bed.pool, member)  # nothing is wrong: nothing happens
         sick = bed.pool.members[1]
         damage(sick.lead._engine._model)
         with pytest.raises(MemberDied):

@@ -341,7 +341,7 @@ def test_a_recipe_names_what_may_be_swapped_and_when() -> None:
 
 
 def test_the_first_step_has_the_first_weights() -> None:
-    assert "models.teacher.swaps.1: unknown key; allowed: greater than or equal to 2" in refusal(
+    assert "models.teacher.swaps.1: is wrong as a key: input should be greater than or equal to 2" in refusal(
         {"models.teacher.swaps": {1: "/b"}}
     )
 
