@@ -1,8 +1,8 @@
-"""Can these machines hold this run? What it takes against what there is, a line each, before any actor starts.
+"""Can these machines hold this run? A line for each comparison, before any actor starts.
 
-First whether every bundle has a place: a live cluster is asked by a placement group, machines that are only described
-are packed (placement.py). Where all have one, what then lies on each node (node_capacity.py). Then what depends on no
-placement: the disk under the run, and the KV caches.
+First whether every bundle has a place: a live cluster places them in a placement group, other machines are packed by
+placement.py. If so, what lies on each node (node_capacity.py). Then what depends on no placement: the disk under the
+run, and the KV caches.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> l
 
 
 def _reserved(recipe: Recipe, survey: Survey) -> Placed | None:
-    """Ray is not asked for more than its nodes have: an autoscaler would begin to add some."""
+    """Where Ray places the bundles. None if they exceed its nodes: asking would make an autoscaler add some."""
     bundles, nodes = bundles_of(recipe), [machine.node for machine in survey.machines]
     short = any(sum(getattr(b, kind) for b in bundles) > sum(getattr(n, kind) for n in nodes) for kind in KINDS)
     return None if short else reserve(bundles)
 
 
 def packed(recipe: Recipe, survey: Survey) -> Placed:
-    """Where a layout would lie on machines that nobody can be asked to reserve."""
+    """Where a layout would lie on machines without a running cluster."""
     return place(bundles_of(recipe), [machine.node for machine in survey.machines])
 
 
 def compare(
     recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey, placed: Placed | None
 ) -> list[Comparison]:
-    """Everything that is compared, what fits included. `placed`: where the bundles lie; None where the cluster has not
-    placed them all."""
+    """All comparisons, also those that fit. `placed`: where the bundles lie; None if the cluster has not placed them
+    all."""
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
     longest = max(len(prompt.ids[STUDENT]) for prompt in (*inputs.train, *inputs.heldout))
     found = [one for name in ("CPU", "GPU") if (one := _total(wanted, name, nodes, survey))]
@@ -93,7 +93,7 @@ def bundles_of(recipe: Recipe) -> list[Bundle]:
 
 
 def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node]) -> list[Comparison]:
-    """Why Ray has not placed a layout: too little in all, too small nodes, or resources that others hold now."""
+    """The reason that Ray has not placed a layout: too little in total, nodes too small, or resources in use."""
     if any(one.grade == "short" for one in totals):
         return [*totals]
     if all(one.grade == "fits" for one in totals) and packed.homeless:
@@ -103,8 +103,8 @@ def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node
 
 
 def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], survey: Survey) -> Comparison | None:
-    """CPUs or GPUs of the whole layout. What others hold now, or what an autoscaler may still add, may be there before
-    the run gives up waiting for it."""
+    """CPUs or GPUs of the whole layout. What is in use now, or may be added by an autoscaler, makes it tight: the run
+    waits for it."""
     kind = f"{name.lower()}s"
     amounts = {demand.role: getattr(demand, kind) for demand in wanted if getattr(demand, kind)}
     if not amounts:

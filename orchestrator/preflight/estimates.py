@@ -59,8 +59,9 @@ def score_bytes(support: str, response_tokens: int, topk: int = 0, hidden: int =
 
 
 def checkpoint_bytes(parameters: int, learner: Learner, averages: int = 0) -> int:
-    """Bytes that DeepSpeed writes. For each parameter: weights in the learner's dtype (not under ZeRO-3: its shards are
-    the next item), a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW, 4 for each average."""
+    """Bytes that DeepSpeed writes. For each parameter: weights in the learner's dtype (none under ZeRO-3, which saves
+    the master copy only), a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW, and 4
+    for each average."""
     weights = 0 if learner.zero_stage == 3 else WIDTH[learner.dtype]
     return parameters * (weights + _optimizer_bytes(learner) + 4 * averages)
 

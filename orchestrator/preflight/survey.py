@@ -1,8 +1,8 @@
-"""What the machines of a run offer: the one a local start would have, or every node of a joined cluster.
+"""The resources of a run's machines: of this machine for a local start, else of every node of the joined cluster.
 
-Ray says what its nodes offer, and whether a layout has its place there: a placement group of all its bundles is made
-and removed again. Each node reports its free shared memory, disk and memory itself, by a task that takes no CPU. What
-does not answer is reported as unknown.
+Ray reports what its nodes offer. Whether it can place a layout is found by making and removing a placement group of all
+its bundles. A task without CPUs reports each node's free shared memory, disk and memory. A node that does not answer is
+reported as unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.preflight.placement import Bundle, Node, Placed
 
 PATIENCE = 30.0  # seconds to wait for all nodes
 RESERVED_WITHIN = 10.0  # seconds for Ray to place a layout
-SMALLEST = 0.001  # CPUs of a bundle that asks for nothing: Ray wants something
+SMALLEST = 0.001  # CPUs of a bundle that needs nothing: Ray refuses empty ones
 STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 
 
@@ -44,9 +44,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Survey:
-    """`disk`: bytes free under the run's directory as seen here, `held`: bytes it holds already. `idle`: CPU and GPU
-    that nobody has reserved now; empty where the cluster has yet to start. `most`: what the cluster may grow to; empty
-    where it does not scale by itself."""
+    """`disk`: bytes free under the run's directory as seen here; `held`: bytes in it already. `idle`: CPUs and GPUs that
+    are not reserved now; empty if the cluster has yet to start. `most`: what an autoscaler may grow the cluster to;
+    empty without one."""
 
     machines: tuple[Machine, ...]
     disk: int
@@ -80,8 +80,8 @@ def survey_cluster(directory: Path) -> Survey:
 
 
 def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Placed | None:
-    """Where Ray places these bundles on the cluster that this process has joined; None where it has not placed all of
-    them after some seconds. Nothing stays reserved."""
+    """Where Ray places these bundles on the joined cluster; None if it has not placed all of them within `seconds`.
+    Nothing stays reserved."""
     import ray
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
