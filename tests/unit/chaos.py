@@ -1,7 +1,8 @@
-"""Members that die, hang and vanish with their nodes, drawn from a seed, in a time of its own.
+"""Members that die, hang, fall sick and vanish with their nodes, drawn from a seed, in a time of its own.
 
 `Nodes` is the in-process transport with what a real cluster adds: calls take a while, members live on nodes, and a node
-takes along the payloads that its members have yielded. `Chaos` strikes again and again while a run goes on.
+takes along the payloads that its members have yielded. A sick member lives, and raises what a device, its memory or a
+connection raises. `Chaos` strikes again and again while a run goes on.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from actors.wire.records import Request, unpack_samples
@@ -28,6 +30,12 @@ from orchestrator.run import REBUILDS, Run
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation
 
+FAULTS: tuple[Exception, ...] = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:2010, remote process exited"),
+    RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2345"),
+)
 SECONDS = {"step": 0.5, "publish": 0.2, "save": 0.3, "restore": 0.3, "load": 0.1, "start": 1.0}  # at most
 
 
@@ -56,6 +64,7 @@ class Nodes(LocalTransport):
         self._node: dict[int, int] = {}  # by id of the actor
         self._lost: set[int] = set()
         self._hung: set[int] = set()
+        self.faults: dict[int, Exception] = {}  # by id of the actor: what it is to raise
         self.misses: list[Any] = []  # values that were wanted and lost
         self.spawned: dict[int, Any] = {}  # all actors there ever were, so that no id is used twice
 
@@ -81,6 +90,10 @@ class Nodes(LocalTransport):
         """They answer nothing any more, and live."""
         self._hung |= {id(actor) for actor in actors}
 
+    def sicken(self, actors: Sequence[Any], fault: Exception) -> None:
+        """They raise this in the place of their next answer, and live."""
+        self.faults |= {id(actor): fault for actor in actors}
+
     async def lose(self, actors: Sequence[Any]) -> None:
         """Members are gone, and with them the payloads that they have yielded."""
         self._lost |= {id(actor) for actor in actors}
@@ -105,6 +118,15 @@ class Nodes(LocalTransport):
         self._check(actor)
         return result
 
+    async def _alive(self, actor: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+        async def healthy() -> Any:
+            value = await work()
+            if fault := self.faults.pop(id(actor), None):
+                raise fault
+            return value
+
+        return await super()._alive(actor, healthy)
+
     def _held(self, box: Any, actor: Any) -> _Held:
         return _Held(box.future, box.part, actor, self._lost, self.misses)
 
@@ -114,8 +136,9 @@ class Nodes(LocalTransport):
 
 @dataclass
 class Chaos:
-    """Strikes `strikes` times, every `seconds` on average: members of `roles` are killed, hang now and then, and vanish
-    with a node where `nodes` is set. Another node takes its place, for members that are spawned from then on."""
+    """Strikes `strikes` times, every `seconds` on average: members of `roles` are killed, hang now and then, fall sick
+    as `sick` says, and vanish with a node where `nodes` is set. Another node takes its place, for members that are
+    spawned from then on."""
 
     rng: random.Random
     transport: Nodes
@@ -123,6 +146,7 @@ class Chaos:
     strikes: int
     seconds: float
     nodes: bool = False
+    sick: float = 0.0  # the share of strikes
     done: list[str] = field(default_factory=list)
     _learner_deaths: list[int] = field(default_factory=list)  # after which step
 
@@ -146,7 +170,10 @@ class Chaos:
         victim = [self.rng.choice(self.rng.choice(members).actors)]
         if role == "learner":
             self._learner_deaths.append(run.progress.step)
-        if self.rng.random() < 0.15:
+        if self.sick and self.rng.random() < self.sick:
+            self.transport.sicken(victim, self.rng.choice(FAULTS))
+            self.done.append(f"sick {role}")
+        elif self.rng.random() < 0.15:
             self.transport.hang(victim)
             self.done.append(f"hang {role}")
         else:
@@ -180,7 +207,9 @@ class Chaos:
         )
 
     def _alive(self, member: PoolMember) -> bool:
-        return all(id(actor) in self.transport.living() for actor in member.actors)
+        """And is not about to fall sick."""
+        healthy = self.transport.living() - self.transport.faults.keys()
+        return all(id(actor) in healthy for actor in member.actors)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, uid: str, seconds: float) -> None:
@@ -213,13 +242,19 @@ def lose_before_the_learner(monkeypatch: pytest.MonkeyPatch, uid: str) -> None:
 
 
 def run_in_chaos(
-    settings: Recipe, seed: int, roles: Sequence[str], strikes: int, seconds: float, nodes: bool = False
+    settings: Recipe,
+    seed: int,
+    roles: Sequence[str],
+    strikes: int,
+    seconds: float,
+    nodes: bool = False,
+    sick: float = 0.0,
 ) -> tuple[int, Simulation, Chaos]:
     """One simulated run under Chaos: its exit code and what became of it."""
     rng = random.Random(seed)
     transport = Nodes(rng)
     simulation = Simulation(settings, transport=transport)
-    chaos = Chaos(rng, transport, roles, strikes, seconds, nodes)
+    chaos = Chaos(rng, transport, roles, strikes, seconds, nodes, sick)
 
     async def both() -> int:
         reigning = asyncio.create_task(chaos.reign(simulation.run))

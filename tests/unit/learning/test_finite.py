@@ -57,6 +57,7 @@ def rank(root: Path, zero_stage: int, lr: float, gradients: list[float]) -> tupl
     config = recipe(root).learner.model_copy(update={"dtype": "float32", "zero_stage": zero_stage})
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
     learner, module = Learner(0, 1), torch.nn.Linear(3, 2)
+    module.value_head = None  # pyright: ignore[reportAttributeAccessIssue]
     learner._spec = LearnerSpec(config, recipe(root).objective, "/none", 9, 9, 0, "float32", updates=2)
     learner._student = module  # pyright: ignore[reportAttributeAccessIssue]
     learner._engine = Engine(module, bool(zero_stage))

@@ -115,6 +115,24 @@ def test_chaos_over_all_roles_with_lost_nodes(
         assert all(first <= version <= last for by in samples.values() for version in by.values())
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_twenty_members_of_one_role_fall_sick_and_live(tmp_path: Path, batches: Batches, role: str) -> None:
+    """Each is replaced and ended, and what it was to do is done again."""
+    code, simulation, chaos = run_in_chaos(settings(tmp_path), 1, [role], STRIKES, 4.0, sick=1.0)
+    assert code == DONE and set(chaos.done) == {f"sick {role}"}
+    summary = json.loads((simulation.directory / "summary.json").read_text())
+    assert sum(summary["restarts"].values()) + summary["learner_rebuilds"] == STRIKES
+    assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_sick_members_among_the_dead_and_the_lost(tmp_path: Path, batches: Batches, seed: int) -> None:
+    changed = settings(tmp_path, max_staleness=2, stream_tokens=3 * (seed % 2))
+    code, simulation, chaos = run_in_chaos(changed, seed, ROLES, STRIKES, 4.0, nodes=True, sick=0.5)
+    assert code == DONE and {done.split()[0] for done in chaos.done} >= {"sick", "kill", "node"}
+    assert_nothing_lost(tmp_path, simulation, chaos, batches, 2)
+
+
 def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path, batches: Batches) -> None:
     code, simulation, chaos = run_in_chaos(settings(tmp_path, colocate=True), 1, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE

@@ -119,6 +119,24 @@ def test_a_resume_knows_what_kills_its_members(tmp_path: Path, poison: list[list
     assert set(summary(again)["skipped"]) == set(GROUP)
 
 
+def test_a_stop_right_after_a_checkpoint_saves_whom_members_died_of_and_what_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 2 is saved, members die while step 3 is sampled, and no step follows: its checkpoint is written anew."""
+    poison_sample(monkeypatch, POISONED, 10.0)
+    settings = recipe(tmp_path, checkpoint={"every": 1})
+    first = StoppedWhen("quarantined", settings)
+    assert first.go_in_own_time() == STOPPED
+    assert first.run.progress.step == 2 and restarts(first) >= DEATHS
+    state = json.loads((tmp_path / "sim" / "checkpoints" / "step_2" / "state.json").read_text())
+    assert dict(state["suspects"]["alone"])[int(POISONED.split(".")[0])] == DEATHS
+    assert set(state["skipped"]) == {POISONED}
+    again = Simulation(settings)
+    assert again.go_in_own_time() == DONE
+    assert restarts(again) == 0, "nobody died of it again"
+    assert set(summary(again)["skipped"]) == set(GROUP), "a group that is guilty is not asked for any more"
+
+
 MATE = next(uid for uid in GROUP if uid != POISONED)
 SLOWLY: dict[str, Any] = {"simulated": {"rollout_seconds_per_token": 0.1}, "max_staleness": 1}
 
