@@ -44,7 +44,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Survey:
-    """`disk`: bytes free under the run's directory as seen here; `held`: bytes in it already. `idle`: CPUs and GPUs that
+    """`disk`: bytes free under the run's directory as seen here; `held`: bytes in it now. `idle`: CPUs and GPUs that
     are not reserved now; empty if the cluster has yet to start. `most`: what an autoscaler may grow the cluster to;
     empty without one."""
 

@@ -1,4 +1,4 @@
-"""A teacher that is silently wrong is found by fixed texts and replaced, and ends the run where that mends nothing."""
+"""A scorer with wrong weights is found by fixed texts and replaced; if its replacement is wrong too, the run ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def member(number: int, place: int | None = None, newest: int | None = None) -> 
 # The state machine.
 
 
-def test_the_tolerance_is_the_noise_of_repeats_or_what_rounding_may_do() -> None:
+def test_the_tolerance_is_a_multiple_of_the_noise_and_never_below_rounding() -> None:
     quiet, noisy = Canaries("float32"), Canaries("bfloat16")
     quiet.judge(member(0), 0, LOAD, [RIGHT, off(1e-6)])
     assert quiet.tolerance == FLOORS["float32"]
@@ -50,7 +50,7 @@ def test_the_tolerance_is_the_noise_of_repeats_or_what_rounding_may_do() -> None
     assert noisy.judge(member(2), 0, LOAD, [off(0.16)]).wrong == {2}
 
 
-def test_one_token_that_is_far_off_is_found_too() -> None:
+def test_a_single_token_far_off_is_found() -> None:
     canaries, many = Canaries("float32"), [*RIGHT] * 100
     canaries.judge(member(0), 0, LOAD, [many])
     assert canaries.judge(member(1), 0, WAKE, [[*many[:-1], many[-1] - 0.02]]).wrong == {1}
@@ -65,7 +65,7 @@ def test_one_token_that_is_far_off_is_found_too() -> None:
         ([RIGHT, off(CEILING.mean * 2)], "repeats of its scores differ"),
     ],
 )
-def test_what_no_model_gives_is_wrong_from_the_first(readings: list[list[float]], said: str) -> None:
+def test_impossible_readings_are_wrong_without_a_reference(readings: list[list[float]], said: str) -> None:
     canaries = Canaries("float32")
     first = canaries.judge(member(0, newest=1), 0, LOAD, readings)
     assert first.wrong == {0} and said in first.why and not first.final
@@ -73,8 +73,8 @@ def test_what_no_model_gives_is_wrong_from_the_first(readings: list[list[float]]
     assert canaries.noise is None, "nothing is learned of who is wrong"
 
 
-def test_of_two_places_that_load_a_model_otherwise_nobody_knows_which_is_right() -> None:
-    """Both are replaced; the one whose successor is alike stays, the other's successor ends the run."""
+def test_two_places_that_disagree_are_both_replaced() -> None:
+    """Both are replaced. A replacement that agrees with the reference stays; one that differs ends the run."""
     canaries = Canaries("float32")
     assert not canaries.judge(member(0, newest=2), 0, LOAD, [RIGHT]).wrong
     assert canaries.judge(member(1, newest=2), 0, LOAD, [off(1)]).wrong == {0, 1}
@@ -83,7 +83,7 @@ def test_of_two_places_that_load_a_model_otherwise_nobody_knows_which_is_right()
     assert again.final and "differ by 1 nats a token" in again.why and "0.001 and 0.01 are allowed" in again.why
 
 
-def test_what_two_places_load_alike_outvotes_the_first() -> None:
+def test_two_places_that_agree_outvote_the_reference() -> None:
     canaries = Canaries("float32")
     canaries.judge(member(0, newest=2), 0, LOAD, [off(1)])  # half loaded, and first
     assert canaries.judge(member(1, newest=2), 0, LOAD, [RIGHT]).wrong == {0, 1}
@@ -92,7 +92,7 @@ def test_what_two_places_load_alike_outvotes_the_first() -> None:
     assert canaries.judge(member(4, newest=5), 0, LOAD, [off(1)]).wrong == {4}
 
 
-def test_who_joins_members_that_agree_is_wrong_alone() -> None:
+def test_a_joiner_that_disagrees_with_several_is_replaced_alone() -> None:
     canaries = Canaries("float32")
     for number in range(2):
         canaries.judge(member(number, newest=2), 0, LOAD, [RIGHT])
@@ -100,14 +100,14 @@ def test_who_joins_members_that_agree_is_wrong_alone() -> None:
     assert canaries.judge(member(3, 2, 4), 0, LOAD, [off(0.1)]).final
 
 
-def test_replacements_that_load_alike_and_wrong_do_not_outvote_what_was_right() -> None:
+def test_equally_wrong_replacements_of_one_place_do_not_outvote_the_reference() -> None:
     canaries = Canaries("float32")
     canaries.judge(member(0, newest=1), 0, LOAD, [RIGHT])
     assert canaries.judge(member(1, 0, 2), 0, LOAD, [off(1)]).wrong == {1}
     assert canaries.judge(member(2, 0, 3), 0, LOAD, [off(1)]).final
 
 
-def test_wakes_are_judged_by_what_was_loaded_and_twice_in_a_row_means_at_waking() -> None:
+def test_wakes_are_compared_with_the_loaded_reference_and_counted_apart_from_loads() -> None:
     canaries = Canaries("float32")
     canaries.judge(member(0, newest=1), 0, LOAD, [RIGHT])
     first = canaries.judge(member(0, newest=1), 0, WAKE, [off(1)])
@@ -116,7 +116,7 @@ def test_wakes_are_judged_by_what_was_loaded_and_twice_in_a_row_means_at_waking(
     assert canaries.judge(member(1, 0, 2), 0, WAKE, [off(1)]).final, "and wakes as the one before it"
 
 
-def test_a_good_wake_between_makes_the_next_bad_one_the_first_again() -> None:
+def test_a_good_wake_resets_the_count_of_bad_ones() -> None:
     canaries = Canaries("float32")
     canaries.judge(member(0, newest=1), 0, LOAD, [RIGHT])
     canaries.judge(member(0, newest=1), 0, WAKE, [off(1)])
@@ -125,7 +125,7 @@ def test_a_good_wake_between_makes_the_next_bad_one_the_first_again() -> None:
     assert not canaries.judge(member(1, 0, 2), 0, WAKE, [off(1)]).final
 
 
-def test_two_members_that_wake_wrong_together_are_not_twice_in_a_row() -> None:
+def test_two_members_that_wake_wrong_together_count_once() -> None:
     canaries = Canaries("float32")
     for number in range(2):
         canaries.judge(member(number, newest=2), 0, LOAD, [RIGHT])
@@ -133,7 +133,7 @@ def test_two_members_that_wake_wrong_together_are_not_twice_in_a_row() -> None:
     assert [v.wrong for v in verdicts] == [{0}, {1}] and not any(v.final for v in verdicts)
 
 
-def test_each_version_has_a_reference_of_its_own_and_a_trial_takes_it_anew() -> None:
+def test_each_version_has_its_own_reference_and_a_trial_resets_it() -> None:
     canaries = Canaries("float32")
     for version in range(20):
         assert not canaries.judge(member(0, newest=1), version, LOAD, [off(-version)]).wrong
@@ -150,7 +150,7 @@ def scores(logprobs: Sequence[float], entropy: float | None = None) -> list[Scor
     return [Score("a", np.array(logprobs, np.float32), entropy_sum=entropy)]
 
 
-def test_scores_that_are_all_alike_or_uniform_are_suspicious() -> None:
+def test_constant_or_uniform_scores_are_suspicious() -> None:
     tokens = list(range(20))
     assert "all 20 log-probs are -6.9078" in suspicion_of(scores([-np.log(1000)] * 20), tokens, 1000)
     assert suspicion_of(scores([0.0] * 20), tokens, 1000)
@@ -160,7 +160,7 @@ def test_scores_that_are_all_alike_or_uniform_are_suspicious() -> None:
     assert not suspicion_of(scores(varied), tokens, 1000), "vLLM knows no entropy"
 
 
-def test_answers_of_one_token_that_are_the_same_are_not() -> None:
+def test_equal_scores_of_one_repeated_token_are_not_suspicious() -> None:
     same = [Score(str(i), np.array([-0.25], np.float32), entropy_sum=0.5) for i in range(64)]
     assert not suspicion_of(same, [7] * 64, 1000)
     assert not suspicion_of(same, [7, 8] * 32, 1000)
@@ -180,7 +180,7 @@ def test_texts_are_within_vocabulary_and_context_and_always_the_same(vocabulary:
 
 
 class Ward:
-    """Simulated scorers in the order they were made, and how far off each is."""
+    """Simulated scorers in the order in which they were made, and the error of each."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.members: list[SimulatedScorer] = []
@@ -242,7 +242,7 @@ def kill(run: Run) -> None:
 
 
 @pytest.mark.parametrize("objective", ["frozen", "live", "ema"])
-def test_where_nothing_is_wrong_nothing_is_replaced(tmp_path: Path, ward: Ward, objective: str) -> None:
+def test_right_scorers_are_never_replaced(tmp_path: Path, ward: Ward, objective: str) -> None:
     models: dict[str, Any] = {"student": {"path": "/none"}, "teacher": {"weights": objective}}
     models["teacher"] |= {"path": "/none", "swaps": {3: "/b"}} if objective == "frozen" else {}
     models["teacher"] |= {"decay": 0.9} if objective == "ema" else {}
@@ -252,7 +252,7 @@ def test_where_nothing_is_wrong_nothing_is_replaced(tmp_path: Path, ward: Ward, 
     assert numbers(simulation) == [0, 1] and not [n for n in simulation.notices if "fixed texts" in n]
 
 
-def test_a_replica_that_is_half_loaded_is_replaced_before_it_scores(tmp_path: Path, ward: Ward) -> None:
+def test_a_half_loaded_replica_is_replaced_before_it_scores(tmp_path: Path, ward: Ward) -> None:
     ward.ill[1] = -0.5
     simulation = Simulation(recipe(tmp_path))
     assert simulation.go() == DONE
@@ -276,7 +276,7 @@ def test_a_model_that_stays_wrong_ends_the_run_with_the_numbers(tmp_path: Path, 
     assert "scorer.teacher-2" in str(error) and "\n" not in str(error)
 
 
-def test_a_swap_that_one_member_gets_wrong_costs_that_member_and_not_the_swap(tmp_path: Path, ward: Ward) -> None:
+def test_a_swap_that_one_member_loads_wrongly_replaces_that_member_only(tmp_path: Path, ward: Ward) -> None:
     models = {"student": {"path": "/none"}, "teacher": {"path": "/a", "swaps": {3: "/b"}}}
     swap = SimulatedScorer.swap
 
@@ -297,14 +297,14 @@ def shared(root: Path, **changes: Any) -> Simulation:
     return Simulation(recipe(root, colocate=True, data={"heldout": "/none"}, **changes))
 
 
-def test_who_wakes_wrong_is_replaced(tmp_path: Path, ward: Ward) -> None:
+def test_a_member_that_wakes_wrong_is_replaced(tmp_path: Path, ward: Ward) -> None:
     ward.on_wake = lambda number: ward.ill.update({1: -6.0}) if number == 1 else None
     simulation = shared(tmp_path)
     assert simulation.go() == DONE
     assert numbers(simulation) == [0, 2]
 
 
-def test_who_wakes_wrong_whoever_it_is_ends_the_run(tmp_path: Path, ward: Ward) -> None:
+def test_members_that_wake_wrong_twice_in_a_row_end_the_run(tmp_path: Path, ward: Ward) -> None:
     ward.on_wake = lambda number: ward.ill.update({number: -6.0})
     error = ends(shared(tmp_path, **ONE))
     assert isinstance(error, TeacherWrong) and "differ by 6 nats a token" in str(error)
@@ -318,7 +318,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("wrong", [True, False])
-def test_an_alarm_looks_at_members_at_once_and_what_a_wrong_one_gave_is_scored_again(
+def test_an_alarm_checks_all_members_and_rescores_what_a_wrong_one_scored(
     tmp_path: Path, ward: Ward, monkeypatch: pytest.MonkeyPatch, untouched: list[list[Any]], wrong: bool
 ) -> None:
     score = SimulatedScorer.score

@@ -1,5 +1,5 @@
-"""A second carrier, whose ends must meet, as vLLM's own transfer engine has it: a channel for each pair of learner and
-member that both open together, then for each version a transfer that neither end completes alone.
+"""A second carrier, whose ends must meet, like NCCL or vLLM's transfer engine: learner and member open a channel
+together, and neither completes a transfer alone.
 
 Whole simulated runs over it: members join, leave, die and hang in the middle of a transfer, and so does the learner.
 """
@@ -29,7 +29,7 @@ from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, 
 
 
 class Wire:
-    """What two ends have between them: a part is handed over when both are there. Closed, it lets the sender go."""
+    """A channel: a part is passed when both ends are there. Closing it releases the sender."""
 
     def __init__(self) -> None:
         self._parts: asyncio.Queue[bytes] = asyncio.Queue(1)
@@ -51,18 +51,18 @@ class Wire:
 
 @dataclass
 class Network:
-    """The wires, by channel; what befalls an end in mid-transfer; and what each member took."""
+    """The wires by channel, the faults injected into transfers, and what each member received."""
 
     wires: dict[str, Wire] = field(default_factory=dict)
-    befalls: Callable[[str, int], str] = lambda end, version: ""  # (end, version) -> "", "dies", "hangs" or "raises"
+    fault: Callable[[str, int], str] = lambda end, version: ""  # (end, version) -> "", "dies", "hangs" or "raises"
     sent: dict[int, bytes] = field(default_factory=dict)  # the weights of each version
-    taken: list[tuple[int, bytes]] = field(default_factory=list)  # (version, what came of it)
+    taken: list[tuple[int, bytes]] = field(default_factory=list)  # (version, data)
 
     def wire(self, channel: str) -> Wire:
         return self.wires.setdefault(channel, Wire())
 
-    async def meet_fate(self, end: str, version: int) -> None:
-        fate = self.befalls(end, version)
+    async def inject(self, end: str, version: int) -> None:
+        fate = self.fault(end, version)
         if fate == "dies":
             raise MemberDied(f"{end} was killed in version {version}")
         if fate == "hangs":
@@ -75,10 +75,10 @@ NETWORK = Network()
 
 
 class Sender(SimulatedLearner):
-    """The first rank is on the wire, the others take part in gathering alone."""
+    """Rank 0 sends; the other ranks only gather."""
 
     def describe(self, model: str | None) -> dict[str, Any]:
-        """What the other end must know of a version before a byte of it comes."""
+        """What a member must know before it receives a version."""
         return {"names": ["weights"], "nbytes": self._weights.nbytes}
 
     async def open_channel(self, channel: str) -> None:
@@ -91,11 +91,11 @@ class Sender(SimulatedLearner):
         async with NETWORK.wire(channel).busy:
             data = NETWORK.sent[version] = self._weights.tobytes()
             for half in (data[:16], data[16:]):
-                await NETWORK.meet_fate("learner", version)
+                await NETWORK.inject("learner", version)
                 await NETWORK.wire(channel).put(half)
 
     async def close_channel(self, channel: str) -> None:
-        """Answers when whoever was sending has let go."""
+        """Returns when the sender is released."""
         NETWORK.wire(channel).close()
         async with NETWORK.wire(channel).busy:
             pass
@@ -107,7 +107,7 @@ class Receiver(SimulatedRollout):
 
     async def receive(self, channel: str, version: int, update: Mapping[str, Any]) -> int:
         data = await NETWORK.wire(channel).get()
-        await NETWORK.meet_fate("member", version)
+        await NETWORK.inject("member", version)
         while len(data) < update["nbytes"]:
             data += await NETWORK.wire(channel).get()
         NETWORK.taken.append((version, data))
@@ -115,10 +115,10 @@ class Receiver(SimulatedRollout):
 
 
 class Rendezvous:
-    """Nothing of a version is kept: it is the learner's weights until they move."""
+    """Keeps no copy: a version exists until the learner's weights change."""
 
     def __init__(self) -> None:
-        self._live: dict[str | None, tuple[PoolMember, int]] = {}  # whose weights are which version
+        self._live: dict[str | None, tuple[PoolMember, int]] = {}  # model -> (learner, version) of its live weights
         self._channels: dict[tuple[PoolMember, PoolMember], str] = {}
 
     async def publish(self, learner: LearnerGroup, number: int, model: str | None) -> Version:
@@ -150,7 +150,7 @@ async def meet(
     channel: str,
     *arguments: Any,
 ) -> Any:
-    """What the member says, once both ends are done. Where it fails the learner is told to let go, or it would wait for
+    """Run both ends; returns the member's answer. If the member fails, the learner's end is closed: it would wait for
     ever."""
     receiving = pool.call_member(member, method, channel, *arguments, deadline="load")
     ends = [asyncio.ensure_future(end) for end in (sending, receiving)]
@@ -160,7 +160,7 @@ async def meet(
         raise
     except Exception:
         await learner.take_part("close_channel", channel)
-        await ends[0]  # or it hangs for reasons of its own
+        await ends[0]  # raises if the learner hangs
         raise
     finally:
         for end in ends:
@@ -169,7 +169,7 @@ async def meet(
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
-    """Learners and rollouts that have ends, and what is between them."""
+    """Learners and rollouts with both ends of the carrier, and the network between them."""
     found = Network()
     monkeypatch.setattr(sys.modules[__name__], "NETWORK", found)
     monkeypatch.setattr(layout, "SimulatedLearner", Sender)
@@ -183,28 +183,27 @@ def simulated(root: Path, **changes: Any) -> Simulation:
 
 @pytest.fixture(scope="module")
 def by_object_store(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
-    """What a run learns whose weights travel as values."""
+    """What a run over the object store learns."""
     root = tmp_path_factory.mktemp("object_store")
     assert Simulation(recipe(root)).go() == DONE
     return learned(root)
 
 
 def assert_whole(root: Path, network: Network, expected: list[list[Any]] | None) -> None:
-    """Every sample trained once, on the weights that its version names: each version is one set of weights, whoever
-    took it and whenever."""
+    """Every sample is trained once, and every member received the same weights for a version."""
     assert_each_once(root)
     assert network.taken and all(data == network.sent[version] for version, data in network.taken)
     assert expected is None or learned(root) == expected
 
 
 def once(end: str, version: int, fate: str) -> Callable[[str, int], str]:
-    """A fate of the first such end that gets so far."""
+    """Inject a fault once, at an end and from a version on."""
     left = [fate]
     return lambda e, v: left.pop() if left and e == end and v >= version else ""
 
 
 @pytest.mark.parametrize("changes", [{}, {"learner": {"ranks": 2}}, {"max_staleness": 1}], ids=str)
-def test_a_run_whose_weights_travel_from_end_to_end_learns_the_same(
+def test_a_run_over_the_rendezvous_carrier_learns_the_same(
     network: Network, by_object_store: list[list[Any]], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     simulation = simulated(tmp_path, **changes)
@@ -216,7 +215,7 @@ def test_a_run_whose_weights_travel_from_end_to_end_learns_the_same(
 
 
 def test_neither_end_completes_alone(network: Network, tmp_path: Path) -> None:
-    """Whoever waits for a peer that never comes is given up at its deadline, and says which."""
+    """An end that waits for its peer fails at its own deadline."""
 
     async def story() -> None:
         simulation = simulated(tmp_path)
@@ -257,10 +256,10 @@ def test_members_join_and_leave_while_weights_travel(
 
 @pytest.mark.parametrize("fate", ["dies", "hangs", "raises"])
 @pytest.mark.parametrize("bound", [0, 1])
-def test_a_member_that_fails_in_mid_transfer_is_replaced_and_holds_up_nobody(
+def test_a_member_that_fails_in_mid_transfer_is_replaced_and_the_learner_is_released(
     network: Network, by_object_store: list[list[Any]], tmp_path: Path, fate: str, bound: int
 ) -> None:
-    network.befalls = once("member", 3, fate)
+    network.fault = once("member", 3, fate)
     simulation = simulated(tmp_path, max_staleness=bound)
     assert simulation.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None if bound else by_object_store)
@@ -274,7 +273,7 @@ def test_a_member_that_fails_in_mid_transfer_is_replaced_and_holds_up_nobody(
 def test_a_learner_that_fails_in_mid_transfer_is_built_anew(
     network: Network, by_object_store: list[list[Any]], tmp_path: Path, fate: str, bound: int
 ) -> None:
-    network.befalls = once("learner", 3, fate)
+    network.fault = once("learner", 3, fate)
     simulation = simulated(tmp_path, max_staleness=bound)
     assert simulation.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None if bound else by_object_store)

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: its update is skipped, counted and named, and nothing is made of it."""
+"""A step whose loss or gradient is not finite: its update is skipped and noticed, without version or checkpoint."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_skipped_update_makes_no_version_and_no_checkpoint_and_is_named(
 
 
 def test_a_skipped_update_leaves_the_weights_as_they_were(tmp_path: Path, sick: list[int]) -> None:
-    """What is trained behind it is as if that batch had carried no update."""
+    """Later steps train as if that batch had made no update."""
     weights: dict[str, bytes] = {}
     for name, steps in (("sound", []), ("sick", [STEPS])):
         sick[:] = steps
@@ -108,7 +108,7 @@ def test_three_in_a_row_end_the_run_and_leave_the_last_checkpoint(tmp_path: Path
     assert folder.name == "step_2" and checkpoint.latest(simulation.directory)
 
 
-def test_a_resume_knows_of_skipped_updates(tmp_path: Path, sick: list[int]) -> None:
+def test_a_resume_keeps_skipped_updates(tmp_path: Path, sick: list[int]) -> None:
     sick[:] = [3, 4, 5]
     assert Simulation(recipe(tmp_path), stop_at(4)).go() == STOPPED
     with pytest.raises(BaseException) as failure:
@@ -116,8 +116,8 @@ def test_a_resume_knows_of_skipped_updates(tmp_path: Path, sick: list[int]) -> N
     assert isinstance(first_of(failure.value), NotFinite)
 
 
-def test_weights_that_an_update_broke_end_the_run(tmp_path: Path) -> None:
-    """A finite gradient, and a rate with which no weight stays finite."""
+def test_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    """A finite gradient, and a learning rate that makes every weight infinite."""
     simulation = Simulation(recipe(tmp_path, learner={"optimizer": {"lr": 1e39}}))
     with pytest.raises(BaseException) as failure:
         simulation.go()
@@ -127,7 +127,7 @@ def test_weights_that_an_update_broke_end_the_run(tmp_path: Path) -> None:
     assert checkpoint.highest_version(simulation.directory) == 0
 
 
-def test_two_in_a_row_are_outlived_and_steps_that_moved_do_not_count() -> None:
+def test_only_three_steps_in_a_row_without_an_update_end_the_run() -> None:
     skips = SkippedUpdates()
     for step, updates, moved in (
         (1, 1, True),

@@ -1,4 +1,4 @@
-"""A frozen model's scorers are given the weights of another directory in mid-run: by the recipe, or by a command."""
+"""Swaps: a frozen model's scorers get another directory's weights during a run, by the recipe or by a command."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def summary(simulation: Simulation) -> dict[str, Any]:
     return json.loads((simulation.directory / "summary.json").read_text())
 
 
-def test_on_policy_every_step_is_scored_by_the_weights_that_it_is_to_have(tmp_path: Path, batches: Batches) -> None:
+def test_on_policy_every_step_is_scored_with_its_own_weights(tmp_path: Path, batches: Batches) -> None:
     simulation = Simulation(swapping(tmp_path, {3: "/b", 5: "/c"}))
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
@@ -64,7 +64,7 @@ def test_on_policy_every_step_is_scored_by_the_weights_that_it_is_to_have(tmp_pa
     ]
 
 
-def test_what_was_scored_ahead_keeps_its_scores_and_the_learner_the_heads_of_them(
+def test_samples_scored_ahead_keep_their_scores_and_the_learner_keeps_their_heads(
     tmp_path: Path, batches: Batches
 ) -> None:
     speed = {"rollout_seconds_per_token": 0.2, "learn_seconds_per_token": 0.0}
@@ -100,7 +100,7 @@ def test_what_was_scored_ahead_keeps_its_scores_and_the_learner_the_heads_of_the
     assert known[5] == {0, 3, 4} and known[6] == {3, 4}, "heads that nothing needs any more are let go"
 
 
-def test_a_command_swaps_once_the_step_under_way_is_done_and_the_recipe_says_so(
+def test_a_command_swaps_after_the_step_under_way_and_is_written_to_the_recipe(
     tmp_path: Path, batches: Batches
 ) -> None:
     simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/b"})))
@@ -112,7 +112,7 @@ def test_a_command_swaps_once_the_step_under_way_is_done_and_the_recipe_says_so(
 
 
 @pytest.mark.parametrize("refusing", [1, 2])
-def test_a_directory_that_cannot_be_served_leaves_everybody_as_they_were(
+def test_a_command_that_cannot_be_served_leaves_all_members_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, refusing: int
 ) -> None:
     """The first member refuses, or the second when the first has swapped."""
@@ -125,7 +125,7 @@ def test_a_directory_that_cannot_be_served_leaves_everybody_as_they_were(
     assert summary(simulation)["swaps"] == [] and summary(simulation)["restarts"] == {}
 
 
-def test_a_swap_of_the_recipe_that_cannot_be_served_ends_the_run_in_words(
+def test_a_swap_of_the_recipe_that_cannot_be_served_ends_the_run_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, 1)
@@ -137,7 +137,7 @@ def test_a_swap_of_the_recipe_that_cannot_be_served_ends_the_run_in_words(
     assert isinstance(error, SwapFailed) and "models.teacher.swaps.3: /bad cannot be served" in str(error)
 
 
-def test_a_command_takes_the_place_of_the_recipes_swap_and_gives_it_back_where_it_cannot_be_served(
+def test_a_command_replaces_the_recipes_swap_and_restores_it_if_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
 ) -> None:
     refuse(monkeypatch, 1)
@@ -149,7 +149,7 @@ def test_a_command_takes_the_place_of_the_recipes_swap_and_gives_it_back_where_i
     assert scored_by(batches)[3] == {0} and scored_by(batches)[4] == {4}
 
 
-def test_a_newer_command_outlives_an_older_one_that_a_rewind_has_put_off(tmp_path: Path) -> None:
+def test_a_newer_command_drops_an_older_one_that_a_rewind_made_due_again(tmp_path: Path) -> None:
     simulation = Simulation(swapping(tmp_path, {5: "/recipes"}))
     run, found = simulation.run, simulation.run.recipe
     simulation.directory.mkdir()
@@ -177,7 +177,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(SimulatedScorer, "swap", refusing)
 
 
-def test_a_directory_that_kills_its_members_is_given_up(
+def test_a_directory_that_kills_its_members_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
 ) -> None:
     swap = SimulatedScorer.swap
@@ -197,11 +197,10 @@ def test_a_directory_that_kills_its_members_is_given_up(
 
 
 @pytest.mark.parametrize("killed", [2, 3])
-def test_idle_members_that_went_with_their_node_say_nothing_of_a_directory(
+def test_idle_members_lost_with_their_node_do_not_count_against_a_directory(
     tmp_path: Path, batches: Batches, killed: int
 ) -> None:
-    """When they are to swap, and when the learner is given a head again to let go of the one before it: nobody has
-    asked anything of them since."""
+    """The node is lost before a swap, or before the learner gets a head again so as to drop the one before."""
     settings = swapping(
         tmp_path,
         {3: "/b"},
@@ -241,10 +240,10 @@ def test_a_member_that_dies_while_it_swaps_is_replaced_by_one_that_starts_with_t
     assert started == [0, 0, 3] and scored_by(batches)[3] == {3} and serving(simulation) == [3, 3]
 
 
-def test_a_writer_that_joins_during_a_swap_writes_nothing_before_it_is_done(
+def test_a_rollout_that_joins_during_a_swap_samples_nothing_before_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches
 ) -> None:
-    """It has the student's new version at once, and the scorers have the old teacher still."""
+    """It has the student's new version at once, while the scorers still serve the old teacher."""
     swap, joining = SimulatedScorer.swap, list[asyncio.Task[None]]()
 
     async def slow(scorer: SimulatedScorer, version: int, model: str) -> int:
@@ -260,7 +259,7 @@ def test_a_writer_that_joins_during_a_swap_writes_nothing_before_it_is_done(
 
 
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Versions that scorers start with, from now on."""
+    """Versions that scorers started from now on start with."""
     start, found = SimulatedScorer.start, list[int]()
 
     async def starting(scorer: SimulatedScorer) -> None:
@@ -272,10 +271,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("crashed", "started"), [(3, 0), (5, 4)])
-def test_a_resume_has_the_weights_of_each_step_again(
+def test_a_resume_scores_each_step_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, crashed: int, started: int
 ) -> None:
-    """From the checkpoint of step 2, before the swap, or of step 4, after it."""
+    """From the checkpoint of step 2 (before the swap) or of step 4 (after it)."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert Simulation(swapping(whole, {4: "/b"})).go() == DONE
     expected = scored_by(batches)
@@ -296,11 +295,11 @@ def test_a_resume_has_the_weights_of_each_step_again(
 
 
 @pytest.mark.parametrize(("killed", "heads"), [(1, [0, 0, 4, 4]), (4, [0, 4, 4, 0, 4, 4])])
-def test_a_rebuilt_learner_takes_the_scorers_back_with_it_and_is_given_heads_again(
+def test_a_rebuilt_learner_resets_the_scorers_and_gets_the_heads_again(
     tmp_path: Path, batches: Batches, killed: int, heads: list[int]
 ) -> None:
-    """It dies before the swap or after it, and begins again before it: what is done again is scored as it was. A head
-    comes once more when the one before it is let go."""
+    """It dies before or after the swap and restarts before it: repeated steps are scored as the first time. A head is
+    sent again when the one before it is dropped."""
     deaths: list[asyncio.Task[None]] = []
 
     def kill(run: Run) -> None:
@@ -327,7 +326,7 @@ def test_a_rebuilt_learner_takes_the_scorers_back_with_it_and_is_given_heads_aga
 # --- what may be swapped ---
 
 
-def test_a_recipe_names_what_may_be_swapped_and_when() -> None:
+def test_swaps_of_a_recipe_are_validated() -> None:
     longer = {"run.steps": 9, "models.teacher.swaps": {5: "/b", "7": "/c"}}
     found = loaded(longer)
     assert [found.swap_at("teacher", step) for step in (1, 4, 5, 6, 7, 9)] == [0, 0, 5, 5, 7, 7]
@@ -340,7 +339,7 @@ def test_a_recipe_names_what_may_be_swapped_and_when() -> None:
         with_swaps(found, 10, {"teacher": "/d"})
 
 
-def test_the_first_step_has_the_first_weights() -> None:
+def test_no_swap_before_step_two() -> None:
     assert "models.teacher.swaps.1: is wrong as a key: input should be greater than or equal to 2" in refusal(
         {"models.teacher.swaps": {1: "/b"}}
     )

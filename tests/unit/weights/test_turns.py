@@ -1,5 +1,5 @@
-"""Learner and engines that share GPUs: whole simulated runs in which every member notes when it holds memory and when
-it works. Never does a learner hold any beside an engine, nobody works in its sleep, and what is learned is the same."""
+"""Learner and engines on shared GPUs: in whole simulated runs, every member notes when it holds memory and works. A
+learner never holds memory beside an engine, no member works while asleep, and the run learns the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnStep = Callable[[Run, Mapping[str, Any]], None]
 
 
 class Gpu:
-    """Who holds its memory, what was done in which order, and what must not happen."""
+    """Which members hold memory, the order of their calls, and violations."""
 
     def __init__(self) -> None:
         self.holders: list[Noted] = []
@@ -174,7 +174,7 @@ class Reward(Engine, SimulatedReward):
 
 
 class Transport(LocalTransport):
-    """Who is killed holds nothing any more."""
+    """A killed member holds no memory."""
 
     async def kill(self, actors: Sequence[Any]) -> None:
         GPU.holders = [holder for holder in GPU.holders if holder not in actors]
@@ -206,20 +206,22 @@ TO_THE_LEARNER = [*(f"drain {e}" for e in ENGINES), *(f"sleep {e}" for e in ENGI
 TO_THE_ENGINES = ["sleep learner", *(f"wake {e}" for e in ENGINES)]
 SAMPLING = ["sample"]
 EVALUATION = [*SAMPLING, *TO_THE_LEARNER, "evaluate learner", *TO_THE_ENGINES]
+GREEDY = EVALUATION  # the greedy answers take the path of an evaluation
 STEP = [*SAMPLING, *TO_THE_LEARNER, "step learner", "publish learner", *TO_THE_ENGINES, "load rollout"]
+GREEDY = EVALUATION  # the greedy answers take the path of an evaluation
 SAVE = [*TO_THE_LEARNER, "save learner", *TO_THE_ENGINES]
 EXPORT = [*TO_THE_LEARNER, "export learner", *TO_THE_ENGINES]
 
 
 def told(gpu: Gpu) -> list[str]:
-    """What was done, sampling and all that belongs to it in one word."""
+    """The calls in order, with sampling and scoring as one word."""
     words = ("sample" if line.startswith("sample") else line for line in gpu.lines)
     return [word for word, _ in groupby(words)]
 
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
-    """What is learned by a learner that has GPUs of its own."""
+    """What a learner with GPUs of its own learns."""
     root = tmp_path_factory.mktemp("apart")
     assert Simulation(recipe(root)).go() == DONE
     return learned(root)
@@ -232,9 +234,9 @@ def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
     assert simulated(tmp_path, **(ALONE | once)).go() == DONE
     starts = ["start learner", "publish learner", "sleep learner", "start rollout", "load rollout"]
     assert told(gpu) == [
-        *(*starts, "start scorer", "start reward", *EVALUATION),
+        *(*starts, "start scorer", "start reward", *EVALUATION, *GREEDY),
         *(*STEP, *EVALUATION, *SAVE),
-        *(*STEP, *SAVE, *EVALUATION, *EXPORT),
+        *(*STEP, *SAVE, *EVALUATION, *GREEDY, *EXPORT),
     ]
     assert not gpu.faults
 
@@ -250,14 +252,14 @@ def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_turns_change_nothing_of_what_is_learned(
+def test_a_run_with_turns_learns_the_same(
     gpu: Gpu, apart: list[list[Any]], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     assert simulated(tmp_path, **changes).go() == DONE
     assert learned(tmp_path) == apart and not gpu.faults
 
 
-def test_a_run_that_is_stopped_goes_on_in_turns(gpu: Gpu, apart: list[list[Any]], tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_turns(gpu: Gpu, apart: list[list[Any]], tmp_path: Path) -> None:
     assert simulated(tmp_path, stop_at(3)).go() == STOPPED
     assert sorted({holder.role for holder in gpu.holders}) == ["reward", "rollout", "scorer"]
     gpu.holders.clear()  # the processes have ended
@@ -298,7 +300,7 @@ def test_a_member_that_dies_is_replaced_in_the_engines_turn(
         assert learned(tmp_path) == apart
 
 
-def test_who_joins_or_leaves_in_the_learners_turn_waits_for_the_engines(
+def test_members_that_join_or_leave_in_the_learners_turn_wait_for_the_engines_turn(
     gpu: Gpu, apart: list[list[Any]], tmp_path: Path
 ) -> None:
     simulation = simulated(tmp_path)
@@ -309,7 +311,9 @@ def test_who_joins_or_leaves_in_the_learners_turn_waits_for_the_engines(
 
 
 @pytest.mark.parametrize("slow", ["start_seconds", "load_seconds"])
-def test_the_learner_waits_for_who_starts_or_loads(gpu: Gpu, apart: list[list[Any]], tmp_path: Path, slow: str) -> None:
+def test_the_learner_waits_for_engines_that_start_or_load(
+    gpu: Gpu, apart: list[list[Any]], tmp_path: Path, slow: str
+) -> None:
     simulation = simulated(tmp_path)
     setattr(gpu, slow, 0.03)  # longer than a step's sampling
     gpu.befalls["sample rollout"] = [nothing] * 4 + [resize(simulation, 3)]
@@ -321,7 +325,7 @@ def test_the_learner_waits_for_who_starts_or_loads(gpu: Gpu, apart: list[list[An
 @pytest.mark.parametrize(
     "line", ["step learner", "publish learner", "save learner", "sleep learner", "wake learner", "sample scorer"]
 )
-def test_a_learner_that_dies_is_built_anew_while_the_engines_sleep(
+def test_a_dead_learner_is_rebuilt_while_the_engines_sleep(
     gpu: Gpu, apart: list[list[Any]], tmp_path: Path, line: str
 ) -> None:
     simulation = simulated(tmp_path)
@@ -331,7 +335,7 @@ def test_a_learner_that_dies_is_built_anew_while_the_engines_sleep(
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, STEPS + 1))
 
 
-def test_a_learner_that_never_comes_back_ends_the_run_in_words(gpu: Gpu, tmp_path: Path) -> None:
+def test_a_learner_that_cannot_be_rebuilt_ends_the_run_with_a_message(gpu: Gpu, tmp_path: Path) -> None:
     simulation = simulated(tmp_path)
     gpu.befalls["step learner"] = [kill(simulation, "learner")] * 3
     with pytest.raises(RoleFailed, match="learner died in step"):
@@ -340,7 +344,7 @@ def test_a_learner_that_never_comes_back_ends_the_run_in_words(gpu: Gpu, tmp_pat
 
 
 @pytest.mark.parametrize("on_fail", ["hold", "rollback", "stop"])
-def test_judgements_of_the_length_curriculum_take_turns(gpu: Gpu, tmp_path: Path, on_fail: str) -> None:
+def test_evaluations_of_the_length_curriculum_take_turns(gpu: Gpu, tmp_path: Path, on_fail: str) -> None:
     gate = {"eval_length": 1, "minimum": 0.5, "truncation": 0.9, "on_fail": on_fail}  # which fails at once
     objective = {"length": {"caps": [4, 8], "steps_per_stage": 2, "gate": gate}}
     assert Simulation(recipe(tmp_path / "apart", objective=objective, data={"heldout": "/none"})).go() == DONE
@@ -364,14 +368,14 @@ def test_teachers_that_follow_the_student_load_in_the_engines_turn(
     published = gpu.lines.index("publish learner", gpu.lines.index("step learner"))
     after = gpu.lines[published + 1 :][: len(TO_THE_ENGINES) + 2]
     assert after[: len(TO_THE_ENGINES)] == TO_THE_ENGINES and {*after[-2:]} == {"load scorer", "load rollout"}
-    assert gpu.lines.count("step learner") == STEPS and gpu.lines.count("wake learner") == STEPS + 6
+    assert gpu.lines.count("step learner") == STEPS and gpu.lines.count("wake learner") == STEPS + 8
 
 
 @pytest.mark.parametrize("fails", ["fetch learner", "load rollout"])
-def test_what_goes_down_with_a_node_is_made_again_in_turns(
+def test_payloads_and_versions_lost_with_a_node_are_made_again_in_turns(
     gpu: Gpu, apart: list[list[Any]], tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch's payload: it is sampled again. A version: the learner publishes it once more, in a turn of its own."""
+    """A batch's payload is resampled. A version is published again, in another turn."""
 
     def lose() -> None:
         raise ValueLost("the node that held it is gone")
@@ -392,7 +396,7 @@ def test_what_goes_down_with_a_node_is_made_again_in_turns(
         assert_each_once(tmp_path)
 
 
-def test_a_turn_that_raises_is_handed_over_unless_the_learner_is_dead() -> None:
+def test_a_turn_that_raises_wakes_the_engines_unless_the_learner_is_dead() -> None:
     class Sleeper:
         asleep = True
 
