@@ -56,7 +56,7 @@ SHARES = {
 
 
 def test_colocated_roles_are_counted_by_their_shares() -> None:
-    """One of each on either GPU; a GPU of their own for each is not asked for."""
+    """One of each on both GPUs; no GPU of their own is needed."""
     assert found("short", SHARES, machine(gpus=2)) == []
     (line,) = found("short", SHARES, machine(gpus=1))
     assert "the layout takes 2 GPU (rollout 2 x 0.3, scorer.teacher 2 x 0.19, learner 2 x 0.51)" in line
@@ -64,7 +64,7 @@ def test_colocated_roles_are_counted_by_their_shares() -> None:
     assert "the layout takes 2.3 GPU" in line
 
 
-def test_what_fits_is_said_with_its_numbers_and_refuses_nothing() -> None:
+def test_a_run_that_fits_has_a_line_with_numbers_for_each_comparison() -> None:
     findings = compared({"rollout.kv_cache_gib": 8, "rollout.max_concurrent": 16})
     assert {finding.grade for finding in findings} == {"fits"}, findings
     refuse(findings)
@@ -90,17 +90,17 @@ def test_too_few_cpus_are_refused_once_with_the_role_that_takes_most() -> None:
     )
 
 
-def test_learner_ranks_are_what_a_learner_has_fewer_of() -> None:
+def test_the_remedy_for_a_large_learner_is_fewer_ranks() -> None:
     (line,) = found("short", {"learner.ranks": 4, "learner.resources": {"gpus": 1}}, machine(gpus=2))
     assert "takes 4 GPU (learner 4 x 1); the cluster has 2 on 1 node: 2 short; lower learner.ranks" in line
 
 
-def test_what_others_hold_now_is_said_and_not_refused() -> None:
+def test_resources_in_use_now_are_tight_and_not_refused() -> None:
     (line,) = found("tight", {"rollout.max_concurrent": 1}, idle={"CPU": 1.0})
     assert "the cluster has 8 on 1 node, 1 free now; the run waits for a place" in line
 
 
-def test_a_bundle_that_no_node_holds_is_refused_though_all_together_have_enough() -> None:
+def test_a_bundle_larger_than_every_node_is_refused_though_the_sum_is_enough() -> None:
     (line,) = found("short", {"scorer.teacher.resources": {"cpus": 4}}, machine("a", 3), machine("b", 3))
     assert line == (
         "scorer.teacher.resources: scorer.teacher takes bundles of 4 CPU and 0 GPU, each on one node; "
@@ -120,7 +120,7 @@ def test_bundles_that_crowd_each_other_out_are_counted() -> None:
     assert "1 of 6 bundles found no place beside the others: 3 nodes of 2.4 CPU" in line
 
 
-def test_weight_versions_and_payloads_must_fit_the_store_of_the_learners_node() -> None:
+def test_weight_versions_and_payloads_must_fit_into_the_store_of_the_learners_node() -> None:
     (line,) = found("short", {}, machine(store=700 * MIB))
     assert "2 live at a time" in line and "800.0 MiB on a; its object store has 700.0 MiB" in line
     assert "raise cluster.object_store_mib to 865 " in line, "what is needed and 64 MiB"
@@ -143,7 +143,7 @@ def test_every_member_writes_a_file_into_the_shared_memory_of_its_node() -> None
     assert "2048.0 MiB are free; enlarge /dev/shm or lower rollout.members" in line
 
 
-def test_of_many_nodes_the_fullest_speaks_or_all_that_are_short() -> None:
+def test_of_many_nodes_the_fullest_is_shown_or_all_that_are_short() -> None:
     members = {"rollout.members": 4, "rollout.resources": {"cpus": 2}, "rollout.kv_cache_gib": 2}
     roomy, scarce = replace(AMPLE, memory=200 * GIB), replace(AMPLE, memory=10 * GIB)
     lines = found("fits", members, machine("a", 6, free=roomy), machine("b", 4, free=scarce))
@@ -164,18 +164,18 @@ def test_memory_is_the_weights_the_optimizer_and_the_caches() -> None:
 
 
 @pytest.mark.parametrize(("disk", "grade"), [(2799, "short"), (2800, "tight"), (2900, "fits")])
-def test_checkpoints_are_certain_and_samples_are_at_most(disk: int, grade: str) -> None:
+def test_checkpoints_can_make_a_disk_short_and_samples_only_tight(disk: int, grade: str) -> None:
     (finding,) = [f for f in compared({"run.steps": 20_000}, disk=disk * MIB) if f.key == "run.root"]
     assert finding.grade == grade, finding.line
     assert "samples of at most 40.9 MiB take 2840.9 MiB" in finding.line
     assert ("lower checkpoint.keep" in finding.line) == (grade == "short")
 
 
-def test_what_the_run_has_written_already_is_its_own() -> None:
+def test_bytes_that_the_run_wrote_already_count_as_room() -> None:
     assert found("short", {}, disk=1000 * MIB) and not found("short", {}, disk=1000 * MIB, held=2000 * MIB)
 
 
-def test_one_response_must_fit_the_cache_and_all_should() -> None:
+def test_one_response_must_fit_into_the_cache_and_all_should() -> None:
     tight = {"rollout.max_context_tokens": 1000, "rollout.max_concurrent": 64}
     (line,) = found("tight", tight)
     assert line == (
@@ -198,7 +198,7 @@ def test_a_node_that_does_not_see_the_runs_folder_is_refused() -> None:
     assert line == "run.root: /shared; node a has no such folder; put run.root on storage that every node sees"
 
 
-def test_a_node_without_a_part_in_the_run_is_not_asked_for_anything() -> None:
+def test_a_node_without_bundles_is_not_compared() -> None:
     idle = machine("z", 8, gpus=8, store=0, free=Free(0, None, 0))
     assert found("short", {}, machine("a"), idle) == []
 
@@ -210,7 +210,7 @@ def test_simulated_members_take_no_memory_no_disk_and_no_weights() -> None:
     assert found("short", simulated, machine(store=MIB, free=Free(0, 0, 0)), disk=0) == []
 
 
-def test_all_that_is_short_is_said_a_line_each() -> None:
+def test_each_thing_that_is_short_has_a_line() -> None:
     findings = compared({}, machine(store=MIB, free=replace(AMPLE, memory=MIB)), disk=MIB)
     with pytest.raises(RecipeError) as error:
         refuse(findings)

@@ -1,4 +1,4 @@
-"""What a run leaves for commands to find it by."""
+"""The control file by which commands find a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 from orchestrator.preflight import cluster
 
 
-def test_whoever_looks_finds_no_control_file_or_a_whole_one_of_mode_600(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_control_file_is_absent_or_whole_with_mode_600(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     write_text = Path.write_text
 

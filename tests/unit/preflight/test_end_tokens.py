@@ -41,7 +41,7 @@ def ends_of(recipe: Recipe, vocabulary: int = 9, **swapped: set[int]) -> tuple[i
 # --- which ids ---
 
 
-def test_models_that_end_elsewhere_are_refused_with_the_class_as_remedy() -> None:
+def test_models_with_other_end_tokens_are_refused_with_the_class_as_remedy() -> None:
     with pytest.raises(RecipeError) as error:
         ends_of(loaded({}))
     assert str(error.value).startswith("models.teacher.path: end tokens [5] differ from the student's [2]; ")
@@ -59,18 +59,18 @@ def test_models_that_end_elsewhere_are_refused_with_the_class_as_remedy() -> Non
     ],
     ids=str,
 )
-def test_the_class_is_of_the_student_and_every_model_of_the_target(
+def test_the_class_is_the_union_of_the_student_and_every_target(
     changes: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     assert ends_of(loaded(OTHER | CLASS | changes)) == expected
 
 
-def test_a_swap_of_the_target_is_a_model_of_it_too() -> None:
+def test_a_swap_of_the_target_adds_to_the_class() -> None:
     swapped = loaded(CLASS | {"models.teacher.swaps": {2: "/t2"}})
     assert ends_of(swapped, s2={8}) == (2, 5, 8)
 
 
-def test_a_reference_ends_where_they_do_or_is_refused() -> None:
+def test_a_reference_with_other_end_tokens_is_refused() -> None:
     held_back = OTHER | REWARDED | CLASS | {"objective.reference": {"model": "other", "beta": 0.1}}
     with pytest.raises(
         RecipeError, match=r"models.other.path: it ends at \[7\], where neither the student nor a target"
@@ -105,7 +105,7 @@ def test_only_scores_of_the_target_are_merged() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_topk_ids_are_others_and_the_class_is_the_last_column_and_in_no_tail(k: int) -> None:
+def test_topk_ids_exclude_the_class_which_is_the_last_column_and_in_no_tail(k: int) -> None:
     found = support_of(LOGPROBS, torch.zeros(7, 0), ScoreRequest("topk", topk=k, ends=ENDS))
     best = LOGPROBS[:, REST].topk(k)
     assert found["support_ids"].tolist() == [[*row, 2] for row in torch.tensor(REST)[best.indices].tolist()]
@@ -122,7 +122,7 @@ def test_a_k_beyond_the_others_leaves_places_unused() -> None:
 
 
 @pytest.mark.parametrize("topk_of", ["student", "union"])
-def test_the_students_ids_stand_beside_the_class(topk_of: str) -> None:
+def test_the_students_topk_ids_come_before_the_class(topk_of: str) -> None:
     own = torch.tensor([[0, 8]] * 7)
     found = support_of(LOGPROBS, own, ScoreRequest("topk", topk=2, topk_of=topk_of, ends=ENDS))
     for row, ids in enumerate(found["support_ids"].tolist()):
@@ -132,7 +132,7 @@ def test_the_students_ids_stand_beside_the_class(topk_of: str) -> None:
         torch.testing.assert_close(found["tail_logprob"][row], LOGPROBS[row, outside].logsumexp(-1))
 
 
-def test_scores_of_a_class_are_no_scores_of_tokens() -> None:
+def test_scores_of_a_class_have_another_cache_key_than_scores_of_tokens() -> None:
     plain, merged = ScoreRequest("sampled"), ScoreRequest("sampled", ends=ENDS)
     assert _kind(plain) != _kind(merged) != _kind(ScoreRequest("sampled", ends=(2, 6)))
 

@@ -42,9 +42,7 @@ def planned(loaded_recipe: Recipe, heldout: int = 0) -> estimates.Planned:
 @pytest.mark.parametrize(("responses", "tokens"), LENGTHS)
 @pytest.mark.parametrize("k", [0, 8])
 @pytest.mark.parametrize("prompt", [1, 300])
-def test_samples_take_at_most_what_is_estimated_and_not_much_less(
-    responses: int, tokens: int, k: int, prompt: int
-) -> None:
+def test_estimates_of_samples_are_tight_upper_bounds(responses: int, tokens: int, k: int, prompt: int) -> None:
     payload, header = pack_samples([_sample(i, prompt, tokens, k) for i in range(responses)])
     estimate = responses * estimates.sample_bytes(prompt, tokens, k)
     assert header.payload_bytes <= payload.get_total_buffer_size() <= estimate <= 1.5 * header.payload_bytes
@@ -61,7 +59,7 @@ def test_samples_take_at_most_what_is_estimated_and_not_much_less(
         ("full", 0, "bfloat16"),
     ],
 )
-def test_scores_take_at_most_what_is_estimated_and_not_much_less(
+def test_estimates_of_scores_are_tight_upper_bounds(
     responses: int, tokens: int, support: str, k: int, dtype: str
 ) -> None:
     width = 96 * estimates.WIDTH[dtype]
@@ -72,7 +70,7 @@ def test_scores_take_at_most_what_is_estimated_and_not_much_less(
 
 
 @pytest.mark.parametrize("tokens", [16, 40, 500])
-def test_recorded_samples_take_at_most_what_is_estimated_and_not_much_less(tokens: int) -> None:
+def test_estimates_of_recorded_samples_are_tight_upper_bounds(tokens: int) -> None:
     wanted = recipe(sampling__max_response_tokens=tokens)  # 2 steps of 4 samples
     rows = [_sample(i, 10, tokens, 0) for i in range(8)]
     logprobs = [np.zeros(tokens, np.float32)] * 8
@@ -100,7 +98,7 @@ def test_payloads_in_flight_grow_with_staleness_and_with_the_held_out_prompts() 
     assert both.payloads == 22 * (sample + score)
 
 
-def test_two_versions_of_the_student_and_of_each_average_live_at_a_time() -> None:
+def test_two_versions_of_the_student_and_of_each_average_are_alive() -> None:
     assert planned(recipe()).versions == 2 * 4000
     follower = {"models__teacher": {"weights": "ema", "system": "x"}, "scorer__teacher__engine": "torch"}
     assert planned(recipe(**follower)).versions == 4 * 4000
@@ -113,7 +111,7 @@ def test_segments_leave_a_row_each_and_the_last_holds_the_response() -> None:
     assert planned(recipe(stream_tokens=16)).payloads == planned(recipe()).payloads
 
 
-def test_heads_travel_on_full_support_two_of_a_model_that_moves() -> None:
+def test_full_support_adds_a_head_and_two_for_a_moving_model() -> None:
     frozen = planned(recipe(objective__support="full"))
     assert frozen.projections == {"teacher": 100 * 64 * 4}
     assert frozen.scores["teacher"] == 4 * (16 * (4 + 64 * 4) + 64)

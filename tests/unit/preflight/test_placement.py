@@ -1,4 +1,4 @@
-"""Bundles find their places node by node; what is said to fit does."""
+"""First-fit of bundles to nodes; every placement that it finds is valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NODES = SHAPES.map(lambda shapes: [Node(f"n{i}", *shape) for i, shape in enumera
 
 
 def fits(bundles: list[Bundle], nodes: list[Node]) -> bool:
-    """By brute force: some way to give every bundle a node and, there, whole GPUs or a share of one."""
+    """By brute force: whether every bundle can have a node and, there, whole GPUs or a share of one."""
 
     def on_gpus(shares: list[float], gpus: int) -> bool:
         whole = sum(int(share) for share in shares if share >= 1)
@@ -54,7 +54,7 @@ def _allowed(label: str | None, wanted: str | None) -> bool:
 
 @settings(max_examples=200, deadline=None)
 @given(BUNDLES, NODES)
-def test_what_is_said_to_fit_fits(bundles: list[Bundle], nodes: list[Node]) -> None:
+def test_every_placement_is_valid(bundles: list[Bundle], nodes: list[Node]) -> None:
     placed = place(bundles, nodes)
     for node in nodes:
         inside = [b for b, home in zip(bundles, placed.homes, strict=True) if home == node.name]
@@ -70,7 +70,7 @@ def test_equal_bundles_are_placed_wherever_they_fit(count: int, cpus: float, gpu
     assert (not place(bundles, nodes).homeless) == fits(bundles, nodes)
 
 
-def test_a_bundle_does_not_span_nodes_but_a_gang_does() -> None:
+def test_a_bundle_does_not_span_nodes_but_a_member_may() -> None:
     nodes = [Node("a", 2, 1), Node("b", 2, 1)]
     assert place([Bundle("scorer", 4)], nodes).homes == (None,), "4 CPUs are there, on no one node"
     assert set(place([Bundle("learner", 1, 1)] * 2, nodes).homes) == {"a", "b"}

@@ -1,4 +1,4 @@
-"""Runs under chaos: at least twenty kills, hangs and lost nodes each, and nothing is lost, doubled or left behind."""
+"""Runs under at least twenty kills, hangs and lost nodes each: no sample is lost or trained twice, none is left over."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def settings(root: Path, **changes: Any) -> Any:
 def assert_nothing_lost(
     root: Path, simulation: Simulation, chaos: Chaos, batches: Batches, bound: int, guilty: Set[str] = frozenset()
 ) -> None:
-    """`guilty` are samples that may be blamed."""
+    """`guilty`: samples that may be quarantined."""
     assert len(chaos.done) >= STRIKES, f"the run ended after {chaos.done}"
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["skipped"].keys() <= guilty, "nobody is blamed for what struck from outside"
@@ -103,7 +103,7 @@ def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role:
 def test_chaos_over_all_roles_with_lost_nodes(
     tmp_path: Path, batches: Batches, bound: int, segments: int, on_update: str
 ) -> None:
-    """Twice the teacher is another: whatever is struck, steps are trained with the scores of the one that they have."""
+    """The teacher is swapped twice. Every step is trained with the scores of its own teacher."""
     rollout = ROLLOUT | {"on_update": on_update}
     changed = settings(tmp_path, max_staleness=bound, stream_tokens=segments, rollout=rollout, models=SWAPPED)
     code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
@@ -143,7 +143,7 @@ def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path, batches: Bat
 def test_chaos_beside_a_poisoned_sample(
     tmp_path: Path, batches: Batches, monkeypatch: pytest.MonkeyPatch, on_stale: str
 ) -> None:
-    """Its mate may go down with a node or grow too old, before the verdict and after."""
+    """The other sample of its group may be lost with a node or age, before the verdict and after."""
     poison(monkeypatch, f"{GROUPS:08d}.000", 10.0)
     changed = settings(tmp_path, max_staleness=1, on_stale=on_stale)
     code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it does not exist; logs are cut to it, and nothing that is cut is thrown away."""
+"""A checkpoint is whole or ignored. Logs are cut back to it, and what is cut is kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def steps_kept(run: Path) -> set[str]:
     return {folder.name for folder in (run / "checkpoints").iterdir()}
 
 
-def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
+def test_there_is_no_latest_checkpoint_before_the_first(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     rewind(tmp_path, None)
     assert highest_version(tmp_path) is None and not (tmp_path / f"{METRICS}.lost").exists()
@@ -100,7 +100,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_what_is_not_whole_is_passed_over(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_checkpoint_is_ignored(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     save(tmp_path, 1)
     damage(save(tmp_path, 2))
     saved = latest(tmp_path)
@@ -108,7 +108,7 @@ def test_what_is_not_whole_is_passed_over(tmp_path: Path, damage: Callable[[Path
 
 
 @pytest.mark.parametrize("content", [b"\xff{}", b"null", b'{"files": {}}', b'{"files": []}'])
-def test_a_manifest_of_another_shape_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_a_malformed_manifest_is_ignored(tmp_path: Path, content: bytes) -> None:
     save(tmp_path, 1)
     (save(tmp_path, 2) / MANIFEST).write_bytes(content)
     saved = latest(tmp_path)
@@ -122,7 +122,7 @@ def test_a_folder_copied_by_hand_does_not_stop_a_resume(tmp_path: Path) -> None:
     assert saved is not None and saved.state["step"] == 1
 
 
-def test_a_folder_that_was_never_sealed_does_not_exist(tmp_path: Path) -> None:
+def test_a_folder_that_was_never_sealed_is_ignored(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (partial_folder(tmp_path, 2) / "weights.bin").write_bytes(b"half")
     saved = latest(tmp_path)
@@ -134,13 +134,13 @@ def test_a_partial_folder_begins_empty(tmp_path: Path) -> None:
     assert list(partial_folder(tmp_path, 2).iterdir()) == []
 
 
-def test_the_newest_stay_and_the_others_go(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (2, 9, 10, 11):
         save(tmp_path, step, keep=2)
     assert steps_kept(tmp_path) == {"step_10", "step_11"}
 
 
-def test_a_step_saved_again_takes_the_place_of_its_earlier_save(tmp_path: Path) -> None:
+def test_a_step_saved_again_replaces_its_earlier_save(tmp_path: Path) -> None:
     (save(tmp_path, 3) / "old").write_text("x")
     assert not (save(tmp_path, 3, keep=1) / "old").exists()
     assert steps_kept(tmp_path) == {"step_3"}
@@ -150,7 +150,7 @@ def test_a_step_saved_again_takes_the_place_of_its_earlier_save(tmp_path: Path) 
 def test_a_kill_between_manifest_and_name_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
 ) -> None:
-    """Where the step had been saved before, that folder is gone by then."""
+    """If the step was saved before, that folder is gone by then."""
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -165,10 +165,10 @@ def test_a_kill_between_manifest_and_name_loses_nothing(
     assert saved is not None and saved.state["step"] == 3 and steps_kept(tmp_path) == {"step_3"}
 
 
-def test_a_power_cut_finds_the_new_checkpoint_on_the_disk_before_the_old_one_goes(
+def test_a_new_checkpoint_is_synced_before_an_old_one_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file and folder is synced, then the name is given and synced, and only then others are dropped."""
+    """Files and folders are synced, then the folder is renamed and synced; only then others are removed."""
     save(tmp_path, 1, keep=1)
     done: list[tuple[str, str]] = []
     replace, rmtree, fsync = os.replace, shutil.rmtree, os.fsync
@@ -208,14 +208,14 @@ def test_logs_are_cut_to_the_checkpoint_and_the_tail_is_kept(tmp_path: Path) -> 
     assert (tmp_path / f"{METRICS}.lost").read_text().splitlines() == before[2:]
 
 
-def test_the_highest_version_outlives_the_logs(tmp_path: Path) -> None:
+def test_the_highest_version_survives_a_rewind(tmp_path: Path) -> None:
     for number in (3, 4):
         claim_version(tmp_path, number)
     rewind(tmp_path, None)
     assert highest_version(tmp_path) == 4
 
 
-def test_a_second_cut_is_added_to_the_first(tmp_path: Path) -> None:
+def test_a_second_cut_is_appended_to_the_first(tmp_path: Path) -> None:
     for steps in ((1, 2), (1,)):
         log(tmp_path, *steps)
         rewind(tmp_path, None)
@@ -224,7 +224,7 @@ def test_a_second_cut_is_added_to_the_first(tmp_path: Path) -> None:
     assert (tmp_path / METRICS).read_text() == ""
 
 
-def test_a_line_that_a_crash_cut_short_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_line_cut_short_by_a_crash_does_not_stop_a_rewind(tmp_path: Path) -> None:
     log(tmp_path, 1)
     save(tmp_path, 1)
     with (tmp_path / METRICS).open("a") as file:
@@ -247,22 +247,22 @@ def test_samples_of_lost_steps_are_set_aside_and_those_of_evaluations_are_not(tm
     }
 
 
-def test_a_step_that_was_whole_already_still_lets_the_old_ones_go(tmp_path: Path) -> None:
-    """As after a kill between the two."""
+def test_old_checkpoints_are_removed_even_if_the_step_was_whole_already(tmp_path: Path) -> None:
+    """As after a kill between naming it and removing the old ones."""
     for step in (1, 2, 3):
         save(tmp_path, step)
     save(tmp_path, 3, keep=1)
     assert steps_kept(tmp_path) == {"step_3"}
 
 
-def test_half_a_checkpoint_goes_with_the_next_resume(tmp_path: Path) -> None:
+def test_a_resume_removes_half_written_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1)
     partial_folder(tmp_path, 2)
     rewind(tmp_path, latest(tmp_path))
     assert steps_kept(tmp_path) == {"step_1"}
 
 
-def test_a_file_that_is_written_whole_is_the_old_one_until_it_is_the_new(
+def test_a_file_written_whole_is_the_old_one_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "recipe.yaml"

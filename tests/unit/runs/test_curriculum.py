@@ -1,4 +1,4 @@
-"""The ladder of response caps: when it climbs, where it falls back to, and that nothing but its traces decides."""
+"""The ladder of response caps: when it climbs, and where it falls back to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def length(on_fail: str = "hold", steps: int = 2, caps: tuple[int, ...] = CAPS, 
 
 
 def climb(config: Length, trace: list[tuple[float | None, float]]) -> Iterator[tuple[Ladder, Action]]:
-    """One judgement an entry of the trace (entropy, share cut), until no further one comes."""
+    """Judge each entry of the trace (entropy, truncated share) until the ladder is settled."""
     ladder = Ladder()
     for entropy, truncated in trace:
         while not ladder.due(config):
@@ -46,7 +46,7 @@ def test_a_ladder_of_one_cap_finishes_at_it() -> None:
     assert caps_and_actions(length(caps=(4,)), None) == [(4, "finish")]
 
 
-def test_a_judgement_is_due_after_the_stages_steps_and_counts_anew() -> None:
+def test_a_judgement_is_due_after_the_steps_of_a_stage_and_resets_their_count() -> None:
     config, ladder = length(steps=3), Ladder()
     due = []
     for _ in range(3):
@@ -85,13 +85,13 @@ def test_a_failure_in_the_first_stage_stays_at_the_first_cap(on_fail: str) -> No
     assert (ladder.cap(length()), ladder.passed, action.value) == (4, -1, on_fail)
 
 
-def test_too_many_cut_responses_fail_whatever_the_entropy() -> None:
+def test_too_many_truncated_responses_fail_at_any_entropy() -> None:
     config = length(minimum=0.5, truncation=0.25)
     assert caps_and_actions(config, 9.0, truncated=0.25)[0] == (8, "advance")
     assert caps_and_actions(config, 9.0, truncated=0.26) == [(4, "hold")]
 
 
-def test_no_judgement_before_its_time_nor_without_an_entropy() -> None:
+def test_a_judgement_that_is_not_due_or_lacks_an_entropy_is_refused() -> None:
     with pytest.raises(ValueError, match="stage 0 has made 1 of 2 steps"):
         judge(Ladder(steps=1), length())
     with pytest.raises(ValueError, match=r"needs the entropy of held-out responses; give data\.heldout"):
@@ -130,7 +130,7 @@ def test_on_any_trace_caps_climb_by_one_and_end_at_the_longest_that_passed(
 
 
 @given(LENGTHS, TRACES)
-def test_a_ladder_that_was_saved_and_read_at_every_step_takes_the_same_way(
+def test_a_ladder_saved_and_restored_at_every_step_climbs_the_same(
     config: Length, trace: list[tuple[float, float]]
 ) -> None:
     ladder = Ladder()

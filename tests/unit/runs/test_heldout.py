@@ -1,5 +1,5 @@
-"""Evaluations say what they are of: what could not be scored is counted and named, two are compared on the same
-samples, and their payloads are let go."""
+"""Evaluations: unscored samples are counted and named, two are compared on common samples, payloads are freed, and a
+person is shown greedy answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def summary(root: Path) -> dict[str, Any]:
 
 
 def reject(monkeypatch: pytest.MonkeyPatch, *calls: set[str]) -> None:
-    """What the reward workers give no number to in each evaluation, in order."""
+    """Make the rewards of these uids NaN; one set for each evaluation, in order."""
     reward, evaluations = SimulatedReward.reward, iter(calls)
     now: list[set[str]] = []
     run = Measurements.evaluate
@@ -47,7 +47,7 @@ def reject(monkeypatch: pytest.MonkeyPatch, *calls: set[str]) -> None:
     monkeypatch.setattr(SimulatedReward, "reward", with_nan)
 
 
-def test_what_could_not_be_scored_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unscored_samples_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reject(monkeypatch, {ALL[1]}, {ALL[1]})
     simulation = Simulation(recipe(tmp_path))
     assert simulation.go() == DONE
@@ -60,10 +60,10 @@ def test_what_could_not_be_scored_is_counted_and_named(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["in one life", "in two"])
-def test_before_and_after_are_compared_on_what_both_could_score(
+def test_before_and_after_are_compared_on_the_samples_that_both_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    """Before, the first is not scored; after, the second: the third is left, and its own values."""
+    """The first is unscored before, the second after: both are reduced to the third."""
     reject(monkeypatch, {ALL[0]}, {ALL[1]})
     simulation = Simulation(recipe(tmp_path), stop_at(3) if stopped else lambda run, line: None)
     assert simulation.go() == (STOPPED if stopped else DONE)
@@ -85,7 +85,7 @@ def found_of(**each: Mapping[str, float]) -> Found:
     return Found(means, each)
 
 
-def test_a_mean_over_tokens_weighs_by_tokens_and_one_over_responses_does_not() -> None:
+def test_means_over_tokens_are_weighted_by_tokens_and_means_over_responses_are_not() -> None:
     short, long = {"tokens": 1.0, "reverse_kl": 1.0}, {"tokens": 3.0, "reverse_kl": 6.0}
     before = found_of(a=short | {"response_length": 1.0}, b=long | {"response_length": 3.0, "reward_mean": 1.0}, c=long)
     after = found_of(a=short, b=long)
@@ -97,7 +97,7 @@ def test_a_mean_over_tokens_weighs_by_tokens_and_one_over_responses_does_not() -
     assert compared(found_of(a=short), found_of(b=long)) == (None, None)
 
 
-def test_an_evaluation_lets_go_of_its_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_frees_its_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref[Any]] = []
     learners: list[SimulatedLearner] = []
     evaluate, init = LearnerGroup.evaluate, SimulatedLearner.__init__
@@ -124,7 +124,7 @@ def test_an_evaluation_lets_go_of_its_payloads(tmp_path: Path, monkeypatch: pyte
         gc.enable()
 
 
-def test_the_score_of_an_evaluation_that_is_rejected_by_a_scorer_is_named(
+def test_a_sample_that_a_scorer_rejects_is_named_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = SimulatedScorer.score

@@ -49,8 +49,8 @@ def prepared(root: Path, name: str) -> Path:
 
 
 def outcome(root: Path, name: str) -> dict[str, Any]:
-    """What a run came to: equal for two that took the same steps. Ahead of the learner, who is trained when depends on
-    who was there first."""
+    """The result of a run, equal for two that made the same steps. With staleness, the order of samples depends on
+    arrival."""
     run, rows, lines = root / "sim", trained(root), metrics(root)
     found: dict[str, Any] = {
         "steps": [line["step"] for line in lines],
@@ -70,7 +70,7 @@ def outcome(root: Path, name: str) -> dict[str, Any]:
 
 
 def assert_versions_name_one_set_of_weights(root: Path, name: str) -> None:
-    """No number comes twice, not even in a step that was lost; what a step trains says which weights it began from."""
+    """No version number names two sets of weights, not even in a lost step: samples tell the weights of each step."""
     lines, log = metrics(root), root / "sim" / "metrics.jsonl.lost"
     lost = [json.loads(line) for line in dict.fromkeys(log.read_text().splitlines())] if log.exists() else []
     versions = [line["policy_version"] for line in lines]
@@ -83,7 +83,7 @@ def assert_versions_name_one_set_of_weights(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_run_killed_at_a_random_moment_and_resumed_is_the_uninterrupted_one(
+def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_uninterrupted_one(
     lives: Server, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, rng, exactly = prepared(tmp_path / "whole", name), random.Random(name), 0
@@ -102,7 +102,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_is_the_uninterrupted_one(
     assert exactly == kills
 
 
-def test_a_run_killed_again_and_again_is_the_uninterrupted_one(lives: Server, tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_equals_the_uninterrupted_one(lives: Server, tmp_path: Path) -> None:
     whole, often, rng = prepared(tmp_path / "whole", OFTEN), prepared(tmp_path / "often", OFTEN), random.Random(1)
     calls, kills = lives.calls(whole)[ANYWHERE], 0
     while lives.dies(often, Moment(ANYWHERE, rng.randrange(calls // 2))):

@@ -1,4 +1,4 @@
-"""What a run leaves for people has the modes that the umask gives, whatever a library made of them."""
+"""All that a run writes has the modes of the umask, also files that a library restricts to their owner."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def test_everything_that_a_run_leaves_has_the_modes_of_the_umask(
+def test_every_file_of_a_run_has_the_modes_of_the_umask(
     tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The learner writes its model and its averages with the library that does not ask for the umask."""
+    """safetensors, which writes model and averages, ignores the umask."""
     save = SimulatedLearner.save
 
     def export(self: SimulatedLearner, directory: str) -> None:

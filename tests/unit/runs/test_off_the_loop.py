@@ -1,4 +1,4 @@
-"""Nothing that blocks is done on the thread of an event loop: in whole runs, and in the members that serve on one."""
+"""No blocking call runs on the thread of an event loop: in whole runs, and in the members that serve on one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def nothing_blocks() -> Iterator[None]:
 
 
 class Blocking(Member):
-    """A member on a loop that does what none may do."""
+    """A member that makes each blocking call on its loop."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -68,7 +68,7 @@ DEEDS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS)
-def test_the_guard_refuses_each_of_them_on_a_loops_thread_alone(
+def test_the_guard_refuses_each_blocking_call_on_a_loops_thread_only(
     deed: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -84,7 +84,7 @@ def test_the_guard_refuses_each_of_them_on_a_loops_thread_alone(
 
 
 def logged(self: Member, path: str) -> int:
-    """In the place of `attach_log`, which would redirect the test's own output."""
+    """Replaces `attach_log`, which would redirect the test's own output."""
     Path(path).parent.mkdir(exist_ok=True)
     Path(path).write_text("last words\n")
     return 0
@@ -112,7 +112,7 @@ def test_a_resume_blocks_nothing(tmp_path: Path, nothing_blocks: None, end: Any)
 
 
 @pytest.mark.parametrize("role", ["rollout", "scorer.teacher", "learner"])
-def test_a_death_and_what_follows_from_it_block_nothing(
+def test_a_death_and_its_repair_block_nothing(
     tmp_path: Path, nothing_blocks: None, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     monkeypatch.setattr(Member, "attach_log", logged)
@@ -133,7 +133,7 @@ def test_a_death_and_what_follows_from_it_block_nothing(
     assert len(died) == 1 and f"{role}-0.log" in died[0]
 
 
-def test_of_a_long_log_the_end_is_read(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     log = tmp_path / "rollout-0.log"
     log.write_bytes(b"\xff" * 4 * CUT + b"\n" + b"".join(b"line %d\n" % i for i in range(40)))
     quoted = quote_log(log).splitlines()[2:]
@@ -144,7 +144,7 @@ def test_of_a_long_log_the_end_is_read(tmp_path: Path) -> None:
 
 
 def published(model: Path, dtype: str = "float32") -> tuple[list[Any], list[Any]]:
-    """A model's own weights as a version: headers and buckets."""
+    """A model's weights as a version: headers and buckets."""
     named = load_model(model, dtype).named_parameters()
     pairs = list(weights.buckets(((name, tensor.detach()) for name, tensor in named), dtype))
     return [header for _, header in pairs], [bucket for bucket, _ in pairs]
@@ -176,7 +176,7 @@ def test_a_torch_scorer_blocks_nothing(models: dict[str, Path], nothing_blocks: 
 
 
 class StubLLM:
-    """Takes what a rollout member asks of its engine while it loads a version."""
+    """Accepts the calls of a rollout member that loads a version."""
 
     def __init__(self) -> None:
         self.versions: list[str] = []

@@ -1,4 +1,4 @@
-"""How often a run is saved where its recipe does not say, and that what is saved is the state of its step."""
+"""The default interval of checkpoints, and that a checkpoint holds the state of its own step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_run_is_saved_five_times_or_more(tmp_path: Path, steps: int, every: in
     assert recipe(tmp_path, run={"steps": steps}, checkpoint={"every": 7}).saved_every == 7
 
 
-def test_a_dead_learner_does_not_mean_the_start_where_nobody_said_how_often(tmp_path: Path) -> None:
+def test_by_default_a_dead_learner_does_not_return_to_the_start(tmp_path: Path) -> None:
     died: list[int] = []
     seen: list[int] = []
 
@@ -41,7 +41,7 @@ def test_a_dead_learner_does_not_mean_the_start_where_nobody_said_how_often(tmp_
     assert seen[seen.index(5) + 1] == 5, "gone on with from step 4"
 
 
-def test_what_a_thread_writes_is_not_what_the_run_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_being_written_does_not_change_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a checkpoint is written, an evaluation ends and a sample is skipped."""
     seal = checkpoint.seal
 

@@ -1,5 +1,5 @@
-"""Objectives whose course the orchestrator steers, over members that sleep: mixtures, adaptive coefficients, length
-curricula, several teachers, and teachers that follow the student."""
+"""Objectives that need the orchestrator, on simulated members: mixtures, adaptive coefficients, length curricula,
+several teachers, and teachers that follow the student."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ MIXTURE = {
 
 
 def writer_of(row: Mapping[str, Any]) -> str:
-    """Who wrote a recorded row, from what only that source leaves: its finish, or its seed."""
+    """The source of a recorded row, recognised by its finish or its seed."""
     index, sample = (int(part) for part in row["uid"].split("."))
     prompt = PromptStream(PROMPTS, 5, True)[index]
     if row["response_ids"] == prompt.response_ids:
@@ -87,7 +87,7 @@ def writer_of(row: Mapping[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_each_group_of_a_mixture_is_written_by_the_source_that_is_drawn_for_it(tmp_path: Path, bound: int) -> None:
+def test_each_group_of_a_mixture_is_written_by_its_drawn_source(tmp_path: Path, bound: int) -> None:
     settings = recipe(tmp_path, **MIXTURE, max_staleness=bound)
     assert simulation(settings).go() == DONE
     rows = trained(tmp_path)
@@ -98,7 +98,7 @@ def test_each_group_of_a_mixture_is_written_by_the_source_that_is_drawn_for_it(t
     assert {writer_of(row) for row in rows} == {"student", "teacher", "dataset"}
 
 
-def test_an_annealed_mixture_hands_over_to_the_student_and_says_so(tmp_path: Path, batches: Batches) -> None:
+def test_an_annealed_mixture_shifts_to_the_student_and_reports_its_fraction(tmp_path: Path, batches: Batches) -> None:
     assert simulation(recipe(tmp_path, **MIXTURE)).go() == DONE
     rows, lines = trained(tmp_path), metrics(tmp_path)
     for line in lines:
@@ -132,7 +132,7 @@ def test_an_adaptive_beta_follows_the_kl_of_each_step(tmp_path: Path, batches: B
     assert len({line["beta"] for line in metrics(tmp_path)}) == STEPS, "it moved at every step"
 
 
-def test_the_references_sum_is_in_each_reward_before_the_groups_baseline(tmp_path: Path, batches: Batches) -> None:
+def test_the_references_sum_enters_each_reward_before_the_groups_baseline(tmp_path: Path, batches: Batches) -> None:
     assert simulation(recipe(tmp_path, **HELD_BACK)).go() == DONE
     for share in batches.shares.values():
         lengths = batches.lengths[share.step]
@@ -143,7 +143,7 @@ def test_the_references_sum_is_in_each_reward_before_the_groups_baseline(tmp_pat
         assert share.advantages.keys() == lengths.keys()
 
 
-def test_a_resumed_run_goes_on_with_the_beta_it_had(tmp_path: Path) -> None:
+def test_a_resume_keeps_an_adapted_beta(tmp_path: Path) -> None:
     whole, cut = recipe(tmp_path / "whole", **HELD_BACK), recipe(tmp_path / "cut", **HELD_BACK)
     assert simulation(whole).go() == DONE
     assert (simulation(cut, stop_at(3)).go(), simulation(cut).go()) == (STOPPED, DONE)
@@ -167,7 +167,7 @@ def ladder(root: Path, on_fail: str | None = None, staleness: int = 0, **changes
 
 
 class Entropies:
-    """Held-out entropies by the step after which they are measured; the rest of the run reads 1. Watches a run."""
+    """Held-out entropies by step; 1 after any other step. An observer of a run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, by_step: Mapping[int, float]) -> None:
         self.step = 0
@@ -190,7 +190,7 @@ class Entropies:
 
 
 def caps_of(root: Path) -> list[int]:
-    """The cap of each step, once it is sure that every sample kept to it."""
+    """The cap of each step; asserts that every sample keeps to it."""
     lines, rows = metrics(root), trained(root)
     for line in lines:
         lengths = [len(row["response_ids"]) for row in rows if row["step"] == f"step_{line['step']:06d}"]
@@ -211,7 +211,7 @@ def test_a_ladder_climbs_and_every_sample_keeps_to_the_cap_of_its_step(tmp_path:
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 @pytest.mark.parametrize("bound", [0, 2])
-def test_a_ladder_that_was_stopped_and_resumed_trains_the_same(tmp_path: Path, step: int, bound: int) -> None:
+def test_a_length_curriculum_stopped_and_resumed_trains_the_same(tmp_path: Path, step: int, bound: int) -> None:
     whole, cut = ladder(tmp_path / "whole", staleness=bound), ladder(tmp_path / "cut", staleness=bound)
     assert simulation(whole).go() == DONE
     assert (simulation(cut, stop_at(step)).go(), simulation(cut).go()) == (STOPPED, DONE)
@@ -221,7 +221,7 @@ def test_a_ladder_that_was_stopped_and_resumed_trains_the_same(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("on_fail", ["hold", "rollback", "stop"])
-def test_a_gate_that_is_passed_opens_every_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_fail: str) -> None:
+def test_a_gate_that_always_passes_reaches_every_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_fail: str) -> None:
     gate = Entropies(monkeypatch, {2: 0.5, 4: 0.5, 6: 0.5})
     assert simulation(ladder(tmp_path, on_fail), gate).go() == DONE
     assert caps_of(tmp_path) == [4, 4, 8, 8, 16, 16]
@@ -250,7 +250,7 @@ def test_a_failed_gate_holds_at_the_longest_cap_that_passed(
     assert any("held-out entropy 0.400 nats): hold, now up to 4" in notice for notice in run.notices)
 
 
-def test_too_many_cut_responses_fail_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_truncated_responses_fail_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Entropies(monkeypatch, {})
     length = {"caps": CAPS, "steps_per_stage": 2, "gate": {"eval_length": 1, "minimum": 0.5, "truncation": 0.9}}
     assert simulation(recipe(tmp_path, objective={"length": length}, data={"heldout": "/none"})).go() == DONE
@@ -263,7 +263,7 @@ def test_too_many_cut_responses_fail_a_gate(tmp_path: Path, monkeypatch: pytest.
     [({4: 0.4}, [4, 4, 8, 8, 4, 4], 4, 2), ({2: 0.4}, [4] * 6, 2, 0)],
     ids=["a later stage", "the first stage"],
 )
-def test_a_rollback_takes_the_weights_that_passed_and_numbers_go_on(
+def test_a_rollback_restores_the_anchor_under_a_new_version(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     batches: Batches,
@@ -288,7 +288,7 @@ def test_a_rollback_takes_the_weights_that_passed_and_numbers_go_on(
 def test_a_run_that_is_stopped_around_a_rollback_resumes_to_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """With one checkpoint kept, that of the weights that passed stays beside it."""
+    """With one checkpoint kept, the anchor stays beside it."""
     few = {"checkpoint": {"every": 1, "keep": 1}}
     for name, stops in (("whole", []), ("cut", [step])):
         for stop in [*stops, STEPS]:
@@ -301,7 +301,7 @@ def test_a_run_that_is_stopped_around_a_rollback_resumes_to_the_same(
     assert versions == sorted(set(versions))
 
 
-def test_a_gate_that_stops_ends_the_run_well_before_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_that_stops_ends_the_run_early_and_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, gate = ladder(tmp_path, "stop"), Entropies(monkeypatch, {4: 0.4})
     assert simulation(settings, gate).go() == DONE
     summary = json.loads((tmp_path / "sim" / "summary.json").read_text())
@@ -318,7 +318,7 @@ def two_teachers(root: Path, target: Any, **changes: Any) -> Recipe:
     return recipe(root, objective={"target": target}, **OTHER, **changes)
 
 
-def test_of_weighted_teachers_each_scores_every_sample(tmp_path: Path, batches: Batches) -> None:
+def test_weighted_teachers_each_score_every_sample(tmp_path: Path, batches: Batches) -> None:
     assert simulation(two_teachers(tmp_path, {"teacher": 0.7, "other": 0.3})).go() == DONE
     for step, scorers in batches.scorers.items():
         assert {uid: set(by) for uid, by in scorers.items()} == {
@@ -328,7 +328,7 @@ def test_of_weighted_teachers_each_scores_every_sample(tmp_path: Path, batches: 
     assert sum(line["tokens_scored"] for line in metrics(tmp_path)) == 2 * total
 
 
-def test_of_routed_teachers_each_scores_its_own_samples_only(tmp_path: Path, batches: Batches) -> None:
+def test_routed_teachers_score_their_own_samples_only(tmp_path: Path, batches: Batches) -> None:
     route = {"field": "topic", "models": {"a": "teacher", "b": "other"}}
     assert simulation(two_teachers(tmp_path, route)).go() == DONE
     stream, seen = PromptStream(PROMPTS, 5, True), set()
@@ -407,7 +407,7 @@ def test_a_rollback_moves_a_live_teacher_back_with_the_student(
 
 @pytest.mark.parametrize("weights", ["live", "ema"])
 def test_a_moving_teachers_only_scorer_may_die_at_a_publish(tmp_path: Path, weights: str) -> None:
-    """Its replacement is admitted with the new version, and the learner is given the head of that version."""
+    """Its replacement is admitted with the new version, and the learner gets that version's head."""
     one = {"engine": "simulated", "members": 1}
     moving = recipe(
         tmp_path, objective={"target": "teacher", "support": "full"}, models=MOVING[weights], scorer={"teacher": one}

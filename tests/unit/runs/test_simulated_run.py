@@ -1,4 +1,4 @@
-"""The real Run over members that sleep instead of computing: order, staleness, resume, bad data and deaths.
+"""The real Run on simulated members: order, staleness, resume, bad data and deaths.
 
 Everything is in this process. Only what computes is simulated; every decision is the production code's.
 """
@@ -159,7 +159,7 @@ def test_staleness_reaches_its_bound_and_never_passes_it(tmp_path: Path, bound: 
     assert_each_once(tmp_path)
 
 
-def test_nobody_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_member_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, slow = SimulatedRollout.load, []
 
     async def load_late(self: SimulatedRollout, version: int, *rest: Any) -> int:
@@ -172,7 +172,7 @@ def test_nobody_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pytest
     assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
 
 
-def test_a_slow_rollout_waits_for_nobody_and_nobody_is_dropped(tmp_path: Path) -> None:
+def test_a_slow_rollout_is_not_dropped_and_delays_no_other(tmp_path: Path) -> None:
     slow = {"rollout_seconds_per_token": 1e-3, "learn_seconds_per_token": 1e-5}
     assert Simulation(recipe(tmp_path, max_staleness=1, simulated=slow)).go() == DONE
     assert_each_once(tmp_path)
@@ -215,7 +215,7 @@ def test_every_response_is_scored_and_rewarded_the_moment_it_ends(
 
 
 def assert_whole(root: Path, uninterrupted: Path, bound: int = 0) -> None:
-    """No step missing or doubled, versions that only grow and, strictly on-policy, the same losses exactly."""
+    """Every step once, versions that only grow and, strictly on-policy, exactly the same losses."""
     assert [line["step"] for line in metrics(root)] == [line["step"] for line in metrics(uninterrupted)]
     assert_each_once(root)
     if not bound:
@@ -226,7 +226,7 @@ def assert_whole(root: Path, uninterrupted: Path, bound: int = 0) -> None:
 
 
 def assert_sampled_with_newer(root: Path, steps: range, than: int) -> None:
-    """A version number names one set of weights: steps that were made again sampled with numbers never used before."""
+    """A version number names one set of weights: repeated steps sample with new numbers."""
     names = {f"step_{step:06d}" for step in steps}
     assert min(v for row in trained(root) if row["step"] in names for v in row["versions"]) > than
 
@@ -247,7 +247,7 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted: Path, tmp_path:
     assert evaluation["before"] and evaluation["after"]
 
 
-def test_evaluations_on_the_way_are_kept_over_a_crash(tmp_path: Path) -> None:
+def test_evaluations_between_steps_survive_a_crash(tmp_path: Path) -> None:
     settings = recipe(tmp_path, checkpoint={"every": 2}, evaluate={"every": 2})
     with pytest.raises(ExceptionGroup):
         Simulation(settings, crash_at(3)).go()
@@ -257,8 +257,8 @@ def test_evaluations_on_the_way_are_kept_over_a_crash(tmp_path: Path) -> None:
     assert all(line.keys() == {"step", *found["before"]} for line in found["steps"])
 
 
-def test_what_was_outlived_is_counted_over_all_lives_of_a_run(tmp_path: Path) -> None:
-    """And of other runs on the same pools, nothing."""
+def test_faults_are_counted_over_all_processes_of_a_run(tmp_path: Path) -> None:
+    """But not faults of other runs on the same pools."""
 
     def strike(run: Run, line: Mapping[str, Any]) -> None:
         rollouts, (learner,) = run.pools.rollout, run.pools.learner.members
@@ -286,7 +286,7 @@ def test_what_was_outlived_is_counted_over_all_lives_of_a_run(tmp_path: Path) ->
     assert (both["restarts"], both["learner_rebuilds"]) == ({"rollout": 2}, 2)
 
 
-def test_a_resume_knows_how_often_a_group_grew_too_old(tmp_path: Path) -> None:
+def test_a_resume_keeps_how_often_a_group_aged(tmp_path: Path) -> None:
     settings, aged, seen = recipe(tmp_path, max_staleness=2), GROUPS * STEPS - 1, []
 
     def age(run: Run, line: Mapping[str, Any]) -> None:
@@ -342,7 +342,7 @@ def test_stopped_at_every_step_and_resumed(uninterrupted: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("bound", [0, 1])
 @pytest.mark.parametrize("step", [1, 5])
-def test_a_crash_goes_back_to_the_checkpoint(uninterrupted: Path, tmp_path: Path, step: int, bound: int) -> None:
+def test_after_a_crash_the_run_goes_on_from_its_checkpoint(uninterrupted: Path, tmp_path: Path, step: int, bound: int) -> None:
     settings = recipe(tmp_path, max_staleness=bound)
     with pytest.raises(ExceptionGroup) as error:
         Simulation(settings, crash_at(step)).go()
@@ -384,7 +384,7 @@ def change_a_byte(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lose_manifest, change_a_byte])
-def test_a_checkpoint_that_is_not_whole_is_passed_over(
+def test_a_damaged_checkpoint_is_ignored(
     uninterrupted: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     with pytest.raises(ExceptionGroup):
@@ -459,7 +459,7 @@ class Assassin:
 
 
 def has_yielded(run: Run, member: PoolMember) -> bool:
-    """In mid-lease: something of a batch is in, and this member owes more."""
+    """In mid-lease: some samples of a batch are in, and this member has more to yield."""
     assert run.stage is not None
     return member.load > 0 and len(run.stage.buffer) > 0
 
@@ -480,8 +480,8 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
     assert max(line["staleness_max"] for line in metrics(tmp_path)) <= bound
 
 
-def test_what_a_dying_rollout_had_yielded_is_kept(tmp_path: Path) -> None:
-    """Only what was still open has a second attempt: of the same lease, earlier blocks are trained as they were."""
+def test_blocks_that_a_dying_rollout_yielded_are_kept(tmp_path: Path) -> None:
+    """Only unfinished responses get a second attempt; earlier blocks of the lease are trained as they are."""
     alone = recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE)
     assert Simulation(alone, Assassin("rollout", has_yielded)).go() == DONE
     rows = trained(tmp_path)
@@ -507,7 +507,7 @@ def test_a_death_of_a_stateless_member_changes_nothing(uninterrupted: Path, tmp_
     assert pool.restarts == 1 and len(pool.serving()) == 2
 
 
-def test_a_rollout_that_dies_in_an_evaluation_is_sampled_again(uninterrupted: Path, tmp_path: Path) -> None:
+def test_samples_of_a_rollout_that_dies_in_an_evaluation_are_resampled(uninterrupted: Path, tmp_path: Path) -> None:
     simulation = Simulation(recipe(tmp_path, simulated=VISIBLE))
     pool = simulation.pools.rollout
     assert pool is not None
@@ -531,7 +531,7 @@ def kill_the_learner(run: Run) -> None:
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_a_learner_that_dies_is_built_anew_from_its_checkpoint_and_nothing_is_lost(
+def test_a_dead_learner_is_rebuilt_from_its_checkpoint_and_nothing_is_lost(
     uninterrupted: Path, tmp_path: Path, bound: int
 ) -> None:
     deaths: list[int] = []
@@ -551,9 +551,9 @@ def test_a_learner_that_dies_is_built_anew_from_its_checkpoint_and_nothing_is_lo
     assert_sampled_with_newer(tmp_path, range(3, STEPS + 1), than=deaths[0])
 
 
-def test_what_a_dead_learner_was_to_train_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its payloads would fill the object store for as long as anything refers to them: a traceback's frames do. Python
-    looks for garbage seldom in a driver, and here never."""
+def test_payloads_in_flight_to_a_dead_learner_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback's frames would keep its payloads in the object store. Garbage collection is rare in a driver, and off
+    here."""
     given: list[weakref.ref[Any]] = []  # a payload of each batch that a learner was given
     held: list[int] = []  # how many were held when a step was done
     step = LearnerGroup.step
@@ -578,7 +578,7 @@ def test_what_a_dead_learner_was_to_train_is_let_go(tmp_path: Path, monkeypatch:
     assert held == [1] * len(held), "the batch of the step alone"
 
 
-def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_learner_that_dies_before_its_first_checkpoint_restarts_from_the_beginning(uninterrupted: Path, tmp_path: Path) -> None:
     deaths: list[int] = []
 
     def kill_once(run: Run, line: Mapping[str, Any]) -> None:
@@ -593,7 +593,7 @@ def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew(uninterrupt
 def test_a_rank_that_hangs_while_others_publish_is_found_by_its_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head has published: without ZeRO-3 it waits for nobody."""
+    """Rank 0 has published: without ZeRO-3 it does not wait for other ranks."""
     publish, asked = SimulatedLearner.publish, list[int]()
 
     async def hanging(self: SimulatedLearner, model: str | None = None) -> AsyncIterator[Any]:
@@ -611,7 +611,7 @@ def test_a_rank_that_hangs_while_others_publish_is_found_by_its_deadline(
 
 
 class FailingTwice(LocalTransport):
-    """The first learner that follows another dies while it starts, and once more."""
+    """The first two rebuilt learners die while they start."""
 
     spawned = 0
 
@@ -623,8 +623,8 @@ class FailingTwice(LocalTransport):
 
 
 @pytest.mark.parametrize("found", [False, True])
-def test_a_learner_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path: Path, found: bool) -> None:
-    """Whether the run started the first one, or found it up from a run before."""
+def test_a_learner_that_dies_while_it_is_rebuilt_is_rebuilt_again(tmp_path: Path, found: bool) -> None:
+    """Whether the run started the first learner, or found it running."""
     deaths: list[int] = []
 
     def kill_once(run: Run, line: Mapping[str, Any]) -> None:
@@ -647,7 +647,7 @@ def test_a_learner_that_dies_while_it_is_built_anew_is_built_once_more(tmp_path:
 def test_a_learner_that_dies_while_the_run_starts_leaves_no_role_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two rollouts is up by then, the other starts yet."""
+    """One of two rollouts is up by then, the other is starting."""
     start, starting, deaths = SimulatedLearner.start, list[int](), list[int]()
 
     async def slowly(self: SimulatedRollout) -> None:
@@ -670,7 +670,7 @@ def test_a_learner_that_dies_while_the_run_starts_leaves_no_role_short(
     assert_each_once(tmp_path)
 
 
-def test_a_step_that_kills_every_learner_ends_the_run_in_words(
+def test_a_step_that_kills_every_learner_ends_the_run_with_a_message(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SimulatedLearner.step
@@ -687,8 +687,8 @@ def test_a_step_that_kills_every_learner_ends_the_run_in_words(
     assert_whole(tmp_path, uninterrupted)
 
 
-def test_a_learner_that_dies_at_one_step_and_another_and_makes_no_new_one_ends_the_run(tmp_path: Path) -> None:
-    """Each death goes back to the start, and none comes further than the first."""
+def test_learners_that_die_at_different_steps_without_progress_end_the_run(tmp_path: Path) -> None:
+    """Each death returns to the start, and no attempt gets further than the first."""
     ends = [4, 2, 3]
 
     def kill(run: Run, line: Mapping[str, Any]) -> None:
@@ -715,7 +715,7 @@ def test_a_learner_may_die_after_every_new_step(uninterrupted: Path, tmp_path: P
 
 
 def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Path) -> None:
-    """As when a pull or another lease finds it dead, or `scale` ends it, in the same turn of the loop."""
+    """As when a pull or another lease finds it dead, or `scale` ends it, in the same iteration of the event loop."""
 
     def leave_once(run: Run, line: Mapping[str, Any]) -> None:
         stage, pool = run.stage, run.pools.rollout
@@ -804,7 +804,7 @@ def test_a_member_whose_load_raises_is_replaced(tmp_path: Path, monkeypatch: pyt
 
 
 def lose_a_value(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int) -> None:
-    """The `call`-th call of a method finds that its payload went down with a node."""
+    """The `call`-th call of a method finds its payload lost with a node."""
     whole, calls = getattr(cls, method), []
 
     def losing(self: Any, *args: Any) -> Any:
@@ -829,7 +829,7 @@ def lose_a_value(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: 
         ),
     ],
 )
-def test_what_a_node_took_with_it_is_sampled_again(
+def test_samples_lost_with_a_node_are_resampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int
 ) -> None:
     lose_a_value(monkeypatch, cls, method, call)
@@ -891,7 +891,7 @@ def test_a_call_waits_for_a_replacement_when_nobody_serves() -> None:
     asyncio.run(story())
 
 
-def test_a_call_that_kills_every_member_fails_in_words() -> None:
+def test_a_call_that_kills_every_member_fails_with_a_message() -> None:
     async def story() -> None:
         transport = LocalTransport()
         pool = echoes(transport)
@@ -908,7 +908,7 @@ def test_a_call_that_kills_every_member_fails_in_words() -> None:
     asyncio.run(story())
 
 
-def test_calls_go_where_the_load_is_least() -> None:
+def test_calls_go_to_the_member_with_the_least_load() -> None:
     async def story() -> None:
         pool = echoes(LocalTransport())
         await pool.start(2)

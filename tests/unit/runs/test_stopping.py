@@ -1,4 +1,4 @@
-"""Stop, Ctrl-C and SIGTERM in every phase of a run on simulated members, in a time of its own."""
+"""Stop, Ctrl-C and SIGTERM in every phase of a simulated run, in simulated time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SECONDS = 5.0  # a stop may take, where no step is under way
         ([signal.SIGTERM, signal.SIGTERM], Ask.IN_TIME),
     ],
 )
-def test_what_a_signal_asks_for_by_those_before_it(heard: list[int], asked: Ask) -> None:
+def test_the_request_of_a_signal_depends_on_earlier_ones(heard: list[int], asked: Ask) -> None:
     signals = Signals()
     assert [signals.heard(number) for number in heard][-1] is asked
 
@@ -49,7 +49,7 @@ def test_what_a_signal_asks_for_by_those_before_it(heard: list[int], asked: Ask)
 
 
 class Stopped:
-    """A run that is asked to stop when a moment comes, and how long it went on then, in its own seconds."""
+    """A run that is asked to stop at a moment; it measures the simulated seconds until it ends."""
 
     def __init__(self, root: Path, ask: Ask, **changes: Any) -> None:
         self.simulation = Simulation(recipe(root, **({"checkpoint": {"every": 0}} | changes)), self._on_step)
@@ -78,7 +78,7 @@ class Stopped:
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, begun: Callable[[], None], call: int = 1) -> None:
-    """The `call`-th call of a method takes long; `begun` is told when it begins."""
+    """Make the `call`-th call of a method take long; `begun` is called when it begins."""
     whole, calls = getattr(cls, method), []
 
     async def waits() -> None:
@@ -101,7 +101,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, begun: Callabl
 
 
 def assert_resumes(root: Path, expected: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """As if nothing had happened."""
+    """The resumed run equals an uninterrupted one."""
     monkeypatch.undo()
     assert Simulation(recipe(root, **({"checkpoint": {"every": 0}} | changes))).go() == DONE
     assert learned(root) == learned(expected)
@@ -128,7 +128,7 @@ ASKS = [Ask.GENTLY, Ask.IN_TIME, Ask.AT_ONCE]
         pytest.param(SimulatedLearner, "evaluate", id="the evaluation before is read"),
     ],
 )
-def test_before_the_first_step_a_stop_takes_seconds_and_a_resume_begins_anew(
+def test_a_stop_before_the_first_step_takes_seconds_and_a_resume_starts_over(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type, method: str, ask: Ask
 ) -> None:
     stopped = Stopped(tmp_path, ask)
@@ -140,10 +140,10 @@ def test_before_the_first_step_a_stop_takes_seconds_and_a_resume_begins_anew(
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_while_a_batch_is_waited_for_a_stop_takes_seconds_and_saves_what_was_done(
+def test_a_stop_while_waiting_for_a_batch_takes_seconds_and_saves(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
-    """Whoever asks at once gets no new checkpoint."""
+    """Asked at once, it saves no new checkpoint."""
     stopped = Stopped(tmp_path, ask, checkpoint={"every": 2, "keep": 9}, rollout={"members": 1})
     generate = SimulatedRollout.generate
 
@@ -210,7 +210,7 @@ def test_an_evaluation_between_steps_is_given_up_and_made_by_the_resume(
 
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize(("cls", "method"), [(SimulatedRollout, "generate"), (SimulatedLearner, "export")], ids=str)
-def test_after_the_last_step_a_stop_takes_seconds_and_the_resume_ends_the_run(
+def test_a_stop_after_the_last_step_takes_seconds_and_the_resume_finishes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask, cls: type, method: str
 ) -> None:
     stopped = Stopped(tmp_path, ask)
@@ -222,8 +222,8 @@ def test_after_the_last_step_a_stop_takes_seconds_and_the_resume_ends_the_run(
     assert (tmp_path / "sim" / "model").is_dir() and not (tmp_path / "sim" / "model.partial").exists()
 
 
-def test_who_asks_again_is_obeyed_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ctrl-C lets the step go on, and the next ends it."""
+def test_a_second_ctrl_c_ends_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first Ctrl-C lets the step finish, the second ends it."""
     stopped = Stopped(tmp_path, Ask.GENTLY)
 
     def twice() -> None:
@@ -234,7 +234,7 @@ def test_who_asks_again_is_obeyed_sooner(tmp_path: Path, monkeypatch: pytest.Mon
     assert 30.0 <= stopped.went_on() < 30.0 + SECONDS
 
 
-def test_a_learner_that_dies_while_a_stop_is_waited_for_is_not_built_anew(
+def test_a_learner_that_dies_during_a_stop_is_not_rebuilt(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = Stopped(tmp_path, Ask.GENTLY, checkpoint={"every": 2})

@@ -1,4 +1,4 @@
-"""When autoscaling changes a size, and that it comes to rest, against runs whose speed follows from their members."""
+"""When autoscaling changes a size, and that sizes settle, for runs whose speed follows from their members."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decisions(
     return [d and (d.role, d.size) for d in (scaler.decide(verdict, sizes, settled=True) for verdict in verdicts)]
 
 
-def test_a_bottleneck_grows_after_some_judgements_in_a_row() -> None:
+def test_a_bottleneck_grows_after_several_verdicts_in_a_row() -> None:
     assert decisions([GROWS] * GROW_AFTER) == [None] * (GROW_AFTER - 1) + [("rollout", 3)]
 
 
@@ -34,13 +34,13 @@ def test_an_idle_role_shrinks_later_than_a_bottleneck_grows() -> None:
     assert decisions([IDLES] * SHRINK_AFTER) == [None] * (SHRINK_AFTER - 1) + [("rollout", 1)]
 
 
-def test_another_or_an_unknown_verdict_begins_the_count_anew() -> None:
+def test_another_or_an_unknown_verdict_resets_the_count() -> None:
     for other in (IDLES, None):
         found = decisions([*[GROWS] * (GROW_AFTER - 1), other, *[GROWS] * GROW_AFTER])
         assert found == [None] * (2 * GROW_AFTER - 1) + [("rollout", 3)]
 
 
-def test_so_does_a_decision_and_a_member_on_its_way() -> None:
+def test_a_decision_or_a_joining_member_resets_the_count() -> None:
     scaler, sizes = Autoscaler(BOUNDS), dict(SIZES)
     for _ in range(GROW_AFTER - 1):
         assert scaler.decide(GROWS, sizes, settled=True) is None
@@ -52,7 +52,7 @@ def test_so_does_a_decision_and_a_member_on_its_way() -> None:
         assert scaler.decide(GROWS, sizes, settled=True) is None
 
 
-def test_bounds_hold_and_a_size_that_a_person_chose_outside_stays() -> None:
+def test_sizes_stay_within_bounds_and_a_persons_size_outside_is_kept() -> None:
     many = 2 * SHRINK_AFTER
     assert decisions([GROWS] * many, SIZES | {"rollout": 4}) == [None] * many
     assert decisions([IDLES] * many, SIZES | {"rollout": 1}) == [None] * many
@@ -83,7 +83,7 @@ def test_a_small_gain_is_not_worth_a_member() -> None:
     assert decisions([verdict] * 20) == [None] * 20
 
 
-def test_a_decision_says_why() -> None:
+def test_a_decision_gives_its_reason() -> None:
     scaler = Autoscaler(BOUNDS)
     grown = [scaler.decide(GROWS, SIZES, settled=True) for _ in range(GROW_AFTER)][-1]
     assert grown is not None and grown.why == "the bottleneck, busy 97%; one more: +30% samples/s"
@@ -93,13 +93,13 @@ def test_a_decision_says_why() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(MEMBERS, COSTS, st.sampled_from([pipeline, alternation]), st.data())
-def test_sizes_come_to_rest_within_their_bounds(
+def test_sizes_settle_within_their_bounds(
     members: dict[str, int],
     costs: dict[str, float],
     model: Callable[[dict[str, int], dict[str, float]], Figures],
     data: st.DataObject,
 ) -> None:
-    """Whatever the costs: a role never grows and shrinks in turns, and no throughput is given away."""
+    """For any costs: no role oscillates, and no throughput is lost."""
     bounds = {
         role: Bounds(min=data.draw(st.integers(1, size)), max=data.draw(st.integers(size, size + 5)))
         for role, size in members.items()

@@ -1,4 +1,4 @@
-"""The verdict against runs whose speed is known: a pipeline's from its capacities, an alternation's from its phases."""
+"""Verdicts for runs of known speed: overlapping roles by their capacities, alternating phases by their lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COSTS = st.fixed_dictionaries(
 
 
 def pipeline(members: dict[str, int], costs: dict[str, float]) -> Figures:
-    """What would be measured of overlapping roles, none of which loses time: the slowest sets the pace."""
+    """Measurements of overlapping roles without losses: the slowest sets the pace."""
     pace = min(members.get(role, 1) / cost for role, cost in costs.items())
     roles = {}
     for role, cost in costs.items():
@@ -25,8 +25,8 @@ def pipeline(members: dict[str, int], costs: dict[str, float]) -> Figures:
 
 
 def alternation(members: dict[str, int], costs: dict[str, float], idle: float = 0.0) -> Figures:
-    """What would be measured where sampling (all but the learner, in a stream) and learning alternate, with `idle`
-    seconds a sample in which the learner waits and nobody works."""
+    """Measurements of alternating phases: a pipeline of all roles but the learner, then the learner. `idle`: seconds a
+    sample in which the learner waits and no role works."""
     work = {role: cost / members.get(role, 1) for role, cost in costs.items()}
     wait = max(seconds for role, seconds in work.items() if role != "learner") + idle
     length = wait + work["learner"]
@@ -90,7 +90,7 @@ def test_only_the_bottleneck_is_worth_another_member(
 
 
 def figures(max_staleness: int, throughput: float = 10.0, **busy: float) -> Figures:
-    """One member each; the learner waits for what it does not work."""
+    """One member each; the learner waits when it does not work."""
     roles = {name: RoleFigures(1.0, share, 1.0 - share, name != "learner") for name, share in busy.items()}
     return Figures(roles, throughput, max_staleness)
 
@@ -102,29 +102,29 @@ def test_the_second_busiest_role_bounds_what_the_bottleneck_gains() -> None:
     assert verdict.prospects["scorer"].more == 0.0
 
 
-def test_a_learner_that_never_waits_is_the_bottleneck_whatever_keeps_it() -> None:
-    """It publishes, saves, evaluates: it could not have taken another batch."""
+def test_a_learner_that_never_waits_is_the_bottleneck() -> None:
+    """While it publishes, saves or evaluates, it cannot take another batch."""
     roles = {"rollout": RoleFigures(1.0, 0.8, 0.2, True), "learner": RoleFigures(1.0, 0.5, 0.05, False)}
     verdict = find_bottleneck(Figures(roles, 1.0, max_staleness=2))
     assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("learner", 0.5)
     assert verdict.prospects["rollout"].more == 0.0
 
 
-def test_in_alternation_the_longer_phase_names_the_bottleneck() -> None:
+def test_in_alternation_the_bottleneck_is_in_the_longer_phase() -> None:
     for learner, bottleneck in ((0.4, "rollout"), (0.6, "learner")):
         verdict = find_bottleneck(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
         assert verdict is not None and verdict.bottleneck == bottleneck
         assert verdict.prospects["rollout"].more > 0.0
 
 
-def test_work_beyond_the_wait_is_none_of_the_step_s() -> None:
-    """Rollouts that also sample for an evaluation shorten no step by what they do there."""
+def test_work_beyond_the_learners_wait_does_not_count() -> None:
+    """An evaluation's sampling does not count as work of the step."""
     verdict = find_bottleneck(figures(0, rollout=0.9, learner=0.5))
     assert verdict is not None and verdict.prospects["rollout"].more == pytest.approx(1.0 / 0.75 - 1.0)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
-def test_what_cannot_be_known_is_not_invented(max_staleness: int) -> None:
+def test_without_data_there_is_no_verdict(max_staleness: int) -> None:
     assert find_bottleneck(figures(max_staleness, throughput=0.0, rollout=0.9, learner=0.1)) is None
     assert find_bottleneck(figures(max_staleness, rollout=0.9)) is None
     assert find_bottleneck(figures(max_staleness, rollout=0.0, learner=0.0)) is None

@@ -66,7 +66,7 @@ def rollout_bound(root: Path, steps: int, **changes: Any) -> Recipe:
 
 
 class Live:
-    """A run that is read once a second, and scaled after the steps that `script` names."""
+    """A run with a reading each second, scaled after the steps in `script`."""
 
     def __init__(self, settings: Recipe, script: Mapping[int, Mapping[str, int]] | None = None) -> None:
         self._script = script or {}
@@ -124,7 +124,7 @@ def uids(steps: int) -> list[str]:
 def test_throughput_follows_one_three_one_rollouts_within_a_batch(
     tmp_path: Path, writers: dict[str, int], bound: int
 ) -> None:
-    """What was leased before the size changed is of at most `bound` + 1 steps; from then on the work is divided."""
+    """Leases made before the change cover at most `bound` + 1 steps; later ones are divided."""
     grown, shrunk, steps = 4, 12, 18
     live = Live(rollout_bound(tmp_path, steps, max_staleness=bound), {grown: {"rollout": 3}, shrunk: {"rollout": 1}})
     assert live.go() == DONE and live.notices == []
@@ -147,8 +147,8 @@ def test_throughput_follows_one_three_one_rollouts_within_a_batch(
     assert [m.number for m in live.pools["rollout"].members] == [0]
 
 
-def test_a_leaver_goes_on_with_the_current_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its long response is still being sampled many steps later: it is trained, and grows no older than the bound."""
+def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its long response, sampled over many steps, is trained and stays within the staleness bound."""
     long = "00000001.000"
     monkeypatch.setattr(members, "_length", lambda request, sampling: 100 if request.uid == long else 4)
 
@@ -188,7 +188,7 @@ def test_a_leaver_goes_on_with_the_current_weights(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_what_another_rollout_brings_is_what_was_predicted(tmp_path: Path, writers: dict[str, int], bound: int) -> None:
+def test_another_rollout_brings_the_predicted_gain(tmp_path: Path, writers: dict[str, int], bound: int) -> None:
     live = Live(rollout_bound(tmp_path, 24, max_staleness=bound), {6: {"rollout": 2}, 14: {"rollout": 3}})
     assert live.go() == DONE
     alone, two, three = (live.seen[step - 1]["bottleneck"] for step in (6, 14, 24))
@@ -223,7 +223,7 @@ def test_behind_a_slow_learner_another_rollout_helps_only_in_alternation(
 
 
 @pytest.mark.parametrize("bound", [0, 1])
-def test_a_rollout_bound_run_grows_to_its_bound_and_sheds_what_idles(
+def test_autoscaling_grows_the_bottleneck_to_its_bound_and_shrinks_idle_roles(
     tmp_path: Path, writers: dict[str, int], bound: int
 ) -> None:
     steps, bounds = 30, {"rollout": {"min": 1, "max": 3}, "reward": {"min": 1, "max": 2}}
@@ -251,7 +251,7 @@ def test_nothing_is_decided_while_a_member_starts(tmp_path: Path, monkeypatch: p
     assert len(live.notices) == 1
 
 
-def test_a_role_without_a_place_is_said_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_member_without_a_place_is_noticed_and_the_role_keeps_its_size(tmp_path: Path) -> None:
     live = Live(rollout_bound(tmp_path, 20, autoscale={"rollout": {"min": 1, "max": 3}}))
     spec = live.pools["rollout"].spec
 
@@ -284,7 +284,7 @@ def test_status_describes_members_and_roles(tmp_path: Path) -> None:
     assert shares["learner"] == pytest.approx((0.0, 1.0), abs=0.01)
 
 
-def test_a_replacement_counts_the_deaths_in_its_place() -> None:
+def test_a_replacement_inherits_the_restart_count() -> None:
     async def story() -> None:
         pool = gated(asyncio.Event(), open_at_once=True)
         await pool.start(2)
@@ -301,7 +301,7 @@ def test_a_replacement_counts_the_deaths_in_its_place() -> None:
 
 
 class Gated(Member):
-    """Starts when the gate opens, as if it had waited for a place."""
+    """Starts when the gate opens, like a member that waits for a place."""
 
     gate: asyncio.Event
 
@@ -324,7 +324,7 @@ async def until(true: Any) -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 1), (4, 2, 3), (1, 3, 1, 2)])
-def test_the_last_size_asked_for_is_the_one_that_comes(sizes: tuple[int, ...], begun: bool) -> None:
+def test_the_last_of_several_sizes_decides(sizes: tuple[int, ...], begun: bool) -> None:
     async def story() -> None:
         gate = asyncio.Event()
         pool = gated(gate)
@@ -345,7 +345,7 @@ def test_the_last_size_asked_for_is_the_one_that_comes(sizes: tuple[int, ...], b
     asyncio.run(story())
 
 
-def test_a_replacement_counts_before_it_is_there() -> None:
+def test_a_starting_replacement_counts_as_a_member() -> None:
     async def story() -> None:
         pool = gated(asyncio.Event(), open_at_once=True)
         await pool.start(2)
@@ -357,7 +357,7 @@ def test_a_replacement_counts_before_it_is_there() -> None:
     asyncio.run(story())
 
 
-def test_a_replacement_on_its_way_may_be_called_off() -> None:
+def test_a_starting_replacement_can_be_cancelled() -> None:
     async def story() -> None:
         gate = asyncio.Event()
         pool = gated(gate)
@@ -401,7 +401,7 @@ def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> N
     asyncio.run(story())
 
 
-def test_a_member_that_loads_what_is_swapped_in_is_shown_so(tmp_path: Path) -> None:
+def test_status_shows_a_member_that_loads_a_swap(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run
         elastic, scorers = Elastic(run, lambda text: None), run.pools.scorers["teacher"]
@@ -413,7 +413,7 @@ def test_a_member_that_loads_what_is_swapped_in_is_shown_so(tmp_path: Path) -> N
     asyncio.run(story())
 
 
-def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path: Path) -> None:
+def test_a_swap_that_comes_too_late_is_noticed_and_commands_go_on(tmp_path: Path) -> None:
     async def story() -> None:
         simulation = Simulation(recipe(tmp_path))
         run, stopped = simulation.run, asyncio.Event()
@@ -432,8 +432,8 @@ def test_a_swap_that_the_run_has_moved_past_is_said_and_commands_go_on(tmp_path:
     asyncio.run(story())
 
 
-def test_a_failed_scale_of_a_person_tells_autoscaling_nothing(tmp_path: Path) -> None:
-    """A size that no cluster has room for says nothing of one member more."""
+def test_autoscaling_ignores_a_persons_failed_scale(tmp_path: Path) -> None:
+    """That a large size finds no place does not mean that one more member finds none."""
 
     async def story() -> None:
         elastic = Elastic(Simulation(recipe(tmp_path)).run, lambda text: None)
@@ -446,7 +446,7 @@ def test_a_failed_scale_of_a_person_tells_autoscaling_nothing(tmp_path: Path) ->
     asyncio.run(story())
 
 
-def test_closing_calls_off_who_has_no_place_yet(tmp_path: Path) -> None:
+def test_closing_cancels_resizes_under_way(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run
         elastic, reward = Elastic(run, lambda text: None), run.pools.reward

@@ -1,4 +1,4 @@
-"""The orchestrator over 50,000 samples on members that sleep: its memory is flat and nothing is left over."""
+"""The orchestrator over 50,000 samples on simulated members: its memory stays flat and nothing is left over."""
 
 from __future__ import annotations
 

@@ -10,18 +10,18 @@ TOTALS = ("rollout", "learner")
 
 
 def reading(at: float, step: int, rollout: float, learner: float, waited: float, members: int = 2) -> Reading:
-    """Totals of two rollouts (or more) and a learner that were there from time 0 on."""
+    """Totals of two or more rollouts and a learner, present since time 0."""
     return Reading(at, step, {"rollout": rollout, "learner": learner}, {"rollout": members * at, "learner": at}, waited)
 
 
-def test_nothing_is_known_before_two_readings() -> None:
+def test_there_are_no_shares_before_two_readings() -> None:
     window = Window()
     assert window.last_minute() is None and window.whole_steps() is None
     window.add(reading(5.0, 0, 3.0, 1.0, 1.0))
     assert window.last_minute() is None
 
 
-def test_shares_are_of_member_seconds_and_the_learner_waits_by_itself() -> None:
+def test_shares_are_of_member_seconds_and_the_learners_wait_is_measured() -> None:
     window = Window()
     window.add(reading(0.0, 0, 0.0, 0.0, 0.0))
     window.add(reading(10.0, 0, 15.0, 4.0, 5.0))
@@ -30,7 +30,7 @@ def test_shares_are_of_member_seconds_and_the_learner_waits_by_itself() -> None:
     assert use.shares == {"rollout": Share(2.0, 0.75, 0.25), "learner": Share(1.0, 0.4, 0.5)}
 
 
-def test_what_is_older_than_a_minute_is_forgotten() -> None:
+def test_readings_older_than_a_minute_do_not_count() -> None:
     """Busy for a minute, then idle for a minute, in readings a second apart."""
     window = Window()
     for second in range(121):
@@ -79,7 +79,7 @@ def test_short_steps_are_taken_together_to_a_minute() -> None:
     assert use is not None and use.steps == use.seconds / 2 and use.seconds == WINDOW_SECONDS
 
 
-def test_too_short_a_time_of_whole_steps_says_nothing() -> None:
+def test_too_short_a_time_of_whole_steps_gives_no_shares() -> None:
     window, known = Window(), []
     for second in range(30):
         window.add(reading(float(second), second, 0.0, 0.0, 0.0))
@@ -88,7 +88,7 @@ def test_too_short_a_time_of_whole_steps_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("how", ["restart", "back"])
-def test_whole_steps_begin_anew_with_other_members_and_when_steps_go_back(how: str) -> None:
+def test_whole_steps_restart_with_other_members_and_when_steps_go_back(how: str) -> None:
     window = Window()
     for second in range(100):
         window.add(reading(float(second), second // 5, 0.0, 0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Real signals to a process that carries out a run: Ray's place is taken by members in the same process."""
+"""Real signals to a process that carries out a run, with members in the same process instead of Ray."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ sys.exit(carry_out(recipe(root, simulated={"rollout_seconds_per_token": 100.0}),
     [[signal.SIGINT], [signal.SIGTERM], [signal.SIGUSR1], [signal.SIGINT, signal.SIGINT]],
     ids=lambda numbers: "+".join(number.name for number in numbers),
 )
-def test_a_signal_ends_a_run_in_words_with_3_and_leaves_what_a_resume_needs(
+def test_a_signal_ends_a_run_with_a_message_exit_code_3_and_a_resumable_directory(
     tmp_path: Path, where: str, numbers: list[signal.Signals]
 ) -> None:
     arguments = [str(tmp_path), where, *(str(int(number)) for number in numbers)]

@@ -29,8 +29,7 @@ class Tokenizer:
 
 
 class Disk:
-    """The `last`-th file that is opened for writing in a folder finds no room, nor does any other until there is
-    `room` again."""
+    """The `last`-th file opened for writing finds the disk full, and so do later ones until there is `room` again."""
 
     def __init__(self, folder: Path, last: int | None) -> None:
         self.folder, self.last, self.opened = folder, last, 0
@@ -84,7 +83,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield root
 
 
-def test_at_every_write_in_turn(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_each_write_ends_the_run_in_a_line_and_a_resume_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = Disk(tmp_path, None)
     with monkeypatch.context() as patch:
         filled(patch, counted)
@@ -116,7 +117,7 @@ def test_at_every_write_in_turn(whole: Path, tmp_path: Path, monkeypatch: pytest
     assert {"recipe", "policy_version", "metrics", "step_", "eval_before", "summary", "MANIFEST", "rank"} <= met
 
 
-def test_what_finds_no_room_at_the_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_find_no_room_at_the_end_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = Disk(tmp_path, 12)
     with monkeypatch.context() as patch:
         filled(patch, full)
@@ -139,5 +140,5 @@ def test_what_finds_no_room_at_the_end_is_said(tmp_path: Path, monkeypatch: pyte
     ],
     ids=str,
 )
-def test_which_failures_are_a_full_disk(error: Exception, full: bool) -> None:
+def test_failures_of_a_full_disk_are_recognised(error: Exception, full: bool) -> None:
     assert disk.is_full(error) is full

@@ -54,7 +54,7 @@ Said = tuple[int, str, list[Any]]
 def logratio(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Said]:
-    """Runs a command on a live run of a state: (exit code, what it printed, what it sent)."""
+    """Run a command against a live run: (exit code, output, commands sent)."""
     (tmp_path / "recipe.yaml").touch()
 
     def run(command: str, *arguments: str, state: dict[str, Any] = STATE) -> Said:
@@ -100,7 +100,7 @@ def test_status_shows_members_roles_and_the_bottleneck(logratio: Callable[..., S
     )
 
 
-def test_what_is_unknown_is_said_to_be(logratio: Callable[..., Said]) -> None:
+def test_unknown_values_are_shown_as_unknown(logratio: Callable[..., Said]) -> None:
     code, output, _ = logratio("status", state=UNKNOWN)
     assert code == 0 and cells(output, "rollout") == [["rollout", "2", "-", "-", "1"]]
     assert output.splitlines()[-1] == bottleneck_line(UNKNOWN)
@@ -127,14 +127,14 @@ ALLOWED = "allowed: ['rollout', 'scorer.teacher', 'reward']"
         (["rollout=1", "rollout=2"], "'rollout=2': rollout is there twice; say one size"),
     ],
 )
-def test_what_cannot_scale_is_refused_in_a_line_and_nothing_is_sent(
+def test_a_role_that_cannot_scale_is_refused_and_nothing_is_sent(
     logratio: Callable[..., Said], sizes: list[str], line: str
 ) -> None:
     assert logratio("scale", *sizes) == (2, f"logratio: {line}\n", [])
 
 
 @pytest.mark.parametrize("command", [("status",), ("scale", "rollout=2")])
-def test_a_run_that_has_not_reported_yet_is_asked_again_later(
+def test_a_run_without_a_report_yet_is_refused_with_the_remedy(
     logratio: Callable[..., Said], command: tuple[str, ...]
 ) -> None:
     code, output, sent = logratio(*command, state={})

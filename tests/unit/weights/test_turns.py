@@ -208,7 +208,6 @@ SAMPLING = ["sample"]
 EVALUATION = [*SAMPLING, *TO_THE_LEARNER, "evaluate learner", *TO_THE_ENGINES]
 GREEDY = EVALUATION  # the greedy answers take the path of an evaluation
 STEP = [*SAMPLING, *TO_THE_LEARNER, "step learner", "publish learner", *TO_THE_ENGINES, "load rollout"]
-GREEDY = EVALUATION  # the greedy answers take the path of an evaluation
 SAVE = [*TO_THE_LEARNER, "save learner", *TO_THE_ENGINES]
 EXPORT = [*TO_THE_LEARNER, "export learner", *TO_THE_ENGINES]
 
