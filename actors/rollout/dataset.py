@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from actors.rollout.writer import Writer
-from actors.wire.records import Request, Sample, pack_samples
-from configs.roles import Stream
+from actors.wire.records import Request, Sample
 from configs.schema import Sampling
 
 
@@ -26,22 +25,12 @@ class Dataset(Writer):
         self._version = version
         return version
 
-    async def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
-        """Yield payload, header, ... of the requests' own responses, cut at the response cap."""
-        size = stream.coalesce_samples
-        for start in range(0, len(requests), size):
-            samples = [self._sample(r, sampling.max_response_tokens) for r in requests[start : start + size]]
-            payload, header = pack_samples(samples)
-            yield payload
-            yield header
+    async def write(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Sample]:
+        """The request's own response, whole, up to the response cap."""
+        assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"
+        ids = request.response_ids[: sampling.max_response_tokens]
+        finish = "length" if len(ids) < len(request.response_ids) else "data"
+        yield request.answered(ids, [float("nan")] * len(ids), finish, [self._version] * len(ids))
 
     def cut(self, uids: Sequence[str]) -> None:
         """Its responses leave whole."""
-
-    def _sample(self, request: Request, cap: int) -> Sample:
-        assert request.response_ids is not None, f"{request.uid} has no response; prefix: dataset needs one a row"
-        ids = request.response_ids[:cap]
-        finish = "length" if len(ids) < len(request.response_ids) else "data"
-        return request.answered(ids, [float("nan")] * len(ids), finish, [self._version] * len(ids))

@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.rollout.outbox import Outbox
 from actors.rollout.response import Response
 from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
 from actors.weights_lock import Idle
-from actors.wire.records import Request, Sample, pack_samples
+from actors.wire.records import Request, Sample
 from configs.roles import Rollout as RolloutConfig
-from configs.roles import Stream
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Sampling
 
@@ -73,31 +71,10 @@ class Rollout(Writer):
         await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         await self._engine.update_weight_version(str(self._version))
 
-    async def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
-        """Sample every request; yield payload, header, payload, header, ... of responses or their segments as they
-        come."""
-        outbox = Outbox(stream)
-
-        async def one(request: Request) -> None:
-            with self._idle.busy():
-                async for row in self._sample(request, sampling, end_token_ids):
-                    outbox.put(row)
-
-        tasks = [asyncio.create_task(one(request)) for request in requests]
-        for task in tasks:
-            task.add_done_callback(outbox.watch)
-        try:
-            running = len(requests)
-            while running:
-                block = await outbox.block(running)
-                running -= sum(row.finish != "" for row in block)
-                for part in pack_samples(block):
-                    yield part
-        finally:
-            for task in tasks:
-                task.cancel()
+    async def write(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Sample]:
+        with self._idle.busy():
+            async for row in self._sample(request, sampling, end_token_ids):
+                yield row
 
     async def cut(self, uids: Sequence[str]) -> None:
         """End those of these responses that are being handed on in segments and have begun: a last one follows, with

@@ -1,7 +1,7 @@
-"""What members that write responses have in common: a standing stream of blocks, fed by whatever is submitted.
+"""Base of the members that write responses. Rows of all requests of a channel leave as one stream of blocks.
 
-One stream a member and not one a request: what ends at about the same time leaves in one block, whichever call asked
-for it. Who opens a channel owns it; when its stream is closed, what was submitted to it ends.
+One stream a channel and not one a request: rows that come at about the same time leave in one block, whichever call
+asked for them. The caller that opens a channel closes it by closing its stream, which ends the work submitted to it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from actors.member import Member
-from actors.wire.records import BlockHeader, Request, join_samples
+from actors.wire.records import Request, Sample, pack_samples
 from configs.roles import Stream
 from configs.schema import Sampling
-
-Part = tuple[Any, BlockHeader]
 
 
 class Writer(Member):
@@ -25,25 +23,24 @@ class Writer(Member):
         self._channels: dict[str, _Channel] = {}
 
     @abstractmethod
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
-        """Sample every request; yield payload, header, payload, header, ... as responses or their segments end."""
+    def write(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Sample]:
+        """Yield the rows of one response as they come: its segments in order, or the whole response."""
 
     async def submit(
         self, channel: str, requests: Sequence[Request], sampling: Sampling, end_token_ids: Sequence[int]
     ) -> None:
-        """Begin to write; what comes of it leaves through the channel's `blocks`."""
-        parts = self.generate(requests, sampling, Stream(coalesce_ms=0.0, coalesce_samples=1), end_token_ids)
-        self._channel(channel).feed(parts)
+        """Begin to write; the rows leave through the channel's `blocks`."""
+        opened = self._channel(channel)
+        for request in requests:
+            opened.feed(self.write(request, sampling, end_token_ids))
 
     async def blocks(self, channel: str, stream: Stream) -> AsyncIterator[Any]:
-        """payload, header, payload, header, ... of all that is submitted to a channel, until it is closed. Raises what
-        a request raised."""
+        """Yield payload, header, payload, header, ... of all rows of a channel, until the stream is closed. Raises the
+        first error of a request."""
         opened = self._channel(channel)
         try:
             while True:
-                for part in join_samples(await opened.next(stream)):
+                for part in pack_samples(await opened.next(stream)):
                     yield part
         finally:
             del self._channels[channel]
@@ -54,65 +51,58 @@ class Writer(Member):
 
 
 class _Channel:
-    """Blocks on their way out. A response stands in a block once: its next segment waits for the next block."""
+    """Rows that wait for a block. A response stands in a block once: its next segment waits for the next block."""
 
     def __init__(self) -> None:
-        self._waiting: list[Part] = []
+        self._waiting: list[Sample] = []
         self._error: BaseException | None = None
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()  # a row arrived, or a request failed
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def feed(self, parts: AsyncIterator[Any]) -> None:
-        task = asyncio.ensure_future(self._take_in(parts))
+    def feed(self, rows: AsyncIterator[Sample]) -> None:
+        """Take in rows as they come."""
+        task = asyncio.ensure_future(self._collect(rows))
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    async def next(self, stream: Stream) -> list[Part]:
-        """What comes within the window of the first, up to the samples that a block holds."""
+    async def next(self, stream: Stream) -> list[Sample]:
+        """The rows of the next block: those that come within the window of the first, up to the recipe's number."""
         await self._until(1, stream)
         with suppress(TimeoutError):
             async with asyncio.timeout(stream.coalesce_ms / 1000):
                 await self._until(stream.coalesce_samples, stream)
-        block = self._next(stream)
-        self._waiting = [part for part in self._waiting if not any(part is taken for taken in block)]
+        block = self._ready(stream)
+        del self._waiting[: len(block)]
         return block
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _take_in(self, parts: AsyncIterator[Any]) -> None:
-        payload: Any = None
-        async for part in parts:
-            if payload is None:
-                payload = part
-                continue
-            self._waiting.append((payload, part))
-            self._arrived.set()
-            payload = None
+    async def _collect(self, rows: AsyncIterator[Sample]) -> None:
+        async for row in rows:
+            self._waiting.append(row)
+            self._changed.set()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
-            self._error = task.exception()
-            self._arrived.set()
+            self._error = self._error or task.exception()
+            self._changed.set()
 
-    async def _until(self, samples: int, stream: Stream) -> None:
-        while sum(len(header.samples) for _, header in self._next(stream)) < samples:
-            self._arrived.clear()
+    async def _until(self, rows: int, stream: Stream) -> None:
+        """Wait until a block of so many rows is ready. Raises the first error of a request."""
+        while len(self._ready(stream)) < rows:
             if self._error is not None:
                 raise self._error
-            await self._arrived.wait()
-            if self._error is not None:
-                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
 
-    def _next(self, stream: Stream) -> list[Part]:
-        block: list[Part] = []
-        uids: set[str] = set()
-        for part in self._waiting:
-            mine = {sample.uid for sample in part[1].samples}
-            if uids & mine or len(uids) + len(mine) > max(stream.coalesce_samples, len(mine)):
+    def _ready(self, stream: Stream) -> list[Sample]:
+        """The first waiting rows that fit in one block."""
+        block: dict[str, Sample] = {}
+        for row in self._waiting[: stream.coalesce_samples]:
+            if row.uid in block:
                 break
-            block.append(part)
-            uids |= mine
-        return block
+            block[row.uid] = row
+        return list(block.values())

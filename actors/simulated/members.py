@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ from actors.wire.records import (
     ScoreHeader,
     ScoreRequest,
     log_ratio_of,
-    pack_samples,
     pack_scores,
     trained_batch,
     unpack_samples,
 )
-from configs.roles import Rule, Simulated, Stream
+from configs.roles import Rule, Simulated
 from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
@@ -53,42 +53,37 @@ class SimulatedRollout(Writer):
         self._seconds = speed.rollout_seconds_per_token
         self._on_update = on_update
         self._version = 0
-        self._calls: list[_Call] = []
+        self._running: set[_Response] = set()
 
     async def start(self) -> None:
         """Nothing to build."""
 
-    async def generate(
-        self, requests: Sequence[Request], sampling: Sampling, stream: Stream, end_token_ids: Sequence[int]
-    ) -> AsyncIterator[Any]:
-        """Responses of random length, shortest first, or their segments, in blocks of what ends together."""
-        asked = {request.uid: request for request in requests}
-        lengths = {uid: _length(request, sampling) for uid, request in asked.items()}
-        call = _Call(Decoding(lengths, requests[0].segment_tokens, stream.coalesce_samples), self._seconds)
-        self._calls.append(call)
+    async def write(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Sample]:
+        """A response of random length."""
+        ids, finish = _drawn(request, sampling, end_token_ids)
+        decoding = Decoding(len(ids), request.segment_tokens)
+        response = _Response(request.uid, decoding, self._seconds)
+        self._running.add(response)
         try:
-            while call.decoding.open:
-                if await call.until_due():
-                    call.decoding.pass_until(call.decoding.due, self._version)
-                if block := call.decoding.take():
-                    versions = [*call.decoding.versions, self._version]  # a response may end with the next token
-                    samples = [_row(asked[p.uid], p, lengths[p.uid], sampling, end_token_ids, versions) for p in block]
-                    for part in pack_samples(samples):
-                        yield part
+            while decoding.open:
+                await response.until_due()
+                decoding.pass_until(decoding.due, self._version)
+                yield _row(request, decoding.take(), ids, finish, decoding.versions)
         finally:
-            self._calls.remove(call)
+            self._running.remove(response)
 
     async def cut(self, uids: Sequence[str]) -> None:
-        for call in self._calls:
-            call.pass_time(self._version)
-            call.end(uids, "cut")
+        for response in self._running:
+            if response.uid in uids:
+                response.end("cut", self._version)
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         await asyncio.to_thread(_check, version, headers, buckets)
-        for call in self._calls:
-            call.pass_time(self._version)
+        for response in self._running:
             if self._on_update == "abort":
-                call.end(list(call.decoding.running), "abort")
+                response.end("abort", self._version)
+            else:
+                response.pass_time(self._version)
         self._version = version
         return version
 
@@ -99,44 +94,46 @@ class SimulatedRollout(Writer):
         """Nothing to take."""
 
     async def drain(self) -> None:
-        while self._calls:
+        while self._running:
             await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
         """Nothing to release."""
 
 
-class _Call:
-    """One call of `generate` and its clock: a tick takes `seconds`."""
+class _Response:
+    """A response that is being decoded, and its clock: a tick takes `seconds`."""
 
-    def __init__(self, decoding: Decoding, seconds: float) -> None:
-        self.decoding = decoding
+    def __init__(self, uid: str, decoding: Decoding, seconds: float) -> None:
+        self.uid = uid
+        self._decoding = decoding
         self._seconds = seconds
         self._now = asyncio.get_running_loop().time
         self._since = self._now()  # when the last tick passed
-        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
 
-    async def until_due(self) -> bool:
-        """Wait for the next block. True when its time has come, False when a response was ended before."""
-        self._changed.clear()
-        try:
-            async with asyncio.timeout((self.decoding.due - len(self.decoding.versions)) * self._seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            self._since = self._now()
-            return True
-        return False
+    async def until_due(self) -> None:
+        """Wait until the next piece is whole, or the response is ended."""
+        ticks = self._decoding.due - len(self._decoding.versions)
+        if not self._seconds:
+            for _ in range(ticks):  # shorter pieces come first
+                await asyncio.sleep(0.0)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ticks * self._seconds):
+                await self._ended.wait()
+        self._since = self._now()
 
     def pass_time(self, version: int) -> None:
-        """Let the ticks since the last one pass, at most up to the next block."""
-        ticks = int((self._now() - self._since) / self._seconds) if self._seconds and self.decoding.open else 0
-        if ticks:
-            self._since += ticks * self._seconds
-            self.decoding.pass_until(min(len(self.decoding.versions) + ticks, self.decoding.due), version)
+        """Let the ticks since the last one pass, at most up to the next piece."""
+        ticks = int((self._now() - self._since) / self._seconds) if self._seconds else 0
+        self._since += ticks * self._seconds
+        self._decoding.pass_until(min(len(self._decoding.versions) + ticks, self._decoding.due), version)
 
-    def end(self, uids: Sequence[str], finish: str) -> None:
-        self.decoding.end(uids, finish)
-        self._changed.set()
+    def end(self, finish: str, version: int) -> None:
+        self.pass_time(version)
+        self._decoding.end(finish)
+        self._ended.set()
 
 
 class SimulatedScorer(Member):
@@ -326,17 +323,21 @@ def _length(request: Request, sampling: Sampling) -> int:
     return random.Random(request.seed).randint(1, sampling.max_response_tokens)
 
 
-def _row(
-    request: Request, piece: Piece, length: int, sampling: Sampling, end: Sequence[int], versions: list[int]
-) -> Sample:
-    rng = random.Random(request.seed + 1)
-    stopped = length < sampling.max_response_tokens
+def _drawn(request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> tuple[list[int], str]:
+    """Tokens of a whole response, and why it ends."""
+    rng, length = random.Random(request.seed + 1), _length(request, sampling)
     ids = [rng.randint(3, 50) for _ in range(length)]
-    if stopped and end:
-        ids[-1] = end[0]
-    finish = ("stop" if stopped else "length") if piece.finish is None else piece.finish
+    if length == sampling.max_response_tokens:
+        return ids, "length"
+    if end_token_ids:
+        ids[-1] = end_token_ids[0]
+    return ids, "stop"
+
+
+def _row(request: Request, piece: Piece, ids: Sequence[int], finish: str, versions: Sequence[int]) -> Sample:
     so_far = slice(piece.end)
-    return request.answered(ids[so_far], [-1.0] * piece.end, finish, versions[so_far], start=piece.start)
+    ending = finish if piece.finish is None else piece.finish
+    return request.answered(list(ids[so_far]), [-1.0] * piece.end, ending, list(versions[so_far]), start=piece.start)
 
 
 def _loss_tokens(sample: Sample) -> list[int]:

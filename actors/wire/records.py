@@ -268,14 +268,6 @@ def pack_samples(samples: Sequence[Sample]) -> tuple[pa.RecordBatch, BlockHeader
     return payload, BlockHeader(tuple(header_of(s) for s in samples), payload.nbytes)
 
 
-def join_samples(parts: Sequence[tuple[pa.RecordBatch, BlockHeader]]) -> tuple[pa.RecordBatch, BlockHeader]:
-    """Several blocks as one, rows and headers in the order given."""
-    if len(parts) == 1:
-        return parts[0]
-    payload = pa.concat_batches([batch for batch, _ in parts])
-    return payload, BlockHeader(tuple(sample for _, header in parts for sample in header.samples), payload.nbytes)
-
-
 def unpack_samples(payload: pa.RecordBatch) -> list[Sample]:
     """Payload -> samples, in row order."""
     rows = payload.select(SAMPLES.names).to_pylist()

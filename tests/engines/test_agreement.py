@@ -16,6 +16,7 @@ from orchestrator.weights.carriers import ObjectStore
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines
 from tests.engines.test_equivalence import _load, _Reference
+from tests.written import written_in_pool
 
 SAME_MODEL = {"support": "sampled"}
 
@@ -75,8 +76,8 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
         version = await ObjectStore().publish(learner, 2, None)  # the first weights again, under a new number
 
         async def collect() -> list[Any]:
-            arguments = (requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
-            return [await pool.transport.value(part) async for part, _ in pool.stream(member, "generate", *arguments)]
+            pairs = written_in_pool(pool, requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
+            return [await pool.transport.value(payload) async for payload, _ in pairs]
 
         sampling = asyncio.create_task(collect())
         await asyncio.sleep(0.15)

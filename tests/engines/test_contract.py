@@ -15,7 +15,7 @@ import pytest
 from actors.wire.jobs import LearnerSpec
 from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
 from configs.roles import Stream
-from configs.schema import Recipe
+from configs.schema import Recipe, Sampling
 from objectives.schedule import dials_at
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
@@ -24,6 +24,7 @@ from orchestrator.preflight.files import read_inputs
 from orchestrator.weights.carriers import ObjectStore
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines
+from tests.written import written_in_pool
 
 SIMULATED = {
     "rollout": {"engine": "simulated"},
@@ -51,20 +52,19 @@ class Bench:
 
         return self.runner.run(work())
 
-    def stream(self, pool: Pool, method: str, *args: Any) -> tuple[list[Any], list[Any]]:
+    def sample(
+        self, requests: Sequence[Request], stream: Stream | None = None, sampling: Sampling | None = None
+    ) -> tuple[list[pa.RecordBatch], list[Any]]:
         """Payloads, opened, and their headers."""
 
         async def work() -> tuple[list[Any], list[Any]]:
-            pairs = [pair async for pair in pool.stream(pool.members[0], method, *args)]
+            pairs = [pair async for pair in written_in_pool(pool, requests, sampling, stream, ends)]
             return [await pool.transport.value(payload) for payload, _ in pairs], [header for _, header in pairs]
 
+        pool, ends = self.pools.rollout, self.inputs.end_token_ids
+        assert pool is not None
+        sampling, stream = sampling or self.recipe.sampling, stream or self.recipe.stream
         return self.runner.run(work())
-
-    def sample(
-        self, requests: Sequence[Request], stream: Stream | None = None
-    ) -> tuple[list[pa.RecordBatch], list[Any]]:
-        arguments = (requests, self.recipe.sampling, stream or self.recipe.stream, self.inputs.end_token_ids)
-        return self.stream(self.pools.rollout, "generate", *arguments)
 
     def requests(self, count: int = 4) -> list[Request]:
         prompts = self.inputs.train
@@ -104,7 +104,7 @@ def bench(request: pytest.FixtureRequest, engines: Engines) -> Bench:
     return Bench(recipe, pools, engines.runner)
 
 
-def test_generate_yields_every_request_once_in_blocks(bench: Bench) -> None:
+def test_blocks_hold_every_response_once(bench: Bench) -> None:
     payloads, headers = bench.sample(bench.requests(6), Stream(coalesce_ms=0.0, coalesce_samples=2))
     samples = [s for payload in payloads for s in unpack_samples(payload)]
     assert sorted(s.uid for s in samples) == [r.uid for r in bench.requests(6)]
@@ -244,13 +244,12 @@ def test_a_cut_response_ends_with_what_it_has(bench: Bench) -> None:
     sampling = bench.recipe.sampling.model_copy(update={"max_response_tokens": 90})
     pool, ends = bench.pools.rollout, bench.inputs.end_token_ids
     assert pool is not None
-    (whole,), _ = bench.stream(pool, "generate", requests, sampling, Stream(coalesce_ms=5000.0), ends)
+    (whole,), _ = bench.sample(requests, Stream(coalesce_ms=5000.0), sampling)
     expected = {s.uid: s for s in unpack_samples(whole)}
 
     async def work() -> list[Any]:
         payloads: list[Any] = []
-        arguments = (segmented(requests), sampling, Stream(), ends)
-        async for payload, _ in pool.stream(pool.members[0], "generate", *arguments):
+        async for payload, _ in written_in_pool(pool, segmented(requests), sampling, Stream(), ends):
             payloads.append(await pool.transport.value(payload))
             if len(payloads) == 1:
                 await pool.call_member(pool.members[0], "cut", [*cut, "nobody"])

@@ -34,6 +34,7 @@ from configs.roles import Rollout as RolloutConfig
 from configs.roles import Scorer as ScorerConfig
 from configs.schema import Sampling
 from orchestrator.pools.layout import environment
+from tests.written import written
 
 VOCABULARY, LENGTH, SEGMENT = 259, 23, 5
 PROMPTS = {"a": [5, 6, 7], "b": [8], "c": list(range(20, 40))}  # one of a single token: nothing lies before its last
@@ -269,15 +270,12 @@ def sampled(
 
     async def work() -> list[list[Sample]]:
         blocks: list[list[Sample]] = []
-        number = 0
-        async for value in member.generate(asked, Sampling(max_response_tokens=longest), stream, (2,)):
-            number += 1
-            if number % 2:
-                blocks.append(unpack_samples(value))
-            else:
-                assert value.samples == tuple(header_of(row) for row in blocks[-1])
-                if between:
-                    await between([row for block in blocks for row in block])
+        sampling = Sampling(max_response_tokens=longest)
+        async for payload, header in written(member, asked, sampling, stream, (2,)):
+            blocks.append(unpack_samples(payload))
+            assert header.samples == tuple(header_of(row) for row in blocks[-1])
+            if between:
+                await between([row for block in blocks for row in block])
         return blocks
 
     return runner.run(asyncio.wait_for(work(), 120))
@@ -366,12 +364,10 @@ def test_an_update_that_aborts_ends_what_runs_and_begins_what_waits(
 
     async def work() -> list[list[Sample]]:
         updated = asyncio.create_task(update())
-        values = [
-            v
-            async for v in member.generate(segmented(asked, tokens), Sampling(max_response_tokens=200), Stream(), (2,))
-        ]
+        sampling = Sampling(max_response_tokens=200)
+        pairs = [pair async for pair in written(member, segmented(asked, tokens), sampling, Stream(), (2,))]
         await updated
-        return [unpack_samples(payload) for payload in values[0::2]]
+        return [unpack_samples(payload) for payload, _ in pairs]
 
     segments = by_uid(runner.run(asyncio.wait_for(work(), 120)))
     assert segments.keys() == {request.uid for request in asked}

@@ -32,6 +32,7 @@ from orchestrator.weights.learner_group import LearnerGroup
 from tests import architectures
 from tests.engines.shared import Finished, Watcher
 from tests.tiny import write_prompts
+from tests.written import written_in_pool
 
 pytestmark = pytest.mark.system
 
@@ -99,11 +100,8 @@ async def _run_and_publish(recipe: Recipe, moved: Path, root: Path) -> Served:
 
 async def _sampled(recipe: Recipe, rollout: Any) -> pa.RecordBatch:
     requests = [Request(f"{i:08d}.000", f"{i:08d}", 0, i, [3 + i, 9, 27, 81]) for i in range(4)]
-    arguments = (requests, recipe.sampling, recipe.stream, (2,))
-    payloads = [
-        await rollout.transport.value(ref)
-        async for ref, _ in rollout.stream(rollout.members[0], "generate", *arguments)
-    ]
+    pairs = written_in_pool(rollout, requests, recipe.sampling, recipe.stream, (2,))
+    payloads = [await rollout.transport.value(ref) async for ref, _ in pairs]
     return pa.Table.from_batches(payloads).combine_chunks().to_batches()[0]
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
-from actors.wire.records import Request, unpack_samples
+from actors.wire.records import Request, Sample, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
 from orchestrator.pools.pool import PoolMember
@@ -213,19 +213,17 @@ class Chaos:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, uid: str, seconds: float) -> None:
-    """A rollout that is asked for this sample dies of it after `seconds`, and what it is asked for beside comes."""
-    generate = SimulatedRollout.generate
+    """A rollout dies `seconds` after it is asked for this sample; other rows leave before."""
+    write = SimulatedRollout.write
 
-    async def fatal(self: SimulatedRollout, requests: Sequence[Request], *arguments: Any) -> AsyncIterator[Any]:
-        others = [request for request in requests if request.uid != uid]
-        if others:
-            async for value in generate(self, others, *arguments):
-                yield value
-        if len(others) < len(requests):
+    async def fatal(self: SimulatedRollout, request: Request, *arguments: Any) -> AsyncIterator[Sample]:
+        if request.uid == uid:
             await asyncio.sleep(seconds)
             raise MemberDied("out of memory")
+        async for row in write(self, request, *arguments):
+            yield row
 
-    monkeypatch.setattr(SimulatedRollout, "generate", fatal)
+    monkeypatch.setattr(SimulatedRollout, "write", fatal)
 
 
 def lose_before_the_learner(monkeypatch: pytest.MonkeyPatch, uid: str) -> None:

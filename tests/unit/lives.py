@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "starting": (Run._rewind, Run._bring_up),
     "rewinding": (checkpoint.rewind,),
     "evaluating": (Evaluation.run,),
-    "sampling": (SimulatedRollout.generate, Stage.roll_out),
+    "sampling": (SimulatedRollout.write, Stage.roll_out),
     "scoring": (Flow.score_and_reward,),
     "learning": (LearnerGroup.step, SimulatedLearner.step),
     "publishing": (Versions.publish, checkpoint.claim_version),

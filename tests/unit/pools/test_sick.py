@@ -96,23 +96,25 @@ def test_ray_wraps_what_a_member_raised(cause: Exception, traceback: str, fault:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, error: Exception, times: int) -> list[int]:
-    """The first calls of a method raise; of a generator's the first are those that would yield."""
+    """The first calls of a method raise; of `write` the first call of each of the first members."""
     whole: Callable[..., Any] = getattr(cls, method)
-    left = [times]
+    left, writers = [times], list[Any]()
 
     def struck() -> bool:
         left[0] -= 1
         return left[0] >= 0
 
-    if method == "generate":
+    if method == "write":
 
-        async def generate(self: Any, *arguments: Any) -> AsyncIterator[Any]:
-            if struck():
-                raise error
-            async for value in whole(self, *arguments):
-                yield value
+        async def write(self: Any, *arguments: Any) -> AsyncIterator[Any]:
+            if self not in writers:
+                writers.append(self)
+                if struck():
+                    raise error
+            async for row in whole(self, *arguments):
+                yield row
 
-        monkeypatch.setattr(cls, method, generate)
+        monkeypatch.setattr(cls, method, write)
     else:
 
         def call(self: Any, *arguments: Any) -> Any:
@@ -125,7 +127,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, error: Exce
 
 
 ROLES: list[tuple[str, type, str]] = [
-    ("rollout", SimulatedRollout, "generate"),
+    ("rollout", SimulatedRollout, "write"),
     ("scorer.teacher", SimulatedScorer, "score"),
     ("reward", SimulatedReward, "reward"),
     ("learner", SimulatedLearner, "step"),

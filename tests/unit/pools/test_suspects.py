@@ -126,14 +126,13 @@ def test_a_run_outlives_engines_that_die_together_again_and_again_in_a_few_round
 ) -> None:
     """Two engines with 32 groups in flight, on nodes of their own, die together three times."""
     transport, struck, leased = chaos.Nodes(random.Random(1), count=1000), list[float](), list[int]()
-    generate = SimulatedRollout.generate
+    submit = SimulatedRollout.submit
 
-    async def counted(self: SimulatedRollout, requests: Any, *arguments: Any) -> Any:
+    async def counted(self: SimulatedRollout, channel: str, requests: Any, *arguments: Any) -> None:
         leased.append(len({request.group for request in requests}))
-        async for value in generate(self, requests, *arguments):
-            yield value
+        await submit(self, channel, requests, *arguments)
 
-    monkeypatch.setattr(SimulatedRollout, "generate", counted)
+    monkeypatch.setattr(SimulatedRollout, "submit", counted)
 
     async def strike(run: Run) -> None:
         pool = run.pools.rollout

@@ -1,18 +1,14 @@
-"""A response as it is sampled becomes rows, and rows become blocks, whoever ends it and whenever."""
+"""The rows of a response while vLLM samples it, however it ends."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from actors.rollout.outbox import Outbox
 from actors.rollout.response import Response
 from actors.wire.records import Request, Sample, header_of
-from configs.roles import Stream
 
 REQUEST = Request("a", "a", 0, 1, [7, 8], topk=2)
 
@@ -100,70 +96,3 @@ def test_tokens_carry_the_version_that_served_until_the_engine_says_better() -> 
     assert segment.versions == [4, 4, 5]
     (last,) = grown(response, 5, 5, [Span("4", 0, 3), Span("5", 3, 5)]).rows(3, "stop")
     assert last.versions == [4, 4, 4, 5, 5]
-
-
-# --- blocks ---
-
-
-def row(uid: str, start: int = 0, finish: str = "") -> Sample:
-    return Request(uid, uid, 0, 1, [7]).answered(
-        [5] * (start + 1), [-1.0] * (start + 1), finish, [0] * (start + 1), start=start
-    )
-
-
-def blocks(rows: Sequence[Sample], stream: Stream, running: int, count: int) -> list[list[tuple[str, int]]]:
-    async def work() -> list[Any]:
-        outbox = Outbox(stream)
-        for r in rows:
-            outbox.put(r)
-        return [[(r.uid, r.start) for r in await outbox.block(running)] for _ in range(count)]
-
-    return asyncio.run(work())
-
-
-def test_a_response_stands_in_a_block_once_and_its_segments_stay_in_order() -> None:
-    rows = [row("a"), row("a", 1), row("b"), row("a", 2), row("b", 1)]
-    assert blocks(rows, Stream(coalesce_ms=0.0), 2, 3) == [[("a", 0), ("b", 0)], [("a", 1), ("b", 1)], [("a", 2)]]
-
-
-def test_a_block_holds_no_more_than_the_recipe_says() -> None:
-    rows = [row("a"), row("b"), row("c")]
-    assert blocks(rows, Stream(coalesce_samples=2), 3, 2) == [[("a", 0), ("b", 0)], [("c", 0)]]
-
-
-def test_a_block_that_can_hold_no_more_does_not_wait() -> None:
-    async def work() -> None:
-        outbox = Outbox(Stream(coalesce_ms=60_000.0))
-        for uid in "ab":
-            outbox.put(row(uid))
-        assert len(await asyncio.wait_for(outbox.block(running=2), 5.0)) == 2
-
-    asyncio.run(work())
-
-
-def test_what_comes_within_the_window_leaves_with_the_first() -> None:
-    async def work(window: float) -> int:
-        outbox = Outbox(Stream(coalesce_ms=window))
-        loop = asyncio.get_running_loop()
-        for delay, uid in ((0.01, "a"), (0.3, "b")):
-            loop.call_later(delay, outbox.put, row(uid))
-        return len(await outbox.block(running=2))
-
-    assert asyncio.run(work(0.0)) == 1
-    assert asyncio.run(work(60_000.0)) == 2
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_what_a_response_raises_its_reader_raises(rows: int) -> None:
-    async def fails() -> None:
-        raise RuntimeError("engine is dead")
-
-    async def work() -> None:
-        outbox = Outbox(Stream(coalesce_ms=60_000.0))
-        for _ in range(rows):
-            outbox.put(row("a"))
-        asyncio.create_task(fails()).add_done_callback(outbox.watch)
-        await asyncio.wait_for(outbox.block(running=2), 5.0)
-
-    with pytest.raises(RuntimeError, match="engine is dead"):
-        asyncio.run(work())

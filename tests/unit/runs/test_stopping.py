@@ -97,7 +97,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, begun: Callabl
         async for value in whole(self, *arguments):
             yield value
 
-    monkeypatch.setattr(cls, method, yielded if method == "generate" else answered)
+    monkeypatch.setattr(cls, method, yielded if method == "write" else answered)
 
 
 def assert_resumes(root: Path, expected: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
@@ -124,7 +124,7 @@ ASKS = [Ask.GENTLY, Ask.IN_TIME, Ask.AT_ONCE]
     [
         pytest.param(SimulatedRollout, "start", id="engines start"),
         pytest.param(SimulatedLearner, "start", id="the learner starts"),
-        pytest.param(SimulatedRollout, "generate", id="the evaluation before samples"),
+        pytest.param(SimulatedRollout, "write", id="the evaluation before samples"),
         pytest.param(SimulatedLearner, "evaluate", id="the evaluation before is read"),
     ],
 )
@@ -145,16 +145,16 @@ def test_a_stop_while_waiting_for_a_batch_takes_seconds_and_saves(
 ) -> None:
     """Asked at once, it saves no new checkpoint."""
     stopped = Stopped(tmp_path, ask, checkpoint={"every": 2, "keep": 9}, rollout={"members": 1})
-    generate = SimulatedRollout.generate
+    write = SimulatedRollout.write
 
-    async def waits(self: SimulatedRollout, requests: Any, *arguments: Any) -> AsyncIterator[Any]:
+    async def waits(self: SimulatedRollout, request: Any, *arguments: Any) -> AsyncIterator[Any]:
         if stopped.simulation.run.progress.step == 3:
             stopped.soon()
             await asyncio.sleep(LONG)
-        async for value in generate(self, requests, *arguments):
-            yield value
+        async for row in write(self, request, *arguments):
+            yield row
 
-    monkeypatch.setattr(SimulatedRollout, "generate", waits)
+    monkeypatch.setattr(SimulatedRollout, "write", waits)
     assert stopped.went_on() < SECONDS
     kept = sorted(folder.name for folder in (tmp_path / "sim" / "checkpoints").iterdir())
     assert kept == (["step_2"] if ask is Ask.AT_ONCE else ["step_2", "step_3"])
@@ -209,7 +209,7 @@ def test_an_evaluation_between_steps_is_given_up_and_made_by_the_resume(
 
 
 @pytest.mark.parametrize("ask", ASKS)
-@pytest.mark.parametrize(("cls", "method"), [(SimulatedRollout, "generate"), (SimulatedLearner, "export")], ids=str)
+@pytest.mark.parametrize(("cls", "method"), [(SimulatedRollout, "write"), (SimulatedLearner, "export")], ids=str)
 def test_a_stop_after_the_last_step_takes_seconds_and_the_resume_finishes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask, cls: type, method: str
 ) -> None:

@@ -45,15 +45,15 @@ GROUP = [uid for _, uid, prompt in expected_order(4) if prompt == PROMPT]
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Prompts that kill every rollout that is asked for them."""
-    prompts, generate = [PROMPT], SimulatedRollout.generate
+    prompts, write = [PROMPT], SimulatedRollout.write
 
-    async def fatal(self: SimulatedRollout, requests: Sequence[Request], *arguments: Any) -> AsyncIterator[Any]:
-        if any(request.prompt_ids in prompts for request in requests):
+    async def fatal(self: SimulatedRollout, request: Request, *arguments: Any) -> AsyncIterator[Any]:
+        if request.prompt_ids in prompts:
             raise MemberDied("out of memory")
-        async for value in generate(self, requests, *arguments):
-            yield value
+        async for row in write(self, request, *arguments):
+            yield row
 
-    monkeypatch.setattr(SimulatedRollout, "generate", fatal)
+    monkeypatch.setattr(SimulatedRollout, "write", fatal)
     return prompts
 
 
@@ -89,7 +89,8 @@ def test_a_poisoned_prompt_is_named_and_all_others_are_trained(tmp_path: Path, p
     assert simulation.go() == DONE
     assert order_of(trained(tmp_path)) == all_but(GROUP, 4)
     assert summary(simulation)["skipped"] == dict.fromkeys(GROUP, "quarantined: 3 members of rollout died of it")
-    assert DEATHS <= restarts(simulation) <= SUSPECTED + DEATHS
+    halved = 1  # deaths while another suspect runs beside it
+    assert DEATHS <= restarts(simulation) <= SUSPECTED + halved + DEATHS
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == EACH
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +123,19 @@ def test_segments_of_one_rollout_are_scored_where_the_ones_before_were(
     three is now one and now another. An evaluation has no segments."""
     wrote: dict[str, SimulatedRollout] = {}
     scored: dict[SimulatedRollout, list[SimulatedScorer]] = {}
-    generate, score = SimulatedRollout.generate, SimulatedScorer.score
+    write, score = SimulatedRollout.write, SimulatedScorer.score
 
-    def writing(self: SimulatedRollout, requests: Sequence[Any], *arguments: Any) -> Any:
-        wrote.update({request.uid: self for request in requests if request.segment_tokens})
-        return generate(self, requests, *arguments)
+    def writing(self: SimulatedRollout, request: Any, *arguments: Any) -> Any:
+        if request.segment_tokens:
+            wrote[request.uid] = self
+        return write(self, request, *arguments)
 
     async def scoring(self: SimulatedScorer, payload: Any, request: Any) -> Any:
         for uid in request.prompts.keys() & wrote.keys():
             scored.setdefault(wrote[uid], []).append(self)
         return await score(self, payload, request)
 
-    monkeypatch.setattr(SimulatedRollout, "generate", writing)
+    monkeypatch.setattr(SimulatedRollout, "write", writing)
     monkeypatch.setattr(SimulatedScorer, "score", scoring)
     speed = {"rollout_seconds_per_token": 0.1, "score_seconds_per_token": 0.1}
     settings = recipe(tmp_path, **SEGMENTS, scorer={"teacher": MEMBER | {"members": 3}}, simulated=speed)
@@ -228,7 +228,7 @@ def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_
     monkeypatch.setattr(SimulatedScorer, "score", disliking)
     stop = {"log_ratio": -1.0, "after_tokens": 4}
     settings = recipe(tmp_path, stream_tokens=4, early_stop=stop, simulated=SLOWLY)
-    assert Simulation(settings).go() == DONE
+    assert Simulation(settings).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     rows = trained(tmp_path)
     cut = [row for row in rows if row["finish"] == "cut"]

@@ -17,6 +17,8 @@ from actors.simulated.members import SimulatedReward, SimulatedRollout, Simulate
 from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, header_of, pack_samples, unpack_samples
 from configs.roles import Rule, Simulated, Stream
 from configs.schema import Sampling
+from tests.unit.own_time import in_own_time
+from tests.written import written
 
 SAMPLING = Sampling(max_response_tokens=16)
 REQUESTS = [Request(f"{i:08d}.000", f"{i:08d}", 0, 100 + i, [1, 2]) for i in range(12)]
@@ -26,56 +28,39 @@ END = (1,)
 # --- the state machine ---
 
 
-def decoding(segment: int = 0, block: int = 64) -> Decoding:
-    return Decoding({"a": 3, "b": 4, "c": 9}, segment, block)
-
-
-def drained(machine: Decoding, version: int = 0) -> list[list[Piece]]:
-    blocks = []
+def drained(machine: Decoding) -> list[tuple[int, int, str | None]]:
+    pieces = []
     while machine.open:
-        machine.pass_until(machine.due, version)
-        blocks.append(machine.take())
-    return blocks
+        machine.pass_until(machine.due, 0)
+        pieces.append(machine.take())
+    return [(piece.start, piece.end, piece.finish) for piece in pieces]
 
 
-def test_whole_responses_leave_shortest_first_in_blocks() -> None:
-    blocks = drained(decoding(block=2))
-    assert [[(p.uid, p.start, p.end) for p in block] for block in blocks] == [[("a", 0, 3), ("b", 0, 4)], [("c", 0, 9)]]
-    assert {p.finish for block in blocks for p in block} == {None}
+def test_a_response_without_segments_is_one_piece() -> None:
+    assert drained(Decoding(3, segment=0)) == [(0, 3, None)]
 
 
-def test_segments_cover_each_response_once_and_the_last_carries_the_end() -> None:
-    blocks = drained(decoding(segment=4))
-    pieces = {uid: [p for block in blocks for p in block if p.uid == uid] for uid in "abc"}
-    assert [(p.start, p.end, p.finish) for p in pieces["a"]] == [(0, 3, None)]
-    assert [(p.start, p.end, p.finish) for p in pieces["b"]] == [(0, 4, None)], (
-        "the end at a multiple is no empty segment"
-    )
-    assert [(p.start, p.end, p.finish) for p in pieces["c"]] == [(0, 4, ""), (4, 8, ""), (8, 9, None)]
-    assert all(len({p.uid for p in block}) == len(block) for block in blocks)
+def test_segments_cover_a_response_once_and_the_last_carries_the_end() -> None:
+    assert drained(Decoding(3, segment=4)) == [(0, 3, None)]
+    assert drained(Decoding(4, segment=4)) == [(0, 4, None)], "the end at a multiple is no empty segment"
+    assert drained(Decoding(9, segment=4)) == [(0, 4, ""), (4, 8, ""), (8, 9, None)]
 
 
-def test_a_block_is_not_whole_before_its_time() -> None:
-    machine = decoding()
-    machine.pass_until(machine.due - 1, 0)
-    assert machine.due == 9 and machine.take() == []
-
-
-def test_what_is_ended_leaves_at_once_with_the_tokens_it_has() -> None:
-    machine = decoding(segment=4)
+def test_a_response_that_is_ended_leaves_with_the_tokens_it_has() -> None:
+    machine = Decoding(9, segment=4)
     machine.pass_until(2, 0)
-    machine.end(["a", "nobody"], "cut")
-    assert machine.take() == [Piece("a", 0, 2, "cut")] and set(machine.running) == {"b", "c"}
-    machine.end(["a"], "cut")
-    assert machine.due == 4, "ended once"
+    machine.end("cut")
+    machine.end("abort")
+    assert machine.due == 2 and machine.take() == Piece(0, 2, "cut") and not machine.open
 
 
-def test_at_a_segments_end_one_more_token_tells_it_and_an_end_of_its_own_stays() -> None:
-    machine = decoding(segment=3)
+@pytest.mark.parametrize(("length", "finish"), [(4, None), (9, "abort")])
+def test_a_response_ended_at_a_segments_end_takes_one_more_token(length: int, finish: str | None) -> None:
+    machine = Decoding(length, segment=3)
     machine.pass_until(3, 0)
-    assert [p.uid for p in machine.take()] == ["a", "b", "c"]
-    machine.end(["b", "c"], "abort")
-    assert machine.take() == [Piece("b", 3, 4, None), Piece("c", 3, 4, "abort")] and not machine.open
+    machine.take()
+    machine.end("abort")
+    assert machine.due == 4 and machine.take() == Piece(3, 4, finish) and not machine.open
 
 
 # --- the members ---
@@ -91,20 +76,17 @@ def generated(
     between: Callable[[Any, Sequence[Sample]], Any] | None = None,
     requests: Sequence[Request] = REQUESTS,
 ) -> list[list[Sample]]:
-    """Blocks of a call; `between` is awaited after each with the member and the rows so far."""
+    """Blocks of these requests; `between` is awaited after each with the member and the rows so far."""
 
     async def work() -> list[list[Sample]]:
         blocks: list[list[Sample]] = []
-        payloads = True
-        async for value in member.generate(requests, SAMPLING, stream, END):
-            if payloads:
-                blocks.append(unpack_samples(value))
-            elif between:
+        async for payload, _ in written(member, requests, SAMPLING, stream, END):
+            blocks.append(unpack_samples(payload))
+            if between:
                 await between(member, [s for block in blocks for s in block])
-            payloads = not payloads
         return blocks
 
-    return asyncio.run(work())
+    return in_own_time(work())
 
 
 def segmented(tokens: int) -> list[Request]:
@@ -146,7 +128,7 @@ def test_a_cut_response_ends_with_its_next_block_and_the_others_go_on() -> None:
 
     plain, segments = (
         by_uid(generated(rollout(), Stream(), requests=segmented(4))),
-        by_uid(generated(rollout(), Stream(), between, requests=segmented(4))),
+        by_uid(generated(rollout(0.1), Stream(), between, requests=segmented(4))),
     )
     assert cut
     for uid, rows in segments.items():
@@ -161,14 +143,17 @@ def test_a_cut_response_ends_with_its_next_block_and_the_others_go_on() -> None:
 
 @pytest.mark.parametrize("on_update", ["keep", "abort"])
 def test_a_weight_update_meets_running_responses_as_the_recipe_says(on_update: str) -> None:
-    """With time: the update comes in the middle of every response that is longer than its first segment."""
+    """The update comes two ticks after the first segments."""
+    loaded = False
 
     async def between(member: SimulatedRollout, rows: Sequence[Sample]) -> None:
-        if all(row.start == 0 for row in rows):
-            await asyncio.sleep(0.02)
+        nonlocal loaded
+        if not loaded and any(not row.finish for row in rows):
+            loaded = True
+            await asyncio.sleep(0.2)
             await member.load(7, ())
 
-    segments = by_uid(generated(rollout(0.01, on_update), Stream(), between, requests=segmented(4)))
+    segments = by_uid(generated(rollout(0.1, on_update), Stream(), between, requests=segmented(4)))
     whole = {row.uid: row for row in generated(rollout(), Stream())[0]}
     running = {uid: rows for uid, rows in segments.items() if len(whole[uid].response_ids) > 8}
     assert running

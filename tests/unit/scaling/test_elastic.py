@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,19 +37,19 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """uid -> number of the rollout that was asked for it, in order of birth; every response is 8 tokens long."""
     born: list[SimulatedRollout] = []
     asked: dict[str, int] = {}
-    init, generate = SimulatedRollout.__init__, SimulatedRollout.generate
+    init, write = SimulatedRollout.__init__, SimulatedRollout.write
 
     def numbered(self: SimulatedRollout, *arguments: Any) -> None:
         born.append(self)
         init(self, *arguments)
 
-    async def noted(self: SimulatedRollout, requests: Sequence[Any], *arguments: Any) -> AsyncIterator[Any]:
-        asked.update({request.uid: born.index(self) for request in requests})
-        async for value in generate(self, requests, *arguments):
-            yield value
+    async def noted(self: SimulatedRollout, request: Any, *arguments: Any) -> AsyncIterator[Any]:
+        asked[request.uid] = born.index(self)
+        async for row in write(self, request, *arguments):
+            yield row
 
     monkeypatch.setattr(SimulatedRollout, "__init__", numbered)
-    monkeypatch.setattr(SimulatedRollout, "generate", noted)
+    monkeypatch.setattr(SimulatedRollout, "write", noted)
     monkeypatch.setattr(members, "_length", lambda request, sampling: 8)
     return asked
 

@@ -135,12 +135,12 @@ class Engine(Noted):
 class Rollout(Engine, SimulatedRollout):
     role = "rollout"
 
-    async def generate(self, *arguments: Any) -> AsyncIterator[Any]:
+    async def write(self, *arguments: Any) -> AsyncIterator[Any]:
         GPU.work(self, "sample")
         self.busy += 1
         try:
-            async for value in super().generate(*arguments):
-                yield value
+            async for row in super().write(*arguments):
+                yield row
         finally:
             self.busy -= 1
 
