@@ -28,6 +28,11 @@ def named_modules(page: Path) -> Iterator[str]:
         yield from re.findall(r"(?<![\w./])\w+\.py\b", span)
 
 
+def named_members(page: Path) -> Iterator[str]:
+    """`Class.method` and `Class.field` that stand in backticks."""
+    yield from re.findall(r"`([A-Z][a-z]\w*\.\w+)`", _FENCE.sub("", page.read_text()))
+
+
 def links(page: Path) -> Iterator[tuple[Path, str]]:
     """(file, anchor) of each link to a file of the repository; the anchor may be empty."""
     for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
@@ -43,7 +48,7 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def definitions(file: Path) -> frozenset[str]:
-    """Names of a module's functions and classes, and `Class.method`."""
+    """Names of a module's functions and classes, `Class.method` and `Class.field`."""
     found: set[str] = set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -51,6 +56,8 @@ def definitions(file: Path) -> frozenset[str]:
         if isinstance(node, ast.ClassDef):
             methods = (item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef))
             found |= {f"{node.name}.{method.name}" for method in methods}
+            fields = (item.target for item in node.body if isinstance(item, ast.AnnAssign))
+            found |= {f"{node.name}.{name.id}" for name in fields if isinstance(name, ast.Name)}
     return frozenset(found)
 
 

@@ -16,7 +16,18 @@ import yaml
 from actors.metrics import STEP_METRICS
 from configs.load import parse_recipe
 from orchestrator.run import DONE
-from tests.contributing.pages import PAGES, ROOT, anchors, definitions, links, named_modules, named_paths, rows, section
+from tests.contributing.pages import (
+    PAGES,
+    ROOT,
+    anchors,
+    definitions,
+    links,
+    named_members,
+    named_modules,
+    named_paths,
+    rows,
+    section,
+)
 from tests.unit.simulation import Simulation
 from tests.unit.simulation import recipe as simulated
 
@@ -36,6 +47,12 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     there = {file.name for top in FLOORS for file in (ROOT / top).rglob("*.py")} | {"my_losses.py"}
     assert not set(named_modules(page)) - there
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_method_that_a_page_names_exists(page: Path) -> None:
+    there = {name for top in FLOORS for file in (ROOT / top).rglob("*.py") for name in definitions(file)}
+    assert not set(named_members(page)) - there
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
