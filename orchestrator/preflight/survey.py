@@ -88,7 +88,8 @@ def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Plac
     amounts = [{"CPU": bundle.cpus, "GPU": bundle.gpus} for bundle in bundles]
     asked = [{name: amount for name, amount in one.items() if amount} or {"CPU": SMALLEST} for one in amounts]
     labels = [dict(bundle.labels) for bundle in bundles]
-    group = placement_group(asked, strategy="PACK", bundle_label_selector=labels if any(labels) else None)
+    selectors: Any = labels if any(labels) else None  # Ray declares no None
+    group = placement_group(asked, strategy="PACK", bundle_label_selector=selectors)
     try:
         if not group.wait(seconds):
             return None
