@@ -237,7 +237,7 @@ class Run:
         if len(self._deaths) - self._deaths.index(max(self._deaths)) >= REBUILDS:
             raise death
         self.stage = None
-        self.observer.notice(f"the learner is built anew from the newest checkpoint: {death}")
+        self.observer.notice(f"the learner is rebuilt from the newest checkpoint: {death}")
         await self.roles.discard_learner()
 
     async def _rewind(self, saved: checkpoint.Saved | None) -> None:

@@ -53,7 +53,7 @@ def test_held_out_values_on_the_way_are_diamonds_at_their_steps(tmp_path: Path) 
 
 def test_a_swapped_teacher_is_named(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path / "run", steps=1)
-    assert "refers to two models" not in page_of(run)
+    assert "refer to two models" not in page_of(run)
     summary = json.loads((run / "summary.json").read_text())
     swaps = [{"model": "teacher", "step": 9, "path": "/models/<teacher-2>"}]
     (run / "summary.json").write_text(json.dumps(summary | {"swaps": swaps}))
@@ -91,7 +91,7 @@ def test_skipped_samples_are_named_with_their_reason_and_prompt_and_restarts_wit
         ("00000007.001", empty, "–"),
     ]
     assert "Members replaced: rollout 3, scorer.teacher 1." in page
-    assert "The learner was built anew 2 times" in page
+    assert "The learner was rebuilt 2 times" in page
 
 
 def test_of_many_skipped_prompts_the_first_are_shown_and_the_others_counted(tmp_path: Path) -> None:

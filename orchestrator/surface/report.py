@@ -1,7 +1,7 @@
-"""The page a person looks at after a run: `report.html`, one self-contained file.
+"""The page that a person reads after a run: `report.html`, one self-contained file.
 
-Reads what the run left in its directory and nothing else; whatever is missing is left out or said to be missing, never
-invented. The page makes no network request: its scripts are inline and its content policy forbids the rest.
+It is made from the files of the run's directory alone; what is missing there is left out or shown as missing. The page
+makes no network request: its scripts are inline, and its content policy forbids others.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 Decode = Callable[[Sequence[int]], str]
 Row = dict[str, Any]
 
-BROKEN = "\ufffd"  # how a part of a UTF-8 character decodes
+BROKEN = "\ufffd"  # a part of a UTF-8 character decodes to this
 
 EXITS = {0: "done", 1: "failed", 2: "refused", 3: "stopped, resumable"}
-CLIP, NEUTRAL = 3.0, 0.05  # nats: |log-ratio| at which the colour is full, below which there is none
+CLIP, NEUTRAL = 3.0, 0.05  # |log-ratio| in nats: full colour from CLIP on, no colour below NEUTRAL
 HELD_OUT_ROWS, STEPS_SHOWN, SAMPLES_PER_STEP, TOKENS_SHOWN, SKIPPED_ROWS = 16, 3, 4, 800, 100
 
 SPECIAL = re.compile(r"<[|｜][^<>|｜]{1,40}[|｜]>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>")
 USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
-# Legible on white and on black, and apart for every common colour blindness.
+# Legible on white and on black, and distinct under common kinds of colour blindness.
 COLOURS = ("#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#d1a300", "#8a94a6")
 FREE = ("Entropy", "Response length", "Reward", "Loss")  # their axes need not begin at zero
 BARS = (*(f"seconds_{role}" for role in ROLES), "seconds_wait")
@@ -46,7 +46,7 @@ RATES = ("tokens_generated", "tokens_scored", "tokens_trained")
 
 
 class Answer(NamedTuple):
-    """One held-out question: plain text, special tokens removed. `before` or `after` is None where not sampled."""
+    """A held-out question and its answers as plain text, without special tokens. None if not sampled."""
 
     uid: str
     prompt: str
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Samples of one prompt that were not trained, or not evaluated, for one reason. `prompt` is None where unknown."""
+    """Samples of one prompt that were skipped for one reason. `prompt` is None if unknown."""
 
     uids: list[str]
     reason: str
@@ -63,7 +63,8 @@ class Skipped(NamedTuple):
 
 
 class Token(NamedTuple):
-    """One or more ids that display as one text. Means over them, nats: ratio = log p - log q, student q, teacher p."""
+    """One or more ids that are shown as one text, with means over them in nats. ratio = log p - log q, student q,
+    teacher p."""
 
     text: str
     ratio: float | None
@@ -77,12 +78,12 @@ class Token(NamedTuple):
 
     @property
     def sign(self) -> str:
-        """neg where the teacher finds the token less likely than the student does, pos where more, else empty."""
+        """neg if the teacher finds the token less likely than the student, pos if more likely, else empty."""
         return "" if self.ratio is None or abs(self.ratio) < NEUTRAL else "neg" if self.ratio < 0 else "pos"
 
     @property
     def strength(self) -> float:
-        """Share of the full colour, 0 to 1."""
+        """Strength of the colour, 0 to 1."""
         return min(abs(self.ratio or 0.0), CLIP) / CLIP
 
 
@@ -139,13 +140,13 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         partial.write_text(page, encoding="utf-8")
         return partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)  # a full disk gets its room back
+        partial.unlink(missing_ok=True)  # frees a full disk
         raise
 
 
 def held_out_answers(run_directory: Path, decode: Decode, greedy: bool = False) -> list[Answer]:
-    """The held-out questions, in order of uid, with the student's answers before and after the run: those of the
-    evaluations, or the greedy ones."""
+    """Held-out questions in order of uid, with answers before and after the run: sampled in the evaluations, or
+    greedy."""
     stems = (f"eval_{when}{'_greedy' if greedy else ''}" for when in ("before", "after"))
     before, after = ({row["uid"]: row for row in _rows(run_directory, stem)} for stem in stems)
 
@@ -160,7 +161,7 @@ def held_out_answers(run_directory: Path, decode: Decode, greedy: bool = False) 
 
 
 def skipped_prompts(summary: Row) -> list[Skipped]:
-    """What a run skipped, in order of uid, a prompt and a reason at a time."""
+    """Skipped samples in order of uid, grouped by prompt and reason."""
     prompts, found = summary.get("skipped_prompts") or {}, {}
     for uid, reason in sorted((summary.get("skipped") or {}).items()):
         found.setdefault((uid.split(".")[0], reason), []).append(uid)
@@ -168,12 +169,12 @@ def skipped_prompts(summary: Row) -> list[Skipped]:
 
 
 def _question(prompt: str) -> str:
-    """The last user turn of a chat prompt, else all of it, without special tokens."""
+    """The last user turn of a chat prompt, else the whole prompt; without special tokens."""
     turns = USER_TURN.findall(prompt)
     return SPECIAL.sub("", turns[-1] if turns else prompt).strip()
 
 
-# What lies in the run directory.
+# Files of the run directory.
 
 
 def _text(path: Path) -> str:
@@ -181,7 +182,7 @@ def _text(path: Path) -> str:
 
 
 def _metrics(path: Path) -> list[Row]:
-    """Lines of metrics.jsonl with a step; one cut short by a crash is skipped. What is not finite becomes None."""
+    """Lines of metrics.jsonl that have a step; one cut short by a crash is skipped. Non-finite values become None."""
     lines = []
     for line in _text(path).splitlines():
         values = _json(path, line)
@@ -191,7 +192,7 @@ def _metrics(path: Path) -> list[Row]:
 
 
 def _json(path: Path, text: str | None = None) -> Row:
-    """The object in `text`, or else in the file; empty where there is none that can be read."""
+    """The JSON object in `text`, or in the file; empty if it cannot be read."""
     try:
         value = json.loads((_text(path) if text is None else text) or "{}")
     except json.JSONDecodeError as error:
@@ -223,7 +224,7 @@ def _rows(run_directory: Path, stem: str, limit: int | None = None) -> list[Row]
 
 
 def _length(steps: int, summary: Row) -> str:
-    """How long the run was, in steps and in time."""
+    """The length of the run, in steps and in time."""
     seconds, startup = summary.get("seconds"), summary.get("seconds_startup")
     text = f"{steps} step" if steps == 1 else f"{steps} steps"
     text += f" in {_duration(seconds)}" if seconds is not None else ""
@@ -231,7 +232,7 @@ def _length(steps: int, summary: Row) -> str:
 
 
 def _tiles(metrics: list[Row], evaluation: dict[str, Row]) -> list[tuple[str, str, str, str]]:
-    """(label, before -> after, change, remark) of each evaluated metric; those nobody measured are left out."""
+    """(label, before -> after, change, remark) of each evaluated metric that was measured."""
     tiles = []
     for name in (n for n in EVALUATION_METRICS if n != "kl_support"):
         ends, where = [evaluation[when].get(name) for when in ("before", "after")], "held-out"
@@ -267,7 +268,7 @@ def _label(name: str) -> str:
 
 
 def _charts(metrics: list[Row], held_out: list[Row]) -> list[tuple[str, str, str]]:
-    """(title, unit, html) of each panel that has something to show."""
+    """(title, unit, html) of each panel with data."""
     figures = [(title, unit, _curves(names, metrics, held_out)) for title, unit, names in CHARTS]
     figures.append(("Where the seconds went", "busy seconds a step, roles overlap", _seconds(metrics)))
     figures.append(("Tokens", "tokens a second", _rates(metrics)))
@@ -279,7 +280,7 @@ def _charts(metrics: list[Row], held_out: list[Row]) -> list[tuple[str, str, str
 
 
 def _curves(names: Sequence[str], metrics: list[Row], held_out: list[Row]) -> go.Figure:
-    """A line a metric, and diamonds for its held-out values before the first step, after some, and after the last."""
+    """A line a metric, and diamonds for its held-out values before, during and after training."""
     figure = go.Figure()
     for name, colour in zip(names, COLOURS, strict=False):
         _line(figure, metrics, [line.get(name) for line in metrics], _label(name), colour)
@@ -293,7 +294,7 @@ def _curves(names: Sequence[str], metrics: list[Row], held_out: list[Row]) -> go
 
 
 def _seconds(metrics: list[Row]) -> go.Figure:
-    """Stacked bars of busy seconds; they overlap, so the length of the step is drawn over them."""
+    """Stacked bars of busy seconds. Roles overlap, so the length of the step is drawn over them."""
     figure = go.Figure()
     for name, colour in zip(BARS, COLOURS, strict=True):
         values = [line.get(name) for line in metrics]
@@ -321,7 +322,7 @@ def _line(figure: go.Figure, metrics: list[Row], values: list[float | None], nam
 
 
 def _html(figure: go.Figure, identity: str, from_zero: bool) -> str:
-    """A transparent panel; the page's style sheet colours its text and grid. One line alone needs no legend."""
+    """A transparent panel; the page's style sheet colours text and grid. A single line has no legend."""
     several = sum(trace.get("showlegend", True) for trace in figure.to_dict()["data"]) > 1
     figure.update_layout(
         template="none", height=270, margin={"l": 52, "r": 10, "t": 8, "b": 34}, hovermode="x unified",
@@ -339,7 +340,7 @@ def _html(figure: go.Figure, identity: str, from_zero: bool) -> str:
 
 
 def _sample_steps(run_directory: Path, decode: Decode) -> list[tuple[int, list[Row]]]:
-    """A few samples of the first, middle and last recorded step that can be read."""
+    """A few samples of the first, middle and last recorded step."""
     names = (p.name for p in (run_directory / "samples").glob("step_*.rank*.arrow"))
     stems = sorted({m[0] for n in names if (m := re.match(r"step_\d+", n))}, key=lambda stem: int(stem[5:]))
     chosen = sorted({round(i * (len(stems) - 1) / (STEPS_SHOWN - 1)) for i in range(STEPS_SHOWN)}) if stems else []
@@ -349,14 +350,14 @@ def _sample_steps(run_directory: Path, decode: Decode) -> list[tuple[int, list[R
 
 
 def _sample(row: Row, decode: Decode, piece: Callable[[int], str]) -> Row:
-    """What the page shows of one row of records.TRAINED."""
+    """What the page shows of a row of records.TRAINED."""
     prompt, tokens = decode(row["prompt_ids"]), token_spans(row, decode, piece)
     mean = _mean([r for r, loss in zip(_ratios(row), _in_loss(row), strict=True) if loss])
     return row | {"prompt": prompt, "question": _question(prompt), "tokens": tokens, "mean": mean}
 
 
 def token_spans(row: Row, decode: Decode, piece: Callable[[int], str]) -> list[Token]:
-    """The response as tokens to display; `piece` is the text of a single id."""
+    """The response as tokens to show; `piece` decodes a single id."""
     columns = [_ratios(row), row["student_logprobs"] or [], row["teacher_logprobs"] or []]
     loss = _in_loss(row)
     return [
@@ -366,10 +367,10 @@ def token_spans(row: Row, decode: Decode, piece: Callable[[int], str]) -> list[T
 
 
 def _pieces(ids: list[int], decode: Decode, piece: Callable[[int], str]) -> Iterator[tuple[str, int, int]]:
-    """(text, start, end) of runs of ids: the parts of one UTF-8 character are one run."""
+    """(text, start, end) of runs of ids; the parts of a UTF-8 character form one run."""
     start = 0
     for i, token in enumerate(ids):
-        if BROKEN not in piece(token) and start < i:  # what was begun never became a character
+        if BROKEN not in piece(token) and start < i:  # the bytes so far are no character
             yield decode(ids[start:i]), start, i
             start = i
         text = piece(token) if start == i else decode(ids[start : i + 1])
@@ -381,7 +382,7 @@ def _pieces(ids: list[int], decode: Decode, piece: Callable[[int], str]) -> Iter
 
 
 def _ratios(row: Row) -> list[float | None]:
-    """log p - log q of each response token, nats; None where either is not known."""
+    """log p - log q of each response token, nats; None if either is unknown."""
     q, p = row.get("class_logprobs") or row["student_logprobs"], row["teacher_logprobs"]
     q, p = (column or [None] * len(row["response_ids"]) for column in (q, p))
     return [None if a is None or b is None else b - a for a, b in zip(q, p, strict=True)]
@@ -392,6 +393,6 @@ def _in_loss(row: Row) -> list[bool]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the finite values, or None where there is none."""
+    """Mean of the finite values; None without any."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None

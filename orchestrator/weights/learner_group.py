@@ -201,7 +201,7 @@ class LearnerGroup:
     def member(self) -> PoolMember:
         """The current ranks; a rebuild makes others. Raises LearnerDied during a rebuild."""
         if not self._pool.members:
-            raise LearnerDied("the learner is gone, and is being built anew")
+            raise LearnerDied("the learner is gone, and is being rebuilt")
         return self._pool.members[0]
 
     @asynccontextmanager

@@ -545,7 +545,7 @@ def test_a_dead_learner_is_rebuilt_from_its_checkpoint_and_nothing_is_lost(
     assert simulation.go() == DONE
     assert_whole(tmp_path, uninterrupted, bound)
     summary = json.loads((simulation.directory / "summary.json").read_text())
-    assert summary["learner_rebuilds"] == 1 and any("built anew" in notice for notice in simulation.notices)
+    assert summary["learner_rebuilds"] == 1 and any("rebuilt" in notice for notice in simulation.notices)
     lost = (simulation.directory / "metrics.jsonl.lost").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lost] == [3], "back to the checkpoint of step 2"
     assert_sampled_with_newer(tmp_path, range(3, STEPS + 1), than=deaths[0])
