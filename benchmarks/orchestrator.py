@@ -234,7 +234,7 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
         pools = pools_of(settings, transport, arguments)
         run = Run(settings, Path(root) / "scale", inputs, pools, watcher)
         code = await run.execute()
-        await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
+        await asyncio.gather(*(pool.members.stop() for pool in pools.all().values()))
     assert code == runs.DONE
     samples = settings.run.steps * settings.samples_per_step
     found = summary(watcher, settings)

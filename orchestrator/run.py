@@ -97,7 +97,7 @@ class Run:
         )
         self.unsummarised: str | None = None  # why summary.json could not be written
         self._deaths: list[int] = []  # the step after which each death of the learner came
-        self._earlier_restarts = {role: pool.restarts for role, pool in self.pools.all().items()}
+        self._earlier_restarts = {role: pool.members.restarts for role, pool in self.pools.all().items()}
         self._began = time.monotonic()
         self._startup: float | None = None
 
@@ -138,7 +138,7 @@ class Run:
     def faults(self) -> Faults:
         """The faults of this process and of those before a resume, as far as its checkpoint has them."""
         earlier = self.progress.earlier_faults or Faults()
-        here = {role: pool.restarts - self._earlier_restarts[role] for role, pool in self.pools.all().items()}
+        here = {role: pool.members.restarts - self._earlier_restarts[role] for role, pool in self.pools.all().items()}
         restarts = {role: earlier.restarts.get(role, 0) + count for role, count in here.items()}
         rebuilds = earlier.learner_rebuilds + len(self._deaths)
         return Faults({role: count for role, count in restarts.items() if count}, rebuilds)

@@ -25,7 +25,8 @@ from actors.wire.records import BrokenWeights
 from configs.schema import Recipe, Sampling
 from objectives.schedule import Dials, dials_at, fractions_at
 from orchestrator.between_steps.bookkeeping import Bookkeeping
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
@@ -187,7 +188,7 @@ class Stage:
         """Every member that writes responses pulls. One that dies is replaced by its pool, which admits the next."""
         with self.meter.clock("publish").busy():
             writers = self.writers.values()
-            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.active()))
+            await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.members.active()))
         self.leasing.moved.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:

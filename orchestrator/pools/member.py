@@ -1,8 +1,9 @@
-"""What a pool knows of one of its members."""
+"""One member of a pool: its state, and the end of its log."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,39 +14,58 @@ from typing import Any
 
 @dataclass(eq=False)
 class PoolMember:
-    """`load` is what was routed to it and has not come back, in the caller's units (tokens, responses). `restarts` are
-    the deaths in its place before it, and `place` is the number of the first member there."""
+    """A member's state. `load` counts unanswered work in the pool's units: tokens for scorers, responses otherwise.
+    `place` is the number of the first member in its line of replacements; `restarts` counts the deaths in that line."""
 
     number: int
     restarts: int = 0
     place: int = -1
     actors: Sequence[Any] = ()
-    node: str | None = None  # where its head lives, if that is known
+    node: str | None = None  # of the lead, if known
     serving: bool = False
     version: int = -1
     load: int = 0
     started: bool = False  # its engine is up
     leaving: bool = False
-    apart: int = 0  # by how many it is kept back: it serves, and is given nothing for a while
-    joining: asyncio.Task[Any] | None = None  # the work of bringing it up, while it lasts
+    apart: int = 0  # how many callers keep new work from it; it still serves
+    joining: asyncio.Task[Any] | None = None  # set while it starts
     log: Path | None = None
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load at a time
-    _calls: dict[object, None] = field(default_factory=dict)  # not answered yet, oldest first
-    _next_began: float = 0.0  # when the oldest of them became that
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one weight load at a time
+    _calls: dict[object, None] = field(default_factory=dict)  # in flight, oldest first
+    _last_answer: float = 0.0  # when the oldest call in flight was last answered; seconds, monotonic clock
 
     @property
     def lead(self) -> Any:
         return self.actors[0]
 
     @contextmanager
-    def asked(self) -> Iterator[Callable[[], float]]:
-        """While a call is made. Gives from when on it is owed an answer: when it was made, or when the last of those
-        that were made before it was answered, as far as they are by now. Seconds of the monotonic clock."""
+    def in_flight(self) -> Iterator[Callable[[], float]]:
+        """Mark a call as in flight. Yields a function that returns the time its deadline counts from: when this call
+        was made or, if later, when the calls before it were answered. Seconds of the monotonic clock."""
         call, made = object(), time.monotonic()
         self._calls[call] = None
         try:
-            yield lambda: max(made, self._next_began)
+            yield lambda: max(made, self._last_answer)
         finally:
             if next(iter(self._calls)) is call:
-                self._next_began = time.monotonic()
+                self._last_answer = time.monotonic()
             del self._calls[call]
+
+
+async def quoted(log: Path | None) -> str:
+    """The last lines of a member's log, formatted to follow an error; empty without a log."""
+    return await asyncio.to_thread(quote_log, log) if log else ""
+
+
+def quote_log(log: Path, lines: int = 20) -> str:
+    """The last lines of a log, read from its last 16 KiB. With several ranks, those of the first rank's log."""
+    files = [log] if log.exists() else sorted(log.parent.glob(f"{log.stem}.rank*.log"))
+    return "".join(
+        f"\n  --- last lines of {file} ---\n  " + "\n  ".join(_tail(file).splitlines()[-lines:]) for file in files[:1]
+    )
+
+
+def _tail(file: Path, size: int = 16 * 2**10) -> str:
+    with file.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+        return log.read().decode(errors="replace")

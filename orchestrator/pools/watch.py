@@ -1,14 +1,16 @@
-"""Deadlines of many waits, kept by one timer: what is answered in time, as nearly everything is, costs none of its own.
-
-A timer for each would be made and called off again, and the event loop sorts them all.
-"""
+"""Deadlines of calls. One timer serves all waits of a pool: a timer per call would make the event loop sort them all,
+though nearly every call is answered in time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from configs.roles import Deadlines
+from orchestrator.pools.transport import MemberDied
 
 Answer = TypeVar("Answer")
 
@@ -18,7 +20,7 @@ class Overdue(Exception):
 
 
 class Watch:
-    """Each wait has its deadline, seconds of the monotonic clock, and may say anew from when on it counts."""
+    """Waits with deadlines in seconds. Each wait may move the time that its deadline counts from."""
 
     def __init__(self) -> None:
         self._waits: dict[asyncio.Timeout, tuple[float, Callable[[], float | None]]] = {}
@@ -27,14 +29,14 @@ class Watch:
     async def within(
         self, seconds: float, answer: Awaitable[Answer], since: Callable[[], float | None] | None = None
     ) -> Answer:
-        """An answer, unless it takes longer than `seconds` from now on, or from what `since` says; where that says
-        None, nothing is owed. Raises Overdue."""
+        """Await an answer for at most `seconds`, counted from this call or from the time that `since` returns (seconds
+        of the monotonic clock). While `since` returns None, no deadline runs. Raises Overdue."""
         asked = time.monotonic()
         limit = asyncio.timeout(None)
         try:
             async with limit:
                 self._waits[limit] = seconds, since or (lambda: asked)
-                self._look_in(seconds)
+                self._check_in(seconds)
                 try:
                     return await answer
                 finally:
@@ -44,25 +46,44 @@ class Watch:
                 raise
             raise Overdue from None
 
-    def _look_in(self, seconds: float) -> None:
-        """Look at the waits in so many seconds at the latest."""
+    def _check_in(self, seconds: float) -> None:
+        """Set the timer to check all waits in `seconds`, unless it is due earlier."""
         loop = asyncio.get_running_loop()
         when = loop.time() + seconds
         if self._timer is None or when < self._timer.when():
             if self._timer:
                 self._timer.cancel()
-            self._timer = loop.call_at(when, self._look)
+            self._timer = loop.call_at(when, self._check)
 
-    def _look(self) -> None:
-        """End the waits that are overdue, and look again when the next may be."""
+    def _check(self) -> None:
+        """End the overdue waits, and set the timer for the next deadline."""
         self._timer, left = None, [self._left(*wait) for wait in self._waits.values()]
         for limit, seconds in zip(self._waits, left, strict=True):
             if seconds <= 0 and limit.when() is None:
                 limit.reschedule(0.0)
         if waits := [seconds for seconds in left if seconds > 0]:
-            self._look_in(min(waits))
+            self._check_in(min(waits))
 
     @staticmethod
     def _left(seconds: float, since: Callable[[], float | None]) -> float:
         began = since()
         return seconds if began is None else began + seconds - time.monotonic()
+
+
+@dataclass
+class CallWatch:
+    """The deadlines of a role's methods. A member that misses one hangs, and counts as dead."""
+
+    role: str
+    deadlines: Deadlines
+    watch: Watch = field(default_factory=Watch)
+
+    async def in_time(
+        self, method: str, answer: Awaitable[Any], since: Callable[[], float | None] | None = None
+    ) -> Any:
+        """Await an answer within the deadline of `method`; `since` as in Watch.within. Raises MemberDied."""
+        seconds = self.deadlines.of(method)
+        try:
+            return await self.watch.within(seconds, answer, since)
+        except Overdue:
+            raise MemberDied(f"{self.role} gave no answer to {method} in {seconds:g} s (see deadlines)") from None

@@ -19,7 +19,8 @@ from actors.wire.records import BlockHeader, Request, SampleHeader, ScoreHeader,
 from configs.node import START
 from configs.objective import Route
 from configs.schema import Recipe, Sampling
-from orchestrator.pools.pool import CallFailed, Patience, Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import CallFailed, Patience, Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter

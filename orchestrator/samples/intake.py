@@ -20,7 +20,8 @@ from uuid import uuid4
 from actors.wire.records import SampleHeader
 from configs.roles import EarlyStop
 from configs.schema import Sampling
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied, ValueLost
@@ -97,14 +98,14 @@ class Intake:
     def new_members(self) -> list[tuple[str, PoolMember]]:
         """Serving members, with their source, that nobody attends to yet. They are looked at when some may be others
         than before, and not whenever anything moves."""
-        changes = self._departures + sum(pool.changes for pool in self.writers.values())
+        changes = self._departures + sum(pool.members.changes for pool in self.writers.values())
         if changes == self._looked_at:
             return []
         self._looked_at = changes
         return [
             (source, member)
             for source, pool in self.writers.items()
-            for member in pool.serving()
+            for member in pool.members.serving()
             if (source, member.number) not in self._attended
         ]
 

@@ -68,7 +68,7 @@ class Leasing:
         """Lease what may be leased after `step` steps to members that serve `version`: responses drawn by `sampling`.
         Groups of steps beyond `until` wait; without a version all do. Raises RoleFailed where a role is at its end."""
         for pool in (*self.writers.values(), *self.flow.scorers()):
-            pool.check()
+            pool.members.check()
         self.moved.clear()
         for source, member in self.intake.new_members():
             tasks.create_task(self.intake.attend(source, member))
@@ -95,7 +95,7 @@ class Leasing:
         return {
             source: {
                 m.number: room_for(slots.get(source, self.recipe.samples_per_step), m.load)
-                for m in pool.serving()
+                for m in pool.members.serving()
                 if m.version == version
             }
             for source, pool in self.writers.items()

@@ -48,7 +48,7 @@ class Elastic:
         if step == self._judged_step or now - self._judged_at < JUDGED_EVERY:
             return
         self._judged_at, self._judged_step = now, step
-        sizes = {role: len(pool.serving()) for role, pool in self._pools.items()}
+        sizes = {role: len(pool.members.serving()) for role, pool in self._pools.items()}
         if decision := self._autoscaler.decide(self.verdict(), sizes, self._settled()):
             self._notice(f"autoscale: {decision.role} {sizes[decision.role]} -> {decision.size} ({decision.why})")
             self.scale({decision.role: decision.size}, by_itself=True)
@@ -75,7 +75,7 @@ class Elastic:
 
     async def _resize(self, role: str, size: int, by_itself: bool) -> None:
         try:
-            await self._pools[role].resize(size)
+            await self._pools[role].members.resize(size)
         except Exception as failure:  # the run goes on with the members it has
             if by_itself:
                 self._autoscaler.no_place(role)

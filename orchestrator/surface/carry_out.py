@@ -132,7 +132,7 @@ async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Displ
     finally:
         display.phase("stopping the roles")
         at_once = training.stopping.hurried
-        await asyncio.gather(*(pool.stop(at_once) for pool in pools.all().values()))
+        await asyncio.gather(*(pool.members.stop(at_once) for pool in pools.all().values()))
     display.phase("writing the report")
     return await end(training, code, error, inputs.tokenizer)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from orchestrator.pools.pool import PoolMember
+    from orchestrator.pools.member import PoolMember
     from orchestrator.run import Run
     from orchestrator.scaling.elastic import Elastic
 
@@ -43,7 +43,7 @@ def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
                 "role": role,
                 "elastic": role in elastic_roles,
                 "members": len(pool.members),
-                "restarts": pool.restarts,
+                "restarts": pool.members.restarts,
                 "busy": use.shares[role].busy if use and role in use.shares else None,
                 "waiting": use.shares[role].waiting if use and role in use.shares else None,
             }

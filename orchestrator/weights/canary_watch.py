@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from actors.scoring.canary import canary_texts
 from configs.schema import Recipe
-from orchestrator.pools.pool import Pool, PoolMember, RoleFailed
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import MemberDied
 from orchestrator.weights.canaries import Canaries, Examined, Occasion, Verdict
 
@@ -44,7 +46,7 @@ class CanaryWatch:
         canaries = self._canaries[model]
         repeats = canaries.noise is None
         readings = await pool.call_member(member, "canary", self._texts[model], repeats)
-        examined = Examined(member.number, member.place, pool.newest)
+        examined = Examined(member.number, member.place, pool.members.newest)
         verdict = canaries.judge(examined, version, occasion, readings)
         if verdict.wrong:
             await self._replace(pool, member, verdict)
@@ -62,10 +64,10 @@ class CanaryWatch:
             self._notice(
                 f"scores of {model} are suspicious: {why}; its members are checked, here and whenever it comes"
             )
-        before = pool.restarts
+        before = pool.members.restarts
         async with self._checking[model]:
-            checks = (self._is_wrong(pool, member) for member in pool.serving())
-            return any(await asyncio.gather(*checks)) or pool.restarts > before
+            checks = (self._is_wrong(pool, member) for member in pool.members.serving())
+            return any(await asyncio.gather(*checks)) or pool.members.restarts > before
 
     async def _is_wrong(self, pool: Pool, member: PoolMember) -> bool:
         """Whether a member is wrong or dead."""
@@ -81,12 +83,12 @@ class CanaryWatch:
                 f"{pool.role}-{member.number}: {verdict.why}, as it was with the member before it; "
                 f"are the model's files whole and alike on every node?"
             )
-            await pool.fail(failure)
+            await pool.members.fail(failure)
             raise failure
         death = MemberDied(f"{pool.role}-{member.number}: {verdict.why}")
         for other in [m for m in pool.members if m.number in verdict.wrong]:
             if other.serving:
-                pool.replace(other, death)
+                pool.members.replace(other, death)
             elif other is not member:  # it is joining: its pool finds it dead
                 await pool.transport.kill(other.actors)
         if member.number in verdict.wrong:

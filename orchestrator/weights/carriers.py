@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.weights.learner_group import LearnerGroup
 
 
@@ -61,5 +62,5 @@ class Directories:
         return Version(number, (self.path(number),))
 
     async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
-        async with pool.apart(member):  # loading may outlast a request's deadline
+        async with pool.members.apart(member):  # loading may outlast a request's deadline
             return await pool.call_member(member, "swap", version.number, *version.parts)

@@ -17,8 +17,10 @@ from actors.packing import Item, Plan, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
 from configs.schema import Recipe
 from objectives.schedule import Dials
-from orchestrator.pools.pool import Pool, PoolMember, RoleFailed, quoted
+from orchestrator.pools.member import PoolMember, quoted
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.sick import remedy
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost
 from orchestrator.samples import credit
 from orchestrator.samples.buffer import Scored
@@ -187,7 +189,7 @@ class LearnerGroup:
     async def _published(self, actor: Any, model: str | None) -> list[tuple[Any, Any]]:
         stream = aiter(self._pool.transport.stream(actor, "publish", model))
         pairs: list[tuple[Any, Any]] = []
-        while (pair := await self._pool.in_time("publish", anext(stream, None))) is not None:
+        while (pair := await self._pool.watch.in_time("publish", anext(stream, None))) is not None:
             pairs.append(pair)
         return pairs
 
@@ -195,7 +197,7 @@ class LearnerGroup:
         return self._pool.transport.call(self.member.actors[rank], method, *arguments)[0]
 
     async def _value(self, method: str, ref: Any) -> Any:
-        return await self._pool.in_time(method, self._pool.transport.value(ref))
+        return await self._pool.watch.in_time(method, self._pool.transport.value(ref))
 
     @property
     def member(self) -> PoolMember:

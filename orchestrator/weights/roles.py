@@ -11,8 +11,10 @@ from actors.wire.jobs import LearnerSpec
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.schema import Recipe
-from orchestrator.pools.pool import Admit, DiedStarting, Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
+from orchestrator.pools.startup import Admit, DiedStarting
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
@@ -59,22 +61,22 @@ class Roles:
         sizes = role_sizes(self._recipe)
         pools = self._pools.all()
         for pool in pools.values():
-            pool.notice, pool.starting = self._notice, self.learner.turns.engine
+            pool.members.notice, pool.startup.starting = self._notice, self.learner.turns.engine
         await self.teachers.set_swaps(step)
         for pool, versions in self._followers():
-            pool.admit = _admit_to(pool, versions)
+            pool.startup.admit = _admit_to(pool, versions)
             for member in pool.members:
                 member.version = -1  # a number of another run means nothing here
         cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
         if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
             await self._bring_up_learner(version, saved)
             for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
-                await pool.start(sizes[role])
+                await pool.members.start(sizes[role])
         else:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._bring_up_learner(version, saved))
                 for role, pool in cold.items():
-                    tasks.create_task(pool.start(sizes[role]))
+                    tasks.create_task(pool.members.start(sizes[role]))
 
     async def load(self, step: int) -> None:
         """Bring all members to the weights of `step`."""
@@ -93,7 +95,7 @@ class Roles:
     async def discard_learner(self) -> None:
         """End the ranks of a dead learner, so that `bring_up` builds another."""
         self._learner_died, self.versions.current = True, None
-        await self._pools.learner.discard()
+        await self._pools.learner.members.discard()
         self.learner.forget()
 
     def release(self) -> None:
@@ -113,7 +115,7 @@ class Roles:
 
     async def _start_learner(self) -> None:
         try:
-            await self._pools.learner.start(1)
+            await self._pools.learner.members.start(1)
         except DiedStarting as death:
             if self._learner_died:  # it ran before, so it may start again
                 raise LearnerDied(str(death)) from death

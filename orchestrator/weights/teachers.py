@@ -13,8 +13,9 @@ from actors.wire.records import SwapRefused
 from configs.load import model_directory
 from configs.schema import Recipe
 from orchestrator.pools.layout import scorer_spec
-from orchestrator.pools.pool import Pool, RoleFailed
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.weights.canary_watch import CanaryWatch
@@ -59,7 +60,7 @@ class Teachers:
             model: Versions(learner, Directories(partial(self._directory, model)), model, watch=watch)
             for model in recipe.scored_with("frozen")
         }
-        self._original_specs = {model: pools.scorers[model].spec for model in self._frozen}  # before any swap
+        self._original_specs = {model: pools.scorers[model].startup.spec for model in self._frozen}  # before any swap
 
     def followers(self) -> list[tuple[Pool, Versions]]:
         """Pools of scorers that pull weights, each with its versions."""
@@ -125,7 +126,7 @@ class Teachers:
 
     async def _set_swap(self, model: str, swap: int) -> None:
         pool, recipe = self._pools.scorers[model], self.recipe
-        pool.spec = (
+        pool.startup.spec = (
             (lambda _: scorer_spec(recipe, model, self._vocabulary, swap)) if swap else self._original_specs[model]
         )
         await self._frozen[model].publish(swap)

@@ -19,7 +19,9 @@ from contextlib import (
 )
 from typing import Protocol
 
-from orchestrator.pools.pool import Pool, PoolMember, RoleFailed
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import MemberDied
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from actors.wire.records import SwapRefused
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.weights.canaries import Occasion
 from orchestrator.weights.canary_watch import CanaryWatch
@@ -60,7 +61,7 @@ class Versions:
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member to the current version. One that dies is replaced and admitted with it."""
-        pulls = await asyncio.gather(*(self.pull(pool, m) for m in pool.serving()), return_exceptions=True)
+        pulls = await asyncio.gather(*(self.pull(pool, m) for m in pool.members.serving()), return_exceptions=True)
         for failure in pulls:
             if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
                 raise failure
@@ -76,7 +77,7 @@ class Versions:
                         await self._watch.check(pool, member, version.number, occasion)
 
     def _kept_back(self, pool: Pool, member: PoolMember) -> AbstractContextManager[None]:
-        return pool.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()
+        return pool.members.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()
 
     async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
         try:
@@ -85,7 +86,7 @@ class Versions:
             raise
         except Exception as error:
             if member.serving:
-                pool.replace(member, error)
+                pool.members.replace(member, error)
             raise MemberDied(f"loading version {version.number} failed: {error}") from error
 
     async def _renew(self, lost: Version) -> None:

@@ -49,7 +49,7 @@ class NodeLoss:
     async def _take(self, run: Run, which: str) -> None:
         places: dict[str, list[str]] = {}
         for role, pool in run.pools.all().items():
-            for actor in (actor for member in pool.serving() for actor in member.actors):
+            for actor in (actor for member in pool.members.serving() for actor in member.actors):
                 with suppress(ray.exceptions.RayActorError):  # it went with the first node, and nobody has noticed yet
                     places.setdefault(await _node_of(actor), []).append(role)
         fitting = {node: roles for node, roles in places.items() if ("learner" in roles) == (which == "learner")}
@@ -79,7 +79,7 @@ async def _run(root: Path, steps: int, nodes: Cluster) -> dict[str, Any]:
     simulation = Simulation(settings, loss, train=LONG, heldout=(), transport=RayTransport())
     code = await simulation.run.execute()
     await asyncio.gather(*loss.tasks)
-    await asyncio.gather(*(pool.stop() for pool in simulation.pools.all().values()))
+    await asyncio.gather(*(pool.members.stop() for pool in simulation.pools.all().values()))
     return {"code": code, "lost": loss.lost, "notices": simulation.notices}
 
 

@@ -57,7 +57,7 @@ def test_a_member_engine_is_a_class_that_the_recipe_names(tmp_path: Path) -> Non
     )
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
-    made = {role: pool.spec(0).cls for role, pool in simulation.pools.all().items()}
+    made = {role: pool.startup.spec(0).cls for role, pool in simulation.pools.all().items()}
     assert made == {
         "rollout": toys.PlainRollout,
         "scorer.teacher": toys.PlainScorer,

@@ -15,7 +15,8 @@ from actors.wire.jobs import LearnerSpec, Share
 from configs.roles import Rollout, Rule, Scorer, Simulated
 from objectives import objective
 from objectives.tokens import Scores, Tokens
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.weights.carriers import Version
 from orchestrator.weights.learner_group import LearnerGroup
 

@@ -143,14 +143,14 @@ class Ranks:
     def pools(self, recipe: Recipe) -> Pools:
         """Not yet started; the learner's ranks are those that can be struck."""
         pools = build_pools(recipe, RayTransport(), read_inputs(recipe).vocabulary, self.root / "logs")
-        spec = pools.learner.spec
+        spec = pools.learner.startup.spec
 
         def struck(number: int) -> GangSpec:
             given = spec(number)
             arguments = tuple((*arguments, str(self.orders)) for arguments in given.arguments)
             return replace(given, cls=Struck, arguments=arguments)
 
-        pools.learner.spec = struck
+        pools.learner.startup.spec = struck
         return pools
 
     def run(self, recipe: Recipe, watcher: Watcher, pools: Pools | None = None) -> Finished:
@@ -163,6 +163,6 @@ class Ranks:
                 return await Run(recipe, directory, read_inputs(recipe), made, watcher).execute()
             finally:
                 for pool in made.all().values() if pools is None else ():
-                    await pool.stop()
+                    await pool.members.stop()
 
         return Finished(self.runner.run(story()), directory, recipe)

@@ -91,14 +91,14 @@ class Engines:
         async def start_all() -> None:
             writers = self.pools.writers()
             await asyncio.gather(
-                writers["student"].start(2),
-                writers["teacher"].start(1),
-                writers["dataset"].start(1),
-                *(pool.start(2 if model == "teacher" else 1) for model, pool in self.pools.scorers.items()),
-                self.pools.reward.start(1),
-                self.judge.start(1),
-                self.vllm_scorer.start(1),
-                *(learner.start(1) for learner in self.learners.values()),
+                writers["student"].members.start(2),
+                writers["teacher"].members.start(1),
+                writers["dataset"].members.start(1),
+                *(pool.members.start(2 if model == "teacher" else 1) for model, pool in self.pools.scorers.items()),
+                self.pools.reward.members.start(1),
+                self.judge.members.start(1),
+                self.vllm_scorer.members.start(1),
+                *(learner.members.start(1) for learner in self.learners.values()),
             )
 
         self.runner.run(start_all())
@@ -107,7 +107,7 @@ class Engines:
         async def stop_all() -> None:
             pools = [*self.pools.writers().values(), *self.pools.scorers.values(), self.pools.reward]
             pools += [self.judge, self.vllm_scorer, *self.learners.values()]
-            await asyncio.gather(*(pool.stop() for pool in pools))
+            await asyncio.gather(*(pool.members.stop() for pool in pools))
 
         self.runner.run(stop_all())
         cluster.sweep(self.base)

@@ -98,7 +98,7 @@ def bench(request: pytest.FixtureRequest, engines: Engines) -> Bench:
 
     async def start() -> None:
         for pool in pools.all().values():
-            await pool.start(1)
+            await pool.members.start(1)
 
     engines.runner.run(start())
     return Bench(recipe, pools, engines.runner)

@@ -128,9 +128,9 @@ def test_a_rank_that_cannot_write_a_checkpoint_goes_on_with_the_others(
 async def _until_whole(pools: Mapping[str, Pool]) -> None:
     """Replacements are up: other tests use these pools."""
     async with asyncio.timeout(180):
-        while not (len(pools["rollout"].serving()) == len(pools["scorer.teacher"].serving()) == 2):
+        while not (len(pools["rollout"].members.serving()) == len(pools["scorer.teacher"].members.serving()) == 2):
             await asyncio.sleep(0.2)
-        while not pools["reward"].serving():
+        while not pools["reward"].members.serving():
             await asyncio.sleep(0.2)
 
 

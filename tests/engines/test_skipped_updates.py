@@ -53,11 +53,11 @@ def ranks(
 def pools(ranks: Ranks) -> Iterator[Pools]:
     """One learner for all of them, and what else a run of them has."""
     made = ranks.pools(ranks.recipe())
-    ranks.runner.run(made.learner.start(1))
+    ranks.runner.run(made.learner.members.start(1))
     yield made
 
     async def stop() -> None:
-        await asyncio.gather(*(pool.stop() for pool in made.all().values()))
+        await asyncio.gather(*(pool.members.stop() for pool in made.all().values()))
 
     ranks.runner.run(stop())
 

@@ -94,11 +94,11 @@ def test_from_a_swap_on_the_learner_learns_from_the_new_teacher(engines: Engines
         learner={"optimizer": {"lr": 1e-9}},
         data={"heldout": str(engines.prompts["heldout"])},
     )
-    spec = scorers.spec
+    spec = scorers.startup.spec
     try:
         done = engines.run(recipe)
     finally:
-        scorers.spec = spec
+        scorers.startup.spec = spec
         engines.runner.run(swapped(scorers, 0, engines.models["teacher"]))
     assert done.code == 0
     kl = [line["reverse_kl"] for line in done.lines]

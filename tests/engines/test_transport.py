@@ -17,7 +17,8 @@ import pytest
 
 from actors.member import Member
 from configs.roles import Resources
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport
 from tests.processes import alive
 
@@ -83,10 +84,10 @@ async def pool_of(transport: Transport, cls: type) -> AsyncIterator[Pool]:
     spec = GangSpec("member", cls, ((),), Resources(cpus=0.01))
     pool = Pool("member", transport, lambda _: spec)
     try:
-        await pool.start(1)
+        await pool.members.start(1)
         yield pool
     finally:
-        await pool.stop()
+        await pool.members.stop()
 
 
 async def heard(pool: Pool, member: PoolMember, numbers: int, how: str) -> list[Any]:

@@ -82,7 +82,7 @@ async def _run_and_publish(recipe: Recipe, moved: Path, root: Path) -> Served:
     rollout, scorer = pools.rollout, pools.scorers["self"]
     assert rollout is not None
     try:
-        await asyncio.gather(*(pool.start(1) for pool in pools.all().values()))
+        await asyncio.gather(*(pool.members.start(1) for pool in pools.all().values()))
         code = await Run(recipe, root / "run", inputs, pools, Watcher()).execute()
         learner = LearnerGroup(recipe, pools.learner)
         await learner.start(LearnerSpec(recipe.learner, recipe.objective, str(moved), 264, 1, 0, "float32"))
@@ -94,7 +94,7 @@ async def _run_and_publish(recipe: Recipe, moved: Path, root: Path) -> Served:
         samples, table = unpack_samples(payload), ScoreTable(await _scored(scorer, payload))
         return Served(code, samples, {sample.uid: table.values(sample.uid, "logprobs") for sample in samples})
     finally:
-        await asyncio.gather(*(pool.stop() for pool in pools.all().values()))
+        await asyncio.gather(*(pool.members.stop() for pool in pools.all().values()))
         cluster.sweep(recipe)
 
 

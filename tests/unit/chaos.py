@@ -23,7 +23,7 @@ from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from actors.wire.records import Request, Sample, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
-from orchestrator.pools.pool import PoolMember
+from orchestrator.pools.member import PoolMember
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, ValueLost, _Box
 from orchestrator.run import REBUILDS, Run
@@ -152,7 +152,7 @@ class Chaos:
 
     async def reign(self, run: Run) -> None:
         pools = run.pools.all().values()
-        while not all(pool.members and len(pool.serving()) == len(pool.members) for pool in pools):
+        while not all(pool.members and len(pool.members.serving()) == len(pool.members) for pool in pools):
             await asyncio.sleep(0.1)  # a member that dies twice as the run starts ends it, in words
         while len(self.done) < self.strikes:
             await asyncio.sleep(self.rng.expovariate(1 / self.seconds))

@@ -30,4 +30,4 @@ def test_a_member_goes_by_the_role_that_the_recipe_names(tmp_path: Path, simulat
     )
     pools = build_pools(settings, LocalTransport(), 1000, None).all()
     assert {"teacher_rollout", "scorer.teacher", "scorer.poet"} < pools.keys()
-    assert [pool.spec(0).role for pool in pools.values()] == list(pools)
+    assert [pool.startup.spec(0).role for pool in pools.values()] == list(pools)

@@ -16,7 +16,8 @@ from actors.member import Member
 from actors.simulated.members import SimulatedScorer
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
 from configs.roles import Deadlines, Resources
-from orchestrator.pools.pool import CallFailed, DiedStarting, Patience, Pool
+from orchestrator.pools.pool import CallFailed, Patience, Pool
+from orchestrator.pools.startup import DiedStarting
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.run import DONE, Run
@@ -53,11 +54,11 @@ def pool(delays: dict[int, float], **more: Any) -> Pool:
 def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
     async def story() -> None:
         workers = pool({0: 5.0}, hedge=0.01)
-        await workers.start(2)
+        await workers.members.start(2)
         assert await workers.call("work") == [1]
-        assert [m.lead.asked for m in workers.members] == [1, 1] and workers.restarts == 0
+        assert [m.lead.asked for m in workers.members] == [1, 1] and workers.members.restarts == 0
         assert [m.load for m in workers.members] == [1, 0], "it still has what it was given"
-        await workers.stop()
+        await workers.members.stop()
 
     asyncio.run(story())
 
@@ -65,11 +66,11 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
 def test_a_straggler_that_hangs_is_replaced_though_another_answered() -> None:
     async def story() -> None:
         workers = pool({0: 60.0}, hedge=0.005, deadlines=Deadlines(learn=0.05))
-        await workers.start(2)
+        await workers.members.start(2)
         hung = workers.members[0]
         assert await workers.call("work") == [1]
         await asyncio.sleep(0.1)
-        assert hung not in workers.members and workers.restarts == 1
+        assert hung not in workers.members and workers.members.restarts == 1
 
     asyncio.run(story())
 
@@ -94,10 +95,10 @@ def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> 
 def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
     async def story() -> None:
         workers = pool({0: 0.2})
-        await workers.start(2)
+        await workers.members.start(2)
         had = asyncio.create_task(workers.call("work"))
         await asyncio.sleep(0.01)
-        async with workers.apart(workers.members[0]):
+        async with workers.members.apart(workers.members[0]):
             assert had.done() and await workers.call("work") == await workers.call("work") == [1]
             await workers.transport.kill(workers.members[1].actors)
             waits = asyncio.create_task(workers.call("work"))
@@ -105,7 +106,7 @@ def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
             replaced = workers.members[-1]
             assert replaced.number == 2
         assert await waits in ([0], [2])
-        assert workers.members[0] in workers.serving()
+        assert workers.members[0] in workers.members.serving()
 
     asyncio.run(story())
 
@@ -113,13 +114,13 @@ def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
 def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
     async def story() -> None:
         workers = pool({0: 0.2})
-        await workers.start(2)
+        await workers.members.start(2)
         member = workers.members[0]
         had = asyncio.create_task(workers.call("work"))
         await asyncio.sleep(0.01)
         dying = asyncio.create_task(workers.transport.kill(member.actors))
         with pytest.raises(MemberDied, match="worker-0 is gone"):
-            async with workers.apart(member):
+            async with workers.members.apart(member):
                 raise AssertionError("it is gone")
         await dying
         assert await had in ([1], [2])
@@ -130,7 +131,7 @@ def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
 def test_what_answers_in_time_is_asked_once() -> None:
     async def story() -> None:
         workers = pool({}, hedge=1.0)
-        await workers.start(2)
+        await workers.members.start(2)
         assert await workers.call("work") == [0]
         assert [m.lead.asked for m in workers.members] == [1, 0]
 
@@ -140,7 +141,7 @@ def test_what_answers_in_time_is_asked_once() -> None:
 def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
     async def story() -> None:
         workers = pool({0: 0.1, 1: 5.0}, hedge=0.01)
-        await workers.start(2)
+        await workers.members.start(2)
         call = asyncio.create_task(workers.call("work"))
         await asyncio.sleep(0.05)
         await workers.transport.kill(workers.members[1].actors)
@@ -152,9 +153,9 @@ def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
 def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
     async def story() -> None:
         workers = pool({0: 60.0}, deadlines=Deadlines(learn=0.02))
-        await workers.start(1)
+        await workers.members.start(1)
         assert await workers.call("work") == [1], "the replacement answers"
-        assert workers.restarts == 1
+        assert workers.members.restarts == 1
 
     asyncio.run(story())
 
@@ -179,16 +180,16 @@ class Queue(Worker):
 def queues(bound: int | None, lost: Sequence[int] = (), **more: Any) -> Pool:
     spec = partial(GangSpec, "queue", Queue, resources=Resources())
     found = pool({}, line=WaitingLine(bound), **more)
-    found.spec = lambda number: spec(((number, dict.fromkeys(lost, 0.0)),))
+    found.startup.spec = lambda number: spec(((number, dict.fromkeys(lost, 0.0)),))
     return found
 
 
 def test_a_member_with_much_to_do_does_not_hang() -> None:
     async def story() -> None:
         workers = queues(None, deadlines=Deadlines(learn=1.5))
-        await workers.start(1)
+        await workers.members.start(1)
         answers = await asyncio.gather(*(workers.call("work") for _ in range(20)))
-        assert answers == [[0]] * 20 and workers.restarts == 0
+        assert answers == [[0]] * 20 and workers.members.restarts == 0
 
     in_own_time(story())
 
@@ -198,14 +199,14 @@ def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
 
     async def story() -> None:
         workers, done = queues(None, lost=[0], deadlines=Deadlines(learn=30.0)), asyncio.Event()
-        await workers.start(1)
+        await workers.members.start(1)
 
         async def others() -> None:
             while not done.is_set():
                 await workers.call("work")
 
         busy = asyncio.create_task(others())
-        assert await workers.call("work") == [1] and workers.restarts == 1
+        assert await workers.call("work") == [1] and workers.members.restarts == 1
         done.set()
         await busy
 
@@ -215,12 +216,12 @@ def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
 def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_served() -> None:
     async def story() -> None:
         workers = queues(20)
-        await workers.start(1)
+        await workers.members.start(1)
         calls = [asyncio.create_task(workers.call("work", name, load=10)) for name in "abcdef"]
         await asyncio.sleep(0.5)
         (first,) = workers.members
         assert first.lead.asked == 2 and first.load == 20 and workers.load() == 60
-        await workers.resize(2)
+        await workers.members.resize(2)
         await asyncio.sleep(0.1)
         second = workers.members[1]
         assert first.lead.asked == second.lead.asked == 2, "who joins takes of what waits"
@@ -234,7 +235,7 @@ def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_se
 def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
     async def story() -> None:
         workers = queues(10)
-        await workers.start(2)
+        await workers.members.start(2)
         near = [asyncio.create_task(workers.call("work", name, load=10, near=0)) for name in "abc"]
         others = [asyncio.create_task(workers.call("work", name, load=10)) for name in "de"]
         await asyncio.gather(*near, *others)
@@ -246,7 +247,7 @@ def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
 async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]]]:
     """A pool whose only member has room for one call, and three calls; the first is half done."""
     workers = queues(10)
-    await workers.start(1)
+    await workers.members.start(1)
     calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
     await asyncio.sleep(0.5)
     return workers, calls
@@ -276,8 +277,8 @@ def test_who_waits_for_a_role_that_cannot_be_replaced_is_told() -> None:
         def nowhere(number: int) -> GangSpec:
             raise RuntimeError("no place")
 
-        workers.spec = nowhere
-        workers.replace(workers.members[0])
+        workers.startup.spec = nowhere
+        workers.members.replace(workers.members[0])
         for call in calls[1:]:
             with pytest.raises(RuntimeError, match="no place"):
                 await call
@@ -292,7 +293,7 @@ def test_who_waits_for_a_role_that_cannot_be_replaced_is_told() -> None:
 def test_a_member_that_dies_as_it_starts_is_started_once_more(deaths: int) -> None:
     async def story() -> None:
         workers, notices = queues(None), list[str]()
-        workers.notice, spec, died = notices.append, workers.spec, list[int]()
+        workers.members.notice, spec, died = notices.append, workers.startup.spec, list[int]()
 
         class Stillborn(Queue):
             async def start(self) -> None:
@@ -302,13 +303,13 @@ def test_a_member_that_dies_as_it_starts_is_started_once_more(deaths: int) -> No
         def mostly(number: int) -> GangSpec:
             return replace(spec(number), cls=Stillborn) if len(died) < deaths else spec(number)
 
-        workers.spec = mostly
+        workers.startup.spec = mostly
         if deaths == 2:
             with pytest.raises(DiedStarting, match="worker-1 died while starting: no memory"):
-                await workers.start(1)
+                await workers.members.start(1)
         else:
-            await workers.start(1)
-            assert await workers.call("work") == [1] and workers.members[0].restarts == workers.restarts == 1
+            await workers.members.start(1)
+            assert await workers.call("work") == [1] and workers.members[0].restarts == workers.members.restarts == 1
         assert any("worker-0 died while starting: no memory" in notice for notice in notices)
 
     in_own_time(story())
@@ -326,10 +327,10 @@ def test_a_member_that_hangs_before_its_first_answer_is_given_up(tmp_path: Path)
     async def story() -> None:
         spec = partial(GangSpec, "slow", Slow, resources=Resources())
         workers = pool({}, logs=tmp_path, deadlines=Deadlines(start=0.02))
-        workers.spec = lambda number: spec(((number, {0: 60.0, 1: 60.0}),))
+        workers.startup.spec = lambda number: spec(((number, {0: 60.0, 1: 60.0}),))
         with pytest.raises(DiedStarting, match=r"worker-1 died while starting: .* no answer to start in 0.02 s"):
-            await workers.start(1)
-        await workers.start(1)
+            await workers.members.start(1)
+        await workers.members.start(1)
         assert await workers.call("work") == [2]
 
     asyncio.run(story())
@@ -338,7 +339,7 @@ def test_a_member_that_hangs_before_its_first_answer_is_given_up(tmp_path: Path)
 def test_calls_near_each_other_go_to_one_member() -> None:
     async def story() -> None:
         workers = pool({})
-        await workers.start(3)
+        await workers.members.start(3)
         found = {near: {(await workers.call("work", near=near))[0] for _ in range(4)} for near in range(6)}
         assert found == {near: {near % 3} for near in range(6)}
 
@@ -348,7 +349,7 @@ def test_calls_near_each_other_go_to_one_member() -> None:
 def test_a_call_whose_members_all_die_says_how_many() -> None:
     async def story() -> None:
         workers = pool(dict.fromkeys(range(3), 60.0), deadlines=Deadlines(learn=0.01))
-        await workers.start(1)
+        await workers.members.start(1)
         with pytest.raises(CallFailed, match="worker: work failed on 3 members"):
             await workers.call("work")
 

@@ -139,7 +139,7 @@ def test_a_run_outlives_engines_that_die_together_again_and_again_in_a_few_round
         assert pool is not None
         while len(struck) < 3:
             await asyncio.sleep(0.05)
-            members = [m for m in pool.serving() if m.load >= 2]
+            members = [m for m in pool.members.serving() if m.load >= 2]
             if len(members) == 2 and sum(m.load for m in members) == 2 * GROUPS:
                 struck.append(asyncio.get_running_loop().time())
                 leased.clear()

@@ -93,7 +93,7 @@ def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role:
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["restarts"].get(role, 0) + summary["learner_rebuilds"] == 1
     assert_each_once(tmp_path, 6)
-    assert len(pool.serving()) == role_sizes(simulation.recipe)[role]
+    assert len(pool.members.serving()) == role_sizes(simulation.recipe)[role]
 
 
 @pytest.mark.parametrize(

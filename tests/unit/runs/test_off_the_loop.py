@@ -28,7 +28,7 @@ from configs.load import load_recipe
 from configs.roles import Rollout as RolloutConfig
 from configs.schema import Sampling
 from configs.roles import Scorer as ScorerConfig
-from orchestrator.pools.pool import quote_log
+from orchestrator.pools.member import quote_log
 from orchestrator.run import DONE, STOPPED, Run
 from tests.off_the_loop import OURS, Guard, OnTheLoop, off_the_loop
 from tests.unit.simulation import Simulation, crash_at, recipe, stop_at
@@ -127,7 +127,7 @@ def test_a_death_and_its_repair_block_nothing(
 
     simulation = Simulation(recipe(tmp_path, checkpoint={"every": 1}), on_step=kill)
     for pool in simulation.pools.all().values():
-        pool.logs = tmp_path / "logs"
+        pool.startup.logs = tmp_path / "logs"
     assert simulation.go() == DONE
     died = [notice for notice in simulation.notices if "last words" in notice]
     assert len(died) == 1 and f"{role}-0.log" in died[0]

@@ -429,4 +429,4 @@ def test_a_moving_teachers_only_scorer_may_die_at_a_publish(tmp_path: Path, weig
     trial.run.learner.load_projection, trial.run.learner.publish = spied, killing  # type: ignore[method-assign]
     assert trial.go() == DONE
     assert [version for version, _ in heads] == list(range(STEPS + 1))
-    assert trial.pools.scorers["teacher"].restarts == 1
+    assert trial.pools.scorers["teacher"].members.restarts == 1

@@ -28,7 +28,9 @@ from configs.load import RecipeError
 from configs.roles import Resources
 from orchestrator.samples.buffer import Scored
 from orchestrator.weights.learner_group import LearnerGroup
-from orchestrator.pools.pool import Pool, PoolMember, RoleFailed
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.samples.prompts import PromptStream
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, NoPlace, ValueLost
@@ -264,7 +266,7 @@ def test_faults_are_counted_over_all_processes_of_a_run(tmp_path: Path) -> None:
         rollouts, (learner,) = run.pools.rollout, run.pools.learner.members
         assert rollouts is not None
         if line["step"] in (1, 4):
-            rollouts.replace(rollouts.members[0])
+            rollouts.members.replace(rollouts.members[0])
         if line["step"] in (2, 5) and line["step"] not in struck:
             struck.append(line["step"])
             asyncio.get_running_loop().create_task(simulation.transport.kill(learner.actors))
@@ -279,7 +281,7 @@ def test_faults_are_counted_over_all_processes_of_a_run(tmp_path: Path) -> None:
     assert (first["restarts"], first["learner_rebuilds"]) == ({"rollout": 1}, 1)
     simulation = Simulation(settings, strike)
     assert simulation.pools.rollout is not None
-    simulation.pools.rollout.restarts = 7
+    simulation.pools.rollout.members.restarts = 7
     simulation.run = Run(settings, simulation.directory, simulation.inputs, simulation.pools, simulation)
     assert simulation.go() == DONE
     both = json.loads((tmp_path / "sim" / "summary.json").read_text())
@@ -476,7 +478,7 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
     rows, pool = trained(tmp_path), simulation.pools.rollout
     assert_each_once(tmp_path)
     assert {row["attempt"] for row in rows} == {0, 1}
-    assert pool is not None and pool.restarts == 1 and len(pool.serving()) == 2
+    assert pool is not None and pool.members.restarts == 1 and len(pool.members.serving()) == 2
     assert max(line["staleness_max"] for line in metrics(tmp_path)) <= bound
 
 
@@ -504,7 +506,7 @@ def test_a_death_of_a_stateless_member_changes_nothing(uninterrupted: Path, tmp_
     assert simulation.go() == DONE
     assert learned(tmp_path) == learned(uninterrupted)
     pool = simulation.pools.all()[role]
-    assert pool.restarts == 1 and len(pool.serving()) == 2
+    assert pool.members.restarts == 1 and len(pool.members.serving()) == 2
 
 
 def test_samples_of_a_rollout_that_dies_in_an_evaluation_are_resampled(uninterrupted: Path, tmp_path: Path) -> None:
@@ -519,7 +521,7 @@ def test_samples_of_a_rollout_that_dies_in_an_evaluation_are_resampled(uninterru
         return code
 
     assert asyncio.run(both()) == DONE
-    assert pool.restarts == 1
+    assert pool.members.restarts == 1
     assert [row["uid"] for row in trained(tmp_path, "eval_before")] == [
         row["uid"] for row in trained(uninterrupted, "eval_before")
     ]
@@ -636,7 +638,7 @@ def test_a_learner_that_dies_while_it_is_rebuilt_is_rebuilt_again(tmp_path: Path
 
     async def story() -> int:
         if found:
-            await simulation.pools.learner.start(1)
+            await simulation.pools.learner.members.start(1)
         return await simulation.run.execute()
 
     assert asyncio.run(asyncio.wait_for(story(), 20.0)) == DONE
@@ -665,7 +667,7 @@ def test_a_learner_that_dies_while_the_run_starts_leaves_no_role_short(
     monkeypatch.setattr(SimulatedLearner, "start", fatally)
     simulation = Simulation(recipe(tmp_path))
     assert simulation.go_in_own_time() == DONE
-    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 2
+    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.members.serving()) == 2
     assert json.loads((tmp_path / "sim" / "summary.json").read_text())["learner_rebuilds"] == 1
     assert_each_once(tmp_path)
 
@@ -725,8 +727,8 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
 
         def grant_and_leave(*arguments: Any) -> Any:
             leases = grant(*arguments)
-            if leases and not pool.restarts:
-                pool.replace(next(m for m in pool.members if m.number == leases[0].member))
+            if leases and not pool.members.restarts:
+                pool.members.replace(next(m for m in pool.members if m.number == leases[0].member))
             return leases
 
         stage.dispatch.grant = grant_and_leave  # type: ignore[method-assign]
@@ -741,14 +743,14 @@ def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:
     )
     pool = simulation.pools.rollout
     assert pool is not None
-    spec = pool.spec
+    spec = pool.startup.spec
 
     def only_once(number: int) -> GangSpec:
         if number:
             raise RuntimeError("no place for rollout-1")
         return spec(number)
 
-    pool.spec = only_once
+    pool.startup.spec = only_once
     with pytest.raises(ExceptionGroup) as error:
         simulation.go(seconds=3.0)
     assert error.group_contains(RuntimeError, match="no place for rollout-1")
@@ -772,7 +774,7 @@ def test_a_rollout_whose_node_is_gone_for_a_while_is_replaced_when_it_is_back_un
     def strike(run: Run, line: Mapping[str, Any]) -> None:
         if not deaths and run.pools.rollout is not None:
             deaths.append(1)
-            run.pools.rollout.replace(run.pools.rollout.members[0])
+            run.pools.rollout.members.replace(run.pools.rollout.members[0])
 
     deaths: list[int] = []
     settings = recipe(tmp_path, rollout={"members": members}, simulated={"rollout_seconds_per_token": 0.1})
@@ -783,7 +785,7 @@ def test_a_rollout_whose_node_is_gone_for_a_while_is_replaced_when_it_is_back_un
         assert error.group_contains(NoPlace, match="no place for 1 x")
         return
     assert simulation.go_in_own_time() == DONE
-    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 2
+    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.members.serving()) == 2
     assert sum("tried again" in notice for notice in simulation.notices) == 3
     assert_each_once(tmp_path)
 
@@ -800,7 +802,7 @@ def test_a_member_whose_load_raises_is_replaced(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(SimulatedRollout, "load", fail_once)
     simulation = Simulation(recipe(tmp_path))
     assert simulation.go() == DONE
-    assert simulation.pools.rollout is not None and simulation.pools.rollout.restarts == 1
+    assert simulation.pools.rollout is not None and simulation.pools.rollout.members.restarts == 1
 
 
 def lose_a_value(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, call: int) -> None:
@@ -859,7 +861,7 @@ def echoes(transport: LocalTransport) -> Pool:
 
 async def settled(pool: Pool, size: int) -> None:
     async with asyncio.timeout(2):
-        while len(pool.serving()) != size:
+        while len(pool.members.serving()) != size:
             await asyncio.sleep(0.001)
 
 
@@ -867,7 +869,7 @@ def test_a_call_is_made_again_on_another_member() -> None:
     async def story() -> None:
         transport = LocalTransport()
         pool = echoes(transport)
-        await pool.start(2)
+        await pool.members.start(2)
         first, second = pool.members
         killing = asyncio.create_task(kill_when(transport, pool, lambda member: member.load > 0))
         ref, value = await pool.call("slowly", 4, load=10, returns=2)
@@ -875,7 +877,7 @@ def test_a_call_is_made_again_on_another_member() -> None:
         assert (await transport.value(ref), value) == (4, 5)
         assert first not in pool.members and second in pool.members and second.load == 0
         await settled(pool, 2)
-        assert pool.restarts == 1
+        assert pool.members.restarts == 1
 
     asyncio.run(story())
 
@@ -884,7 +886,7 @@ def test_a_call_waits_for_a_replacement_when_nobody_serves() -> None:
     async def story() -> None:
         transport = LocalTransport()
         pool = echoes(transport)
-        await pool.start(1)
+        await pool.members.start(1)
         await transport.kill(pool.members[0].actors)
         assert await pool.call("slowly", 4) == [(4, 5)]
 
@@ -900,8 +902,8 @@ def test_a_call_that_kills_every_member_fails_with_a_message() -> None:
             async def slowly(self, value: int) -> tuple[int, int]:
                 raise MemberDied("out of memory")
 
-        pool.spec = lambda number: GangSpec("echo", Fragile, ((),), Resources())
-        await pool.start(2)
+        pool.startup.spec = lambda number: GangSpec("echo", Fragile, ((),), Resources())
+        await pool.members.start(2)
         with pytest.raises(RoleFailed, match="echo: slowly failed on 3 members; out of memory"):
             await pool.call("slowly", 4)
 
@@ -911,7 +913,7 @@ def test_a_call_that_kills_every_member_fails_with_a_message() -> None:
 def test_calls_go_to_the_member_with_the_least_load() -> None:
     async def story() -> None:
         pool = echoes(LocalTransport())
-        await pool.start(2)
+        await pool.members.start(2)
         calls = [asyncio.create_task(pool.call("slowly", 1, load=load)) for load in (5, 1, 1, 1)]
         await asyncio.sleep(0.001)
         assert [member.load for member in pool.members] == [5, 3]
@@ -924,12 +926,12 @@ def test_calls_go_to_the_member_with_the_least_load() -> None:
 def test_a_pool_grows_and_shrinks_and_a_leaver_finishes_first() -> None:
     async def story() -> None:
         pool = echoes(LocalTransport())
-        await pool.start(1)
-        await pool.resize(3)
-        assert len(pool.serving()) == 3
+        await pool.members.start(1)
+        await pool.members.resize(3)
+        assert len(pool.members.serving()) == 3
         calls = [asyncio.create_task(pool.call("slowly", i)) for i in range(3)]
         await asyncio.sleep(0.001)
-        await pool.resize(1)
+        await pool.members.resize(1)
         assert await asyncio.gather(*calls) == [[(0, 1)], [(1, 2)], [(2, 3)]]
         await settled(pool, 1)
 
@@ -940,14 +942,14 @@ def test_a_leaver_that_dies_is_not_replaced() -> None:
     async def story() -> None:
         transport = LocalTransport()
         pool = echoes(transport)
-        await pool.start(2)
+        await pool.members.start(2)
         calls = [asyncio.create_task(pool.call("slowly", i)) for i in range(2)]
         await asyncio.sleep(0.001)
-        await pool.resize(1)
+        await pool.members.resize(1)
         await kill_when(transport, pool, lambda member: not member.serving)
         await asyncio.gather(*calls)
         await asyncio.sleep(0.1)
-        assert len(pool.serving()) == 1
+        assert len(pool.members.serving()) == 1
 
     asyncio.run(story())
 
@@ -962,9 +964,9 @@ def test_a_joiner_that_dies_in_its_first_pull_is_replaced_or_named() -> None:
                 await transport.kill(member.actors)
             await pool.call_member(member, "load", 1)
 
-        pool.admit = admit
+        pool.startup.admit = admit
         try:
-            await pool.start(1)
+            await pool.members.start(1)
         except RoleFailed:
             return
         await settled(pool, 1)

@@ -15,7 +15,8 @@ from actors.simulated.members import SimulatedLearner, SimulatedReward, Simulate
 from actors.wire.records import Request, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.suspects import DEATHS, SUSPECTED, Suspects
 from orchestrator.pools.transport import LocalTransport, MemberDied, ValueLost
 from orchestrator.run import DONE, STOPPED, Run
@@ -60,7 +61,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def restarts(simulation: Simulation) -> int:
     pool = simulation.pools.rollout
     assert pool is not None
-    return pool.restarts
+    return pool.members.restarts
 
 
 def summary(simulation: Simulation) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def test_members_that_were_dead_before_they_were_asked_blame_nobody(tmp_path: Pa
     """All scorers but one vanish at once, and so does what takes their place: a suspect is asked of living ones."""
 
     async def story(pool: Pool, transport: LocalTransport) -> list[Any]:
-        await pool.start(2 * DEATHS)
+        await pool.members.start(2 * DEATHS)
         for member in pool.members[:-1]:
             await transport.kill(member.actors)
         return await pool.call("ping", patience="living")
@@ -336,4 +337,4 @@ def test_a_version_that_is_lost_with_its_learner_is_met_by_a_joiner_alone(tmp_pa
     assert simulation.go_in_own_time() == DONE and struck
     assert summary(simulation)["learner_rebuilds"] == 1
     assert_each_once(tmp_path)
-    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.serving()) == 1
+    assert simulation.pools.rollout is not None and len(simulation.pools.rollout.members.serving()) == 1

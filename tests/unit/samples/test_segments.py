@@ -182,10 +182,10 @@ def test_a_scorer_that_does_not_know_how_responses_began_is_told(
         pool = simulation.pools.scorers["teacher"]
         for turn in itertools.count():
             await asyncio.sleep(1.1)
-            if fault == "replaced" and pool.serving():
-                pool.replace(pool.serving()[0])
+            if fault == "replaced" and pool.members.serving():
+                pool.members.replace(pool.members.serving()[0])
             elif fault == "resized":
-                await pool.resize((3, 1)[turn % 2])
+                await pool.members.resize((3, 1)[turn % 2])
 
     async def story() -> int:
         striking = asyncio.create_task(strike(simulation))

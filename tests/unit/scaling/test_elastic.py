@@ -159,7 +159,7 @@ def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pyt
         others = [member for member in pool.members if member is not writer]
         for member in others:  # who has least to do is let go
             pool.add_load(member, 1000)
-        await pool.resize(len(others))
+        await pool.members.resize(len(others))
         for member in others:
             pool.remove_load(member, 1000)
         assert writer.leaving
@@ -253,14 +253,14 @@ def test_nothing_is_decided_while_a_member_starts(tmp_path: Path, monkeypatch: p
 
 def test_a_member_without_a_place_is_noticed_and_the_role_keeps_its_size(tmp_path: Path) -> None:
     live = Live(rollout_bound(tmp_path, 20, autoscale={"rollout": {"min": 1, "max": 3}}))
-    spec = live.pools["rollout"].spec
+    spec = live.pools["rollout"].startup.spec
 
     def only_one(number: int) -> GangSpec:
         if number:
             raise RuntimeError("rollout: no place for 1 x {'GPU': 1}")
         return spec(number)
 
-    live.pools["rollout"].spec = only_one
+    live.pools["rollout"].startup.spec = only_one
     assert live.go() == DONE
     decided, failed = live.notices
     assert decided.startswith("autoscale: rollout 1 -> 2 (the bottleneck")
@@ -287,12 +287,12 @@ def test_status_describes_members_and_roles(tmp_path: Path) -> None:
 def test_a_replacement_inherits_the_restart_count() -> None:
     async def story() -> None:
         pool = gated(asyncio.Event(), open_at_once=True)
-        await pool.start(2)
+        await pool.members.start(2)
         for restarts in (1, 2):
-            pool.replace(next(m for m in pool.members if m.restarts == restarts - 1))
-            await until(lambda: len(pool.serving()) == 2)
+            pool.members.replace(next(m for m in pool.members if m.restarts == restarts - 1))
+            await until(lambda: len(pool.members.serving()) == 2)
             assert restarts in {member.restarts for member in pool.members}
-        assert pool.restarts == 2 == sum(member.restarts for member in pool.members)
+        assert pool.members.restarts == 2 == sum(member.restarts for member in pool.members)
 
     asyncio.run(story())
 
@@ -329,17 +329,17 @@ def test_the_last_of_several_sizes_decides(sizes: tuple[int, ...], begun: bool) 
         gate = asyncio.Event()
         pool = gated(gate)
         gate.set()
-        await pool.start(1)
+        await pool.members.start(1)
         first = pool.members[0]
         gate.clear()
         asked = []
         for size in sizes:
-            asked.append(asyncio.create_task(pool.resize(size)))
+            asked.append(asyncio.create_task(pool.members.resize(size)))
             await asyncio.sleep(0.005 if begun else 0)
-        assert pool.serving() == [first], "who serves stays while others have no place yet"
+        assert pool.members.serving() == [first], "who serves stays while others have no place yet"
         gate.set()
         await asyncio.gather(*asked)
-        await until(lambda: len(pool.members) == len(pool.serving()))
+        await until(lambda: len(pool.members) == len(pool.members.serving()))
         assert len(pool.members) == sizes[-1] and first in pool.members
 
     asyncio.run(story())
@@ -348,10 +348,10 @@ def test_the_last_of_several_sizes_decides(sizes: tuple[int, ...], begun: bool) 
 def test_a_starting_replacement_counts_as_a_member() -> None:
     async def story() -> None:
         pool = gated(asyncio.Event(), open_at_once=True)
-        await pool.start(2)
-        pool.replace(pool.members[0])
-        await pool.resize(2)
-        await until(lambda: len(pool.members) == len(pool.serving()))
+        await pool.members.start(2)
+        pool.members.replace(pool.members[0])
+        await pool.members.resize(2)
+        await until(lambda: len(pool.members) == len(pool.members.serving()))
         assert len(pool.members) == 2
 
     asyncio.run(story())
@@ -362,15 +362,15 @@ def test_a_starting_replacement_can_be_cancelled() -> None:
         gate = asyncio.Event()
         pool = gated(gate)
         gate.set()
-        await pool.start(2)
+        await pool.members.start(2)
         gate.clear()
-        pool.replace(pool.members[0])
+        pool.members.replace(pool.members[0])
         await asyncio.sleep(0)
-        await pool.resize(1)
+        await pool.members.resize(1)
         gate.set()
         await until(lambda: len(pool.members) == 1)
-        pool.check()
-        assert pool.serving() == pool.members
+        pool.members.check()
+        assert pool.members.serving() == pool.members
 
     asyncio.run(story())
 
@@ -380,9 +380,9 @@ def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> N
         run = Simulation(recipe(tmp_path)).run
         elastic = Elastic(run, lambda text: None)
         reward, stopped, gate = run.pools.reward, asyncio.Event(), asyncio.Event()
-        await reward.start(1)
+        await reward.members.start(1)
         cls = type("GatedNow", (Gated,), {"gate": gate})
-        reward.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
+        reward.startup.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
         run.stop = stopped.set  # type: ignore[method-assign]
         commands: asyncio.Queue[tuple[str, dict[str, int]]] = asyncio.Queue()
         for command in (("scale", {"reward": 3}), ("stop", {}), ("scale", {"reward": 2})):
@@ -391,10 +391,10 @@ def test_a_stop_does_not_wait_for_a_scale_that_has_no_place(tmp_path: Path) -> N
         obeying = asyncio.create_task(obey(run, elastic, control))
         async with asyncio.timeout(2):
             await stopped.wait()
-        assert not gate.is_set() and len(reward.serving()) == 1
+        assert not gate.is_set() and len(reward.members.serving()) == 1
         await until(lambda: len(reward.members) == 2)
         gate.set()
-        await until(lambda: len(reward.serving()) == 2)
+        await until(lambda: len(reward.members.serving()) == 2)
         obeying.cancel()
         await elastic.close()
 
@@ -405,8 +405,8 @@ def test_status_shows_a_member_that_loads_a_swap(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run
         elastic, scorers = Elastic(run, lambda text: None), run.pools.scorers["teacher"]
-        await scorers.start(2)
-        async with scorers.apart(scorers.members[1]):
+        await scorers.members.start(2)
+        async with scorers.members.apart(scorers.members[1]):
             states = {m["name"]: m["state"] for m in status_of(run, elastic, "training")["members"]}
         assert states == {"scorer.teacher-0": "serving", "scorer.teacher-1": "loading"}
 
@@ -438,7 +438,7 @@ def test_autoscaling_ignores_a_persons_failed_scale(tmp_path: Path) -> None:
     async def story() -> None:
         elastic = Elastic(Simulation(recipe(tmp_path)).run, lambda text: None)
         for by_itself, full in ((False, set()), (True, {"rollout"})):
-            elastic._pools["rollout"].spec = lambda number: (_ for _ in ()).throw(RuntimeError("no place"))
+            elastic._pools["rollout"].startup.spec = lambda number: (_ for _ in ()).throw(RuntimeError("no place"))
             elastic.scale({"rollout": 50}, by_itself)
             await until(lambda: not elastic._resizing)
             assert elastic._autoscaler._full == full
@@ -450,12 +450,12 @@ def test_closing_cancels_resizes_under_way(tmp_path: Path) -> None:
     async def story() -> None:
         run = Simulation(recipe(tmp_path)).run
         elastic, reward = Elastic(run, lambda text: None), run.pools.reward
-        await reward.start(1)
+        await reward.members.start(1)
         cls = type("GatedNever", (Gated,), {"gate": asyncio.Event()})
-        reward.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
+        reward.startup.spec = lambda number: GangSpec("reward", cls, ((),), Resources())
         elastic.scale({"reward": 3})
         await until(lambda: len(reward.members) == 3)
         await elastic.close()
-        assert reward.members == reward.serving() and len(reward.members) == 1
+        assert reward.members == reward.members.serving() and len(reward.members) == 1
 
     asyncio.run(story())

@@ -229,7 +229,7 @@ def teacher(simulation: Simulation) -> Pool:
 
 
 def numbers(simulation: Simulation) -> list[int]:
-    return sorted(m.number for m in teacher(simulation).serving())
+    return sorted(m.number for m in teacher(simulation).members.serving())
 
 
 def at(step: int, do: Callable[[Run], Any]) -> Callable[[Run, Mapping[str, Any]], None]:
@@ -263,7 +263,7 @@ def test_a_half_loaded_replica_is_replaced_before_it_scores(tmp_path: Path, ward
 
 def test_a_joiner_that_is_slightly_wrong_is_replaced_alone(tmp_path: Path, ward: Ward) -> None:
     ward.ill[2] = FLOORS["float32"].mean * 1.5
-    grown = at(1, lambda run: asyncio.ensure_future(run.pools.scorers["teacher"].resize(3)))
+    grown = at(1, lambda run: asyncio.ensure_future(run.pools.scorers["teacher"].members.resize(3)))
     simulation = Simulation(recipe(tmp_path), on_step=grown)
     assert simulation.go() == DONE
     assert numbers(simulation) == [0, 1, 3]
@@ -290,7 +290,7 @@ def test_a_swap_that_one_member_loads_wrongly_replaces_that_member_only(tmp_path
         simulation = Simulation(recipe(tmp_path, models=models))
         assert simulation.go() == DONE
     assert 1 not in numbers(simulation) and len(numbers(simulation)) == 2
-    assert {m.version for m in teacher(simulation).serving()} == {3}
+    assert {m.version for m in teacher(simulation).members.serving()} == {3}
 
 
 def shared(root: Path, **changes: Any) -> Simulation:
@@ -352,9 +352,9 @@ class Bed:
         config = ScorerConfig(dtype=dtype, max_context_tokens=64)
         spec = GangSpec("scorer.teacher", Scorer, ((config, str(model), 250, 0),), Resources())
         self.pool = Pool("scorer.teacher", LocalTransport(), lambda number: spec)
-        self.pool.admit = self.admit
+        self.pool.startup.admit = self.admit
         self.said: list[str] = []
-        self.pool.notice = self.said.append
+        self.pool.members.notice = self.said.append
         nobody = Pool("nobody", LocalTransport(), lambda number: spec)
         pools = Pools(None, None, {"teacher": self.pool}, nobody, nobody)
         self.watch = CanaryWatch(settings, pools, 250, self.said.append)
@@ -391,19 +391,19 @@ def test_a_real_scorer_that_wakes_wrong_is_found(
 ) -> None:
     async def story() -> None:
         bed = Bed(tmp_path, models["teacher"], dtype)
-        await bed.pool.start(1)  # transformers does not load two models at once in one process
-        await bed.pool.resize(2)
-        for member in bed.pool.serving():
+        await bed.pool.members.start(1)  # transformers does not load two models at once in one process
+        await bed.pool.members.resize(2)
+        for member in bed.pool.members.serving():
             for _ in range(3):
                 await bed.watch.check_woken(bed.pool, member)  # nothing is wrong: nothing happens
         sick = bed.pool.members[1]
         damage(sick.lead._engine._model)
         with pytest.raises(MemberDied):
             await bed.watch.check(bed.pool, sick, 0, Occasion.WAKE)
-        while len(bed.pool.serving()) < 2:
+        while len(bed.pool.members.serving()) < 2:
             await asyncio.sleep(0.01)
-        assert [m.number for m in bed.pool.serving()] == [0, 2]
-        await bed.pool.stop()
+        assert [m.number for m in bed.pool.members.serving()] == [0, 2]
+        await bed.pool.members.stop()
 
     asyncio.run(story())
 
@@ -414,11 +414,11 @@ def test_a_real_replica_that_is_loaded_wrong_twice_ends_its_role(
 ) -> None:
     async def story() -> None:
         bed = Bed(tmp_path, models["teacher"], dtype)
-        await bed.pool.start(1)  # transformers does not load two models at once in one process
-        await bed.pool.resize(2)
+        await bed.pool.members.start(1)  # transformers does not load two models at once in one process
+        await bed.pool.members.resize(2)
         bed.broken = lambda number, model: zero_a_layer(model) if number > 1 else None
         with pytest.raises(TeacherWrong, match="nats a token"):
-            await bed.pool.resize(3)
+            await bed.pool.members.resize(3)
         with pytest.raises(TeacherWrong):
             await bed.pool.call("score")
 

@@ -19,7 +19,8 @@ import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from orchestrator.pools import layout
-from orchestrator.pools.pool import Pool, PoolMember
+from orchestrator.pools.member import PoolMember
+from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.run import DONE, Run
 from orchestrator.weights.carriers import Version
@@ -221,14 +222,14 @@ def test_neither_end_completes_alone(network: Network, tmp_path: Path) -> None:
         simulation = simulated(tmp_path)
         pool, learner = simulation.pools.rollout, simulation.run.learner
         assert pool is not None
-        await asyncio.gather(pool.start(1), simulation.pools.learner.start(1))
+        await asyncio.gather(pool.members.start(1), simulation.pools.learner.members.start(1))
         (member,) = pool.members
         update, *_ = await learner.take_part("describe", None)
         with pytest.raises(LearnerDied, match="learner gave no answer to send in 3600 s"):
             await learner.take_part("send", "first", 7)
         with pytest.raises(MemberDied, match="rollout gave no answer to load in 600 s"):
             await pool.call_member(member, "receive", "second", 7, update, deadline="load")
-        while not (serving := pool.serving()):  # a replacement
+        while not (serving := pool.members.serving()):  # a replacement
             await asyncio.sleep(0.001)
         sending = learner.take_part("send", "third", 7)
         assert await meet(sending, learner, pool, serving[0], "receive", "third", 7, update) == 7
@@ -245,13 +246,13 @@ def test_members_join_and_leave_while_weights_travel(
     def resize(run: Run, line: Mapping[str, Any]) -> None:
         if line["step"] in sizes:
             assert run.pools.rollout is not None
-            tasks.append(asyncio.get_running_loop().create_task(run.pools.rollout.resize(sizes[line["step"]])))
+            tasks.append(asyncio.get_running_loop().create_task(run.pools.rollout.members.resize(sizes[line["step"]])))
 
     simulation = simulated(tmp_path)
     simulation.on_step = resize
     assert simulation.go_in_own_time() == DONE
     assert_whole(tmp_path, network, by_object_store)
-    assert len(network.wires) == 4 and len(simulation.pools.all()["rollout"].serving()) == 1
+    assert len(network.wires) == 4 and len(simulation.pools.all()["rollout"].members.serving()) == 1
 
 
 @pytest.mark.parametrize("fate", ["dies", "hangs", "raises"])
@@ -263,7 +264,7 @@ def test_a_member_that_fails_in_mid_transfer_is_replaced_and_the_learner_is_rele
     simulation = simulated(tmp_path, max_staleness=bound)
     assert simulation.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None if bound else by_object_store)
-    assert simulation.pools.all()["rollout"].restarts == 1
+    assert simulation.pools.all()["rollout"].members.restarts == 1
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["learner_rebuilds"] == 0, "the sender was let go"
 

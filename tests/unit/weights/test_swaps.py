@@ -107,7 +107,7 @@ def test_a_command_swaps_after_the_step_under_way_and_is_written_to_the_recipe(
     assert simulation.go() == DONE
     assert scored_by(batches) == {1: {0}, 2: {0}, 3: {0}, 4: {4}, 5: {4}, 6: {4}}
     assert load_recipe(simulation.directory / "recipe.yaml").models["teacher"].swaps == {4: "/b"}
-    spec = simulation.pools.scorers["teacher"].spec(0)
+    spec = simulation.pools.scorers["teacher"].startup.spec(0)
     assert spec.arguments[0][-1] == 4, "who joins now starts with it"
 
 
@@ -191,7 +191,7 @@ def test_a_directory_that_kills_its_members_is_dropped(
     simulation = Simulation(swapping(tmp_path, {}), on_step=at(2, lambda run: run.swaps.ask({"teacher": "/huge"})))
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
-    assert simulation.pools.scorers["teacher"].restarts == DEATHS
+    assert simulation.pools.scorers["teacher"].members.restarts == DEATHS
     assert set().union(*scored_by(batches).values()) == {0} and set(serving(simulation)) == {0}
     assert [n for n in simulation.notices if "came to nothing" in n and "out of memory" in n]
 
@@ -248,7 +248,7 @@ def test_a_rollout_that_joins_during_a_swap_samples_nothing_before_it_is_done(
 
     async def slow(scorer: SimulatedScorer, version: int, model: str) -> int:
         if version and not joining:
-            joining.append(asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].resize(3)))
+            joining.append(asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].members.resize(3)))
         await asyncio.sleep(60.0)
         return await swap(scorer, version, model)
 

@@ -15,7 +15,7 @@ import pytest
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from actors.wire.jobs import Share
 from orchestrator.pools import layout
-from orchestrator.pools.pool import RoleFailed
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import LocalTransport, ValueLost
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.weights.turns import Colocated
@@ -279,7 +279,9 @@ def kill(simulation: Simulation, role: str) -> Callable[[], None]:
 
 
 def resize(simulation: Simulation, size: int) -> Callable[[], None]:
-    return lambda: asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].resize(size)) and None
+    return lambda: (
+        asyncio.get_running_loop().create_task(simulation.pools.all()["rollout"].members.resize(size)) and None
+    )
 
 
 def nothing() -> None: ...
@@ -293,7 +295,7 @@ def test_a_member_that_dies_is_replaced_in_the_engines_turn(
     simulation = simulated(tmp_path)
     gpu.befalls[line] = [nothing] * 4 + [kill(simulation, role)]
     assert simulation.go() == DONE
-    assert simulation.pools.all()[role].restarts == 1 and not gpu.faults
+    assert simulation.pools.all()[role].members.restarts == 1 and not gpu.faults
     assert_each_once(tmp_path)
     if line != "sample rollout":  # else it is sampled again, with another seed
         assert learned(tmp_path) == apart
@@ -305,7 +307,7 @@ def test_members_that_join_or_leave_in_the_learners_turn_wait_for_the_engines_tu
     simulation = simulated(tmp_path)
     gpu.befalls["step learner"] = [nothing, resize(simulation, 4), nothing, resize(simulation, 1)]
     assert simulation.go() == DONE
-    assert gpu.lines.count("start rollout") == 4 and len(simulation.pools.all()["rollout"].serving()) == 1
+    assert gpu.lines.count("start rollout") == 4 and len(simulation.pools.all()["rollout"].members.serving()) == 1
     assert learned(tmp_path) == apart and not gpu.faults
 
 
