@@ -70,7 +70,7 @@ class Roles:
         cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
         if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
             await self._bring_up_learner(version, saved)
-            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].spec(0).resources.gpus):
+            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].startup.spec(0).resources.gpus):
                 await pool.members.start(sizes[role])
         else:
             async with asyncio.TaskGroup() as tasks:
