@@ -1,4 +1,4 @@
-"""What decides: who is asked for what, and when. It opens no payload and holds no tensor.
+"""Decisions: which member gets what work, and when. Opens no payload and holds no tensor.
 
 The algorithm is in `stage.py`, the lifecycle of a run in `run.py`; docs/design.md walks through both.
 """
