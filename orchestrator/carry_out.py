@@ -15,7 +15,7 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.ending import end, fail
-from orchestrator.outcome import Outcome, console
+from orchestrator.outcome import Outcome, console, say_error
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
     from orchestrator.display import Display
 
     def leave() -> None:
-        checkpoint.keep_recipe(directory, dump_recipe(recipe))
+        try:
+            checkpoint.keep_recipe(directory, dump_recipe(recipe))
+        except OSError as error:  # a full disk: there is nothing yet that a resume would go on from
+            say_error(f"recipe.yaml could not be written: {error}; run it again")
+            return
         console.print(f"stopped before it began; go on with: logratio resume {directory.name}")
 
     handlers = Handlers(leave)
