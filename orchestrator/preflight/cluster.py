@@ -21,6 +21,7 @@ from actors.shared_memory import shared_folder
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.preflight.comparison import MIB
+from orchestrator.preflight.disk import refused_if_full
 from orchestrator.preflight.survey import Survey, survey_cluster, survey_here
 from orchestrator.stopping import STOP_COMMAND
 
@@ -35,10 +36,12 @@ _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logg
 def own_name(directory: Path) -> Iterator[None]:
     """Lock a run's name. The lock ends with the process, however it ends.
 
-    Raises RecipeError when a live run holds it.
+    Raises RecipeError when a live run holds it, or the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("a+") as lock:
+    with refused_if_full(directory), _forgotten_if_refused(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("ab", buffering=0)
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,10 +49,22 @@ def own_name(directory: Path) -> Iterator[None]:
                 f"run.name: {directory.name!r} is alive in {directory}; stop it (`logratio stop {directory.name}`) "
                 "or choose another run.name"
             ) from None
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        lock.flush()
+        with refused_if_full(directory), _forgotten_if_refused(directory):
+            lock.truncate(0)
+            lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(directory: Path) -> Iterator[None]:
+    """Nothing is left of a run that has no room for its lock."""
+    try:
+        yield
+    except OSError:
+        if directory.exists() and {file.name for file in directory.iterdir()} <= {LOCK}:
+            (directory / LOCK).unlink(missing_ok=True)
+            directory.rmdir()
+        raise
 
 
 def ask_to_stop(directory: Path) -> bool:
@@ -215,11 +230,16 @@ def _prepare_environment() -> None:
 def _write_control(directory: Path) -> None:
     """Written to another name and renamed, so that `status` never reads half of it."""
     partial = directory / f"{CONTROL_FILE}.partial"
-    partial.touch(mode=0o600)
-    partial.chmod(0o600)
     address = _ray().get_runtime_context().gcs_address
-    partial.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
-    os.replace(partial, directory / CONTROL_FILE)
+    try:
+        with refused_if_full(directory):
+            partial.touch(mode=0o600)
+            partial.chmod(0o600)
+            partial.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pid": os.getpid()}))
+            os.replace(partial, directory / CONTROL_FILE)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _ray() -> Any:

@@ -18,10 +18,10 @@ from configs.objective import Route
 from configs.own_code import imported, is_own
 from configs.places import Place, places
 from configs.refusal import reason
+from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Recipe
 from orchestrator.pools.layout import demands
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
-from orchestrator.preflight.end_tokens import common_ends
 from orchestrator.preflight.loadable import check_models
 from orchestrator.samples.prompts import Prompt, tokenize, with_responses
 from orchestrator.samples.rows import check_answers, check_route, read_rows
@@ -194,6 +194,43 @@ def _end_tokens(folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) 
     """Each model's end tokens, of its configuration and its tokenizer."""
     ids = {place: {*end_token_ids(folder), tokenizers[place].eos_token_id} for place, folder in folders.items()}
     return {place: frozenset(i for i in of_place if i is not None) for place, of_place in ids.items()}
+
+
+def common_ends(recipe: Recipe, ends: Mapping[Place, frozenset[int]], vocabulary: int) -> tuple[int, ...]:
+    """The end tokens of a run, ascending. `ends`: those of every served model. Raises RecipeError."""
+    if recipe.objective.end_tokens == "same":
+        return _same_ends(ends)
+    joined = {STUDENT, *recipe.objective.target_models, *([recipe.sampled_teacher] if recipe.sampled_teacher else [])}
+    union = frozenset(i for place, ids in ends.items() if place.model in joined for i in ids)
+    for place, ids in ends.items():
+        if beyond := sorted(i for i in ids & union if i >= vocabulary):
+            raise RecipeError(
+                f"{place}: its end tokens {beyond} are beyond the common vocabulary of {vocabulary}; with "
+                "objective.end_tokens: class every model has all of them; use models of one width"
+            )
+        if alien := sorted(ids - union):
+            raise RecipeError(
+                f"{place}: it ends at {alien}, where neither the student nor a target does ({sorted(union)}); use a "
+                "model that ends as they do"
+            )
+    if recipe.objective.topk_of != "teacher" and recipe.objective.topk + len(union) > VLLM_MAX_TOPK:
+        raise RecipeError(
+            f"objective.topk: {recipe.objective.topk} beside {len(union)} end tokens exceed the {VLLM_MAX_TOPK} that "
+            f"the rollout engine returns; lower it to {VLLM_MAX_TOPK - len(union)}"
+        )
+    return tuple(sorted(union))
+
+
+def _same_ends(ends: Mapping[Place, frozenset[int]]) -> tuple[int, ...]:
+    (student,) = (ids for place, ids in ends.items() if place.model == STUDENT and not place.swap)
+    for place, ids in ends.items():
+        if ids != student:
+            raise RecipeError(
+                f"{place}: end tokens {sorted(ids)} differ from the student's {sorted(student)}; a student scored by a "
+                "teacher that ends elsewhere learns never to end; set objective.end_tokens: class, or use models that "
+                "end alike"
+            )
+    return tuple(sorted(student))
 
 
 def _same_templates(tokenizers: Mapping[Place, Any]) -> None:

@@ -16,7 +16,7 @@ from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals
 from orchestrator.surface.ending import end, fail
-from orchestrator.surface.outcome import Outcome, console
+from orchestrator.surface.outcome import Outcome, console, say_error
 
 if TYPE_CHECKING:
     from orchestrator.preflight.comparison import Comparison
@@ -69,7 +69,11 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
     from orchestrator.surface.display import Display
 
     def leave() -> None:
-        checkpoint.keep_recipe(directory, dump_recipe(recipe))
+        try:
+            checkpoint.keep_recipe(directory, dump_recipe(recipe))
+        except OSError as error:  # a full disk: there is nothing yet that a resume would go on from
+            say_error(f"recipe.yaml could not be written: {error}; run it again")
+            return
         console.print(f"stopped before it began; go on with: logratio resume {directory.name}")
 
     handlers = Handlers(leave)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator.surface import disk
+from orchestrator.preflight import disk
 
 if TYPE_CHECKING:
     from orchestrator.run import Run

@@ -20,7 +20,7 @@ from actors.wire.records import ScoreRequest
 from configs.load import RecipeError
 from configs.places import Place
 from configs.schema import Recipe
-from orchestrator.preflight.end_tokens import common_ends
+from orchestrator.preflight.files import common_ends
 from tests.unit.recipes import CROSS_ENTROPY, REWARDED, loaded
 
 CLASS = {"objective.end_tokens": "class"}

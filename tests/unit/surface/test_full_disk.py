@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from orchestrator.preflight import disk
 from orchestrator.run import DONE, FAILED
-from orchestrator.surface import disk
 from orchestrator.surface.ending import end, fail
 from orchestrator.surface.outcome import Outcome
 from tests.unit.simulation import Simulation, assert_each_once, learned, recipe

@@ -7,8 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from configs.refusal import RecipeError
 from orchestrator import checkpoint
 from orchestrator.preflight.comparison import MIB, size
 
@@ -26,14 +28,29 @@ def is_full(failure: BaseException) -> bool:
 
 def described(failure: BaseException, directory: Path) -> str:
     """One line: which disk is full, how much is free there, and the newest whole checkpoint."""
+    return f"{_where(failure, directory)}; {_whole(directory)}; make room, then: logratio resume {directory.name}"
+
+
+@contextmanager
+def refused_if_full(directory: Path) -> Iterator[None]:
+    """Before a run begins a full disk is a fault of its surroundings. Raises RecipeError."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        if (directory / "recipe.yaml").exists():
+            raise RecipeError(described(error, directory)) from None
+        where = _where(error, directory)
+        raise RecipeError(f"run.root: {where}; make room, or set run.root to a folder on another disk") from None
+
+
+def _where(failure: BaseException, directory: Path) -> str:
+    """Which disk, and how much is free there."""
     where = next((Path(e.filename) for e in _all(failure) if isinstance(e, OSError) and e.filename), None)
     place = where if where is not None and where.is_absolute() else _fullest(directory)
     disk = _existing(place)
-    free = shutil.disk_usage(disk).free
-    return (
-        f"the disk is full at {place} (mounted at {_mount(disk)}, {size(free)} free); "
-        f"{_whole(directory)}; make room, then: logratio resume {directory.name}"
-    )
+    return f"the disk is full at {place} (mounted at {_mount(disk)}, {size(shutil.disk_usage(disk).free)} free)"
 
 
 def _whole(directory: Path) -> str:
