@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from configs import rules, wording, yaml_tree
 from configs.refusal import RecipeError, reason, shown
-from configs.schema import Recipe
+from configs.schema import FORMAT, Recipe
 from configs.text_file import read_text
 
 BUNDLED = "bundled:"
@@ -99,11 +99,20 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = yaml_tree.parse(read_text(path, "give the path of a recipe", LONGEST_FILE), str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(tree).__name__}")
+    _refuse_newer(tree.get("format"), path)
     parent = tree.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{path}: extends: {shown(parent)} is no path; name one recipe file")
     tree = _anchor(tree, path.parent)
     return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
+
+
+def _refuse_newer(found: Any, path: Path) -> None:
+    if isinstance(found, int) and found > FORMAT:
+        raise RecipeError(
+            f"{path}: has format {shown(found)}, this version reads up to {FORMAT}; use the version that wrote it, or "
+            "a newer one"
+        )
 
 
 def _parse_override(override: str) -> dict[str, Any]:

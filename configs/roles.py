@@ -39,7 +39,7 @@ class Rollout(Node):
     of computing them anew.
     """
 
-    engine: Annotated[str, or_own("vllm", "simulated")] = "vllm"
+    engine: Annotated[str, or_own("vllm")] = "vllm"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -63,7 +63,7 @@ class Scorer(Node):
     answer counts; null never does.
     """
 
-    engine: Annotated[str, or_own("torch", "vllm", "simulated")] = "torch"
+    engine: Annotated[str, or_own("torch", "vllm")] = "torch"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -107,7 +107,7 @@ class Reward(Node):
     """Reward workers: the weighted sum of `rules`, plus the score of a reward model, a sequence classifier with one
     output that shares the student's tokenizer, where `model` names its directory."""
 
-    engine: Annotated[str, or_own("rules", "simulated")] = "rules"
+    engine: Annotated[str, or_own("rules")] = "rules"
     members: Members = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
     rules: tuple[Rule, ...] = ()
@@ -148,7 +148,7 @@ class Learner(Node):
     those of the policy that sampled.
     """
 
-    engine: Annotated[str, or_own("deepspeed", "simulated")] = "deepspeed"
+    engine: Annotated[str, or_own("deepspeed")] = "deepspeed"
     ranks: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -167,14 +167,6 @@ class Learner(Node):
         """The stage that DeepSpeed is asked for. Under bf16 its stage 0 takes no float32 gradients, and stage 1 keeps
         them twice and moves no states to the host: stage 2 takes the same steps, and shards gradients too."""
         return max(2, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
-
-
-class Simulated(Node):
-    """Speeds of members with `engine: simulated`, which sleep instead of computing."""
-
-    rollout_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
-    score_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
-    learn_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class EarlyStop(Node):

@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
 from configs.objective import Objective
-from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Simulated, Stream
+from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Stream
 
+FORMAT = 1  # of a recipe's keys; one more where a recipe of before would mean something else
 LOST_AT_MOST = 50  # steps between two checkpoints, unless a recipe says how many
 SHOWN = 3  # held-out prompts that are also answered greedily, for a person to read
 
@@ -148,7 +149,9 @@ class Cluster(Node):
 
 
 class Recipe(Node):
-    """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy.
+    """The whole tree. `format` numbers the keys' meaning: load_recipe refuses files of a newer one.
+
+    `max_staleness` is in policy versions: 0 is strictly on-policy.
 
     `stream_tokens`: responses are handed on in segments of so many tokens while they are being sampled, and scored as
     they come; 0: whole. `early_stop` cuts those that their teacher would not have written.
@@ -164,6 +167,7 @@ class Recipe(Node):
     has an entry for each role (rollout, scorer.NAME, reward, ...) that may change its size by itself.
     """
 
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
     run: Run
     models: dict[str, Model]
     data: Data
@@ -175,7 +179,6 @@ class Recipe(Node):
     teacher_rollout: Rollout = Rollout()
     scorer: dict[str, Scorer] = Field(default_factory=dict)
     reward: Reward = Reward()
-    simulated: Simulated = Simulated()
     stream: Stream = Stream()
     stream_tokens: NonNegative = 0
     early_stop: EarlyStop | None = None

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,26 @@ from actors.wire.records import (
     trained_batch,
     unpack_samples,
 )
-from configs.roles import Rule, Simulated
+from configs.roles import Rule
 from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
 REFERENCE_KL = 0.01  # nats a token
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """How long members sleep, in seconds a token."""
+
+    rollout: float = 0.0
+    score: float = 0.0
+    learn: float = 0.0
+
+
 class SimulatedRollout(Writer):
-    def __init__(self, speed: Simulated, on_update: str = "keep") -> None:
+    def __init__(self, speeds: Speeds, on_update: str = "keep") -> None:
         super().__init__()
-        self._seconds = speed.rollout_seconds_per_token
+        self._seconds = speeds.rollout
         self._on_update = on_update
         self._version = 0
         self._running: set[_Response] = set()
@@ -137,8 +147,8 @@ class _Response:
 
 
 class SimulatedScorer(Member):
-    def __init__(self, speed: Simulated, vocabulary: int, version: int = 0) -> None:
-        self._speed = speed
+    def __init__(self, speeds: Speeds, vocabulary: int, version: int = 0) -> None:
+        self._speeds = speeds
         self._vocabulary = vocabulary
         self._version = version
         self._beginnings = Beginnings()
@@ -157,7 +167,7 @@ class SimulatedScorer(Member):
             s.uid: "beyond the vocabulary" for s in samples if max(so_far[s.uid], default=0) >= self._vocabulary
         }
         good = [s for s in samples if s.uid not in rejected]
-        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speed.score_seconds_per_token)
+        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speeds.score)
         scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
         payload, header = pack_scores(scores, rejected, "float32", unknown)
         tokens = [token for s in good for token in s.response_ids[s.new]]
@@ -199,8 +209,8 @@ class SimulatedReward(Member):
 class SimulatedLearner(Member):
     """Its weights are a running sum of what it trained on, so that a lost, doubled or reordered sample shows."""
 
-    def __init__(self, speed: Simulated, rank: int, ranks: int) -> None:
-        self._speed = speed
+    def __init__(self, speeds: Speeds, rank: int, ranks: int) -> None:
+        self._speeds = speeds
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
         self._lr = 0.0
@@ -242,7 +252,7 @@ class SimulatedLearner(Member):
 
     def evaluate(self, share: Share) -> dict[str, Any]:
         samples = self._samples(share)
-        time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
+        time.sleep(sum(len(s.response_ids) for s in samples) * self._speeds.learn)
         tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
         loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
         self._record(share, samples)

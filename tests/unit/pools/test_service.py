@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.member import Member
-from actors.simulated.members import SimulatedScorer
+from actors.simulated.members import SimulatedScorer, Speeds
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
 from configs.roles import Deadlines, Resources
 from orchestrator.pools.pool import CallFailed, Patience, Pool
@@ -370,7 +370,7 @@ def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_pat
             rooms.append((load, bool(run.stage.leasing.room(run.progress.version))))
         first.load, second.load = held
 
-    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
+    queue = {"members": 2, "max_queued_tokens": 40}
     assert Simulation(recipe(tmp_path, scorer={"teacher": queue}), look).go() == DONE
     assert rooms == [(80, True), (81, False)]
     assert_each_once(tmp_path)
@@ -389,8 +389,8 @@ def test_no_scorer_is_given_more_than_it_may_have(tmp_path: Path, monkeypatch: p
         return answer
 
     monkeypatch.setattr(SimulatedScorer, "score", counted)
-    slow = {"simulated": {"score_seconds_per_token": 0.1}, "max_staleness": 2}
-    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
-    assert Simulation(recipe(tmp_path, scorer={"teacher": queue}, **slow)).go_in_own_time() == DONE
+    queue = {"members": 2, "max_queued_tokens": 40}
+    settings = recipe(tmp_path, scorer={"teacher": queue}, max_staleness=2)
+    assert Simulation(settings, speeds=Speeds(score=0.1)).go_in_own_time() == DONE
     assert 40 <= most[0] < 40 + 18
     assert_each_once(tmp_path)

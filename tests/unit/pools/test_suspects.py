@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedRollout
+from actors.simulated.members import SimulatedRollout, Speeds
 from orchestrator.pools.pool import CallFailed
 from orchestrator.pools.suspects import DEATHS, MOMENT, Nodes, Suspects
 from orchestrator.run import DONE, Run
@@ -151,10 +151,10 @@ def test_a_run_outlives_engines_that_die_together_again_and_again_in_a_few_round
             run={"steps": 1},
             batch={"prompts_per_step": GROUPS},
             rollout={"members": 2, "max_concurrent": 64},
-            simulated={"rollout_seconds_per_token": 1.0},
         ),
         transport=transport,
         heldout=(),
+        speeds=Speeds(rollout=1.0),
     )
 
     async def story() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from actors.simulated import members
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.members import SimulatedLearner, Speeds
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader
 from orchestrator.between_steps.bookkeeping import described
@@ -62,13 +62,12 @@ def run(root: Path, steps: int, objective: Mapping[str, Any], bound: int, on_sta
         sampling={"max_response_tokens": CAP},
         objective=objective,
         rollout={"members": 3, "max_concurrent": 16},
-        simulated={"rollout_seconds_per_token": TOKEN_SECONDS},
         max_staleness=bound,
         checkpoint={"every": 0},
         **({"on_stale": on_stale} if on_stale else {}),
     )
     with asyncio.Runner(loop_factory=OwnTime) as runner:
-        assert runner.run(Simulation(settings).run.execute()) == DONE
+        assert runner.run(Simulation(settings, speeds=Speeds(rollout=TOKEN_SECONDS)).run.execute()) == DONE
         return runner.get_loop().time()
 
 
