@@ -1,4 +1,4 @@
-"""From a recipe to what every role is made of and what it takes: bundles, environments, member specifications."""
+"""Recipe to roles: the resources each one needs, its environment, and the specification of its members."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
 
 @dataclass(frozen=True)
 class Demand:
-    """What a role asks of the cluster: `members` x `actors` bundles of cpus and gpus."""
+    """What a role needs of the cluster: `members` x `actors` bundles of CPUs and GPUs."""
 
     role: str
     members: int
@@ -47,8 +47,8 @@ class Demand:
 
 @dataclass(frozen=True)
 class MemberSpecs:
-    """What the members of each role are made of. `scorer` takes the recipe, the model, the models' common logit width
-    and the swap that gives the model its weights, 0 for its first ones."""
+    """The member specification of each role. `scorer` takes the recipe, the model, the models' common logit width, and
+    the step of the swap that gives the model its weights, 0 for its first ones."""
 
     rollout: Callable[[Recipe], GangSpec]
     teacher_rollout: Callable[[Recipe], GangSpec]
@@ -58,12 +58,12 @@ class MemberSpecs:
 
 
 def needs_rollout(recipe: Recipe) -> bool:
-    """The student samples: its prefixes, or the evaluation's."""
+    """Whether the student samples, for training or for evaluation."""
     return "rollout" in recipe.elastic_roles
 
 
 def demands(recipe: Recipe) -> list[Demand]:
-    """Every role of a recipe, in the order of the flow."""
+    """The demand of every role of a recipe, in the order of the data flow."""
     found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
     if recipe.sampled_teacher:
         writers = recipe.teacher_rollout
@@ -81,8 +81,7 @@ def demands(recipe: Recipe) -> list[Demand]:
 def build_pools(
     recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None, members: MemberSpecs | None = None
 ) -> Pools:
-    """Pools of a recipe, not yet started. `vocabulary` is the models' common logit width; `members` are the REAL ones
-    where nothing else is given."""
+    """The pools of a recipe, not started. `vocabulary` is the models' common logit width; `members` default to REAL."""
     specs = members or REAL
 
     def pool(role: str, spec: Callable[[int], GangSpec], **more: Any) -> Pool:
@@ -110,13 +109,14 @@ def build_pools(
 
 
 def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
-    """Environment of one actor. Passive waits: spinning threads of two engines on shared cores halve each other."""
+    """Environment of one actor. OpenMP waits are passive: spinning threads of two engines on shared cores halve each
+    other's speed."""
     variables = {
         "OMP_NUM_THREADS": str(resources.threads),
         "MKL_NUM_THREADS": str(resources.threads),
         "KMP_BLOCKTIME": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONDONTWRITEBYTECODE": "",  # an engine's processes share the bytecode cache, or each compiles vLLM anew
+        "PYTHONDONTWRITEBYTECODE": "",  # share the bytecode cache, or each process compiles vLLM again
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -127,7 +127,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         variables |= {
             "DS_ACCELERATOR": "cpu",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # keeps the worker inside the engine process: a third less to start
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker runs in the engine process: starts a third faster
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         }
     return variables
@@ -179,7 +179,7 @@ def _member_class(engine: str, built_in: type) -> type:
 
 
 def _path(recipe: Recipe, model: str, swap: int = 0) -> str:
-    """The directory that members read a model from, at first or after a swap."""
+    """The directory of a model's weights; `swap` as in MemberSpecs."""
     return str(model_directory(recipe.path_of(model, swap)))
 
 

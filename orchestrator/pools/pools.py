@@ -31,7 +31,7 @@ class Pools:
         return {source: pool for source, pool in named.items() if pool is not None}
 
     def all(self) -> dict[str, Pool]:
-        """Pools by role name, in the order of the flow."""
+        """Pools by role name, in the order of the data flow."""
         named = {"rollout": self.rollout, "teacher_rollout": self.teacher_rollout, "dataset": self.dataset}
         named |= {f"scorer.{model}": pool for model, pool in self.scorers.items()}
         named |= {"reward": self.reward, "learner": self.learner}

@@ -21,7 +21,7 @@ from orchestrator.pools.startup import DiedStarting
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.run import DONE, Run
-from orchestrator.samples.flow import isolating
+from orchestrator.samples.flow import isolate
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 
@@ -86,7 +86,7 @@ def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> 
         return "scores"
 
     a, b = (SampleHeader(uid, uid, 0, 1, 1, 1, "stop", ((0, 1),)) for uid in "ab")
-    found = asyncio.run(isolating(ask, [a, b], asyncio.Lock(), "scorer"))
+    found = asyncio.run(isolate(ask, [a, b], asyncio.Lock(), "scorer"))
     apart = [["a"], ["b"]] if deaths == 2 else []
     assert asked == [["a", "b"], ["a", "b"], *apart]
     assert found == (["scores"] * (len(apart) or 1), {})

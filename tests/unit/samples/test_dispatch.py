@@ -53,7 +53,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
             free, allowed = data.draw(FREE), unleased()
-            wants = dispatch.wants_room(done)
+            wants = dispatch.has_work(done)
             assert wants == bool(waiting or allowed)
             leases = dispatch.grant(done, room(student=free))
             tickets = [t for lease in leases for t in lease.tickets]
@@ -62,7 +62,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             waiting -= set(tickets)
             new_groups = {t.index for t in tickets if t.attempt == 0}
             assert bool(leases) == (wants and any(slots > 0 for slots in free.values()))
-            assert new_groups <= allowed and dispatch.wants_room(done) == bool(waiting or unleased())
+            assert new_groups <= allowed and dispatch.has_work(done) == bool(waiting or unleased())
             assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
             assert all(free[x.member] > 0 for x in leases)
     assert set(granted.values()) <= {1}, "a ticket was granted twice under one attempt"
@@ -161,10 +161,10 @@ def test_a_source_without_room_holds_up_no_other_and_keeps_its_own() -> None:
     dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 0}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
-    assert dispatch.wants_room(0), "two groups still wait for the teacher"
+    assert dispatch.has_work(0), "two groups still wait for the teacher"
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
-    assert not dispatch.wants_room(0)
+    assert not dispatch.has_work(0)
 
 
 def test_members_of_two_sources_may_share_a_number() -> None:

@@ -75,11 +75,11 @@ def test_a_response_is_adrift_by_the_mean_over_what_is_scored_of_it() -> None:
     segments, rule = Segments(), EarlyStop(log_ratio=-1.0, after_tokens=8)
     far, near = part(0, 4, log_ratio=-20.0), part(4, 4, log_ratio=0.0)
     segments.join(far)
-    assert not segments.adrift(far.header, rule), "too early to judge"
+    assert not segments.should_cut(far.header, rule), "too early to judge"
     segments.join(near)
-    assert segments.adrift(near.header, rule), "-20 nats over 8 tokens"
-    assert not segments.adrift(near.header, EarlyStop(log_ratio=-2.6, after_tokens=8))
-    assert not segments.adrift(near.header, None)
+    assert segments.should_cut(near.header, rule), "-20 nats over 8 tokens"
+    assert not segments.should_cut(near.header, EarlyStop(log_ratio=-2.6, after_tokens=8))
+    assert not segments.should_cut(near.header, None)
 
 
 # --- whole runs ---
