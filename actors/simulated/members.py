@@ -1,7 +1,8 @@
-"""Members that sleep instead of computing, with the protocol of the real ones.
+"""Members that sleep instead of computing, with the methods of the real ones.
 
-Deterministic: tokens follow from a request's seed, the learner is a vector that moves with the tokens it sees. What
-decides (dispatch, staleness, resume, scale) is tested on these; one contract suite holds them to the real members.
+Deterministic: tokens follow from a request's seed, and the learner is a vector that moves with the tokens it trains on.
+Dispatch, staleness, resume and scaling are tested on these; tests/engines/test_contract.py holds real members to the
+same behaviour.
 """
 
 from __future__ import annotations
@@ -98,10 +99,10 @@ class SimulatedRollout(Writer):
         return version
 
     async def sleep(self) -> None:
-        """Nothing to give back."""
+        """Holds no memory."""
 
     async def wake(self) -> None:
-        """Nothing to take."""
+        """Holds no memory."""
 
     async def drain(self) -> None:
         while self._running:
@@ -190,11 +191,11 @@ class SimulatedScorer(Member):
         return version
 
     async def drain(self) -> None:
-        """Every call is awaited by its caller."""
+        """Does not track its calls."""
 
 
 class SimulatedReward(Member):
-    """Half of all responses earn something, by their length."""
+    """Rewards responses of odd length."""
 
     def start(self) -> None:
         """Nothing to build."""
@@ -207,7 +208,7 @@ class SimulatedReward(Member):
 
 
 class SimulatedLearner(Member):
-    """Its weights are a running sum of what it trained on, so that a lost, doubled or reordered sample shows."""
+    """Its weights are a running sum over the trained samples, so that a lost, doubled or reordered one shows."""
 
     def __init__(self, speeds: Speeds, rank: int, ranks: int) -> None:
         self._speeds = speeds
@@ -230,7 +231,7 @@ class SimulatedLearner(Member):
         self._start_kl = spec.start_kl
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
-        """There is no head."""
+        """Has no LM head."""
 
     def fetch(self, *payloads: pa.RecordBatch) -> None:
         self._payloads = payloads
@@ -268,7 +269,7 @@ class SimulatedLearner(Member):
         }
 
     def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
-        """As if a sample were a batch of its own."""
+        """Metric sums of one sample, as of a batch of its own."""
         kl = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0)
         return {"tokens": float(len(tokens)), "reverse_kl": kl * len(tokens), "entropy": float(len(tokens))}
 
@@ -305,7 +306,7 @@ class SimulatedLearner(Member):
             writer.write_batch(batch)
 
     def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
-        """Of the first model that scored a sample; None where none did."""
+        """By sample, those of the first model that scored it; None if none did."""
         tables = tables_of(share, self._payloads)
 
         def first(sample: Sample) -> np.ndarray | None:
@@ -324,8 +325,7 @@ def _check(version: int, headers: Sequence[BucketHeader], buckets: Sequence[np.n
 
 
 def liked(response_ids: Sequence[int]) -> np.ndarray:
-    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did, as all before them
-    say."""
+    """[T] log-probs of a simulated teacher, -1.0 to -1.4: each depends on all tokens up to its own."""
     return -1.0 - (np.cumsum(response_ids) % 5).astype(np.float32) / 10.0
 
 
