@@ -205,7 +205,7 @@ class Flow:
         return [answer for several in answers for answer in several], killers
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
-        if not self._recipe.reward.earns:
+        if not self._recipe.reward.gives_rewards:
             return {}, {}
         pool, rules = self._pools.reward, self._recipe.reward.rules
 

@@ -135,7 +135,7 @@ class Roles:
             start_kl=recipe.metrics.start_kl,
             end_tokens=tuple(self._end_token_ids) if recipe.objective.end_tokens == "class" else (),
             temperature=recipe.learner_temperature,
-            compares_sampler=recipe.samples_what_it_reads,
+            compares_sampler=recipe.sampler_matches_learner,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
 

@@ -247,7 +247,7 @@ def test_the_students_start_is_scored_beside_every_objective(kind: str, support:
 def test_the_sampler_is_compared_with_the_learner_where_both_are_of_one_distribution(
     changes: dict[str, Any], comparable: bool
 ) -> None:
-    assert loaded(changes).samples_what_it_reads == comparable
+    assert loaded(changes).sampler_matches_learner == comparable
 
 
 def test_only_the_target_is_scored() -> None:
