@@ -1,4 +1,4 @@
-"""From a recipe to what every role is made of."""
+"""Member specifications of every role of a recipe."""
 
 from __future__ import annotations
 

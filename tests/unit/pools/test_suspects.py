@@ -1,4 +1,4 @@
-"""How many deaths and rounds it takes to find what kills its members, and that nobody else is blamed."""
+"""Guilty groups are found within a bound of deaths and rounds, and no other group is blamed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_several_guilty_groups_are_found_and_nobody_else(seed: int) -> None:
     assert blamed == guilty and rounds <= 100
 
 
-def test_what_was_not_begun_is_no_suspect_unless_it_never_is() -> None:
+def test_a_group_not_begun_is_no_suspect_until_deaths_repeat() -> None:
     suspects = Suspects()
     for _ in range(DEATHS):
         assert not suspects.died({1, 2}, implicated={2})
@@ -79,7 +79,7 @@ def test_what_was_not_begun_is_no_suspect_unless_it_never_is() -> None:
     assert suspects.guilty(1), "it kills before it can be said to have begun"
 
 
-def test_a_second_death_on_a_node_in_the_same_moment_says_nothing() -> None:
+def test_a_second_death_on_a_node_within_a_moment_implicates_no_group() -> None:
     nodes = Nodes()
     assert nodes.implicates("a", submitted=1.0, now=5.0)
     nodes.note("a", 5.0)
@@ -91,7 +91,7 @@ def test_a_second_death_on_a_node_in_the_same_moment_says_nothing() -> None:
     assert nodes.implicates("a", submitted=1.0, now=5.1 + MOMENT), "the moment begins with the first"
 
 
-def test_a_checkpoint_of_before_knows_suspects_that_run_alone() -> None:
+def test_suspects_of_an_earlier_checkpoint_format_run_alone() -> None:
     suspects = Suspects()
     suspects.recall({"deaths": [[3, 2], [4, 2]], "alone": [[3, 1]]})
     assert suspects.cells([3, 4], most=8) == [[3], [4]]

@@ -93,7 +93,7 @@ def test_an_earlier_attempt_in_a_mates_block_is_neither_trained_nor_are_its_scor
 
 
 @pytest.mark.parametrize("segments", [0, 4])
-def test_what_an_update_aborted_is_not_trained_in_place_of_what_was_sampled_after_it(
+def test_an_aborted_response_is_not_trained_in_place_of_its_resample(
     tmp_path: Path, batches: Batches, segments: int
 ) -> None:
     """Without any fault: an aborted response leaves in one block with others that have ended."""

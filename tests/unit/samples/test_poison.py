@@ -1,4 +1,4 @@
-"""Prompts and samples that kill the members that are asked for them: found, skipped by name, and asked for no more."""
+"""Prompts and samples that kill their members are found, skipped with a reason, and not sampled again."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def summary(simulation: Simulation) -> dict[str, Any]:
 class StoppedWhen(Simulation):
     """A run that is stopped when a notice says something."""
 
-    def __init__(self, said: str, settings: Recipe, speeds: Speeds) -> None:
-        super().__init__(settings, speeds=speeds)
+    def __init__(self, said: str, settings: Recipe, speeds: Speeds | None = None) -> None:
+        super().__init__(settings, speeds=speeds or Speeds())
         self._said = said
 
     def notice(self, text: str) -> None:
@@ -186,7 +186,7 @@ def test_a_resume_waits_for_no_sample_of_a_poisoned_prompt(tmp_path: Path, monke
     assert_each_once(tmp_path, 2 * STEPS, GROUP)
 
 
-def test_what_is_skipped_and_comes_again_after_a_resume_is_not_reported_twice(tmp_path: Path) -> None:
+def test_a_sample_skipped_before_a_resume_and_good_after_it_is_not_reported(tmp_path: Path) -> None:
     """A skipped sample of a group that no step has trained is judged anew."""
     settings = recipe(tmp_path, max_staleness=2)
     first = Simulation(settings, stop_at(2))

@@ -102,7 +102,7 @@ def test_a_prompt_reaches_nested_fields(template: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{meta.other}", "{prompt.__class__}", "{prompt.upper}", "{none}", "{}", "{0}"])
-def test_what_a_row_lacks_is_named(template: str) -> None:
+def test_a_field_that_a_row_lacks_is_named(template: str) -> None:
     with pytest.raises(KeyError):
         Template().fill(template, {"prompt": "q", "meta": {"hint": "h"}, "none": None})
 
@@ -110,6 +110,6 @@ def test_what_a_row_lacks_is_named(template: str) -> None:
 @pytest.mark.parametrize(
     "template", ["{prompt", "{prompt:d}", "{prompt:99999999999}", "{prompt:{wide}}", "{prompt!x}", "{meta:>3}", "}"]
 )
-def test_what_is_no_format_string_is_a_value_error(template: str) -> None:
+def test_a_bad_format_string_is_a_value_error(template: str) -> None:
     with pytest.raises(ValueError):
         Template().fill(template, {"prompt": "q", "meta": {}, "wide": 10**9})

@@ -71,7 +71,7 @@ def test_an_earlier_attempt_is_forgotten() -> None:
     assert segments.join(part(0, 4, attempt=1)) is not None
 
 
-def test_a_response_is_adrift_by_the_mean_over_what_is_scored_of_it() -> None:
+def test_a_response_is_cut_by_the_mean_log_ratio_of_its_scored_tokens() -> None:
     segments, rule = Segments(), EarlyStop(log_ratio=-1.0, after_tokens=8)
     far, near = part(0, 4, log_ratio=-20.0), part(4, 4, log_ratio=0.0)
     segments.join(far)
@@ -153,9 +153,7 @@ def test_a_rollout_that_dies_between_two_segments_is_leased_again(tmp_path: Path
     assert {row["attempt"] for row in trained(tmp_path)} == {0, 1}
 
 
-def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_segment_resamples_its_response_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_a_value(monkeypatch, SimulatedScorer, "score", 20)
     simulation = Simulation(recipe(tmp_path, **SEGMENTS), speeds=SLOWLY)
     assert simulation.go() == DONE
@@ -165,7 +163,7 @@ def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
 
 
 @pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])
-def test_a_scorer_that_does_not_know_how_responses_began_is_told(
+def test_a_scorer_without_earlier_segments_is_given_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, fault: str
 ) -> None:
     """In mid-response: another takes over, or more do, or the one there is has too many."""
@@ -215,7 +213,7 @@ def test_running_responses_go_on_over_an_update_or_are_sampled_again(tmp_path: P
     assert bool(mixed) == (on_update == "keep") and bool(again) == (on_update == "abort")
 
 
-def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_as_it_went(
+def test_a_response_below_the_early_stop_log_ratio_is_cut_and_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = SimulatedScorer.score
@@ -285,7 +283,7 @@ def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
 
 
 @pytest.mark.parametrize("later", ["lost", NOT_FINITE, ""])
-def test_what_is_said_late_of_a_lost_attempt_does_not_touch_the_next(
+def test_a_late_result_of_a_lost_attempt_does_not_touch_the_next(
     tmp_path: Path, verdicts: dict[int, tuple[float, str]], later: str
 ) -> None:
     """The next attempt is being sampled, by the same rollout, when the second segment of the first is judged."""

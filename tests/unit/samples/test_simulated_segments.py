@@ -169,7 +169,7 @@ def test_a_weight_update_meets_running_responses_as_the_recipe_says(on_update: s
         assert any(set(rows[-1].versions) == {0, 7} for rows in running.values())
 
 
-def test_a_dataset_hands_on_whole_responses_and_cuts_none() -> None:
+def test_a_dataset_yields_whole_responses_and_cuts_none() -> None:
     request = Request("a", "a", 0, 1, [1], response_ids=[5, 6, 7], segment_tokens=2)
     member = Dataset()
     member.cut(["a"])

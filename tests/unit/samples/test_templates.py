@@ -57,7 +57,7 @@ def test_a_response_is_trained_as_its_row_has_it(template: str) -> None:
     assert read(prompt) == "  three!\n<|im_end|>" and said == []
 
 
-def test_what_a_template_begins_a_turn_with_is_trained_and_said() -> None:
+def test_the_beginning_of_a_turn_is_trained_and_reported() -> None:
     (prompt,), said = demonstrated("three!", THINKS)
     assert read(prompt) == "<think>\n\n</think>\n\nthree!<|im_end|>"
     assert said == [
@@ -126,7 +126,7 @@ def test_a_response_that_holds_an_end_token_is_refused_by_row() -> None:
         ("{% for i in range(10 ** 9) %}{% endfor %}", "(OverflowError: "),
     ],
 )
-def test_what_a_template_raises_is_one_line_that_names_the_model(template: str, message: str) -> None:
+def test_an_error_of_a_template_is_one_line_that_names_the_model(template: str, message: str) -> None:
     with pytest.raises(RecipeError) as refusal:
         prompts_of(template, system="be brief")
     said = str(refusal.value)
