@@ -35,10 +35,8 @@ from configs.load import parse_recipe
 from configs.roles import Resources, Rule, Stream
 from configs.schema import Recipe, Sampling
 from orchestrator import run as runs
-from orchestrator.pools.pool import Pool
-from orchestrator.pools.pools import Pools
+from orchestrator.pools.layout import MemberSpecs, build_pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, Transport
-from orchestrator.pools.waiting import WaitingLine
 from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
 from orchestrator.samples.dispatch import Ticket
@@ -184,7 +182,7 @@ def resident_bytes() -> int:
 
 def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
     batch = arguments.batch
-    member = {"engine": "simulated", "resources": {"cpus": 0.01, "threads": 1}}
+    member = {"resources": {"cpus": 0.01, "threads": 1}}
     context = {"max_context_tokens": 2 * LONGEST}
     return parse_recipe(
         {
@@ -194,7 +192,7 @@ def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
             "batch": {"prompts_per_step": batch // arguments.group, "samples_per_prompt": arguments.group},
             "sampling": {"max_response_tokens": LONGEST},
             "objective": {"target": "teacher"},
-            "learner": {"engine": "simulated", "optimizer": {"lr": 1.0}},
+            "learner": {"optimizer": {"lr": 1.0}},
             "rollout": member | context | {"members": arguments.rollouts, "max_concurrent": arguments.concurrent},
             "scorer": {"teacher": member | context | {"members": arguments.scorers}},
             "reward": member | {"members": 2, "rules": [{"kind": "length"}]},
@@ -205,17 +203,18 @@ def recipe(root: str, arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def pools_of(settings: Recipe, transport: Transport, arguments: argparse.Namespace) -> Pools:
-    def pool(role: str, cls: type, *made_of: Any, **more: Any) -> Pool:
-        return Pool(role, transport, lambda _: GangSpec(role, cls, (made_of,), PLACE), **more)
+def members_of(arguments: argparse.Namespace) -> MemberSpecs:
+    """Members that sleep as long as the command line says."""
 
-    line = WaitingLine(settings.scorer_of("teacher").max_queued_tokens)
-    return Pools(
-        rollout=pool("rollout", SleepingRollout, arguments.token_seconds),
-        dataset=None,
-        scorers={"teacher": pool("scorer.teacher", SleepingScorer, arguments.score_seconds, line=line)},
-        reward=pool("reward", CountingReward),
-        learner=pool("learner", SleepingLearner, 1.0 / arguments.learner_rate, starts_alone=False),
+    def spec(role: str, cls: type, *made_of: Any) -> GangSpec:
+        return GangSpec(role, cls, (made_of,), PLACE)
+
+    return MemberSpecs(
+        rollout=lambda _: spec("rollout", SleepingRollout, arguments.token_seconds),
+        teacher_rollout=lambda _: spec("teacher_rollout", SleepingRollout, arguments.token_seconds),
+        scorer=lambda _, model, *rest: spec(f"scorer.{model}", SleepingScorer, arguments.score_seconds),
+        reward=lambda _: spec("reward", CountingReward),
+        learner=lambda _: spec("learner", SleepingLearner, 1.0 / arguments.learner_rate),
     )
 
 
@@ -231,7 +230,7 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
         watcher = Watcher()
         prompts = [Prompt({"prompt": str(i)}, {"student": [i] * 50, "teacher": [i] * 50}, None) for i in range(997)]
         inputs = Inputs(prompts, [], None, 1000, (1,), 0, 0)
-        pools = pools_of(settings, transport, arguments)
+        pools = build_pools(settings, transport, 1000, None, members_of(arguments))
         run = Run(settings, Path(root) / "scale", inputs, pools, watcher)
         code = await run.execute()
         await asyncio.gather(*(pool.members.stop() for pool in pools.all().values()))

@@ -1,4 +1,4 @@
-"""What this machine computes well: decides what `dtype: auto` means, and writes it into the recipe."""
+"""Resolves `dtype: auto` by what this machine's hardware supports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 and Arm; without one, b
 
 
 def resolve_dtypes(recipe: Recipe, cpu_has_bf16: bool) -> Recipe:
-    """The same recipe with every `auto` replaced, so that a run and its resume compute alike."""
+    """The recipe with every `dtype: auto` replaced, so that a resume on another machine keeps the dtype."""
 
     def resolve(dtype: str, gpus: float) -> str:
         return dtype if dtype != "auto" else ("bfloat16" if gpus > 0 or cpu_has_bf16 else "float32")
@@ -24,7 +24,7 @@ def resolve_dtypes(recipe: Recipe, cpu_has_bf16: bool) -> Recipe:
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bf16 in hardware; False where that cannot be read."""
+    """Whether the processor multiplies bf16 in hardware; False where /proc/cpuinfo cannot be read."""
     if not cpuinfo.exists():
         return False
     return any(

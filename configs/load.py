@@ -1,4 +1,4 @@
-"""From files and command-line overrides to a Recipe, or to one line that says what is wrong."""
+"""Reads a recipe from files and command-line overrides; refuses a bad one in one line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from configs import rules, wording, yaml_tree
 from configs.refusal import RecipeError, reason, shown
-from configs.schema import Recipe
+from configs.schema import FORMAT, Recipe
 from configs.text_file import read_text
 
 BUNDLED = "bundled:"
-LONGEST_FILE = 2**24  # bytes; what is longer is no recipe
+LONGEST_FILE = 2**24  # bytes
 MOST_PARENTS = 32
 
 
@@ -33,8 +33,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
-    """Validate a whole tree, then what its keys mean together. Raises RecipeError with every wrong key joined in one
-    line, or with the first rule that the recipe breaks."""
+    """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with every wrong key, or the
+    first rule that the recipe breaks."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -49,7 +49,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def with_swaps(recipe: Recipe, step: int, paths: Mapping[str, str | None]) -> Recipe:
-    """The recipe with other directories for models from a step on; None takes back what was to come then. Raises
+    """The recipe with swaps of models at a step: model -> directory, or None to remove that step's swap. Raises
     RecipeError."""
     tree = recipe.model_dump(mode="json")
     for model, path in paths.items():
@@ -61,7 +61,7 @@ def with_swaps(recipe: Recipe, step: int, paths: Mapping[str, str | None]) -> Re
 
 
 def model_directory(path: str) -> Path:
-    """A recipe's model path as a directory. `bundled:NAME` lies in the user cache, where set-up converted it."""
+    """The directory of a recipe's model path. `bundled:NAME` is in the user cache, where set-up converted it."""
     if path.startswith(BUNDLED):
         return cache_directory() / "models" / path.removeprefix(BUNDLED)
     return Path(path)
@@ -75,15 +75,15 @@ def cache_directory() -> Path:
 
 
 def home_directory() -> Path:
-    """Raises RecipeError where nothing says where it is."""
+    """The user's home. Raises RecipeError where neither HOME nor the user database names one."""
     try:
         return Path.home()
     except RuntimeError as error:
-        raise RecipeError(f"HOME: is not set, and {reason(error)}; set it to your own folder") from None
+        raise RecipeError(f"HOME: is not set ({reason(error)}); set it to your home folder") from None
 
 
 def current_folder() -> Path:
-    """Raises RecipeError where it was removed under the process."""
+    """Raises RecipeError where the current folder was removed."""
     try:
         return Path.cwd()
     except OSError as error:
@@ -99,11 +99,20 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = yaml_tree.parse(read_text(path, "give the path of a recipe", LONGEST_FILE), str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(tree).__name__}")
+    _refuse_newer(tree.get("format"), path)
     parent = tree.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{path}: extends: {shown(parent)} is no path; name one recipe file")
     tree = _anchor(tree, path.parent)
     return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
+
+
+def _refuse_newer(found: Any, path: Path) -> None:
+    if isinstance(found, int) and found > FORMAT:
+        raise RecipeError(
+            f"{path}: has format {shown(found)}, this version reads up to {FORMAT}; use the version that wrote it, or "
+            "a newer one"
+        )
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Keys are the same whether they are written as a word or as a number: the steps of swaps in an override."""
+    """`over` merged into `base`. A key written as a number equals the same word: steps of swaps in an override."""
     merged, spelt = dict(base), {str(key): key for key in base}
     for name, value in over.items():
         key = spelt.get(str(name), name)
@@ -134,7 +143,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths of one layer absolute, so that layers from different folders can be merged."""
+    """The tree of one file with absolute paths, so that files from different folders can be merged."""
     tree = dict(tree)
     if isinstance(tree.get("data"), dict):
         tree["data"] = {
@@ -159,7 +168,7 @@ def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def absolute_path(value: Any, folder: Path) -> Any:
-    """A path of a recipe, from the folder that it is relative to; what is no path is left as it is."""
+    """A path of a recipe made absolute from `folder`; any other value and `bundled:NAME` unchanged."""
     if not isinstance(value, str) or value.startswith(BUNDLED):
         return value
     return str(_resolved(Path(value), folder))

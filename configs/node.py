@@ -1,4 +1,4 @@
-"""What every node of a recipe is: frozen, and strict about its keys."""
+"""The base class of a recipe's nodes, frozen and strict about keys, and types that they share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 STUDENT = "student"  # the model that is trained
-START = "start"  # the same as it was before the first step, where metrics.start_kl compares with it
+START = "start"  # the student's weights before the first step, for metrics.start_kl
 
-LARGEST_INTEGER = 2**53  # what every format that a run writes, and a float, holds exactly
+LARGEST_INTEGER = 2**53  # a float64 and every file format of a run hold it exactly
 
 Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER)]
 Seconds = Annotated[float, Field(gt=0.0)]

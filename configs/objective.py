@@ -38,19 +38,19 @@ Dial = Annotated[
 
 
 class Route(Node):
-    """One teacher a prompt: the row's `field`, a name or a dotted path, says which of `models`, by its value."""
+    """One teacher a prompt. The value of the row's `field` (a name or a dotted path) is a key of `models`."""
 
     field: str
     models: dict[str, str]
 
     @model_validator(mode="after")
-    def _leads_somewhere(self) -> Route:
+    def _has_models(self) -> Route:
         if not self.models:
             raise ValueError("a route needs at least one model")
         return self
 
     def value_of(self, row: Mapping[str, Any]) -> str | None:
-        """What a prompt row says, as a key of `models`; None where it lacks the field. JSON's truth values."""
+        """The row's value of `field` as a key of `models`, booleans as in JSON. None where the row lacks the field."""
         value = field_of(row, self.field)
         if isinstance(value, bool):
             return "true" if value else "false"
@@ -78,12 +78,12 @@ class Extrapolate(Node):
     weight: Annotated[float, Field(gt=0.0)]
 
 
-Bound = Annotated[float, Field(allow_inf_nan=True)]  # an infinite one bounds nothing
+Bound = Annotated[float, Field(allow_inf_nan=True)]  # nats; an infinite one does not clip
 
 
 class Clip(Node):
-    """`log_ratio` bounds l (nats) before the sampled signal is formed. On topk and full supports `vocab_element` cuts
-    each outcome's term from above before the sum over outcomes, `token_sum` the sum of a token."""
+    """`log_ratio` bounds l (nats) before the sampled signal is formed. On topk and full supports `vocab_element` caps
+    each outcome's term before the sum over outcomes, `token_sum` the sum of a token."""
 
     log_ratio: tuple[Bound, Bound] | None = None
     vocab_element: Annotated[float, Field(gt=0.0)] | None = None
@@ -107,7 +107,7 @@ class Clip(Node):
 
 
 class Value(Node):
-    """A value head on the student's last hidden state, which it does not disturb: GAE with `discount` and `decay`."""
+    """A value head on the student's last hidden state; no gradient flows back. GAE with `discount` and `decay`."""
 
     discount: Fraction = 1.0
     decay: Fraction = 0.95
@@ -132,7 +132,7 @@ class Outcome(Node):
     value: Value = Value()
 
     @model_validator(mode="after")
-    def _switches_somewhere(self) -> Outcome:
+    def _has_a_switch_step(self) -> Outcome:
         if (self.combine == "switch") != (self.switch_step is not None):
             raise ValueError("combine: switch and switch_step need each other")
         return self
@@ -188,10 +188,11 @@ _TRUST_BOUNDS = {"ppo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "
 
 
 class EntropyGate(Node):
-    """A stage is passed if the student's entropy on held-out prompts, responses of up to `eval_length` tokens, is at
+    """A stage passes if the student's entropy on held-out prompts, responses of up to `eval_length` tokens, is at
     least `minimum` nats (or `fraction` of the first stage's) and at most `truncation` of them are cut.
 
-    Not passed: `hold` goes on at the longest cap that passed, `rollback` also returns to its weights, `stop` ends.
+    On failure `hold` continues at the longest cap that passed, `rollback` also restores its weights, `stop`
+    ends the run.
     """
 
     eval_length: Positive
@@ -208,7 +209,8 @@ class EntropyGate(Node):
 
 
 class Length(Node):
-    """Response caps in tokens, shortest first, `steps_per_stage` learner steps at each; `gate` decides on the next."""
+    """Response caps in tokens, shortest first, `steps_per_stage` learner steps at each; `gate` decides whether
+    the next stage begins."""
 
     caps: Annotated[tuple[Positive, ...], Field(min_length=1)]
     steps_per_stage: Positive
@@ -232,10 +234,10 @@ class Objective(Node):
 
     `prefix`: who writes the responses; a mapping gives each source a share of the prompt groups, which may move.
     `target`: a model; several with weights; a route by a field of the prompt row; `data`, the response's own tokens;
-    `none`, for a reward alone. `loss`: a function of your own, `package.module:function`, in place of the divergence.
+    `none`, a reward alone. `loss`: your own function, `package.module:function`, in place of the divergence.
     `reverse_weight` (lambda) weights REVERSE KL: lambda*KL(student||teacher) + (1-lambda)*KL(teacher||student).
-    `end_tokens`: `same` refuses models that end at other ids than the student, `class` takes the ids that any of them
-    ends at for one outcome of the target's term. `estimator`: how a sampled token's log-ratio is used. `baseline`,
+    `end_tokens`: `same` refuses models whose end ids differ from the student's, `class` merges the end ids of all of
+    them into one outcome of the target's term. `estimator`: how a sampled token's log-ratio is used. `baseline`,
     `discount`: of the sampled signal.
     """
 
@@ -290,12 +292,12 @@ class Objective(Node):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Who writes responses at some step."""
+        """Sources of responses at any step of the run."""
         return (self.prefix,) if isinstance(self.prefix, str) else tuple(self.prefix)
 
     @property
     def teachers(self) -> dict[str, float]:
-        """Target models and their weights; all of a route's, at 1, of which each prompt has one."""
+        """Target models and their weights. Those of a route have weight 1; each prompt uses one of them."""
         if isinstance(self.target, Route):
             return dict.fromkeys(sorted(set(self.target.models.values())), 1.0)
         if isinstance(self.target, dict):
@@ -304,11 +306,11 @@ class Objective(Node):
 
     @property
     def target_models(self) -> tuple[str, ...]:
-        """Models that the distillation term is taken to: teachers, and what they are extrapolated against."""
+        """Models that the distillation term reads: the teachers and the base of an extrapolation."""
         return tuple(dict.fromkeys((*self.teachers, *([self.extrapolate.base] if self.extrapolate else ()))))
 
     def merged_ends(self, ends: Sequence[int], model: str | None = None) -> tuple[int, ...]:
-        """End tokens that are one outcome, of the student or in the scores of a model; none where they are tokens."""
+        """End tokens that count as one outcome, for the student or in a model's scores. Empty where each is its own."""
         merges = self.end_tokens == "class" and self.target_models and (model is None or model in self.target_models)
         return tuple(ends) if merges else ()
 
@@ -324,12 +326,12 @@ class Objective(Node):
 
     @property
     def reward_only(self) -> bool:
-        """A policy gradient on rewards and nothing else: the one objective that has a meaning at any temperature."""
+        """A policy gradient on rewards alone: the only objective that is valid at any sampling temperature."""
         return self.target == NONE and self.reference is None
 
     @property
     def policy_gradient(self) -> bool:
-        """Some term has a ratio to hold: the signal of a sampled token or of a reward, and not a loss of one's own."""
+        """Some term is a policy gradient, on sampled tokens or on rewards, whose ratio a trust region bounds."""
         own = self.loss is not None or self.estimator in ("k1_in_loss", "k2_in_loss", "k3_in_loss")
         return (bool(self.teachers) and not self.distributional and not own) or "outcome" in self.terms
 
@@ -340,7 +342,7 @@ class Objective(Node):
 
     @property
     def needs_advantages(self) -> bool:
-        """Some term reads a response's advantage, if only to select by it."""
+        """Some term reads a response's advantage, or selects by it."""
         return self.rewarded or self.outcome.combine == "gate"
 
     @property
@@ -364,7 +366,7 @@ class Objective(Node):
 
     @property
     def support_of(self) -> dict[str, str]:
-        """What each model that scores is asked for: model -> sampled | topk | full."""
+        """The support that each scored model is asked for: model -> sampled | topk | full."""
         wanted = dict.fromkeys(self.teachers, self.support)
         if self.extrapolate:
             wanted[self.extrapolate.base] = self.support

@@ -1,4 +1,4 @@
-"""Code of a user's own that a recipe names, as `package.module:name`."""
+"""A user's own code, named in a recipe as `package.module:name`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a recipe names the directories of its models."""
+"""The keys of a recipe that name model directories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from configs.schema import Recipe
 
 
 class Place(NamedTuple):
-    """Where a recipe names a directory: a model's path, or that of a swap."""
+    """The key of a model directory: a model's path, or that of a swap."""
 
     model: str
     swap: int = 0
@@ -19,5 +19,5 @@ class Place(NamedTuple):
 
 
 def places(recipe: Recipe) -> list[Place]:
-    """Where the recipe names models that some member serves."""
+    """The keys of all directories that some member reads."""
     return [Place(name, swap) for name in (STUDENT, *recipe.served_models) for swap in (0, *recipe.models[name].swaps)]

@@ -1,15 +1,15 @@
-"""What bad input comes to: RecipeError, in lines that stay lines whatever stands in a file, a name or a value."""
+"""RecipeError, for bad input: printable lines, whatever characters a file, a name or a value has."""
 
 from __future__ import annotations
 
 from typing import Any
 
-LONGEST = 160  # characters of a value, or of a library's reason, that are worth reading
+LONGEST = 160  # characters shown of a value or of a library's message
 
 
 class RecipeError(Exception):
-    """Bad input, in one line that joins its findings, or in a line each: the path, the value and the remedy. Commands
-    turn it into exit code 2. What would break or colour a line is escaped."""
+    """Bad input: one line that joins its findings, or a line each, with path, value and remedy. Commands exit with 2.
+    Characters that would break or colour a line are escaped."""
 
     def __init__(self, *lines: str) -> None:
         self.lines = tuple(printable(line) for line in lines)
@@ -17,12 +17,12 @@ class RecipeError(Exception):
 
 
 def printable(text: str) -> str:
-    """The text with line breaks, control characters and half surrogate pairs as escapes."""
+    """The text with line breaks, control characters and lone surrogates escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: Any, longest: int = LONGEST) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """The repr of a value, cut at `longest` characters."""
     return shortened(repr(value), longest)
 
 
@@ -31,7 +31,7 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, in a line: the first that says something, else the exception's name."""
+    """The first non-empty line of an exception's message, else the exception's name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What a recipe says of each role: members, resources, engines, deadlines."""
+"""The keys of each role: members, resources, engines, deadlines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
 from configs.own_code import or_own
 
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that computes the model
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that supports the model
 
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
@@ -34,12 +34,12 @@ class Resources(Node):
 class Rollout(Node):
     """Student rollout members. `max_concurrent` bounds the responses one engine decodes at a time.
 
-    `on_update`: across a weight update running responses go on (`keep`; every token carries its version), or end there
-    and are sampled again (`abort`). `keep_key_values`: those that go on keep the key-values of the old weights instead
-    of computing them anew.
+    `on_update`: at a weight update running responses continue (`keep`; every token carries its version), or end and are
+    resampled (`abort`). `keep_key_values`: responses that continue keep the KV cache of the old weights instead of
+    recomputing it.
     """
 
-    engine: Annotated[str, or_own("vllm", "simulated")] = "vllm"
+    engine: Annotated[str, or_own("vllm")] = "vllm"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -56,14 +56,14 @@ class Rollout(Node):
 class Scorer(Node):
     """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
 
-    `cache_tokens` bounds the key-values kept between the segments of responses, prompts included; 0 keeps none.
-    `score_cache_mib` bounds the scores kept of teachers' and datasets' own responses, which come again.
-    `max_queued_tokens`: with so many tokens a member is given no further request, and while more wait for each member,
-    nothing new is sampled. `hedge_seconds`: a request that takes longer is asked of a second member too, and the first
-    answer counts; null never does.
+    `cache_tokens` bounds the KV cache between the segments of responses, prompts included; 0 keeps none.
+    `score_cache_mib` bounds the cached scores of teachers' and datasets' own responses, which recur every epoch.
+    `max_queued_tokens`: a member with this load gets no further request; while more tokens wait for each member,
+    no response is sampled. `hedge_seconds`: a slower request is repeated on a second member, and the first answer
+    counts; null never repeats.
     """
 
-    engine: Annotated[str, or_own("torch", "vllm", "simulated")] = "torch"
+    engine: Annotated[str, or_own("torch", "vllm")] = "torch"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -80,12 +80,12 @@ class Scorer(Node):
 
 class Rule(Node):
     """One rule reward. `length` counts response tokens (1 inside [low, high]); `overlong` is 0 up to `low` tokens and
-    falls to -1 at `high` (DAPO); the others look at the text. `package.module:function` is a rule of your own."""
+    falls to -1 at `high` (DAPO); the others read the text. `package.module:function` is your own rule."""
 
     kind: Annotated[str, or_own("length", "contains", "regex", "exact", "overlong")]
     weight: float = 1.0
     text: str | None = None  # contains, regex: the pattern
-    field: str = "answer"  # exact: the row field that holds the expected text; dots lead into what is nested
+    field: str = "answer"  # exact: the row field with the expected text; a dotted path reads nested fields
     low: NonNegative = 0
     high: Positive = 1_000_000
 
@@ -104,10 +104,10 @@ class Rule(Node):
 
 
 class Reward(Node):
-    """Reward workers: the weighted sum of `rules`, plus the score of a reward model, a sequence classifier with one
-    output that shares the student's tokenizer, where `model` names its directory."""
+    """Reward workers: the weighted sum of `rules`, plus `model_weight` times the score of the reward model in directory
+    `model`: a sequence classifier with one output and the student's tokenizer."""
 
-    engine: Annotated[str, or_own("rules", "simulated")] = "rules"
+    engine: Annotated[str, or_own("rules")] = "rules"
     members: Members = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
     rules: tuple[Rule, ...] = ()
@@ -115,7 +115,7 @@ class Reward(Node):
     model_weight: float = 1.0
 
     @property
-    def earns(self) -> bool:
+    def gives_rewards(self) -> bool:
         return bool(self.rules) or self.model is not None
 
 
@@ -131,8 +131,8 @@ class Optimizer(Node):
 
 
 class ValueHead(Node):
-    """Optimizer of a value head, beside the policy's: its gradient takes no part in the policy's norm. AdamW with the
-    policy's betas, warm-up and decay. A linear map that starts at zero takes a larger rate than a pretrained policy."""
+    """A value head's own AdamW, with the policy's betas, warm-up and decay; its gradient norm is clipped separately. A
+    linear map that starts at zero needs a larger rate than a pretrained policy."""
 
     lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
@@ -141,14 +141,14 @@ class ValueHead(Node):
 class Learner(Node):
     """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
 
-    `packing`: several sequences in a row without padding. `auto`: where a probe finds that none sees another; true: the
-    same, and a model that leaks is refused; false: never.
+    `packing`: several sequences in a row without padding. `auto`: if a probe finds that no sequence attends to another;
+    true: always, and a model whose sequences leak is refused; false: never.
 
-    `dropout`: drop what the student's configuration says while it trains; by default nothing, so that log-probs are
-    those of the policy that sampled.
+    `dropout`: train with the dropout of the student's configuration. Off by default, so that log-probs are those of the
+    policy that sampled.
     """
 
-    engine: Annotated[str, or_own("deepspeed", "simulated")] = "deepspeed"
+    engine: Annotated[str, or_own("deepspeed")] = "deepspeed"
     ranks: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -164,38 +164,30 @@ class Learner(Node):
 
     @property
     def deepspeed_stage(self) -> int:
-        """The stage that DeepSpeed is asked for. Under bf16 its stage 0 takes no float32 gradients, and stage 1 keeps
-        them twice and moves no states to the host: stage 2 takes the same steps, and shards gradients too."""
+        """The ZeRO stage passed to DeepSpeed, at least 2 under bf16: stage 0 has no float32 gradients there, stage 1
+        keeps them twice and cannot move states to the host, and stage 2 makes the same steps."""
         return max(2, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
 
 
-class Simulated(Node):
-    """Speeds of members with `engine: simulated`, which sleep instead of computing."""
-
-    rollout_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
-    score_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
-    learn_seconds_per_token: Annotated[float, Field(ge=0.0)] = 0.0
-
-
 class EarlyStop(Node):
-    """A response is cut once `after_tokens` of it are scored and the mean log-ratio of the tokens scored so far, log p
-    of the teacher less log q of the sampler, is below `log_ratio`, nats a token."""
+    """Cuts a response once `after_tokens` of it are scored and their mean log-ratio, teacher less sampler, is below
+    `log_ratio` nats a token."""
 
     log_ratio: Annotated[float, Field(lt=0.0, allow_inf_nan=False)]
     after_tokens: Positive
 
 
 class Stream(Node):
-    """A block leaves a rollout member this many milliseconds after its first response, or when it holds this many."""
+    """A block leaves a rollout member `coalesce_ms` after its first response, or with `coalesce_samples` of them."""
 
     coalesce_ms: Annotated[float, Field(ge=0.0)] = 20.0
     coalesce_samples: Positive = 64
 
 
 class Deadlines(Node):
-    """Seconds after which a member that has not answered counts as hung, and is replaced. `generate`: between two
-    blocks, while it owes some; `start`: also to swap in other weights; `load`: also to take in what it is asked for;
-    `learn`: an update, an evaluation, a save."""
+    """Seconds after which a member without an answer counts as hung and is replaced. `generate`: between two blocks,
+    while responses are in flight; `start`: also a swap of weights; `load`: also accepting requests; `learn`: a step, an
+    evaluation, a save."""
 
     start: Seconds = 900.0
     generate: Seconds = 1800.0
@@ -205,7 +197,7 @@ class Deadlines(Node):
     learn: Seconds = 3600.0
 
     def of(self, method: str) -> float:
-        """The deadline of a call by the method's name."""
+        """The deadline of a call, seconds, by the method's name."""
         return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
 
 
@@ -215,7 +207,7 @@ _DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start", "ca
 
 
 class Bounds(Node):
-    """Members that autoscaling may give a role."""
+    """The least and most members that autoscaling may give a role."""
 
     min: Members
     max: Members

@@ -1,4 +1,4 @@
-"""Fields of a prompt row, by name or by a dotted path into what is nested: `reward_model.ground_truth`."""
+"""Fields of a prompt row, by name or by a dotted path into nested fields: `reward_model.ground_truth`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from configs.refusal import shown
 
 
 def field_of(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a field; None where the row lacks it, or where it is null. A key that has the dots in its name comes
-    first, and a whole number is a place in a list."""
+    """The value of a field; None where the row lacks it or it is null. A key with dots in its name comes before a path; a
+    whole number in a path is an index of a list."""
     if path in row:
         return row[path]
     value: Any = row
@@ -27,8 +27,8 @@ def field_of(row: Mapping[str, Any], path: str) -> Any:
 
 
 def answer_of(row: Mapping[str, Any], path: str) -> str | None:
-    """A field as the text that a response is compared with; None where the row lacks it. Raises ValueError where it is
-    a mapping or a list, which no response equals."""
+    """A field as text to compare a response with; None where the row lacks it. Raises ValueError for a mapping or a
+    list."""
     value = field_of(row, path)
     if isinstance(value, Mapping):
         inside = next(iter(value), "...")
@@ -39,8 +39,7 @@ def answer_of(row: Mapping[str, Any], path: str) -> str | None:
 
 
 class Template(string.Formatter):
-    """A format string over the fields of a row, with dotted paths as field_of reads them. Of a value's own attributes
-    nothing can be read."""
+    """A format string over the fields of a row, with dotted paths as in field_of; it reads no attributes of values."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         """Raises KeyError with the name where the row lacks the field."""
@@ -51,9 +50,9 @@ class Template(string.Formatter):
         return value, name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """Raises ValueError for a width that would only fill memory."""
+        """Raises ValueError for a width of five digits or more, which would fill memory."""
         if re.search(r"\d{5}", format_spec):
-            raise ValueError(f"{shown(format_spec)} asks for too wide a text")
+            raise ValueError(f"{shown(format_spec)} is too wide; use at most 4 digits")
         return super().format_field(value, format_spec)
 
     def fill(self, template: str, row: Mapping[str, Any]) -> str:

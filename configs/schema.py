@@ -1,7 +1,7 @@
-"""What a recipe means: every key, its type and its default. What is refused beyond that is in configs/rules/.
+"""Every key of a recipe, its type and its default. configs/rules/ refuses combinations of them.
 
-A recipe is one YAML file read into one frozen tree. Unknown keys, wrong types and combinations without a meaning are
-refused before any actor starts, in one line that names the path, the value and what is allowed.
+A recipe is one YAML file read into one frozen tree. Unknown keys, wrong types and invalid combinations are refused
+before any actor starts, in one line that names the path, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
 from configs.objective import Objective
-from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Simulated, Stream
+from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Stream
 
-LOST_AT_MOST = 50  # steps between two checkpoints, unless a recipe says how many
+FORMAT = 1  # of a recipe's keys; raised when an older recipe would mean something else
+MOST_STEPS_UNSAVED = 50  # between two checkpoints, where a recipe does not set checkpoint.every
 SHOWN = 3  # held-out prompts that are also answered greedily, for a person to read
 
 
-# what rendering a prompt sets itself; never an argument of a template
+# arguments that rendering a prompt sets itself; models.NAME.template may not set them
 _RENDERING = {
     "conversation",
     "messages",
@@ -32,8 +33,8 @@ _RENDERING |= {"return_assistant_tokens_mask"}
 
 
 class Run(Node):
-    """Where a run lives and how long it is. `steps` counts learner updates. After a SIGTERM the step under way has
-    `grace_seconds` to end and be saved."""
+    """A run's directory and length. `steps` counts learner steps. After a SIGTERM the current step has `grace_seconds`
+    to finish and be saved."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     root: str = "runs"
@@ -45,12 +46,12 @@ class Run(Node):
 class Model(Node):
     """A model directory in Hugging Face format (safetensors), or `bundled:NAME` for one that set-up converted.
 
-    `system` and `prompt` make a privileged prompt: they replace the student's in front of the same response tokens.
+    `system` and `prompt` make a privileged prompt, which replaces the student's before the same response.
     `prompt` is a format string over the fields of the prompt row, e.g. "{prompt}\\n\\nReference: {solution}".
     `template` holds arguments of the tokenizer's chat template, e.g. {enable_thinking: false}.
-    `weights`: `frozen` are the directory's; `live` follow the student version by version and `ema` average it with
-    `decay`: both start from the student's, so `path` is left out. `swaps`: from a step on, the weights of another
-    directory, e.g. {121: /models/teacher-2}; `logratio swap` adds to them.
+    `weights`: `frozen` are the directory's. `live` are the student's version and `ema` its average with `decay`; both
+    start from the student's, so `path` is left out. `swaps`: the directory of other weights from a step on, e.g.
+    {121: /models/teacher-2}; `logratio swap` adds to them.
     """
 
     path: str | None = None
@@ -69,11 +70,9 @@ class Model(Node):
 
     @field_validator("template")
     @classmethod
-    def _is_the_templates(cls, template: dict[str, Any]) -> dict[str, Any]:
+    def _leaves_rendering_alone(cls, template: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_RENDERING & template.keys()):
-            raise ValueError(
-                f"{', '.join(taken)}: is no argument of a chat template, or one that every prompt sets itself"
-            )
+            raise ValueError(f"{', '.join(taken)}: is no argument of a chat template, or set by rendering; remove it")
         return template
 
     @property
@@ -84,7 +83,7 @@ class Model(Node):
 class Data(Node):
     """JSON lines, a row a prompt: {"prompt": text, ...}. `prefix: dataset` also needs "response" in each row.
 
-    `responses` is the folder that keeps what a teacher wrote under `prefix: teacher`; null: in the user's cache.
+    `responses`: the folder that keeps a teacher's responses under `prefix: teacher`; null: in the user's cache.
     """
 
     prompts: str
@@ -94,8 +93,8 @@ class Data(Node):
 
 
 class Batch(Node):
-    """One learner step trains on prompts_per_step x samples_per_prompt samples, in `updates` passes over all of them,
-    each an optimizer step. From the second pass on the policy has left the one that a trust region refers to."""
+    """One learner step trains on prompts_per_step x samples_per_prompt samples, in `updates` optimizer steps over all
+    of them. From the second update on the policy differs from the one that a trust region refers to."""
 
     prompts_per_step: Positive
     samples_per_prompt: Positive = 1
@@ -120,16 +119,15 @@ class Evaluate(Node):
 
 class Checkpoint(Node):
     """A checkpoint every `every` steps (0: only when the run ends or is stopped; null: a fifth of the run, at most
-    LOST_AT_MOST steps); the newest `keep` stay."""
+    MOST_STEPS_UNSAVED steps); the newest `keep` stay."""
 
     every: NonNegative | None = None
     keep: Positive = 1
 
 
 class Metrics(Node):
-    """What is logged beyond what the objective reads. `start_kl`: KL(student||its starting weights), which enters no
-    loss: the mean k1 of the tokens that the student drew, or exact over the vocabulary. The weights are scored as the
-    model `start`."""
+    """Metrics beyond those of the objective. `start_kl`: KL(student||its starting weights), in no loss: the mean k1 of
+    the tokens that the student sampled, or exact over the vocabulary. The model `start` has these weights."""
 
     start_kl: Literal["sampled", "exact"] | None = None
 
@@ -148,22 +146,24 @@ class Cluster(Node):
 
 
 class Recipe(Node):
-    """The whole tree. `max_staleness` is in policy versions: 0 is strictly on-policy.
+    """The whole tree. `format` numbers the keys' meaning: load_recipe refuses files of a newer one.
 
-    `stream_tokens`: responses are handed on in segments of so many tokens while they are being sampled, and scored as
-    they come; 0: whole. `early_stop` cuts those that their teacher would not have written.
+    `max_staleness` is in policy versions: 0 is strictly on-policy.
 
-    `on_stale`: what becomes of tokens that would be older. `wait`: the learner waits for them before they are;
-    `mask_tokens`: they carry no loss; `drop`: the prompt is sampled again, which drops long responses first. null: wait
+    `stream_tokens`: responses are scored in segments of this many tokens while they are being sampled; 0: whole.
+    `early_stop` cuts those that their teacher finds unlikely.
+
+    `on_stale`: what happens to tokens that would be staler. `wait`: the learner waits for their response first;
+    `mask_tokens`: they carry no loss; `drop`: the prompt is resampled, which drops long responses first. null: wait
     where the objective reads whole responses, else mask_tokens.
 
-    `colocate`: learner and engines share GPUs and take turns on them: engines sleep while the learner works, and the
-    learner while they do.
+    `colocate`: learner and engines share GPUs in turns: engines sleep while the learner works, and the other way round.
 
-    `teacher_rollout` are the members that sample from the first teacher, where `objective.prefix` names it. `autoscale`
-    has an entry for each role (rollout, scorer.NAME, reward, ...) that may change its size by itself.
+    `teacher_rollout`: members that sample from the first teacher, where `objective.prefix` names `teacher`.
+    `autoscale`: an entry for each role (rollout, scorer.NAME, reward, ...) that may change its size by itself.
     """
 
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
     run: Run
     models: dict[str, Model]
     data: Data
@@ -175,7 +175,6 @@ class Recipe(Node):
     teacher_rollout: Rollout = Rollout()
     scorer: dict[str, Scorer] = Field(default_factory=dict)
     reward: Reward = Reward()
-    simulated: Simulated = Simulated()
     stream: Stream = Stream()
     stream_tokens: NonNegative = 0
     early_stop: EarlyStop | None = None
@@ -192,8 +191,8 @@ class Recipe(Node):
 
     @model_validator(mode="before")
     @classmethod
-    def _knows_its_start(cls, tree: Any) -> Any:
-        """The student's starting weights are a model like any other, where something is compared with them."""
+    def _add_start_model(cls, tree: Any) -> Any:
+        """Under metrics.start_kl the student's starting weights are one more model."""
         metrics, models = (tree.get(name) for name in ("metrics", "models")) if isinstance(tree, dict) else (None, None)
         if not isinstance(metrics, dict) or not isinstance(models, dict) or metrics.get("start_kl") is None:
             return tree
@@ -203,18 +202,18 @@ class Recipe(Node):
 
     @property
     def scored_models(self) -> tuple[str, ...]:
-        """Names of the models that score responses; empty for cross-entropy on a response's own tokens."""
+        """Names of the models with scorers; empty for cross-entropy on a response's own tokens."""
         return tuple(self.support_of)
 
     @property
     def support_of(self) -> dict[str, str]:
-        """What each model that scores is asked for, by the objective and the metrics: sampled | topk | full."""
+        """The support that each scored model is asked for: sampled | topk | full."""
         start = {"sampled": "sampled", "exact": "full"}.get(self.metrics.start_kl or "")
         return self.objective.support_of | ({START: start} if start else {})
 
     @property
     def sampled_teacher(self) -> str | None:
-        """The model that writes responses under `prefix: teacher`: the first target, or the only model there is."""
+        """The model that writes responses under `prefix: teacher`: the first target, else the first other model."""
         if "teacher" not in self.objective.sources:
             return None
         apart = (STUDENT, START) if self.metrics.start_kl else (STUDENT,)
@@ -222,25 +221,25 @@ class Recipe(Node):
 
     @property
     def served_models(self) -> tuple[str, ...]:
-        """Models that some member needs the files or the prompts of, the student apart."""
+        """Models that some member serves, without the student."""
         writer = (self.sampled_teacher,) if self.sampled_teacher else ()
         return tuple(dict.fromkeys((*self.scored_models, *writer)))
 
     @property
     def age_policy(self) -> str:
-        """`on_stale`, or what the objective makes of its absence."""
+        """`on_stale`, with its default resolved."""
         return self.on_stale or ("wait" if self.objective.reads_whole_responses else "mask_tokens")
 
     @property
     def saved_every(self) -> int:
-        """`checkpoint.every`, or what the length of the run makes of its absence; 0: never on the way."""
+        """Steps between checkpoints: `checkpoint.every`, with its default resolved; 0: none before the end."""
         every = self.checkpoint.every
-        return min(LOST_AT_MOST, -(-self.run.steps // 5)) if every is None else every
+        return min(MOST_STEPS_UNSAVED, -(-self.run.steps // 5)) if every is None else every
 
     @property
     def elastic_roles(self) -> dict[str, int]:
-        """Roles whose members may come and go in a live run, and how many each starts with. Rollouts are there where
-        the student samples: its own prefixes, or the evaluation's."""
+        """Elastic roles and how many members each starts with. `rollout` is one of them where the student samples: its
+        own prefixes, or the evaluation's."""
         sizes: dict[str, int] = {}
         if "student" in self.objective.sources or self.data.heldout is not None:
             sizes["rollout"] = self.rollout.members
@@ -251,19 +250,19 @@ class Recipe(Node):
 
     @property
     def resources_of_roles(self) -> dict[str, Resources]:
-        """What one actor of each role takes that has any, the dataset's apart."""
+        """Resources of one actor, by role, without the dataset's."""
         found = {"rollout": self.rollout.resources, "teacher_rollout": self.teacher_rollout.resources}
         found |= {f"scorer.{model}": self.scorer_of(model).resources for model in self.scored_models}
         found["reward"] = self.reward.resources
         return {role: found[role] for role in self.elastic_roles} | {"learner": self.learner.resources}
 
     def path_of(self, model: str, swap: int = 0) -> str:
-        """A model's path, or the one swapped in for step `swap`; that of one that follows the student is the
-        student's."""
+        """A model's path, or that of the swap at step `swap`. A model that follows the student has the student's
+        path."""
         return self.models[model].swaps.get(swap) or self.models[model].path or str(self.models[STUDENT].path)
 
     def swap_at(self, model: str, step: int) -> int:
-        """The swap that gave a model the weights that it has at a step; 0 before the first."""
+        """The step of the swap whose weights a model has at `step`; 0 before the first swap."""
         return max((first for first in self.models[model].swaps if first <= step), default=0)
 
     def scored_with(self, weights: str) -> tuple[str, ...]:
@@ -275,13 +274,13 @@ class Recipe(Node):
 
     @property
     def learner_temperature(self) -> float:
-        """What the learner divides the student's logits by: 1, but for a reward alone."""
+        """Divisor of the student's logits in the learner: the sampling temperature for a reward alone, else 1."""
         return self.sampling.temperature if self.objective.reward_only else 1.0
 
     @property
-    def samples_what_it_reads(self) -> bool:
-        """The sampler's log-probs are of the distribution that the learner's are of: their ratio is that of two
-        policies, and not of two temperatures."""
+    def sampler_matches_learner(self) -> bool:
+        """Sampler and learner take log-probs of the same distribution, so that their ratio compares policies and not
+        temperatures."""
         return self.sampling.top_p == 1.0 and self.sampling.temperature == self.learner_temperature
 
     @property

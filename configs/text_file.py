@@ -1,4 +1,4 @@
-"""Reading a text file that a user names: always UTF-8, whatever the locale, and never waiting for a pipe."""
+"""Reads a text file that a user names: UTF-8 in every locale; never blocks on a pipe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from configs.refusal import RecipeError, reason
 
 
 def read_text(path: Path, remedy: str, at_most: int | None = None) -> str:
-    """The text of a regular file in UTF-8, a byte-order mark left out; `at_most` bytes.
+    """The text of a regular UTF-8 file of up to `at_most` bytes, without its byte-order mark.
 
-    Raises RecipeError with `remedy` where there is none, where it may not be read, or where it is something else.
+    Raises RecipeError with `remedy` where the file is missing, unreadable, too long or no regular file.
     """
     try:
         found = os.stat(path)

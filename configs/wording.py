@@ -1,4 +1,4 @@
-"""From pydantic's findings to lines that a person can act on: the path in the recipe, the value, what is allowed.
+"""Words pydantic's errors as lines: the path in the recipe, the value, what is allowed.
 
 Unions of a recipe are discriminated: pydantic reports errors under the tag of the kind that is meant, which is a part
 of `loc` and no key of the recipe.

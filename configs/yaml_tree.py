@@ -1,8 +1,7 @@
-"""YAML to a tree of plain values, refusing what a person would not have meant.
+"""YAML to a tree of plain values, stricter than PyYAML.
 
-PyYAML lets the last of two equal keys count, reads `no:` as false and `1:` as a number, and expands aliases without a
-bound. Here each key of a mapping stands once, keys are words or whole numbers, and the tree has a size that a person
-could write.
+PyYAML keeps the last of two equal keys, reads `no:` as false and `1:` as a number, and expands aliases without a limit.
+Here a key occurs once, keys are words or whole numbers, and depth and size are limited.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _NO_WORDS = {f"{_PREFIX}bool": "a truth value", f"{_PREFIX}null": "null", f"{_PR
 
 
 class NoYaml(RecipeError):
-    """The text breaks YAML's grammar."""
+    """The text is not valid YAML."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Dates, and `=`, are words."""
+    """Reads dates and `=` as words."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
@@ -53,7 +52,7 @@ def parse(text: str, where: str) -> Any:
 
 
 class _Reader:
-    """Looks at every node once, before any value is made of it."""
+    """Checks every node once, before values are constructed."""
 
     def __init__(self, loader: _Loader, where: str) -> None:
         self._loader = loader
@@ -95,7 +94,7 @@ class _Reader:
         return [value for _, value in node.value]
 
     def _name(self, key: yaml.Node) -> str:
-        """A key as a word; a whole number too, for the steps of swaps."""
+        """A key as a word; a whole number is allowed too, for the steps of swaps."""
         if not isinstance(key, yaml.ScalarNode):
             self._refuse(key, "a mapping or a list is no key; is a brace or a bracket unquoted?")
         if key.tag in _NO_WORDS:

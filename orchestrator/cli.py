@@ -24,6 +24,7 @@ from configs.schema import Recipe
 from orchestrator.surface.outcome import console, say_error
 
 if TYPE_CHECKING:
+    from orchestrator.pools.layout import MemberSpecs
     from orchestrator.preflight.files import Inputs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -34,7 +35,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or it
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train RECIPE in a new run directory."""
     resolved = _load(recipe, overrides)
     directory = run_directory(resolved)
@@ -44,18 +45,18 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
             f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) "
             "or choose another run.name"
         )
-    _execute(resolved, directory)
+    _execute(resolved, directory, context)
 
 
 @app.command()
-def resume(run: RunName) -> None:
+def resume(context: typer.Context, run: RunName) -> None:
     """Continue RUN from its newest whole checkpoint, with the same data order and seeds."""
     directory = _find(run)
     if not (directory / "recipe.yaml").exists():
         raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
     recipe = load_recipe(directory / "recipe.yaml")
     _check_environment(recipe, directory)
-    _execute(recipe, directory)
+    _execute(recipe, directory, context)
 
 
 @app.command()
@@ -190,14 +191,14 @@ def _imported(path: str) -> Any:
         raise RecipeError(f"{path}: cannot be imported ({reason(error)}); write module:function") from None
 
 
-def main() -> None:
-    """Entry point. Bad input becomes a line for each finding, and exit code 2."""
+def main(members: MemberSpecs | None = None) -> None:
+    """Entry point. Bad input becomes a line for each finding, and exit code 2. `members`: see build_pools."""
     warnings.filterwarnings("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without a character still gets the line
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(standalone_mode=False, obj=members) or 0)
     except RecipeError as error:
         for line in error.lines:
             say_error(line)
@@ -231,11 +232,11 @@ def _check_environment(recipe: Recipe, directory: Path) -> None:
     check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 
-def _execute(recipe: Recipe, directory: Path) -> None:
+def _execute(recipe: Recipe, directory: Path, context: typer.Context) -> None:
     """Carry out the run and exit with its code."""
     from orchestrator.surface.carry_out import carry_out
 
-    raise typer.Exit(carry_out(recipe, directory))
+    raise typer.Exit(carry_out(recipe, directory, context.obj))
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:

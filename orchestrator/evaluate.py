@@ -117,7 +117,7 @@ class Evaluation:
         self, leasing: Leasing, version: int, dials: Dials, record: Path | None, sampling: Sampling
     ) -> tuple[Batch, dict[str, Any]]:
         """Sample, score and let the learner read one batch. Samples lost with a node are resampled."""
-        with leasing.heard():
+        with leasing.listening():
             async with asyncio.TaskGroup() as tasks:
                 rolling = tasks.create_task(self._roll_out(leasing, version, sampling))
                 try:
@@ -131,15 +131,15 @@ class Evaluation:
                             async with self._learner.turns.learner():
                                 return batch, await self._learner.evaluate(batch.samples, version, dials, record)
                         except PayloadsLost as loss:
-                            leasing.intake.take_back(batch, loss.uids)
+                            leasing.intake.requeue(batch, loss.uids)
                 finally:
                     rolling.cancel()
 
     async def _roll_out(self, leasing: Leasing, version: int, sampling: Sampling) -> None:
         async with asyncio.TaskGroup() as leases:
             while True:
-                leasing.turn(leases, 0, version, sampling)
-                await leasing.moved.wait()
+                leasing.lease_out(leases, 0, version, sampling)
+                await leasing.changed.wait()
 
     def _leasing(self, prompts: Sequence[Prompt], each: int, skipped: dict[str, str]) -> Leasing:
         """One step of `each` responses to all of `prompts`."""

@@ -43,6 +43,7 @@ from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.weights.roles import Roles
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
+SUMMARY_FORMAT = 1  # of summary.json
 REBUILDS = 3  # deaths of the learner that end a run, without a step in between beyond all earlier ones
 
 
@@ -147,6 +148,7 @@ class Run:
         """Write summary.json. A full disk sets `unsummarised` and raises nothing."""
         progress = self.progress
         summary = {
+            "format": SUMMARY_FORMAT,
             "exit": code,
             "steps": progress.step,
             "seconds": time.monotonic() - self._began,

@@ -7,7 +7,7 @@ sample again.
 The loops share:
 - the dispatch, which knows the groups that may be leased; `learn` passes over those that nothing can be trained of;
 - the buffer, which `roll_out` fills and `learn` empties; `learn` also has its outdated samples leased again;
-- `leasing.moved`, an event on which both sleep: there may be room for a lease, or a batch may be whole;
+- `leasing.changed`, an event on which both sleep: there may be room for a lease, or a batch may be whole;
 - the progress, which `learn` writes (step, version, ledger) and `roll_out` reads;
 - the learner's turns: nothing is leased while a step runs on GPUs that learner and engines share.
 """
@@ -106,7 +106,7 @@ class Stage:
 
     async def run(self) -> None:
         """Roll out and learn until the last step, or until `stop` was called and the step under way is done."""
-        with self.leasing.heard():
+        with self.leasing.listening():
             async with asyncio.TaskGroup() as tasks:
                 rolling = tasks.create_task(self.roll_out())
                 await self.learn(tasks)
@@ -116,8 +116,8 @@ class Stage:
         """Lease what capacity and free members allow; sleep until something moves."""
         async with asyncio.TaskGroup() as leases:
             while True:
-                self.leasing.turn(leases, self.progress.step, self._leasable, self._sampling, self._judged_at)
-                await self.leasing.moved.wait()
+                self.leasing.lease_out(leases, self.progress.step, self._leasable, self._sampling, self._judged_at)
+                await self.leasing.changed.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:
         """Wait for a batch, update, publish; members pull while the next batch forms."""
@@ -129,7 +129,7 @@ class Stage:
             with self.learner.turns.unleased():
                 await self.learn_from(batch, tasks)
             del batch  # frees its payloads before the next batch is whole
-            self.leasing.moved.set()
+            self.leasing.changed.set()
 
     async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
         """One step and what follows it. A batch whose payloads were lost with a node goes back to the buffer.
@@ -141,7 +141,7 @@ class Stage:
         try:
             metrics = await self.advance(batch, dials)
         except PayloadsLost as loss:  # no rank has begun
-            self.leasing.intake.take_back(batch, loss.uids)
+            self.leasing.intake.requeue(batch, loss.uids)
             return
         self._bookkeeping.stepped(batch, metrics)
         pulled = tasks.create_task(self.pull())
@@ -154,11 +154,11 @@ class Stage:
     async def next_batch(self) -> Batch | None:
         """Wait for the next batch that the staleness bound allows. None when the stage is to stop."""
         while not self.stopping:
-            self.leasing.moved.clear()
-            self.leasing.intake.lease_again(self.buffer.expire(self.progress.version))
+            self.leasing.changed.clear()
+            self.leasing.intake.resample_aged(self.buffer.expire(self.progress.version))
             batch = self.buffer.next_batch(self.progress.version)
             if batch is None:
-                await self.leasing.moved.wait()
+                await self.leasing.changed.wait()
             elif batch.samples:
                 return batch
             else:
@@ -189,17 +189,17 @@ class Stage:
         with self.meter.clock("publish").busy():
             writers = self.writers.values()
             await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.members.active()))
-        self.leasing.moved.set()
+        self.leasing.changed.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(pool, member)
-        self.leasing.moved.set()
+        self.leasing.changed.set()
 
     def stop(self) -> None:
         """End after the step under way, or now if there is none."""
         self.stopping = True
-        self.leasing.moved.set()
+        self.leasing.changed.set()
 
     async def _update(self, batch: Batch, step: int, dials: Dials) -> dict[str, Any]:
         """The learner's step. Notices updates that it skipped; records the samples if the recipe says so."""
@@ -232,7 +232,7 @@ class Stage:
         groups."""
         self._close(batch)
         self.dispatch.pass_over(len(batch.groups))
-        self.leasing.moved.set()
+        self.leasing.changed.set()
         self._rejected_in_a_row += len(batch.groups)
         if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
             uid, reason = self.buffer.last_dropped or ("?", "unknown")

@@ -1,4 +1,4 @@
-"""What a learner rank makes of its share: tensors of a micro-batch from Arrow rows, and metrics from what it read."""
+"""A learner rank's share: tensors of a micro-batch from Arrow rows, and metrics from the student's outputs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
 from objectives.tokens import Scores, Tokens
 
-GATHERED = 16_384  # tokens a rank shows for quantiles; of a longer share every n-th
+GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer share
 OUTCOME_TERMS = ("outcome", "value")
 
 
 class Batch:
-    """This rank's samples and scores by uid. `old` is what the learner read of them before the first update."""
+    """This rank's samples and scores by uid. `old` holds the student's streams before the first update, by uid."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class Batch:
         return pack, Targets(tokens, {slot: self._hidden(self._slots[slot], samples) for slot in self._full})
 
     def reference_sum(self, uid: str, logprobs: np.ndarray) -> float:
-        """Sum of k1 to the reference over the loss tokens of a response, nats."""
+        """Sum over a response's loss tokens of k1 = log q - log p_reference, nats."""
         assert self._config.reference is not None
         scores = self._joined((self._config.reference.model,), self.samples[uid])
         reference = np.maximum(scores.values("logprobs"), self._config.logprob_floor)
         return float(((logprobs - reference) * _on(self.samples[uid]).numpy()).sum())
 
     def record(self, rank: int) -> None:
-        """Write what was trained on, where the share says so."""
+        """Write the trained samples to the share's `record`, if it has one."""
         if self.share.record is None:
             return
         path = Path(f"{self.share.record}.rank{rank}.arrow")
@@ -125,7 +125,7 @@ class Batch:
         return _cat([torch.from_numpy(self.old[stream][uid]) for uid in uids])
 
     def _joined(self, models: Sequence[str], sample: Sample) -> JoinedScores:
-        """The scores of a sample by whichever model of a slot has scored it."""
+        """A sample's scores by the first model of a slot that has scored it. Raises RuntimeError if none has."""
         scores = self.share.scores.get(sample.uid, {})
         model = next((m for m in models if m in scores), None)
         if model is None:
@@ -144,7 +144,7 @@ class Batch:
         return Scores(**found)
 
     def _hidden(self, models: Sequence[str], samples: Sequence[Sample]) -> list[Hidden]:
-        """Hidden states of a slot, one piece for each head that they need."""
+        """Hidden states of a slot, one piece for each LM head that they need."""
         rows: dict[tuple[str, int], list[Tensor]] = {}
         states: dict[tuple[str, int], list[Tensor]] = {}
         first = 0
@@ -158,7 +158,7 @@ class Batch:
 
 
 class Readings:
-    """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` q/mu is not shown."""
+    """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` there is no metric of q/mu."""
 
     def __init__(self, batch: Batch, compares_sampler: bool = True) -> None:
         self._batch = batch
@@ -178,7 +178,7 @@ class Readings:
         sums: Mapping[str, Tensor],
         streams: Mapping[str, Tensor],
     ) -> None:
-        """Take in what the student said of one micro-batch."""
+        """Add the student's outputs for one micro-batch."""
         self._loss += float(loss.detach())
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -193,7 +193,7 @@ class Readings:
         self._compare(targets.tokens, logprob, against, samples)
 
     def reduced(self, share: Share) -> dict[str, Any]:
-        """Global metrics, the same on every rank. A rank without tokens does not know the names: they are shared."""
+        """Global metrics, the same on every rank. Names are gathered first: a rank without tokens has none."""
         names = sorted(_union(list(self._sums)))
         own = [self._loss, *self._gap, *(self._sums.get(name, 0.0) for name in names)]
         loss, gap, compared, *values = _all_reduced(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -209,7 +209,7 @@ class Readings:
         }
 
     def each(self) -> dict[str, dict[str, float]]:
-        """By uid, the sums over loss tokens of what is read of each, nats, and how many `tokens` there are."""
+        """By uid: sums over loss tokens, nats, of the metrics of an evaluation, and the count of loss `tokens`."""
         found: dict[str, dict[str, float]] = {}
         for uid in self.student.get("logprob", {}):
             on = _on(self._batch.samples[uid]).numpy()
@@ -219,7 +219,7 @@ class Readings:
         return found
 
     def _compare(self, tokens: Tokens, logprob: np.ndarray, against: np.ndarray, samples: Sequence[Sample]) -> None:
-        """`logprob` of tokens is held against the sampler's, `against` against a teacher's."""
+        """Collect log q - log mu from `logprob`, and the log-ratio to the first teacher from `against`."""
         on, drawn = tokens.on.numpy(), (tokens.drawn & tokens.on).numpy()
         if self._compares_sampler:
             drift = logprob - tokens.rollout_logprob.numpy()
@@ -271,7 +271,7 @@ def _quantiles(name: str, values: np.ndarray) -> dict[str, float | None]:
 
 
 def _effective(drift: np.ndarray) -> float | None:
-    """(sum w)^2 / (n sum w^2) of w = q/mu: 1 where the student drew what it trains on."""
+    """(sum w)^2 / (n sum w^2) of w = q/mu; 1 if all w are equal."""
     if not len(drift):
         return None
     weights = np.exp(np.clip(drift, -50.0, 50.0))
@@ -279,7 +279,7 @@ def _effective(drift: np.ndarray) -> float | None:
 
 
 def _gathered(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All ranks' values, each rank thinned to a bounded number."""
+    """All ranks' values, at most GATHERED of each rank."""
     own = np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, own[:: max(1, -(-len(own) // GATHERED))])
@@ -323,9 +323,9 @@ def _support(scores: JoinedScores, column: str) -> Tensor:
 
 
 def _hidden(scores: JoinedScores, on: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """(version of the head, places among the response's tokens, hidden states) of each table that scored tokens `on`,
-    and of the last; the states of all other tokens are zero. The heads of tables before the bound are gone: all that
-    they scored is too old to carry loss."""
+    """(LM head's version, token positions, hidden states) of each table that scored a loss token, and of the last
+    table, whose piece also covers all other tokens with zeros. Heads of skipped tables may be dropped already: the
+    tokens that they scored are too old to carry loss."""
     found, left, last = [], torch.ones(len(on), dtype=torch.bool), [*scores.tables.values()][-1]
     for start, table in scores.tables.items():
         assert table.hidden_dtype is not None

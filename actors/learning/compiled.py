@@ -1,7 +1,7 @@
 """DeepSpeed's C++ ops, which it compiles on a machine's first run.
 
-While torch compiles, a file keeps other processes waiting. It outlives a compiler that is killed, and whoever comes
-then waits for ever. So ours compile under a lock that ends with its process, and clear away what was left behind.
+While torch compiles, a lock file makes other processes wait. If the compiler is killed the file stays, and they wait
+for ever. So ops are compiled here under a lock that ends with its process, and stale lock files are removed first.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from configs.load import cache_directory
 
 
 def load_ops(builders: Iterable[str]) -> None:
-    """Load ops by the names of their builders, compiling those that are not compiled: one process of a node at a time.
-    What this machine cannot compile is left to whoever needs it. Blocks, for minutes at the first time."""
+    """Load ops by the names of their builders, compiling them if needed, one process of a node at a time. Skips ops
+    that this machine cannot compile. Blocks, the first time for minutes."""
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory() / "torch_extensions")))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "compiling").open("w") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)
-        for left_behind in folder.glob("*/lock"):
-            left_behind.unlink()
+        for stale in folder.glob("*/lock"):
+            stale.unlink()
         for name in builders:
             _load(name)
 

@@ -1,4 +1,4 @@
-"""Dropout off in a model that trains. Its modules stay in training mode: only there are activations recomputed."""
+"""Turns dropout off in a model in training mode, which activation checkpointing needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set to 0 every probability by which a module drops or perturbs something, under training alone: dropout of
-    attention, residuals and embeddings, dropped layers, jitter of a router.
+    """Set to 0 every probability that acts in training only: dropout of attention, residuals and embeddings, dropped
+    layers, a router's jitter.
 
-    The model's own configuration, which an export writes, keeps its numbers; modules that read them while they compute
-    are given a copy without.
+    The model's own configuration, which an export writes, keeps its numbers; modules that read it while they compute
+    get a changed copy.
     """
     from transformers import PreTrainedModel
 

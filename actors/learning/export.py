@@ -1,4 +1,4 @@
-"""The trained student as a directory of its own, which loads wherever the one it came from does."""
+"""Writes the trained student as a model directory, which loads wherever the original does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from actors.models.model_files import config_of, tensor_files
 
 
 def write_model(model: Any, tensors: dict[str, Tensor], others: Iterable[str], source: Path, directory: Path) -> None:
-    """`tensors` are named as the source's files name them; `others` of its tensors, which are not trained, come along
-    as they are. So does the configuration of a multimodal model, of which the student is a part."""
+    """Write a model directory. `tensors` are named as in the source's files; its untrained tensors `others` are copied.
+    If the student is part of a multimodal model, that model's configuration is copied too."""
     from transformers import AutoTokenizer
 
     kept = _read(source, others)
@@ -30,7 +30,7 @@ def write_model(model: Any, tensors: dict[str, Tensor], others: Iterable[str], s
 
 
 def name_ends(directory: Path, ends: Sequence[int]) -> None:
-    """Let the model in a directory end at each of these ids; without any it ends where it did."""
+    """Set the end tokens of the model in a directory; no change without any."""
     for name in ("config.json", "generation_config.json") if ends else ():
         file = directory / name
         config = json.loads(file.read_text()) if file.exists() else {}
@@ -50,6 +50,6 @@ def _read(source: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The configuration with the dtype that its weights are in now, in its parts too."""
+    """The configuration with the weights' dtype, in nested parts too."""
     parts = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     return parts | {key: dtype for key in ("dtype", "torch_dtype") if key in parts}

@@ -1,5 +1,5 @@
-"""Whether a learner's state is finite, decided by all ranks together. What is not finite spreads to every weight with
-one update, and there is no way back."""
+"""Whether a learner's state is finite, decided by all ranks together. One update spreads a number that is not finite to
+all weights, for good."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def spoiling(loss: Tensor) -> Tensor:
-    """The same loss. Where it is not finite neither is any gradient of it, even where the objective's own would be: so
-    the norm of the gradient, which all ranks share, tells of every rank's loss."""
+    """The same loss. If it is not finite, all its gradients are NaN, even where the objective's own would be finite: so
+    the gradient norm, which all ranks share, shows that a rank's loss was not finite."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
 def all_finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether all ranks' weights are, said alike on every rank. Under ZeRO-3 a rank looks at its own part of each."""
+    """Whether all ranks' weights are finite, the same answer on each. Under ZeRO-3 a rank checks its own part."""
     parts = [_own(parameter) for parameter in parameters]
     largest = [torch.linalg.vector_norm(part, torch.inf).float() for part in parts if part.numel()]
     bad = (~torch.isfinite(torch.stack(largest))).any().float() if largest else torch.zeros(())
@@ -28,7 +28,7 @@ def all_finite(parameters: Iterable[Tensor]) -> bool:
 
 
 def _own(parameter: Tensor) -> Tensor:
-    """What a rank holds of a parameter. The last parts under ZeRO-3 are padded, with whatever was there."""
+    """The part of a parameter that a rank holds. Under ZeRO-3 the padding of the last parts is left out."""
     part: Tensor | None = getattr(parameter, "ds_tensor", None)
     if part is None:
         return parameter.detach()

@@ -1,7 +1,7 @@
-"""Learner rank: the student under DeepSpeed. It knows no algorithm: it sums weighted terms and steps.
+"""Learner rank: the student under DeepSpeed. It sums weighted loss terms and takes optimizer steps.
 
-All ranks of a learner are called together with their own share of the plan. Every weight carries a global
-denominator, so ranks, micro-batches and packing change nothing.
+All ranks of a learner are called together, each with its share of the plan. Every token weight includes the global
+denominator, so the loss does not depend on ranks, micro-batches or packing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Learner(Member):
         self._engine: Any = None
         self._student: Student | None = None
         self._device = torch.device("cpu")
-        self._place = self._device  # where its states are: the host while it sleeps
+        self._place = self._device  # of its states: the host while it sleeps
         self._stored = Stored()
         self._handling = PLAIN
         self._averages: dict[str, dict[str, Tensor]] = {}
@@ -60,14 +60,14 @@ class Learner(Member):
         self._applied = False  # whether the last update was taken
 
     def address(self) -> tuple[str, int]:
-        """Host and a free port of this rank, for the others to meet at."""
+        """Host and a free port of this rank, where the process group can meet."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         return own_address(), port
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
-        """Join the ranks and build the engine. Called again, it builds a new one in the same process group."""
+        """Join the process group and build the engine. A second call builds a new engine in the same group."""
         import deepspeed
 
         self._spec = spec
@@ -85,7 +85,7 @@ class Learner(Member):
             spec.temperature,
             self._value_head(spec, model),
         )
-        if spec.config.zero_stage == 3:  # gather the head once a forward, however many chunks use it
+        if spec.config.zero_stage == 3:  # gather the LM head once a forward pass, not once a chunk
             for parameter in model.get_output_embeddings().parameters():
                 deepspeed.zero.register_external_parameter(self._student, parameter)
         self._engine, *_ = deepspeed.initialize(
@@ -95,29 +95,29 @@ class Learner(Member):
             dist_init_required=False,
         )
         reduce_in_float32(self._engine)
-        self._write_late()
+        self._delay_write_errors()
         self._device = self._engine.device
         self._move_heads(self._device)
         self._averages = {name: self._copy() for name in spec.averages}
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
-        """Take the head of a model at a version, for full support, and let go of those before `oldest`."""
+        """Keep the LM head of a model at a version, for full support, and drop its heads before version `oldest`."""
         heads = self._built.heads
         for head in [h for h in heads if h[0] == model and h[1] < oldest]:
             del heads[head]
         heads[model, version] = causal_lm.projection_from(projection, self._place)
 
     def fetch(self, *payloads: pa.RecordBatch) -> None:
-        """Hold the payloads of the next step or evaluation. When every rank has answered, none is missing."""
+        """Keep the payloads of the next step or evaluation. An answer from every rank means that none is missing."""
         self._payloads = payloads
 
     def step(self, share: Share) -> dict[str, Any]:
-        """One batch: a pass over it for each update. Returns the same global metrics on every rank, as the first pass
-        read them, before any update; but what the trust region held, over all passes.
+        """Train on one batch, one pass for each update. Returns global metrics, the same on every rank: those of the
+        first pass, before any update, and `held_fraction` as the mean over the later passes.
 
-        Where the loss of any rank or the gradient is not finite, that update and those after it are skipped: weights,
-        the optimizer's state and averages are as if they had not been tried. Raises BrokenWeights, on every rank, when
-        an update from a finite gradient leads to weights that are not finite.
+        If a rank's loss or the gradient is not finite, that update and later ones are skipped and change neither
+        weights, optimizer state nor averages. Raises BrokenWeights on every rank if an update with a finite gradient
+        makes weights that are not finite.
         """
         batch = self._batch(share)
         self._payloads = ()
@@ -136,30 +136,30 @@ class Learner(Member):
         return metrics | last | {"held_fraction": held / passes if passes else None, "updates_skipped": updates - taken}
 
     def evaluate(self, share: Share) -> dict[str, Any]:
-        """The same readings without a gradient and, as `each`, those of this rank's samples by uid."""
+        """The metrics of `step` without a gradient and, as `each`, those of this rank's samples by uid."""
         batch = self._batch(share)
         self._payloads = ()
         read = self._read(batch)
         return read.reduced(share) | {"each": read.each()}
 
     def reference_sums(self, share: Share) -> dict[str, float]:
-        """Sum over each response's loss tokens of log q - log p of the reference, nats, for this rank's samples."""
+        """By uid of this rank's samples: sum over loss tokens of log q - log p_reference, nats."""
         batch = self._batch(share)
         read = self._read(batch)
         return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student.get("logprob", {}).items()}
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
-        """Rank 0 yields bucket, header, bucket, header, ... of the student, or of one of its averages; other ranks
-        take part in gathering and yield nothing."""
+        """Yield bucket, header, bucket, header, ... of the student or of one of its averages, on rank 0. Other ranks
+        join the gathering and yield nothing."""
         tensors = self._gathered() if model is None else self._averages[model].items()
         for bucket, header in weights.buckets(tensors, self._specified.publish_dtype, self._stored.precise):
             yield bucket
             yield header
 
     def save(self, directory: str) -> None:
-        """This rank's part of a checkpoint: DeepSpeed's own files, which are pickles that a manifest guards, and the
-        student's averages in safetensors. Raises OSError or RuntimeError where this rank could not write, once every
-        rank is through: all can go on."""
+        """Write this rank's part of a checkpoint: DeepSpeed's files, which are pickles that a manifest guards, and the
+        student's averages in safetensors. Raises OSError or RuntimeError if this rank could not write, but only after
+        all ranks are done, so that every rank can go on."""
         if self._rank == 0:
             self._faults.late(self._save_averages)(Path(directory))
             if self._built.value_head is not None:
@@ -168,7 +168,7 @@ class Learner(Member):
         self._faults.settle()
 
     def restore(self, directory: str) -> None:
-        """Inverse of `save`. Raises RuntimeError when DeepSpeed finds nothing to load."""
+        """Inverse of `save`. Raises RuntimeError if DeepSpeed finds nothing to load."""
         path, _ = self._engine.load_checkpoint(directory, tag="deepspeed")
         if path is None:
             raise RuntimeError(f"{directory} holds no DeepSpeed state; is it a checkpoint of this learner?")
@@ -180,7 +180,7 @@ class Learner(Member):
             self._averages = {n: load_file(Path(directory) / f"average_{n}.safetensors") for n in self._averages}
 
     def export(self, directory: str) -> None:
-        """A Hugging Face directory in safetensors, with the tokenizer. Every rank takes part, rank 0 writes."""
+        """Write a Hugging Face directory in safetensors, with the tokenizer. All ranks gather, rank 0 writes."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._gathered()}
         if self._rank == 0:
             source = Path(self._specified.model)
@@ -188,10 +188,10 @@ class Learner(Member):
             name_ends(Path(directory), self._specified.end_tokens)
 
     def sleep(self) -> None:
-        """Weights, gradients, optimizer states and heads to the host. Gradients do not outlive it."""
+        """Move weights, optimizer states and heads to the host, and drop gradients."""
         self._engine.offload_states(pin_memory=self._device.type != "cpu")
         self._move_heads(torch.device("cpu"))
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+        torch.cuda.empty_cache()  # no effect without a GPU
 
     def wake(self) -> None:
         self._engine.reload_states()
@@ -219,8 +219,8 @@ class Learner(Member):
         for name, tensors in self._averages.items():
             save_file(tensors, directory / f"average_{name}.safetensors")
 
-    def _write_late(self) -> None:
-        """Let DeepSpeed's writes of a checkpoint fail without leaving its collectives."""
+    def _delay_write_errors(self) -> None:
+        """Delay the errors of DeepSpeed's checkpoint writes, so that this rank stays in its collectives."""
         engine, late = self._engine, self._faults.late
         engine.checkpoint_engine.makedirs = late(engine.checkpoint_engine.makedirs)
         engine.checkpoint_engine.save = late(engine.checkpoint_engine.save)
@@ -237,7 +237,7 @@ class Learner(Member):
         return Batch(share, self._payloads, spec.objective, self._handling.packs, spec.start_kl)
 
     def _accumulate(self, batch: Batch) -> dict[str, Any]:
-        """Forward and backward of this rank's share; the gradient is whole after it, and not yet applied."""
+        """Forward and backward of this rank's share. The gradient is then complete and not yet applied."""
         self._engine.train()
         read = Readings(batch, self._specified.compares_sampler)
         for index, uids in enumerate(batch.share.micro_batches):
@@ -262,20 +262,20 @@ class Learner(Member):
         return read
 
     def _close(self, batch: Batch, read: Readings) -> None:
-        """After the first pass its log-probs are those of q_old, and what the record shows."""
+        """After the first pass, keep its log-probs as those of q_old, and write the record."""
         if not batch.old:
             batch.old = read.student
             batch.record(self._rank)
 
     def _apply(self, step: int) -> dict[str, float]:
-        """Take the optimizer step with the schedule's rate, unless the gradient is not finite: then it is let go. Its
-        norm is over all ranks, so that they agree."""
+        """Take the optimizer step at the schedule's rate, or drop the gradient if its norm is not finite. The norm is
+        over all ranks, so that they agree."""
         rate = learning_rate(self._specified.config.optimizer, step, self._specified.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         norm = self._plain_grad_norm()
         if norm is None or math.isfinite(norm):
-            self._engine.step()  # DeepSpeed's optimizers let a gradient go whose norm is not finite
+            self._engine.step()  # DeepSpeed's optimizers drop a gradient whose norm is not finite
             self._applied = self._engine.was_step_applied()
             if not self._applied:
                 forget_gradients(self._engine)
@@ -289,7 +289,7 @@ class Learner(Member):
         return {"lr": rate, "grad_norm": norm}
 
     def _apply_values(self, head: ValueHead, rate: float) -> None:
-        """The value head's own step, where the policy took its own: every rank has the same gradient of it."""
+        """Step the value head if the policy took its step. Every rank has the same gradient of the value head."""
         config, gradient = self._specified.config, head.gradient(self._ranks)
         if self._applied:
             head.step(gradient, config.value_head.lr * rate / config.optimizer.lr)
@@ -297,13 +297,13 @@ class Learner(Member):
             head.forget()
 
     def _took_update(self, step: int) -> bool:
-        """Whether the update was taken. Raises BrokenWeights."""
+        """Whether the update was taken. Raises BrokenWeights if its weights are not finite."""
         if self._applied and not all_finite(self._built.parameters()):
             raise BrokenWeights(f"the update of step {step} led to weights that are not finite")
         return self._applied
 
     def _plain_grad_norm(self) -> float | None:
-        """Where DeepSpeed takes no norm: ZeRO-0 in float32, which keeps plain averaged gradients. Before clipping."""
+        """The norm before clipping under ZeRO-0 in float32, where DeepSpeed computes none; None elsewhere."""
         config = self._specified.config
         if config.zero_stage or config.dtype != "float32":
             return None
@@ -338,7 +338,7 @@ class Learner(Member):
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
     def _load_model(self, spec: LearnerSpec) -> Any:
-        """Looked at before DeepSpeed cuts it, by every rank alike. Where it stays whole it is looked at on its GPU."""
+        """Load and probe the whole model on every rank: on the GPU, or on the host if ZeRO-3 will partition it."""
         config = spec.config
         on_gpu = config.resources.gpus > 0 and config.zero_stage < 3
         place = torch.device("cuda" if on_gpu else "cpu")
@@ -357,8 +357,8 @@ class Learner(Member):
         return ValueHead(width, spec.config.value_head, spec.config.optimizer.betas)
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """On rank 0 whole tensors, named and shaped as those of the student's files; under ZeRO-3 gathered group by
-        group, which is mostly a parameter each. Other ranks take part, and have nothing to copy, convert or hash."""
+        """Yield whole tensors on rank 0, named and shaped as in the student's files. Under ZeRO-3 they are gathered
+        group by group, mostly one parameter each. Other ranks join the gathering and yield nothing."""
         from deepspeed.runtime.zero import GatheredParameters
 
         model, partitioned = self._built.model, self._specified.config.zero_stage == 3

@@ -14,7 +14,7 @@ from configs.roles import Optimizer as OptimizerConfig
 
 
 def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:
-    """torch's AdamW or SGD; DeepSpeed's CPU Adam where the optimizer is off-loaded."""
+    """torch's AdamW or SGD; DeepSpeed's CPU Adam for an off-loaded optimizer."""
     optimizer = config.optimizer
     if optimizer.name == "sgd":
         return torch.optim.SGD(parameters, lr=optimizer.lr, weight_decay=optimizer.weight_decay)
@@ -43,7 +43,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def deepspeed_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's view of a learner. Accumulation is ours: the boundary is set at a step's last micro-batch.
+    """DeepSpeed's configuration. The learner itself sets the accumulation boundary, at a step's last micro-batch.
 
     Under bf16 gradients are float32 from the parameter on (`Student`), and are reduced in float32.
     """
@@ -52,9 +52,9 @@ def deepspeed_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
     narrow = config.dtype == "bfloat16"
     if narrow and zero["stage"] == 2:
-        zero["reduce_bucket_size"] = 250_000_000  # as many bytes as DeepSpeed's own 500 million have in bf16
+        zero["reduce_bucket_size"] = 250_000_000  # in float32 the bytes of DeepSpeed's default of 500 million in bf16
     if narrow and zero["stage"] == 3:
-        zero["contiguous_gradients"] = False  # its buffer is bf16: gradients would be rounded on their way through
+        zero["contiguous_gradients"] = False  # its buffer is bf16 and would round gradients
     types = {"data_types": {"grad_accum_dtype": "fp32"}} if narrow else {}
     return types | {
         "train_batch_size": ranks,
@@ -71,14 +71,14 @@ def deepspeed_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
 
 
 def reduce_in_float32(engine: Any) -> None:
-    """Let ZeRO-2 stage gradients in float32 too: its buckets have the parameters' dtype by itself, and round."""
+    """Make ZeRO-2 keep gradients in float32: by default its buckets have the parameters' dtype, which rounds."""
     if _zero_2(engine):
         engine.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
 
 
 def forget_gradients(engine: Any) -> None:
-    """After an update that DeepSpeed skipped. ZeRO-2 with its optimizer on the host keeps what it has added up, and
-    would add the next gradient to it."""
+    """Drop the gradients of an update that DeepSpeed skipped. ZeRO-2 with its optimizer on the host keeps them, and
+    would add the next ones to them."""
     if _zero_2(engine):
         kept = engine.optimizer.averaged_gradients
         kept.update(dict.fromkeys(kept))

@@ -1,7 +1,7 @@
-"""What a learner trains on of the payloads it fetched: the rows of a step, and the scores of their segments joined.
+"""Reads a step's responses, and their joined scores, from the payloads that a learner fetched.
 
-A uid stands in a payload once, but in several payloads: with its segments, and with earlier attempts that were given
-up. So the share says which to read a response from, and which its scores. What no table covers must carry no loss.
+A uid stands in a payload once, but may stand in several payloads: as segments, and as abandoned attempts. So the share
+names the payloads of each response and of its scores. A token without a score must carry no loss.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from actors.wire.records import Sample, ScoreTable, Span, unpack_samples
 
 
 def given_samples(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
-    """The share's responses by uid, each from the payload that holds it whole, before any mask."""
+    """The share's responses by uid, each from the payload that holds it whole, before any masking."""
     blocks = {place: {row.uid: row for row in unpack_samples(payloads[place])} for place in set(share.rows.values())}
     return {uid: replace(blocks[place][uid], start=0) for uid, place in share.rows.items()}
 
 
 def without_aged(share: Share, given: Mapping[str, Sample]) -> dict[str, Sample]:
-    """The same responses; tokens that are too old carry no loss."""
+    """The same responses, without loss on tokens that are too old."""
     return {uid: row if uid in share.foreign else _young(row, share.oldest) for uid, row in given.items()}
 
 
@@ -39,7 +39,7 @@ def tables_of(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[int, Sco
 
 
 def _young(sample: Sample, oldest: int) -> Sample:
-    """The response with loss left on tokens of version `oldest` or later."""
+    """The response with loss only on tokens of version `oldest` or later."""
     carries = np.zeros(len(sample.response_ids), dtype=bool)
     for start, end in sample.loss_spans:
         carries[start:end] = True
@@ -48,14 +48,14 @@ def _young(sample: Sample, oldest: int) -> Sample:
 
 
 def _spans(carries: np.ndarray) -> list[Span]:
-    """Half-open ranges of the tokens that are true."""
+    """Half-open ranges of true tokens."""
     edges = np.flatnonzero(np.diff(carries, prepend=False, append=False)).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass(frozen=True)
 class JoinedScores:
-    """Scores of a response's `tokens` tokens under one model, by the token that each table's row starts at."""
+    """Scores of a response of `tokens` tokens under one model. `tables` by the first token that each scores."""
 
     model: str
     uid: str
@@ -64,8 +64,7 @@ class JoinedScores:
 
     @classmethod
     def of(cls, model: str, sample: Sample, tables: Iterable[ScoreTable]) -> JoinedScores:
-        """From those tables that hold scores of this very sample. Raises RuntimeError where a token that carries loss
-        has no score."""
+        """Join the tables, each of which scores this sample. Raises RuntimeError if a token with loss has no score."""
         by_start = {table.start(sample.uid): table for table in tables}
         joined = cls(model, sample.uid, len(sample.response_ids), dict(sorted(by_start.items())))
         for start, end in sample.loss_spans:
@@ -78,7 +77,7 @@ class JoinedScores:
 
     @property
     def covered(self) -> np.ndarray:
-        """[tokens] bool: which have scores."""
+        """[tokens] bool: whether a token has a score."""
         covered = np.zeros(self.tokens, dtype=bool)
         for start, table in self.tables.items():
             covered[start : start + len(table.values(self.uid, "logprobs"))] = True

@@ -1,7 +1,7 @@
-"""The student inside the learner: one module whose forward is the packed model, the chunked head and the objective.
+"""The student inside the learner: a module whose forward is the packed model, the chunked LM head and the objective.
 
-No [tokens, vocabulary] tensor of a whole batch exists: the head runs chunk by chunk, each leaves one number a token
-and stream, and all chunks but the only one are recomputed in the backward pass.
+No [tokens, vocabulary] tensor of a whole batch exists. The LM head runs chunk by chunk; a chunk yields one number for
+each token and stream, and is recomputed in the backward pass unless it is the only one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from objectives.objective import Objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens
 
-STREAMS = ("logprob", "class_logprob", "value")  # of each token, that a later pass and the readings look back at
-Head = tuple[str, int]  # a model and its version: which projection its hidden states need
+STREAMS = ("logprob", "class_logprob", "value")  # per token; kept for later passes and for the metrics
+Head = tuple[str, int]  # model and version: the projection that hidden states need
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Last hidden states [n, width] that one model left for `rows` [n] (ascending) of a micro-batch's tokens."""
+    """Last hidden states [n, width] of one model for the tokens `rows` [n] (ascending) of a micro-batch."""
 
     head: Head
     rows: Tensor
@@ -44,7 +44,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a micro-batch is trained towards. `hidden` by target slot, on full support."""
+    """The targets of a micro-batch. `hidden` by target slot, on full support."""
 
     tokens: Tokens
     hidden: Mapping[str, Sequence[Hidden]] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Targets:
 
 
 class Student(nn.Module):
-    """`forward` returns (loss, metric sums, those of STREAMS that there are, detached, [N]).
+    """`forward` returns (loss, metric sums, streams [N] by name, detached).
 
-    Without a gradient also the KLs and the entropy of each token, nats. Gradients of a bf16 model are float32
-    (`grad_dtype`): so autograd adds those of chunks up in float32, and none is rounded on its way to the optimizer.
+    Without a gradient the streams include the KLs and the entropy of each token, nats. Gradients of a bf16 model are
+    float32 (`grad_dtype`): autograd sums those of chunks in float32, and none is rounded before the optimizer.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Student(nn.Module):
             streams["value"] = self.value_head(hidden)
         loss = self.objective.loss(streams, targets.tokens, dials)
         sums = self.objective.metrics(streams, targets.tokens, dials)
-        told = {name: streams[name].detach() for name in STREAMS if name in streams}
-        if not torch.is_grad_enabled():  # read, and not trained on
-            told |= self.objective.each(streams, targets.tokens)
-        return loss, sums, told
+        kept = {name: streams[name].detach() for name in STREAMS if name in streams}
+        if not torch.is_grad_enabled():  # an evaluation
+            kept |= self.objective.each(streams, targets.tokens)
+        return loss, sums, kept
 
     def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
         logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._handling, self._temperature)
@@ -123,12 +123,12 @@ class Student(nn.Module):
         return self.objective.read(logprobs, replace(targets.tokens, scores=scores), dials)
 
     def _tempered(self, logprobs: Tensor) -> Tensor:
-        """Another model's log-probs as the student's are: at its temperature."""
+        """Another model's log-probs at the student's temperature."""
         return logprobs if self._temperature == 1.0 else (logprobs / self._temperature).log_softmax(-1)
 
     @torch.no_grad()
     def _project(self, pieces: Sequence[Hidden], count: int) -> Tensor:
-        """Hidden states of the models that filled a slot -> log-probs [count, V], each through its own head."""
+        """Hidden states of a slot -> log-probs [count, V], each piece through the LM head of its model."""
         projected = [(piece, self._head(piece.head).logprobs(piece.states)) for piece in pieces if len(piece.rows)]
         if len(projected) == 1 and len(projected[0][0].rows) == count:
             return projected[0][1][..., : self._vocabulary]
@@ -145,5 +145,5 @@ class Student(nn.Module):
         return self.heads[head]
 
     def _placeholder(self, hidden: Tensor) -> Tensor:
-        """A zero loss that touches every parameter: collectives of ZeRO wait for each one's gradient."""
+        """A zero loss that depends on every parameter, because ZeRO's collectives wait for every gradient."""
         return (hidden.float().sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()) * 0.0

@@ -1,7 +1,7 @@
 """The value head: a linear map of the student's detached last hidden states, outside the policy's engine.
 
-It is `width + 1` numbers, so every rank holds it whole, in float32, with an optimizer, a learning rate and a gradient
-norm of its own. What it learns takes no part in the norm that the policy's gradient is clipped by.
+It has `width + 1` numbers, so every rank holds all of it, in float32, with an optimizer, a learning rate and a gradient
+norm of its own. Its gradient does not count in the norm by which the policy's gradient is clipped.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ValueHead:
         self._optimizer = torch.optim.AdamW([self.weight, self.bias], lr=config.lr, betas=betas, weight_decay=0.0)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[N, width] of any dtype -> [N] float32. Its error does not move what the policy reads."""
+        """[N, width] of any dtype -> [N] float32 values. No gradient flows into `hidden`."""
         return hidden.detach().float() @ self.weight + self.bias
 
     def gradient(self, ranks: int) -> Tensor:
-        """[width + 1] float32: the mean over ranks of what each has accumulated. Every rank takes part."""
+        """[width + 1] float32: the mean over ranks of accumulated gradients. A collective: every rank calls it."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in (self.weight, self.bias)]
         whole = torch.cat([part.reshape(-1) for part in parts])
         if ranks > 1:
@@ -40,8 +40,8 @@ class ValueHead:
         return whole / ranks
 
     def step(self, gradient: Tensor, rate: float) -> float:
-        """Take a step along `gradient`, clipped by its own norm; none along one that is not finite. Returns that norm,
-        before clipping."""
+        """Take a step with `gradient`, clipped by its own norm; none if the norm is not finite. Returns the norm before
+        clipping."""
         norm = float(gradient.norm())
         if not math.isfinite(norm):
             self.forget()
@@ -56,11 +56,11 @@ class ValueHead:
         return norm
 
     def forget(self) -> None:
-        """Let go of the gradient."""
+        """Drop the gradient."""
         self._optimizer.zero_grad()
 
     def to(self, device: torch.device) -> None:
-        """Numbers and moments to a device; gradients do not outlive it."""
+        """Move weights and moments to a device, and drop gradients."""
         for tensor in (self.weight, self.bias):
             tensor.data = tensor.data.to(device)
             tensor.grad = None
@@ -76,8 +76,8 @@ class ValueHead:
         save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, directory / FILE)
 
     def load(self, directory: Path) -> None:
-        """Inverse of `save`; every rank reads the one file. Raises RuntimeError where there is none: checkpoints once
-        kept the head among the policy's parameters."""
+        """Inverse of `save`; every rank reads the same file. Raises RuntimeError if it is missing, as in checkpoints of
+        earlier versions."""
         from safetensors.torch import load_file
 
         if not (directory / FILE).exists():

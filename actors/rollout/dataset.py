@@ -1,6 +1,6 @@
-"""Dataset member: serves a dataset's own responses through the rollout protocol, so that off-policy data flows alike.
+"""Dataset member: serves a dataset's own responses through the rollout protocol.
 
-Tokens come from the data, so their behaviour log-prob is unknown (NaN) and their version is the current one.
+The log-probs of its tokens are unknown (NaN), and their version is the current one.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ class Dataset(Writer):
         yield request.answered(ids, [float("nan")] * len(ids), finish, [self._version] * len(ids))
 
     def cut(self, uids: Sequence[str]) -> None:
-        """Its responses leave whole."""
+        """Does nothing: its responses leave whole."""

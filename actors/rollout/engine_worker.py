@@ -1,4 +1,4 @@
-"""Runs inside vLLM's processes: they end with the actor that started them."""
+"""Runs inside vLLM's processes: ends them when the actor that started them is gone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class EndsWithActor:
     """vLLM worker extension; `collective_rpc("end_with", args=(pid,))` reaches it once an engine is up."""
 
     def end_with(self, actor: int) -> None:
-        """From now on this process does not outlive the actor's. A Ray worker that exits ends its children itself, but
-        not where its raylet died first: an engine would then wait for requests for ever. With several workers the
-        engine's own process is between them and the actor; it ends by itself when one of them is gone."""
+        """End this process when the actor's process `actor` ends. A Ray worker that exits kills its children, unless
+        its raylet died first: the engine would then wait for requests for ever. With several workers the engine's own
+        process stands between them and the actor; it ends when one of them is gone."""
         threading.Thread(target=_watch, args=(actor,), daemon=True, name="actor").start()
 
 
 def _watch(actor: int) -> None:
     try:
         ends = select.poll()
-        ends.register(os.pidfd_open(actor), select.POLLIN)  # this very process, not the next of its number
+        ends.register(os.pidfd_open(actor), select.POLLIN)  # this very process, not a later one with its id
         ends.poll()
     except ProcessLookupError:
-        pass  # it has ended already
+        pass  # the actor has ended already
     os._exit(1)

@@ -1,7 +1,7 @@
-"""A response while vLLM samples it: takes in what there is of it so far and hands it on as rows. No engine in here.
+"""A response while vLLM samples it: collects its tokens and hands them on as rows. Holds no engine.
 
-A segment leaves once the token behind it is sampled. So something is always left to carry the end of the response,
-whoever ends it and whenever.
+A segment leaves only when the token after it is sampled. So at least one token is left for the last row, however and
+whenever the response ends.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Response:
         self._logprobs: list[float] = []
         self._support: list[int] = []
         self._versions: list[int] = []
-        self._start = 0  # tokens before it have left
+        self._start = 0  # tokens before this have left
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def grow(self, completion: Any, version: int) -> None:
-        """Take in vLLM's CompletionOutput of all tokens so far. Those that are new were sampled with `version`, until
-        the engine itself says with which: it does with the last token."""
+        """Take in vLLM's CompletionOutput, which holds all tokens so far. New tokens count as sampled with `version`
+        until the engine reports the versions, which it does with the last token."""
         new = range(len(self._ids), len(completion.token_ids))
         self._ids += completion.token_ids[new.start :]
         self._logprobs += sampled_logprobs(completion.logprobs, new)
@@ -36,7 +36,7 @@ class Response:
             self._versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
 
     def rows(self, segment: int, finish: str) -> list[Sample]:
-        """Segments of so many tokens that are ready to leave, 0: none; and the rest once there is a `finish`."""
+        """Segments of `segment` tokens that are ready to leave (0: none), and, given a `finish`, the last row."""
         have = len(self._ids)
         ends = [*range(self._start + segment, have, segment)] if segment else []
         rows = [self._row(end, "") for end in ends]
@@ -51,13 +51,13 @@ class Response:
 
 
 def sampled_logprobs(flat: Any, positions: range) -> list[float]:
-    """Log-prob of each sampled token: the first entry of its position. vLLM's FlatLogprobs -> [tokens]."""
+    """[tokens] log-prob of each sampled token, nats. In vLLM's FlatLogprobs it is the first entry of a position."""
     return [float(flat.logprobs[flat.start_indices[t]]) for t in positions]
 
 
 def ranked_ids(flat: Any, positions: range, k: int, ends: Sequence[int] = ()) -> list[int]:
-    """The k most likely tokens of each position but for `ends`, row-major: [tokens * k]. vLLM was asked for k + |ends|.
-    The sampled token stands among them once."""
+    """[tokens * k], row-major: the k most likely tokens of each position, without `ends`. Needs k + |ends| ranks in
+    `flat`. The sampled token stands among them once."""
     found: list[int] = []
     for t in positions:
         start, end = flat.start_indices[t], flat.end_indices[t]

@@ -1,7 +1,7 @@
 """Student rollout member: vLLM's AsyncLLM, sampling in continuous batches and streaming responses or their segments.
 
-No HTTP port is opened. A weight version is loaded between decoding steps from one file in shared memory; running
-responses go on or end there, as the recipe says, and every token carries the version it was sampled with.
+No HTTP port is opened. A weight version is loaded between two decoding steps, from one file in shared memory. Running
+responses go on or end there, as `on_update` says. Every token carries the version it was sampled with.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from configs.schema import Sampling
 
 
 class Rollout(Writer):
-    """`shared` is the run's folder in shared memory, where weight versions pass through. A member that starts removes
-    what members of the run that died on its node left there."""
+    """`shared` is the run's folder in shared memory, through which weight versions pass. At start a member removes the
+    files that dead members of the run left there on its node."""
 
     def __init__(self, config: RolloutConfig, model: str, shared: str) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class Rollout(Writer):
         self._version = 0
         self._loading = asyncio.Lock()
         self._running: dict[str, Response] = {}  # by uid
-        self._cut: set[str] = set()  # uids of running responses that end where they are
+        self._cut: set[str] = set()  # uids of running responses that `cut` ended
         self._idle = Idle()
 
     async def start(self) -> None:
-        """Build the engine; half a minute on a CPU."""
+        """Build the engine: half a minute on a CPU."""
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -77,14 +77,14 @@ class Rollout(Writer):
                 yield row
 
     async def cut(self, uids: Sequence[str]) -> None:
-        """End those of these responses that are being handed on in segments and have begun: a last one follows, with
-        the tokens sampled so far and finish "cut"."""
+        """End those of these responses that leave in segments and have a token. The last row of each holds the tokens
+        sampled so far and finish "cut"."""
         begun = [response.request for uid in uids if (response := self._running.get(uid)) is not None and len(response)]
         self._cut.update(request.uid for request in begun)
         await self._engine.abort([_request_id(request) for request in begun])
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
-        """Check every bucket, then swap the weights in one go. Raises BadWeights before the engine is touched."""
+        """Check every bucket, then load all weights at once. Raises BadWeights before it touches the engine."""
         from actors.models.weights import checked, write_shared
 
         async with self._loading:
@@ -104,12 +104,12 @@ class Rollout(Writer):
         return version
 
     async def _reset_key_values(self, version: int) -> None:
-        """No cache outlives its weights: those of responses that go on are computed anew."""
+        """Drop the KV cache of the old weights; running responses recompute theirs."""
         if not await self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError(f"the prefix cache was not reset for version {version}")
 
     async def sleep(self) -> None:
-        """Weights to the host, key-values gone. On a CPU vLLM moves nothing, and only stops scheduling."""
+        """Move weights to the host and drop the KV cache. On a CPU vLLM only stops scheduling."""
         await self._engine.sleep(level=1, mode="wait")
 
     async def wake(self) -> None:
@@ -135,7 +135,7 @@ class Rollout(Writer):
     async def _sample(
         self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Sample]:
-        """The rows of one response. One that ends before its first token was not begun, and is sampled after all."""
+        """The rows of one response. One that is aborted before its first token is sampled again from the start."""
         response = self._running[request.uid] = Response(request)
         try:
             unbegun = True
@@ -153,7 +153,7 @@ class Rollout(Writer):
             self._cut.discard(request.uid)
 
     def _outputs(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Any]:
-        """vLLM's outputs for a request: all tokens so far each time, or once at the end where nobody wants segments."""
+        """vLLM's outputs: with segments, all tokens so far after each step; else one output at the end."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -169,17 +169,17 @@ class Rollout(Writer):
             detokenize=False,
             output_kind=RequestOutputKind.CUMULATIVE if request.segment_tokens else RequestOutputKind.FINAL_ONLY,
         )
-        # the salt parts prefixes by version: where key-values outlive their weights, no later request matches them
+        # the salt keeps later requests from the KV cache of older weights, which `keep_key_values` retains
         prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}
         return self._engine.generate(prompt, params, request_id=_request_id(request))
 
     def _longest(self, request: Request, sampling: Sampling) -> int:
-        """Tokens that a response may have: up to the cap, and to the end of the context."""
+        """The most tokens that a response may have: the cap, or what is left of the context."""
         prompt_ids = request.sampled_prompt_ids or request.prompt_ids
         return min(sampling.max_response_tokens, self._config.max_context_tokens - len(prompt_ids))
 
     def _finish(self, uid: str, completion: Any) -> str:
-        """Why a response has ended: `cut` where `cut` did it, else as vLLM says."""
+        """Why a response has ended: "cut" if `cut` ended it, else vLLM's reason."""
         reason = completion.finish_reason or "abort"
         return "cut" if reason == "abort" and uid in self._cut else reason
 

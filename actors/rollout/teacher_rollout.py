@@ -1,8 +1,8 @@
-"""Teacher rollout member: writes responses with a frozen teacher, and writes each once.
+"""Teacher rollout member: samples each response of a frozen teacher once, and keeps it in a folder.
 
-What it has sampled is kept in a folder, a file a response, so that further epochs and further runs read it. The key
-holds what the response depends on: the teacher's files and dtype, the prompt, the seed, how it is sampled, and how long
-it may be. Another machine may round otherwise, and reads it all the same.
+Later epochs and runs read the kept file, one a response. The file's key covers what the response depends on: the
+teacher's files and dtype, the prompt, the seed, the sampling settings and the longest response. It does not cover the
+machine, though another one may round differently.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from actors.wire.records import Request, Sample
 from configs.roles import Rollout as RolloutConfig
 from configs.schema import Sampling
 
-WHOLE = ("stop", "length")  # how a response ends that is as long as the teacher made it
+WHOLE = ("stop", "length")  # finishes of complete responses, which are kept
 
 
 class TeacherRollout(Rollout):
-    """`kept` is the folder of responses; it may be shared by members, and by machines that see it."""
+    """`kept` is the folder of responses. Members and machines may share it."""
 
     def __init__(self, config: RolloutConfig, model: str, shared: str, kept: str) -> None:
         super().__init__(config, model, shared)
@@ -34,18 +34,18 @@ class TeacherRollout(Rollout):
         self._counts = {"kept": 0, "sampled": 0}
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> int:
-        """Its weights stay; its tokens count as the current version's, since they never grow stale."""
+        """Keep the weights, and give tokens the current version from now on, since a teacher's never grow stale."""
         self._version = version
         return version
 
     def counts(self) -> dict[str, int]:
-        """Responses served from the folder, and sampled, since the start."""
+        """Responses read from the folder and responses sampled, since the start."""
         return dict(self._counts)
 
     async def _sample(
         self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]
     ) -> AsyncIterator[Sample]:
-        """A kept response whole, or one that is sampled now in its segments."""
+        """A kept response, whole; or a newly sampled one, in segments if asked."""
         path = self._path(request, sampling, end_token_ids)
         if path.exists():
             self._counts["kept"] += 1
@@ -74,7 +74,7 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def _keep(path: Path, sample: Sample) -> None:
-    """Write a response beside its place and rename it: whole or absent."""
+    """Write a response under another name, then rename it, so that a reader never sees half a file."""
     answer = {"response_ids": sample.response_ids, "rollout_logprobs": sample.rollout_logprobs, "finish": sample.finish}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
@@ -83,6 +83,6 @@ def _keep(path: Path, sample: Sample) -> None:
 
 
 def _identity(model: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a model's files: another teacher in the same folder is another teacher."""
+    """Names, sizes (bytes) and modification times (ns) of a model's files."""
     files = sorted([*model.glob("*.safetensors"), model / "config.json"])
     return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]

@@ -1,4 +1,4 @@
-"""Runs inside vLLM's worker process, which never sees Ray: loads a weight version from a file by path."""
+"""Runs inside vLLM's worker process, which has no Ray: loads a weight version from a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class VersionLoader(EndsWithActor):
     model_runner: Any
 
     def load_version(self, path: str) -> None:
-        """Reload all weights in place. On a CPU parameters are repacked, so `model.load_weights` would fail."""
+        """Reload all weights in place from a safetensors file. `model.load_weights` would fail on a CPU, where vLLM has
+        repacked the parameters."""
         from safetensors.torch import load_file
 
         self._forget_packed_experts()
@@ -21,8 +22,8 @@ class VersionLoader(EndsWithActor):
         self._tie_head()
 
     def _forget_packed_experts(self) -> None:
-        """On a CPU the kernel of a layer of experts packs their weights when it is built, and no second time: after a
-        reload it would read plain weights as packed ones. Without a kernel the reload builds and packs anew."""
+        """On a CPU the kernel of an expert layer packs the weights once, when it is built, and would read reloaded
+        weights as packed ones. Without a kernel the reload builds one and packs again."""
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
@@ -33,8 +34,8 @@ class VersionLoader(EndsWithActor):
                 method.moe_kernel = None
 
     def _tie_head(self) -> None:
-        """A head that shares the embeddings' weights is in no file: the reload passes over it, and on a CPU it would go
-        on with a packed copy of the old ones."""
+        """Tie an LM head to the embeddings again. It is in no file, so the reload skips it, and on a CPU it would keep
+        a packed copy of the old weights."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
         if not self.model_runner.model_config.hf_text_config.tie_word_embeddings:

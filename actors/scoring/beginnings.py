@@ -1,7 +1,7 @@
-"""Beginnings of responses that arrive in segments: what a scorer remembers of each.
+"""Beginnings of responses that arrive in segments: the token ids that a scorer remembers of each.
 
-A segment's row holds its new tokens alone, and the last row all of a response: no token travels more than twice. What a
-scorer does not remember, since it has just begun or had too many, it is told again.
+A segment's row holds its new tokens only, and the last row the whole response: no token travels more than twice. A
+scorer that lacks a beginning, because it started late or ran out of room, is sent the earlier payloads again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ TOKENS = 2**24  # 64 MiB: two thousand responses of eight thousand tokens
 
 @dataclass
 class Beginnings:
-    """Token ids of responses that go on, by the channel they come in, uid and attempt; `tokens` of them at most: those
-    that were added to longest ago are forgotten first. Attempts are counted anew when a learner is built anew, and then
-    they come in other channels."""
+    """Token ids of unfinished responses by channel, uid and attempt; at most `tokens` of them, the response that grew
+    longest ago is forgotten first. The channel is part of the key because attempts restart at 0 with a new learner."""
 
     tokens: int = TOKENS
     _held: int = 0
@@ -31,13 +30,13 @@ class Beginnings:
     def complete(
         self, channel: str, samples: Iterable[Sample], earlier: Sequence[pa.RecordBatch] = ()
     ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-        """The ids of each response so far, by uid, and the uids of those whose beginning is not known: neither from
-        before nor from `earlier` payloads. Raises RuntimeError where there are such and it was told of earlier ones."""
-        told = by_response(earlier)
-        found = {s.uid: self._so_far(channel, s, told.get((s.uid, s.attempt), ())) for s in samples}
+        """The ids of each response so far, by uid, and the uids whose beginning is neither remembered nor in the
+        `earlier` payloads. Raises RuntimeError if `earlier` payloads were given and a beginning is still missing."""
+        sent = by_response(earlier)
+        found = {s.uid: self._so_far(channel, s, sent.get((s.uid, s.attempt), ())) for s in samples}
         unknown = tuple(uid for uid, ids in found.items() if ids is None)
         if unknown and earlier:
-            raise RuntimeError(f"the segments before it are missing of {unknown[0]}, and of {len(unknown) - 1} others")
+            raise RuntimeError(f"earlier segments of {unknown[0]} and of {len(unknown) - 1} others are missing")
         return {uid: ids for uid, ids in found.items() if ids is not None}, unknown
 
     def _so_far(self, channel: str, sample: Sample, earlier: Sequence[Sample]) -> list[int] | None:
@@ -70,7 +69,7 @@ class Beginnings:
 
 
 def _joined(segments: Sequence[Sample]) -> array[int]:
-    """The ids of a response's first segments, as far as none is missing."""
+    """The ids of a response's segments from the first up to a gap."""
     ids = array("i")
     for segment in sorted(segments, key=lambda segment: segment.start):
         if segment.start == len(ids):

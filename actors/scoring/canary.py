@@ -1,4 +1,4 @@
-"""Whether a scorer's numbers can be right: fixed texts to score, and what no working model gives."""
+"""Checks of a scorer's numbers: fixed texts to score, and scores that no working model gives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from actors.wire.records import Score
 
 Tokens = tuple[int, ...]
-UNIFORM = 0.99  # of the log of the vocabulary: an entropy above it is that of a model that knows nothing
-TOKENS, DISTINCT = 16, 4  # fewer may well be alike: one-token answers, one token again and again
+UNIFORM = 0.99  # share of log(vocabulary); a higher mean entropy is that of a model without knowledge
+TOKENS, DISTINCT = 16, 4  # fewer tokens, or fewer distinct ones, may well have equal log-probs
 ALIKE = 1e-6  # nats
 
 
 def canary_texts(vocabulary: int, context: int) -> tuple[Tokens, ...]:
-    """Token ids that are always the same for a vocabulary, of up to 32 tokens each: drawn at random, one token again
-    and again, ids in their order from both ends, and a short one. None where there are too few tokens for texts."""
+    """Texts of 2 to 32 token ids, fixed by the vocabulary: random ids, one id repeated, ascending ids, descending ids.
+    Empty if the vocabulary or the context is too small."""
     if vocabulary < TOKENS or context < 2:
         return ()
     rng = random.Random(vocabulary)
@@ -29,13 +29,13 @@ def canary_texts(vocabulary: int, context: int) -> tuple[Tokens, ...]:
 
 
 def ways_to_batch(count: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """The same texts, by index, in other batches each time: together, each alone, and in two of mixed lengths."""
+    """Ways to batch the texts, by index: all together, each alone, and in two batches of mixed lengths."""
     every = tuple(range(count))
     return (every,), tuple((i,) for i in every), (every[1::2], every[::-2])
 
 
 def suspicion_of(scores: Sequence[Score], token_ids: Sequence[int], vocabulary: int) -> str:
-    """What no model that works gives for these tokens, in words; empty where there is nothing of it."""
+    """Why no working model gives these scores, in words; empty if one may."""
     if len(token_ids) < TOKENS or len(set(token_ids)) < DISTINCT:
         return ""
     logprobs = np.concatenate([score.logprobs for score in scores])

@@ -1,4 +1,4 @@
-"""What a scorer asks of an engine, and of what."""
+"""The interface between a scorer and its engine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from actors.wire.records import Score, ScoreRequest
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The new tokens of a response to score, behind the prompt it is scored with and the tokens before them."""
+    """A response to score: its prompt under the scored model, and its tokens from `start` on."""
 
     uid: str
     prompt_ids: list[int]
     response_ids: list[int]  # so far
-    start: int  # where the new ones begin
-    last: bool  # none will follow
+    start: int  # tokens before the new ones
+    last: bool  # the response has ended
     support_ids: list[int]  # [new tokens * k] the student's own top k, where they were asked for
 
     @property
@@ -34,13 +34,13 @@ class Item:
 
     @property
     def cost(self) -> int:
-        """Tokens to put through a model that remembers the segments before."""
+        """Tokens to put through a model that has the KV cache of earlier segments."""
         return len(self.new_ids) if self.start else self.tokens
 
 
 class Engine(Protocol):
-    """What scores a batch. `hidden_dtype` names the bits of a Score's hidden states. One that is `continuous` forms its
-    own batches of what it is given, whenever that comes."""
+    """Scores a batch. `hidden_dtype` is the dtype of the bytes in Score.hidden. A `continuous` engine forms its own
+    batches, so items are handed to it at once."""
 
     hidden_dtype: str
     continuous: bool

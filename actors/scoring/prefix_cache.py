@@ -1,7 +1,7 @@
-"""Which responses' key-values a scorer keeps between their segments. Pure: it knows token ids and nothing of tensors.
+"""The KV caches that a scorer keeps between a response's segments. Pure: it handles token ids, never tensors.
 
-Bounded by tokens; the least recently kept go first, and so what is left of a response that was given up. A cache is
-taken out to be used and kept again when it has grown, so a forward that fails leaves nothing half-grown behind.
+Bounded by tokens; the least recently kept go first, among them those of abandoned responses. A cache is taken out for a
+forward pass and kept again afterwards, so a pass that fails leaves no half-grown cache.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ Cache = TypeVar("Cache")
 class PrefixCache(Generic[Cache]):
     def __init__(self, most_tokens: int) -> None:
         self._most = most_tokens
-        self._kept: dict[str, tuple[list[int], Cache]] = {}  # by uid, the longest unused first
+        self._kept: dict[str, tuple[list[int], Cache]] = {}  # by uid, least recently kept first
 
     @property
     def tokens(self) -> int:
         return sum(len(ids) for ids, _ in self._kept.values())
 
     def take(self, uid: str, ids: Sequence[int]) -> tuple[int, Cache] | None:
-        """What is kept of a response if it is a prefix of `ids`: its length in tokens and its cache, which is no longer
-        kept. Of another attempt, or longer than `ids`, it is of no use."""
+        """Remove and return a response's (length in tokens, cache) if its ids are a prefix of `ids`. Otherwise, as for
+        another attempt, drop it and return None."""
         prefix, cache = self._kept.pop(uid, (None, None))
         if prefix is None or cache is None or prefix != list(ids[: len(prefix)]):
             return None
         return len(prefix), cache
 
     def keep(self, uid: str, ids: Sequence[int], cache: Cache) -> None:
-        """Keep the cache of a response's first tokens; others make room. One beyond the bound by itself is not kept."""
+        """Keep the cache of a response's first tokens and evict others for it; not if it exceeds the bound alone."""
         self._kept.pop(uid, None)
         if len(ids) > self._most:
             return
@@ -39,5 +39,5 @@ class PrefixCache(Generic[Cache]):
             del self._kept[next(iter(self._kept))]
 
     def clear(self) -> None:
-        """Let go of everything: other weights make other key-values."""
+        """Drop everything, for new weights."""
         self._kept.clear()

@@ -1,6 +1,6 @@
-"""Scores that a scorer keeps of responses it will be asked about again: teachers' and datasets' own, epoch after epoch.
+"""Scores kept for responses that come again every epoch: those of teachers and datasets.
 
-Bounded by bytes; the least recently asked for go first. Pure: scores of other weights are for its owner to clear.
+Bounded by bytes, least recently used first out. Pure: the owner clears it when the weights change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Key = bytes
 
 
 def key_of(kind: object, *token_ids: Sequence[int]) -> Key:
-    """Of what was asked for and the tokens that decide the answer."""
+    """Digest of the kind of request and of all token ids that the scores depend on."""
     digest = hashlib.blake2b(repr(kind).encode(), digest_size=16)
     for ids in token_ids:
         digest.update(len(ids).to_bytes(8, "big"))
@@ -41,10 +41,10 @@ class ScoreCache:
         return replace(score, uid=uid)
 
     def put(self, key: Key, score: Score) -> None:
-        """Keep scores; others make room. What is beyond the bound by itself is not kept."""
+        """Keep scores and evict others for them; not if they exceed the bound alone."""
         if key in self._kept or score.nbytes > self._most:
             return
-        self._kept[key] = _apart(score)
+        self._kept[key] = _copied(score)
         self.nbytes += score.nbytes
         while self.nbytes > self._most:
             _, oldest = self._kept.popitem(last=False)
@@ -55,7 +55,7 @@ class ScoreCache:
         self.nbytes = 0
 
 
-def _apart(score: Score) -> Score:
-    """Arrays of its own: those of a batch are views that would keep the whole batch."""
+def _copied(score: Score) -> Score:
+    """The score with copied arrays: the originals are views that would keep their whole batch in memory."""
     names = ("logprobs", "support_ids", "support_logprobs", "tail_logprob")
     return replace(score, **{n: array.copy() for n in names if (array := getattr(score, n)) is not None})

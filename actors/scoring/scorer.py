@@ -2,8 +2,8 @@
 
 One interface, two engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
 last hidden state for full-vocabulary targets); `vllm` gives sampled tokens and the teacher's top-k through prompt
-log-probs. Requests of all callers are scored together: grouped by token budget, or handed on at once to an engine that
-forms its own batches.
+log-probs. Requests of all callers are batched together by token budget, or handed at once to an engine that forms its
+own batches.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from configs.roles import Scorer as ScorerConfig
 
 
 class Scorer(Member):
-    """`vocabulary` is the models' common logit width: columns beyond it never enter a softmax. `version` is that of the
-    weights in the directory `model`."""
+    """`vocabulary` is the models' common logit width; columns beyond it never enter a softmax. `version` is the version
+    of the weights in the directory `model`."""
 
     def __init__(self, config: ScorerConfig, model: str, vocabulary: int, version: int = 0) -> None:
         self._config = config
         self._model = Path(model)
         self._vocabulary = vocabulary
         self._version = version
-        self._unmoved = True  # the weights are those of the directory
+        self._from_directory = True  # no version was loaded since
         self._engine: Engine | None = None
         self._cache = ScoreCache(config.score_cache_mib * 2**20)
         self._beginnings = Beginnings()
@@ -64,9 +64,9 @@ class Scorer(Member):
     async def score(
         self, payload: pa.RecordBatch, request: ScoreRequest, *earlier: pa.RecordBatch
     ) -> tuple[pa.RecordBatch, ScoreHeader]:
-        """Scores of the new tokens of the samples asked for, in row order; what cannot be scored is rejected by uid,
-        not raised. Segments whose beginning is not known here come back as unknown, to be asked about once more with
-        the `earlier` payloads that hold it."""
+        """Score the new tokens of the requested samples, in row order. A sample that cannot be scored is rejected by
+        uid. A segment whose beginning is not remembered is `unknown` in the header: ask again with the `earlier`
+        payloads that hold the beginning."""
         assert self._engine is not None, "start() comes first"
         samples = {s.uid: s for s in unpack_samples(payload) if not request.prompts or s.uid in request.prompts}
         so_far, unknown = self._beginnings.complete(request.channel, samples.values(), earlier)
@@ -88,8 +88,8 @@ class Scorer(Member):
         return payload, header._replace(suspicion=suspicion_of(good, tokens, self._vocabulary))
 
     async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
-        """Log-probs of all tokens of the texts but their first, nats; with `repeats` once more for each other way to
-        batch them. Nothing else is scored meanwhile."""
+        """Log-probs (nats) of all tokens of the texts but the first of each; with `repeats` one list for each way to
+        batch the texts. No other request is scored meanwhile."""
         assert self._engine is not None
         items = [Item(f"canary.{i}", list(ids[:1]), list(ids[1:]), 0, True, []) for i, ids in enumerate(texts)]
         ways = ways_to_batch(len(items))
@@ -105,7 +105,7 @@ class Scorer(Member):
         return [value for i in range(len(items)) for value in found[i]]
 
     async def projection(self) -> tuple[dict[str, Any], int]:
-        """The head that turns hidden states into logits, see causal_lm.Projection, and the version it is of."""
+        """The LM head as a causal_lm.Projection, and its version."""
         assert self._engine is not None
         async with self._weights_lock.shared():
             return await asyncio.to_thread(self._engine.projection), self._version
@@ -118,24 +118,24 @@ class Scorer(Member):
         tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
         async with self._weights_lock.exclusive():
             await self._engine.replace(tensors)
-            self._version, self._unmoved = version, False
+            self._version, self._from_directory = version, False
             self._cache.clear()
         return version
 
     async def swap(self, version: int, model: str) -> int:
-        """Score with the weights of another directory from the next batch on, which may be of another size. Raises
-        SwapRefused, and then scores as before."""
+        """Score with the weights of another directory, of any size, from the next batch on. Raises SwapRefused if they
+        cannot be loaded; then the old directory's weights serve."""
         assert self._engine is not None
         async with self._weights_lock.exclusive():
-            if not (self._unmoved and (version, Path(model)) == (self._version, self._model)):
-                self._engine.stop()  # first: there may be no room for two
+            if not (self._from_directory and (version, Path(model)) == (self._version, self._model)):
+                self._engine.stop()  # memory may not hold two models
                 self._engine = await self._build_or_go_back(Path(model))
-                self._model, self._version, self._unmoved = Path(model), version, True
+                self._model, self._version, self._from_directory = Path(model), version, True
                 self._cache.clear()
         return version
 
     async def sleep(self) -> None:
-        """Asleep it keeps its turn to itself: what is asked of it waits until `wake`."""
+        """Give accelerator memory back. Requests wait until `wake`, since the weights lock is held until then."""
         assert self._engine is not None
         await self._weights_lock.acquire_exclusive()
         await self._engine.sleep()
@@ -162,6 +162,7 @@ class Scorer(Member):
             raise SwapRefused(f"{model} cannot be served: {error}") from error
 
     def _unfit(self, item: Item) -> str:
+        """Why an item cannot be scored; empty if it can."""
         if not item.new_ids:
             return "empty response"
         if max(item.response_ids) >= self._vocabulary:
@@ -173,7 +174,7 @@ class Scorer(Member):
         return ""
 
     async def _scored(self, item: Item, request: ScoreRequest) -> Score:
-        """The scores of an item: kept ones, where it is one that comes again."""
+        """The scores of an item, from the cache if the request is `reusable` and the version is the same."""
         if not (request.reusable and item.whole):
             return await self._enqueue(item, request)
         key = key_of(_kind(request), item.prompt_ids, item.response_ids, item.support_ids)
@@ -195,7 +196,7 @@ class Scorer(Member):
             return await future
 
     async def _hand_on(self, item: Item, request: ScoreRequest) -> Score:
-        """To an engine that batches by itself: it is not kept waiting for what others asked before."""
+        """Score an item on a continuous engine, past the queue."""
         async with self._weights_lock.shared():
             assert self._engine is not None
             (score,) = await self._engine.score([item], request)
@@ -204,13 +205,14 @@ class Scorer(Member):
     async def _serve(self) -> None:
         while True:
             await self._arrived.wait()
-            await asyncio.sleep(0)  # let every caller of this turn enqueue before the first batch is cut
+            await asyncio.sleep(0)  # let all callers of this loop iteration enqueue first
             async with self._weights_lock.shared():
-                await self._score_batch(self._cut_batch())
+                await self._score_batch(self._next_batch())
             if not self._queue:
                 self._arrived.clear()
 
-    def _cut_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
+    def _next_batch(self) -> list[tuple[Item, ScoreRequest, asyncio.Future[Score]]]:
+        """Take requests of the first one's kind off the queue, up to `tokens_per_batch`."""
         first = self._queue[0][1]
         alike = [e for e in self._queue if _kind(e[1]) == _kind(first)]
         batch = alike[: take_by_budget([e[0].cost for e in alike], self._config.tokens_per_batch)]
@@ -222,7 +224,7 @@ class Scorer(Member):
         assert self._engine is not None
         try:
             scores = await self._engine.score([item for item, _, _ in batch], batch[0][1])
-        except Exception as error:  # goes to the callers, who own the decision
+        except Exception as error:  # the callers decide
             for _, _, future in batch:
                 if not future.done():
                     future.set_exception(error)

@@ -1,8 +1,9 @@
-"""Torch engine of the scorer: one packed transformers forward for the whole responses of a batch, the head in chunks.
+"""Torch engine of the scorer: one packed transformers forward pass for the whole responses of a batch, the LM head in
+chunks.
 
-A response that comes in segments is scored with its own forward each, on the key-values that the segment before left:
-every token goes through the model once, unless its cache cannot be gone on from. The last token of a segment waits for
-the next one, since its hidden state is what predicts that one's first token.
+Each segment has a forward pass of its own, on the KV cache of the segments before it: every token goes through the
+model once, if the model can continue from a cache. The last token of a segment goes through with the next segment,
+because its hidden state predicts that segment's first token.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from configs.roles import Scorer as ScorerConfig
 from objectives import ends
 from objectives.divergence import entropy
 
-CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] alive at a time
+CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] in memory at a time
 
 
 class TorchEngine:
@@ -56,14 +57,14 @@ class TorchEngine:
     async def sleep(self) -> None:
         await asyncio.to_thread(self._move, torch.device("cpu"))
         self._prefixes.clear()
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+        torch.cuda.empty_cache()  # no effect without a GPU
 
     async def wake(self) -> None:
         await asyncio.to_thread(self._move, self._device)
 
     @torch.no_grad()
     def _replace(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a version's tensors, which are named as those of the model's files."""
+        """Copy a version's tensors, named as in the model's files, into the model."""
         own = self._model.state_dict()
         for group in stored(self._directory).groups:
             for name, tensor in group.join(tensors).items():
@@ -95,7 +96,7 @@ class TorchEngine:
         return [_score_of(item.uid, {name: rows[i] for name, rows in split.items()}) for i, item in enumerate(items)]
 
     def _hidden(self, items: Sequence[Item]) -> Tensor:
-        """Hidden states that predict the new tokens of every item, one after another: [new tokens, width]."""
+        """[new tokens, width]: the hidden states that predict the new tokens of all items, concatenated."""
         whole = [item for item in items if item.whole]
         packed: list[Tensor] = []
         if whole:
@@ -107,7 +108,7 @@ class TorchEngine:
         return torch.cat([next(states) if item.whole else self._continued(item) for item in items])
 
     def _continued(self, item: Item) -> Tensor:
-        """Of a segment: [new tokens, width]. What no cache covers of the tokens before it is computed again."""
+        """[new tokens, width] of a segment. Earlier tokens that no cache covers are computed again."""
         ids = [*item.prompt_ids, *item.response_ids]
         if not self._handling.continues:
             batch = causal_lm.pack([(ids[: -len(item.new_ids)], item.new_ids)]).to(self._device)
@@ -127,8 +128,8 @@ class TorchEngine:
 
 
 def support_of(logprobs: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
-    """The top k of [N, V] log-probs, as the request wants them, and their tail; `own` are the student's ids [N, k]. End
-    tokens that are one outcome stand apart from the k, in a last column, and in no tail."""
+    """Top k of [N, V] log-probs as the request asks, and their tail. `own` [N, k] are the student's ids. End tokens
+    that are one outcome have a last column of their own and are in neither the k nor the tail."""
     others = _without(logprobs, request.ends)
     if request.topk_of == "student":
         ids = own
@@ -149,20 +150,20 @@ def support_of(logprobs: Tensor, own: Tensor, request: ScoreRequest) -> dict[str
 
 
 def _without(logprobs: Tensor, ids: Sequence[int]) -> Tensor:
-    """The same log-probs, with no mass on some ids."""
+    """The log-probs with -inf at `ids`."""
     if not ids:
         return logprobs
     return logprobs.index_fill(-1, torch.tensor(ids, dtype=torch.long, device=logprobs.device), -torch.inf)
 
 
 def united(first: Tensor, second: Tensor) -> Tensor:
-    """Ids of both supports, each once: [N, K], [N, J] -> [N, K + J]; a repeated one leaves its place unused, -1."""
+    """Union of two supports, [N, K] and [N, J] -> [N, K + J]; the place of a repeated id holds -1."""
     repeated = (second.unsqueeze(-1) == first.unsqueeze(-2)).any(-1)
     return torch.cat([first, second.masked_fill(repeated, -1)], dim=-1)
 
 
 def _student_support(items: Sequence[Item], request: ScoreRequest, device: torch.device) -> Tensor:
-    """[tokens, k] ids that the student ranked highest where it sampled; [tokens, 0] where nobody asks for them."""
+    """[tokens, k] ids of the student's top k; [tokens, 0] if the request does not use them."""
     tokens = sum(len(item.new_ids) for item in items)
     if request.support != "topk" or request.topk_of == "teacher":
         return torch.zeros((tokens, 0), dtype=torch.long, device=device)

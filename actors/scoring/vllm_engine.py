@@ -1,9 +1,9 @@
-"""vLLM engine of the scorer: prompt log-probs of prompt + response. They are at temperature 1 in every mode.
+"""vLLM engine of the scorer: prompt log-probs of prompt + response, always at temperature 1.
 
-It keeps nothing between the segments of a response: prompt log-probs need every position computed, so each segment
-costs the whole response so far. Responses that come in many segments are for engine: torch.
+It keeps nothing between segments: prompt log-probs need every position computed, so each segment costs the whole
+response so far. Use engine: torch for responses in many segments.
 
-vLLM forms its batches anew for every forward, of `tokens_per_batch` tokens from whatever it has been given by then.
+vLLM forms a new batch, of up to `tokens_per_batch` tokens, for every forward pass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VllmEngine:
         arguments = AsyncEngineArgs(
             model=str(model),
             dtype=config.dtype,
-            max_model_len=config.max_context_tokens + 1,  # scoring a full context still decodes one token
+            max_model_len=config.max_context_tokens + 1,  # one more token is decoded after a full context
             max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
             gpu_memory_utilization=config.gpu_memory_fraction,
             enforce_eager=True,
@@ -56,7 +56,7 @@ class VllmEngine:
         return cls(engine)
 
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
-        """Raises ValueError for what prompt log-probs cannot give."""
+        """Raises ValueError for a support that prompt log-probs cannot give."""
         if request.support == "full":
             raise ValueError("the vllm scorer gives sampled and topk supports; use engine: torch")
         if request.ends:
@@ -89,11 +89,11 @@ class VllmEngine:
         return await asyncio.to_thread(_score_of, item, output.prompt_logprobs, k)
 
 
-TAIL_RESOLUTION = 8.0 * float(np.finfo(np.float32).eps)  # 1e-6: what rounding leaves of 1 less a sum near 1
+TAIL_RESOLUTION = 8.0 * float(np.finfo(np.float32).eps)  # 1e-6: rounding error of 1 - sum, for a sum near 1
 
 
 def _score_of(item: Item, flat: Any, k: int) -> Score:
-    """vLLM lists the actual token first, then the top k by rank; the actual token stands once if it is among them."""
+    """vLLM lists the actual token first, then the rest of the top k by rank."""
     positions = range(item.tokens - len(item.new_ids), item.tokens)
     sampled = np.array([flat.logprobs[flat.start_indices[p]] for p in positions], dtype=np.float32)
     if not k:
@@ -110,8 +110,8 @@ def _score_of(item: Item, flat: Any, k: int) -> Score:
 
 
 def _tails(logprobs: np.ndarray) -> tuple[np.ndarray, int]:
-    """log(1 - sum of the support) at each position, [T, k] -> [T] float32, and at how many of them it is less than
-    float32 log-probs can tell, and counts as the least that they can."""
+    """log(1 - sum of the support) of each position, [T, k] -> [T] float32, with the sum's complement floored at
+    TAIL_RESOLUTION; and how many positions were floored."""
     outside = 1.0 - np.exp(logprobs.astype(np.float64)).sum(-1)
     floored = int((outside < TAIL_RESOLUTION).sum())
     return np.log(np.maximum(outside, TAIL_RESOLUTION)).astype(np.float32), floored

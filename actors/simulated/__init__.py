@@ -1,3 +1,3 @@
-"""Members of every role that sleep instead of computing: same calls, same errors, known numbers. For tests of what
-decides.
+"""Members of every role that sleep instead of computing: same methods and errors, known numbers. For tests of the
+orchestrator.
 """

@@ -1,7 +1,8 @@
-"""Members that sleep instead of computing, with the protocol of the real ones.
+"""Members that sleep instead of computing, with the methods of the real ones.
 
-Deterministic: tokens follow from a request's seed, the learner is a vector that moves with the tokens it sees. What
-decides (dispatch, staleness, resume, scale) is tested on these; one contract suite holds them to the real members.
+Deterministic: tokens follow from a request's seed, and the learner is a vector that moves with the tokens it trains on.
+Dispatch, staleness, resume and scaling are tested on these; tests/engines/test_contract.py holds real members to the
+same behaviour.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +42,26 @@ from actors.wire.records import (
     trained_batch,
     unpack_samples,
 )
-from configs.roles import Rule, Simulated
+from configs.roles import Rule
 from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
 REFERENCE_KL = 0.01  # nats a token
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """How long members sleep, in seconds a token."""
+
+    rollout: float = 0.0
+    score: float = 0.0
+    learn: float = 0.0
+
+
 class SimulatedRollout(Writer):
-    def __init__(self, speed: Simulated, on_update: str = "keep") -> None:
+    def __init__(self, speeds: Speeds, on_update: str = "keep") -> None:
         super().__init__()
-        self._seconds = speed.rollout_seconds_per_token
+        self._seconds = speeds.rollout
         self._on_update = on_update
         self._version = 0
         self._running: set[_Response] = set()
@@ -88,10 +99,10 @@ class SimulatedRollout(Writer):
         return version
 
     async def sleep(self) -> None:
-        """Nothing to give back."""
+        """Holds no memory."""
 
     async def wake(self) -> None:
-        """Nothing to take."""
+        """Holds no memory."""
 
     async def drain(self) -> None:
         while self._running:
@@ -137,8 +148,8 @@ class _Response:
 
 
 class SimulatedScorer(Member):
-    def __init__(self, speed: Simulated, vocabulary: int, version: int = 0) -> None:
-        self._speed = speed
+    def __init__(self, speeds: Speeds, vocabulary: int, version: int = 0) -> None:
+        self._speeds = speeds
         self._vocabulary = vocabulary
         self._version = version
         self._beginnings = Beginnings()
@@ -157,7 +168,7 @@ class SimulatedScorer(Member):
             s.uid: "beyond the vocabulary" for s in samples if max(so_far[s.uid], default=0) >= self._vocabulary
         }
         good = [s for s in samples if s.uid not in rejected]
-        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speed.score_seconds_per_token)
+        await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speeds.score)
         scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
         payload, header = pack_scores(scores, rejected, "float32", unknown)
         tokens = [token for s in good for token in s.response_ids[s.new]]
@@ -180,11 +191,11 @@ class SimulatedScorer(Member):
         return version
 
     async def drain(self) -> None:
-        """Every call is awaited by its caller."""
+        """Does not track its calls."""
 
 
 class SimulatedReward(Member):
-    """Half of all responses earn something, by their length."""
+    """Rewards responses of odd length."""
 
     def start(self) -> None:
         """Nothing to build."""
@@ -197,10 +208,10 @@ class SimulatedReward(Member):
 
 
 class SimulatedLearner(Member):
-    """Its weights are a running sum of what it trained on, so that a lost, doubled or reordered sample shows."""
+    """Its weights are a running sum over the trained samples, so that a lost, doubled or reordered one shows."""
 
-    def __init__(self, speed: Simulated, rank: int, ranks: int) -> None:
-        self._speed = speed
+    def __init__(self, speeds: Speeds, rank: int, ranks: int) -> None:
+        self._speeds = speeds
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
         self._lr = 0.0
@@ -220,7 +231,7 @@ class SimulatedLearner(Member):
         self._start_kl = spec.start_kl
 
     def load_projection(self, model: str, version: int, oldest: int, projection: dict[str, Any]) -> None:
-        """There is no head."""
+        """Has no LM head."""
 
     def fetch(self, *payloads: pa.RecordBatch) -> None:
         self._payloads = payloads
@@ -242,7 +253,7 @@ class SimulatedLearner(Member):
 
     def evaluate(self, share: Share) -> dict[str, Any]:
         samples = self._samples(share)
-        time.sleep(sum(len(s.response_ids) for s in samples) * self._speed.learn_seconds_per_token)
+        time.sleep(sum(len(s.response_ids) for s in samples) * self._speeds.learn)
         tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
         loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
         self._record(share, samples)
@@ -258,7 +269,7 @@ class SimulatedLearner(Member):
         }
 
     def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
-        """As if a sample were a batch of its own."""
+        """Metric sums of one sample, as of a batch of its own."""
         kl = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0)
         return {"tokens": float(len(tokens)), "reverse_kl": kl * len(tokens), "entropy": float(len(tokens))}
 
@@ -295,7 +306,7 @@ class SimulatedLearner(Member):
             writer.write_batch(batch)
 
     def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
-        """Of the first model that scored a sample; None where none did."""
+        """By sample, those of the first model that scored it; None if none did."""
         tables = tables_of(share, self._payloads)
 
         def first(sample: Sample) -> np.ndarray | None:
@@ -314,8 +325,7 @@ def _check(version: int, headers: Sequence[BucketHeader], buckets: Sequence[np.n
 
 
 def liked(response_ids: Sequence[int]) -> np.ndarray:
-    """[T] log-probs of a simulated teacher: it likes some tokens a little less than the sampler did, as all before them
-    say."""
+    """[T] log-probs of a simulated teacher, -1.0 to -1.4: each depends on all tokens up to its own."""
     return -1.0 - (np.cumsum(response_ids) % 5).astype(np.float32) / 10.0
 
 

@@ -1,4 +1,4 @@
-"""What travels between roles: payloads and headers (`records.py`), and what the learner is asked to do (`jobs.py`).
+"""What travels between roles: payloads and headers (`records.py`), and the learner's jobs (`jobs.py`).
 
-The rule: column names are known in `records.py` and nowhere else.
+The rule: only `records.py` knows column names.
 """

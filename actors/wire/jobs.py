@@ -1,4 +1,4 @@
-"""What a learner is asked to do: plain values, so that the orchestrator needs no engine to say it."""
+"""A learner's jobs as plain values, so that the orchestrator imports no engine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from objectives.schedule import Dials
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """What a learner is built from. `steps` is the length of the schedule, `updates` the passes over a batch;
-    `publish_dtype` that of the buckets; `averages` are the decays of the models that are averages of the student;
-    `temperature` divides the student's logits, which is 1 but for a reward alone. `compares_sampler`: the sampler's
-    log-probs are of the same distribution, and metrics of q/mu mean something. `start_kl`: how the distance to the
-    starting weights is logged, if at all. `end_tokens` are one outcome in the distillation term, and all end a response
-    of the exported model; empty where they are tokens like others."""
+    """What a learner is built from. `steps` is the length of the schedule, `updates` the passes over a batch,
+    `publish_dtype` the dtype of the buckets. `averages` are decays by the name of an averaged model. `temperature`
+    divides the student's logits; it is 1 unless the objective is a reward alone. `compares_sampler`: the sampler's
+    log-probs are of the same distribution, so that metrics of q/mu make sense. `start_kl`: how the KL to the starting
+    weights is logged, or None. `end_tokens` count as one outcome in the distillation term, and all end a response of
+    the exported model; empty if they are tokens like others."""
 
     config: LearnerConfig
     objective: ObjectiveConfig
@@ -36,8 +36,7 @@ class LearnerSpec:
 
 
 class Total(NamedTuple):
-    """A term's global denominators: counted over what the recipe gives it, before gates, clips and masks (that
-    for age too)."""
+    """A term's global denominators, counted before gates, clips and masks, the mask of old tokens included."""
 
     tokens: int
     sequences: int
@@ -45,14 +44,14 @@ class Total(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of a batch. Of the payloads that it fetched, `rows` names by uid the one that holds the whole
-    response, `scores` by uid and model those that hold its scores, one for each segment. Payloads are whole blocks:
-    what others hold under that uid may be of an earlier attempt.
+    """One rank's part of a batch. `rows` and `scores` hold indices of fetched payloads: by uid the one with the whole
+    response, by uid and model those with its scores, one for each segment. Other payloads may hold the same uid at an
+    earlier attempt, because payloads are whole blocks.
 
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`
-    and `rewards` are by uid. `foreign` were not drawn by the student; `masked` carry no outcome term. Tokens
-    that the student drew with a version below `oldest` carry no loss. `record` is a file to write the trained samples
-    to, or None.
+    and `rewards` are by uid. The student did not draw the samples in `foreign`; those in `masked` have no outcome term.
+    Tokens that the student drew with a version below `oldest` carry no loss. `record` is the file for the trained
+    samples, or None.
     """
 
     step: int

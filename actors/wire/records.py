@@ -1,7 +1,7 @@
 """The wire: Arrow schemas of payloads, and the small headers that describe them.
 
-The only place that knows column names. A payload (one record batch) travels by reference and is opened by the actor
-that needs it; its header is what the orchestrator sees. Response tokens only; log-probs in nats, f32 or f16.
+The only place that knows column names. A payload (one record batch) travels by reference, and the actor that needs it
+opens it; the orchestrator sees its header only. Columns are over response tokens; log-probs in nats, f32 or f16.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLES = pa.schema(
         ("rollout_logprobs", pa.list_(pa.float32())),  # log mu of each response token, as sampled
         ("loss_spans", _spans),  # half-open token ranges of the response that carry loss
         ("finish", pa.string()),  # stop | length | data | cut | abort; empty while the response goes on
-        ("versions", pa.list_(pa.int32())),  # policy version of each response token
+        ("versions", pa.list_(pa.int32())),  # policy version that sampled each response token
         ("support_ids", pa.list_(pa.int32())),  # [tokens * k] the student's own top k, row-major; empty if not asked
         ("start", pa.int32()),  # tokens before it were handed on in earlier segments; 0 of a whole response
     ]
@@ -60,8 +60,8 @@ TRAINED = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response, or a segment of it. Lists are over response tokens: in a segment that others follow over its new
-    ones, from `start` on; in the last one, as in a whole response, over all. Spans are positions in the response.
+    """A row: one response, or a segment of it. Lists are over response tokens: over the new ones, from `start` on, in a
+    segment that is not the last; over all in the last one and in a whole response. Spans are positions in the response.
     `seed` is hash(run seed, uid, attempt)."""
 
     uid: str
@@ -79,19 +79,19 @@ class Sample:
 
     @property
     def offset(self) -> int:
-        """Tokens of the response before the first that the lists hold."""
+        """Tokens of the response before the first one in the lists."""
         return 0 if self.finish else self.start
 
     @property
     def new(self) -> slice:
-        """Where in the lists the new tokens are."""
+        """The new tokens' place in the lists."""
         return slice(self.start - self.offset, None)
 
 
 class SampleHeader(NamedTuple):
-    """What the orchestrator knows of a row. Counts are of its new tokens [start, end), so that the headers of a
-    response's segments add up; `versions` are (version, loss tokens sampled with it), ascending. `finite` says that the
-    writer's log-probs of them all are numbers; a dataset's are not."""
+    """What the orchestrator knows of a row. Counts are of its new tokens [start, end), so that those of a response's
+    segments add up; `versions` are (version, loss tokens sampled with it), ascending. `finite`: whether all of the
+    writer's log-probs are; a dataset's are NaN."""
 
     uid: str
     group: str
@@ -121,19 +121,18 @@ class SampleHeader(NamedTuple):
 
 
 class BlockHeader(NamedTuple):
-    """Header of one block of samples: rows in payload order, and the payload's size in bytes. A response stands in a
-    block once."""
+    """Header of one block: its rows in payload order, and the payload's bytes. A response stands in a block once."""
 
     samples: tuple[SampleHeader, ...]
     payload_bytes: int
 
 
 class ScoreHeader(NamedTuple):
-    """Header of one block of scores. `rejected` maps a uid to why the scorer could not score it; `unknown` are segments
-    whose beginning it does not have; `tokens` counts the tokens scored. Sums over them in the order of `uids`, nats:
-    `entropies`, None where the engine does not know them; `log_ratios`, this model's log-prob less the sampler's, NaN
-    where the sampler's is not known. `suspicion` says what of the scores no working model gives; empty if nothing.
-    `tails_floored` counts tokens whose tail is less than the engine can tell."""
+    """Header of one block of scores. `rejected` maps a uid to the reason why it could not be scored; `unknown` are the
+    uids of segments whose beginning the scorer lacks; `tokens` counts scored tokens. Sums over a row's tokens, in the
+    order of `uids`, nats: `entropies`, None if the engine cannot give them; `log_ratios`, this model's log-prob less
+    the sampler's, NaN if the sampler's is unknown. `suspicion`: why no working model gives these scores, or empty.
+    `tails_floored` counts tokens whose tail is below the engine's resolution."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -149,18 +148,18 @@ class ScoreHeader(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a rollout member is asked to sample."""
+    """One response to write, at one attempt."""
 
     uid: str
     group: str
     attempt: int
     seed: int
     prompt_ids: list[int]
-    response_ids: list[int] | None = None  # a dataset's own response, where the prefix is the dataset's
-    sampled_prompt_ids: list[int] | None = None  # what is sampled behind, where it is not the student's prompt
-    topk: int = 0  # of the sampler's most likely tokens to return at each position
-    ends: tuple[int, ...] = ()  # ids that do not count among its most likely ones
-    segment_tokens: int = 0  # hand the response on in segments of so many tokens; 0: whole
+    response_ids: list[int] | None = None  # a dataset's own response, for source `dataset`
+    sampled_prompt_ids: list[int] | None = None  # the prompt to sample with, if not the student's
+    topk: int = 0  # how many of the sampler's most likely tokens to return for each position
+    ends: tuple[int, ...] = ()  # ids to leave out of the top k
+    segment_tokens: int = 0  # tokens of a segment; 0: hand the response on whole
 
     def answered(
         self,
@@ -171,8 +170,8 @@ class Request:
         support_ids: Sequence[int] = (),
         start: int = 0,
     ) -> Sample:
-        """The sample that this response, or what there is of it so far, makes: loss on every token of it.
-        `finish` is empty, and `start` may lie behind the first token, where it is handed on in segments."""
+        """The row of this response, or of its tokens so far, with loss on every token. In a segment that is not the
+        last, `finish` is empty. `start`: tokens in earlier segments."""
         whole, held = [(0, len(response_ids))], slice(0 if finish else start, None)
         k = len(support_ids) // max(1, len(response_ids))
         return Sample(
@@ -193,30 +192,30 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What a scorer is asked for: the new tokens of the samples in `prompts`, each behind the prompt ids given there;
-    without `prompts` those of every sample, behind its own.
+    """Scores wanted of a payload: of the new tokens of the samples in `prompts`, after the prompt ids given there by
+    uid; without `prompts` of every sample, after its own prompt.
 
     `topk_of`: whose top k are the support; with `union` each id stands once, and unused places hold id -1. `channel`
-    names the stream that segments come in. `ends` are one outcome: the score of a sampled one is that of all of them,
-    and in a top k they have a column of their own, the last, under the smallest of their ids.
+    names the channel that the segments came in. `ends` are one outcome: a sampled one is scored as all of them
+    together, and in a top k they have the last column, under the smallest of their ids.
     """
 
     support: str  # sampled | topk | full
     topk: int = 0
     topk_of: str = "teacher"  # teacher | student | union
     prompts: dict[str, list[int]] = field(default_factory=dict)
-    reusable: bool = False  # the same responses will be asked about again
+    reusable: bool = False  # the same responses will come again
     channel: str = ""
     ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Scores of T tokens of a response, from `start` on. Arrays by support; unused ones are None.
+    """Scores of T tokens of a response, from `start` on. Arrays that the support does not need are None.
 
-    logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32;
-    hidden [T, width] raw bytes of `hidden_dtype`. Sums over the T tokens, nats, travel in the header: `entropy_sum`
-    and, to the sampler, `log_ratio`. `version` is the scorer's when it scored.
+    logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32; hidden [T, width] as raw bytes of
+    `hidden_dtype`. `entropy_sum` and `log_ratio` (to the sampler) are sums over the T tokens, nats, and travel in the
+    header. `version` is the scorer's at the time.
     """
 
     uid: str
@@ -239,20 +238,20 @@ class Score:
 
 
 class BadWeights(Exception):
-    """A version that must not be loaded: a name, shape or hash differs from what was announced."""
+    """A version that must not be loaded: a name, a shape or a hash differs from the expected one."""
 
 
 class BrokenWeights(Exception):
-    """A learner's weights are not finite, on some rank; nothing that it holds is to be published or saved."""
+    """Some rank's weights are not finite; nothing of the learner may be published or saved."""
 
 
 class SwapRefused(Exception):
-    """A directory cannot be served; the scorer serves on what it served before."""
+    """A directory cannot be served; the scorer goes on with the old one."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketHeader:
-    """Tensors of one bucket in order; `fingerprint` is of the bucket's bytes."""
+    """The tensors of one bucket, in order; `fingerprint` is the hash of the bucket's bytes."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -262,14 +261,14 @@ class BucketHeader:
 
 
 def pack_samples(samples: Sequence[Sample]) -> tuple[pa.RecordBatch, BlockHeader]:
-    """Samples -> payload and header, same row order."""
+    """Rows -> payload and header, in the same order."""
     columns = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
     payload = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SAMPLES, strict=True)], schema=SAMPLES)
     return payload, BlockHeader(tuple(header_of(s) for s in samples), payload.nbytes)
 
 
 def unpack_samples(payload: pa.RecordBatch) -> list[Sample]:
-    """Payload -> samples, in row order."""
+    """Payload -> its rows, in order."""
     rows = payload.select(SAMPLES.names).to_pylist()
     return [Sample(**row | {"loss_spans": [(start, end) for start, end in row["loss_spans"]]}) for row in rows]
 
@@ -293,8 +292,8 @@ def header_of(sample: Sample) -> SampleHeader:
 
 
 def log_ratio_of(logprobs: np.ndarray, sample: Sample) -> float:
-    """Sum over a sample's new tokens of a model's log-prob, [T] of them, less the sampler's; nats. NaN where the
-    sampler's is not known."""
+    """Sum over a sample's T new tokens of a model's log-probs [T] less the sampler's, nats. NaN if the sampler's are
+    unknown."""
     return float((logprobs - np.asarray(sample.rollout_logprobs[sample.new])).sum())
 
 
@@ -310,7 +309,7 @@ def by_response(payloads: Iterable[pa.RecordBatch]) -> dict[tuple[str, int], lis
 def pack_scores(
     scores: Sequence[Score], rejected: dict[str, str], hidden_dtype: str | None = None, unknown: Sequence[str] = ()
 ) -> tuple[pa.RecordBatch, ScoreHeader]:
-    """Scores -> payload and header. The support of the first score decides the columns."""
+    """Scores -> payload and header. The first score's support determines the columns."""
     fields: list[Any] = list(_SCORES)
     columns: list[Any] = [[s.uid for s in scores], [s.version for s in scores], [s.start for s in scores]]
     columns.append(_ragged(s.logprobs for s in scores))
@@ -335,13 +334,13 @@ def pack_scores(
 
 
 def _known(values: Iterable[float | None]) -> tuple[float, ...] | None:
-    """The values, or None where one is missing."""
+    """The values, or None if one is missing."""
     found = tuple(values)
     return None if None in found else found  # type: ignore[return-value]
 
 
 class ScoreTable:
-    """Read side of a scores payload: arrays of one row by uid, without copying columns."""
+    """Reads a payload of scores: arrays of a row by uid, without copying columns."""
 
     def __init__(self, payload: pa.RecordBatch) -> None:
         self._payload = payload
@@ -356,15 +355,15 @@ class ScoreTable:
         return column in self._payload.schema.names
 
     def values(self, uid: str, column: str) -> np.ndarray:
-        """One row of a list column, flat; support columns reshape to [tokens, k]."""
+        """One row of a list column, flat: [tokens], or [tokens * k] of a support column."""
         return self._payload.column(column)[self._rows[uid]].values.to_numpy(zero_copy_only=False)
 
     def start(self, uid: str) -> int:
-        """The response token of the first row of scores."""
+        """The position in the response of the first scored token."""
         return self._payload.column("start")[self._rows[uid]].as_py()
 
     def version(self, uid: str) -> int:
-        """The scorer's version that scored a row."""
+        """The scorer's version that gave a row's scores."""
         return self._payload.column("scorer_version")[self._rows[uid]].as_py()
 
     def hidden(self, uid: str) -> bytes:
@@ -378,7 +377,7 @@ def trained_batch(
     teacher_logprobs: Sequence[np.ndarray | None],
     class_logprobs: Sequence[np.ndarray] | None = None,
 ) -> pa.RecordBatch:
-    """What a learner rank trained on, for samples/*.arrow. Rows in the given order."""
+    """The samples that a learner rank trained on, for samples/*.arrow, in the given order."""
     columns: list[Any] = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
     columns += [list(rewards), list(student_logprobs), list(teacher_logprobs)]
     columns.append([None] * len(samples) if class_logprobs is None else list(class_logprobs))

@@ -1,9 +1,9 @@
-"""Combinations of a recipe that are refused, and those that are only warned about. Each says why and what to do.
+"""Combinations of a recipe's keys that are refused or warned about. Each line says why and what to do.
 
-- `biased`: computes something, but not the gradient that its names promise. `objective.allow_biased` runs it by name,
-  for studies, and the report says so.
-- `meaningless`: contradicts itself, or names what has no part in it. Always refused.
-- `warned`: means what it says, and is rarely meant.
+- `biased`: the gradient is not the one that the keys promise. `objective.allow_biased` allows it by name, for studies,
+  and the report says so.
+- `meaningless`: keys contradict each other or have no effect. Always refused.
+- `warned`: valid, and rarely intended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def refuse(recipe: Recipe) -> None:
     """Raises RecipeError for the first rule that the recipe breaks."""
     unknown = set(recipe.objective.allow_biased) - BIASED.keys()
     if unknown:
-        raise RecipeError(f"objective.allow_biased: {sorted(unknown)} are no biases; allowed: {sorted(BIASED)}")
+        raise RecipeError(
+            f"objective.allow_biased: {sorted(unknown)} are no names of biases; allowed: {sorted(BIASED)}"
+        )
     for rule in MEANINGLESS:
         if refusal := rule(recipe):
             raise RecipeError(refusal)
@@ -36,5 +38,5 @@ def biases(recipe: Recipe) -> tuple[str, ...]:
 
 
 def warnings(recipe: Recipe) -> tuple[str, ...]:
-    """What the recipe should know about itself, a line each."""
+    """Warnings about the recipe, a line each."""
     return tuple(refusal for rule in WARNED if (refusal := rule(recipe)))

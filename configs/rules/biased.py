@@ -1,4 +1,4 @@
-"""Combinations with a gradient that is not the one their names promise: refused unless `allow_biased` names them."""
+"""Combinations whose gradient is not the one that their keys promise: refused unless `allow_biased` names them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Combinations without a meaning: always refused. A recipe is told of the first that it has, in the order below."""
+"""Combinations that contradict each other or have no effect: always refused, the first in the order below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from configs.rules.of_roles import OF_ROLES
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
-VLLM_MAX_TOPK = 256  # cap on log-probs a vLLM request may ask for; unlimited would let one exhaust memory
+VLLM_MAX_TOPK = 256  # log-probs that a vLLM request may ask for; without a limit one request may exhaust memory
 
 
 def _unknown_models(recipe: Recipe) -> Refusal:
@@ -64,7 +64,7 @@ def _nothing_to_learn(recipe: Recipe) -> Refusal:
             "objective.target: 'data' on the student's own samples has no gradient in expectation; set prefix: dataset "
             "or teacher, or keep rewarded samples only: outcome.combine: gate"
         )
-    if _rejection_sampling(recipe) and not recipe.reward.earns:
+    if _rejection_sampling(recipe) and not recipe.reward.gives_rewards:
         return "objective.outcome.combine: gate needs reward.rules or reward.model to select by"
     return None
 
@@ -141,7 +141,7 @@ def _families(recipe: Recipe) -> Refusal:
 
 
 def _estimators(recipe: Recipe) -> Refusal:
-    """An estimator in the loss has one direction, whatever the weight says."""
+    """An estimator in the loss has one direction, whatever reverse_weight is."""
     objective = recipe.objective
     for estimator, direction, weight in (("k2_in_loss", "reverse", 1.0), ("k3_in_loss", "forward", 0.0)):
         if objective.estimator == estimator and (objective.reverse_weight != weight or objective.family != "linear"):
@@ -256,7 +256,7 @@ def _supports_of_engines(recipe: Recipe) -> Refusal:
 
 def _outcomes(recipe: Recipe) -> Refusal:
     objective, outcome = recipe.objective, recipe.objective.outcome
-    if objective.rewarded and not recipe.reward.earns:
+    if objective.rewarded and not recipe.reward.gives_rewards:
         return "objective.outcome.weight: no reward.rules to earn it; add a rule or a reward.model, or set it to 0"
     if objective.rewarded and "student" not in objective.sources:
         return "objective.outcome.weight: rewards need the student's own samples; set prefix: student"
@@ -315,7 +315,7 @@ def _clips(recipe: Recipe) -> bool:
 
 
 def _shaped(recipe: Recipe) -> bool:
-    """Some key says what becomes of the divergence."""
+    """Some key shapes the divergence."""
     objective = recipe.objective
     kinds = (objective.reverse_weight, objective.family, objective.baseline, objective.discount)
     return _clips(recipe) or kinds != (1.0, "linear", "none", 0.0)

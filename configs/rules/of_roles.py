@@ -1,4 +1,4 @@
-"""Combinations without a meaning, of roles and what they take; a part of MEANINGLESS."""
+"""Combinations of roles and resources that cannot work; a part of MEANINGLESS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _split_engines(recipe: Recipe) -> Refusal:
 
 
 def _colocations(recipe: Recipe) -> Refusal:
-    """Turns need phases that alternate, shares of GPUs, and a learner whose states move."""
+    """Turns need alternating phases, shares of GPUs, and a learner whose states can move to the host."""
     if not recipe.colocate:
         return None
     if recipe.max_staleness:

@@ -1,4 +1,4 @@
-"""What a rule is: it reads a whole recipe and finds nothing, or says what is wrong, why, and what to do instead."""
+"""The type of a rule: a function of a whole recipe that returns None, or the refusal: key, reason, remedy."""
 
 from __future__ import annotations
 

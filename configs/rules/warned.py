@@ -1,4 +1,4 @@
-"""Combinations that mean what they say and are rarely meant: allowed, with a line of warning."""
+"""Combinations that are valid and rarely intended: allowed, with a line of warning."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The members of each role: started, given calls, replaced.
+"""The members of each role: started, called, replaced.
 
-Decides which member a call goes to, how long an answer may take, and what a member's death or sickness says. In come
-calls; out come answers, or the error that ended every try.
+Decides which member a call goes to, how long an answer may take, and what follows from a death. Input: calls. Output:
+answers, or the error of the last attempt.
 
-The rule: what a member was asked for and has not answered is the caller's to ask for again; a pool only says that it is
-lost. Nothing here knows what a call is about.
+The rule: a pool retries single calls; work that a member streams is lost with it, and the caller submits it again.
+Nothing here depends on what a call does.
 """

@@ -1,4 +1,4 @@
-"""From a recipe to what every role is made of and what it takes: bundles, environments, member specifications."""
+"""Recipe to roles: the resources each one needs, its environment, and the specification of its members."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from actors.rollout.rollout import Rollout
 from actors.rollout.teacher_rollout import TeacherRollout
 from actors.scoring.scorer import Scorer
 from actors.shared_memory import shared_folder
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.own_code import imported, is_own
@@ -30,7 +29,7 @@ DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
 
 @dataclass(frozen=True)
 class Demand:
-    """What a role asks of the cluster: `members` x `actors` bundles of cpus and gpus."""
+    """What a role needs of the cluster: `members` x `actors` bundles of CPUs and GPUs."""
 
     role: str
     members: int
@@ -46,13 +45,25 @@ class Demand:
         return self.members * self.actors * self.resources.gpus
 
 
+@dataclass(frozen=True)
+class MemberSpecs:
+    """The member specification of each role. `scorer` takes the recipe, the model, the models' common logit width, and
+    the step of the swap that gives the model its weights, 0 for its first ones."""
+
+    rollout: Callable[[Recipe], GangSpec]
+    teacher_rollout: Callable[[Recipe], GangSpec]
+    scorer: Callable[[Recipe, str, int, int], GangSpec]
+    reward: Callable[[Recipe], GangSpec]
+    learner: Callable[[Recipe], GangSpec]
+
+
 def needs_rollout(recipe: Recipe) -> bool:
-    """The student samples: its prefixes, or the evaluation's."""
+    """Whether the student samples, for training or for evaluation."""
     return "rollout" in recipe.elastic_roles
 
 
 def demands(recipe: Recipe) -> list[Demand]:
-    """Every role of a recipe, in the order of the flow."""
+    """The demand of every role of a recipe, in the order of the data flow."""
     found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
     if recipe.sampled_teacher:
         writers = recipe.teacher_rollout
@@ -67,40 +78,45 @@ def demands(recipe: Recipe) -> list[Demand]:
     return found
 
 
-def build_pools(recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None) -> Pools:
-    """Pools of a recipe, not yet started. `vocabulary` is the models' common logit width."""
+def build_pools(
+    recipe: Recipe, transport: Transport, vocabulary: int, logs: Path | None, members: MemberSpecs | None = None
+) -> Pools:
+    """The pools of a recipe, not started. `vocabulary` is the models' common logit width; `members` default to REAL."""
+    specs = members or REAL
 
     def pool(role: str, spec: Callable[[int], GangSpec], **more: Any) -> Pool:
         return Pool(role, transport, spec, logs=logs, deadlines=recipe.deadlines, **more)
 
-    sampled = pool("rollout", lambda _: _rollout(recipe)) if needs_rollout(recipe) else None
-    dataset = "dataset" in recipe.objective.sources
+    sampled = pool("rollout", lambda _: specs.rollout(recipe)) if needs_rollout(recipe) else None
+    dataset, writes = "dataset" in recipe.objective.sources, recipe.sampled_teacher is not None
     return Pools(
         rollout=sampled,
-        teacher_rollout=pool("teacher_rollout", lambda _: _teacher_rollout(recipe)) if recipe.sampled_teacher else None,
+        teacher_rollout=pool("teacher_rollout", lambda _: specs.teacher_rollout(recipe)) if writes else None,
         dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
         scorers={
             model: pool(
                 f"scorer.{model}",
-                lambda _, model=model: scorer_spec(recipe, model, vocabulary),
+                lambda _, model=model: specs.scorer(recipe, model, vocabulary, 0),
                 line=WaitingLine(recipe.scorer_of(model).max_queued_tokens),
                 hedge=recipe.scorer_of(model).hedge_seconds,
             )
             for model in recipe.scored_models
         },
-        reward=pool("reward", lambda _: _reward(recipe)),
-        learner=pool("learner", lambda _: _learner(recipe), starts_alone=False),
+        reward=pool("reward", lambda _: specs.reward(recipe)),
+        learner=pool("learner", lambda _: specs.learner(recipe), starts_alone=False),
+        swapped_scorer=lambda recipe, model, swap: specs.scorer(recipe, model, vocabulary, swap),
     )
 
 
 def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
-    """Environment of one actor. Passive waits: spinning threads of two engines on shared cores halve each other."""
+    """Environment of one actor. OpenMP waits are passive: spinning threads of two engines on shared cores halve each
+    other's speed."""
     variables = {
         "OMP_NUM_THREADS": str(resources.threads),
         "MKL_NUM_THREADS": str(resources.threads),
         "KMP_BLOCKTIME": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONDONTWRITEBYTECODE": "",  # an engine's processes share the bytecode cache, or each compiles vLLM anew
+        "PYTHONDONTWRITEBYTECODE": "",  # share the bytecode cache, or each process compiles vLLM again
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -111,7 +127,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         variables |= {
             "DS_ACCELERATOR": "cpu",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # keeps the worker inside the engine process: a third less to start
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker runs in the engine process: starts a third faster
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         }
     return variables
@@ -119,9 +135,6 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
 
 def _rollout(recipe: Recipe) -> GangSpec:
     config = recipe.rollout
-    if config.engine == "simulated":
-        arguments: tuple[Any, ...] = (recipe.simulated, config.on_update)
-        return GangSpec("rollout", SimulatedRollout, (arguments,), config.resources)
     cls = _member_class(config.engine, Rollout)
     arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
     return GangSpec("rollout", cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
@@ -130,8 +143,6 @@ def _rollout(recipe: Recipe) -> GangSpec:
 def _teacher_rollout(recipe: Recipe) -> GangSpec:
     config, writer = recipe.teacher_rollout, recipe.sampled_teacher
     assert writer is not None
-    if config.engine == "simulated":
-        return GangSpec("teacher_rollout", SimulatedRollout, ((recipe.simulated,),), config.resources)
     cls = _member_class(config.engine, TeacherRollout)
     shared = shared_folder(recipe.run.name, recipe.run.root)
     kept = recipe.data.responses or str(cache_directory() / "responses")
@@ -140,34 +151,25 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
     return GangSpec("teacher_rollout", cls, (arguments,), config.resources, surroundings)
 
 
-def scorer_spec(recipe: Recipe, model: str, vocabulary: int, swap: int = 0) -> GangSpec:
-    """A scorer of a model, with its first weights or those of a swap."""
-    config, role = recipe.scorer_of(model), f"scorer.{model}"
-    if config.engine == "simulated":
-        return GangSpec(role, SimulatedScorer, ((recipe.simulated, vocabulary, swap),), config.resources)
+def _scorer(recipe: Recipe, model: str, vocabulary: int, swap: int) -> GangSpec:
+    config = recipe.scorer_of(model)
     cls = _member_class(config.engine, Scorer)
     arguments = (config, _path(recipe, model, swap), vocabulary, swap)
-    return GangSpec(role, cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
+    surroundings = environment(config.resources, config.kv_cache_gib)
+    return GangSpec(f"scorer.{model}", cls, (arguments,), config.resources, surroundings)
 
 
 def _reward(recipe: Recipe) -> GangSpec:
-    resources = recipe.reward.resources
-    if recipe.reward.engine == "simulated":
-        return GangSpec("reward", SimulatedReward, ((),), resources)
+    resources, model = recipe.reward.resources, recipe.reward.model
     cls = _member_class(recipe.reward.engine, Reward)
-    model = recipe.reward.model
     arguments = (_path(recipe, STUDENT), model and str(model_directory(model)), recipe.reward.model_weight)
     return GangSpec("reward", cls, (arguments,), resources, environment(resources))
 
 
 def _learner(recipe: Recipe) -> GangSpec:
     config = recipe.learner
-    ranks = range(config.ranks)
-    if config.engine == "simulated":
-        arguments: tuple[tuple[Any, ...], ...] = tuple((recipe.simulated, rank, config.ranks) for rank in ranks)
-        return GangSpec("learner", SimulatedLearner, arguments, config.resources)
     cls = _member_class(config.engine, Learner)
-    arguments = tuple((rank, config.ranks) for rank in ranks)
+    arguments = tuple((rank, config.ranks) for rank in range(config.ranks))
     return GangSpec("learner", cls, arguments, config.resources, environment(config.resources))
 
 
@@ -177,5 +179,8 @@ def _member_class(engine: str, built_in: type) -> type:
 
 
 def _path(recipe: Recipe, model: str, swap: int = 0) -> str:
-    """The directory that members read a model from, at first or after a swap."""
+    """The directory of a model's weights; `swap` as in MemberSpecs."""
     return str(model_directory(recipe.path_of(model, swap)))
+
+
+REAL = MemberSpecs(_rollout, _teacher_rollout, _scorer, _reward, _learner)

@@ -1,7 +1,7 @@
-"""What a member raises and does not mean: its device, its memory or its connections have failed. Pure.
+"""Tells errors of a member's device, memory or connections from other errors. Pure.
 
-Such a member lives, and is as good as dead: it is replaced, and its work is done again elsewhere. What is raised for
-any other reason is a fault of the program or its input, and ends the run.
+A member that raises such an error is sick: it is replaced, and its work is done again elsewhere. Any other error is a
+fault of the program or its input, and ends the run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-OUT_OF_MEMORY = 3  # times on calls of one shape that end a run
+OUT_OF_MEMORY = 3  # out-of-memory errors on one shape of call that end a run
 Fault = Literal["memory", "device"]
 
 MEMORY = re.compile(
@@ -32,16 +32,16 @@ DEVICE_NAMES = {
     *("AcceleratorError", "CudaError", "DistBackendError", "DistNetworkError", "DistStoreError", "NCCLError"),
     *("EngineDeadError", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"),
 }
-SAYS_MUCH = {"RuntimeError", "DistError", "EngineGenerateError", "Exception", "OSError", "ConnectionError"}  # as torch
+GENERIC_NAMES = {"RuntimeError", "DistError", "EngineGenerateError", "Exception", "OSError", "ConnectionError"}
 HANDLED = "During handling of the above exception, another exception occurred"
-RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.MULTILINE)  # a traceback's last line, and those of its causes
+RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", re.MULTILINE)  # the last line of a traceback, and of each cause
 
 
 def fault_of(error: BaseException, traceback: str = "") -> Fault | None:
-    """What failed, of an error or of what caused it; None where neither is a device's. `traceback` is the text that
-    came with an error from another process, where causes are lines."""
-    told = traceback.rsplit(HANDLED, 1)[-1]  # what was raised before was dealt with
-    found = {_fault(name, text) for name, text in (*_chain(error), *RAISED.findall(told))}
+    """The fault behind an error or its causes; None for an error of the program. `traceback` is the text of an error
+    from another process, which holds its causes."""
+    unhandled = traceback.rsplit(HANDLED, 1)[-1]
+    found = {_fault(name, text) for name, text in (*_chain(error), *RAISED.findall(unhandled))}
     return "memory" if "memory" in found else "device" if "device" in found else None
 
 
@@ -56,12 +56,12 @@ def _chain(error: BaseException) -> Iterator[tuple[str, str]]:
 
 
 def _fault(name: str, text: str) -> Fault | None:
-    """Of a class and what it said. Words count only where nothing but words tells errors apart: who raises a
-    ValueError means the value."""
+    """The fault of an error, by class name and message. The message counts only for classes that devices and programs
+    both raise."""
     name = name.rsplit(".", 1)[-1]
     if name in MEMORY_NAMES:
         return "memory"
-    if name in DEVICE_NAMES or name in SAYS_MUCH:
+    if name in DEVICE_NAMES or name in GENERIC_NAMES:
         if MEMORY.search(text):
             return "memory"
         return "device" if name in DEVICE_NAMES or DEVICE.search(text) else None
@@ -70,24 +70,25 @@ def _fault(name: str, text: str) -> Fault | None:
 
 @dataclass
 class Shortages:
-    """How often members of a role ran out of memory, by the shape of what they did: its method, and its size in the
-    pool's units (tokens, responses) up to the next power of two. What is answered at a shape, or a larger one, fits."""
+    """Counts out-of-memory errors of a role by shape: the method, and the bit length of the load (tokens or responses).
+    An answer at a shape clears its count and those of smaller ones."""
 
     times: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def note(self, method: str, size: int) -> bool:
-        """A member ran out of memory. Returns whether the run is to end."""
+        """Count a member that ran out of memory. Returns whether to end the run."""
         shape = method, size.bit_length()
         self.times[shape] += 1
         return self.times[shape] >= OUT_OF_MEMORY
 
     def answered(self, method: str, size: int) -> None:
+        """Clear the counts of shapes that fit."""
         for shape in [s for s in self.times if s[0] == method and s[1] <= size.bit_length()]:
             del self.times[shape]
 
 
 def remedy(role: str) -> str:
-    """The keys to lower where a role runs out of memory."""
+    """The recipe keys to lower when a role runs out of memory."""
     if role == "learner":
         return "lower batch.tokens_per_microbatch or learner.tokens_per_chunk"
     if role.startswith("scorer."):
@@ -97,7 +98,7 @@ def remedy(role: str) -> str:
     return f"lower {'stream.coalesce_samples' if role == 'reward' else f'the load of {role}'}"
 
 
-def shortage(role: str, method: str, said: str) -> str:
+def shortage(role: str, method: str, message: str) -> str:
     """Why a run ends, in one line."""
-    first = said.strip().splitlines()[0] if said.strip() else "no word"
+    first = message.strip().splitlines()[0] if message.strip() else "no message"
     return f"{role}: out of memory {OUT_OF_MEMORY} times in {method} on work of one size; {remedy(role)} ({first})"

@@ -1,11 +1,10 @@
-"""Which prompt groups kill the members that run them. A state machine: it owns no tasks, clients or clock.
+"""Finds prompt groups that kill the members that run them. A state machine: it owns no tasks, clients or clock.
 
-A member's death says little about what ran on it: one of its groups may be the cause, or none. It says nothing of what
-was not begun, or died with its node. A group that has lost SUSPECTED members is a suspect. Suspects run apart from all
-others, with half of those that they last died with: so one guilty group among n is alone after log2 n deaths, and those
-that come whole are done with. Only members that ran nothing else count against a group: one that lost DEATHS of them is
-guilty, and is run no more. So a prompt that kills its actor is found, and what only stood beside it, or beside a node
-that failed, is not.
+Any of a dead member's groups may have caused its death, or none. Groups not begun, and deaths of a whole node, do not
+count. A group under which SUSPECTED members died is a suspect. Suspects run apart from other groups, in cells of half
+the size of the one that last died: one guilty group among n is alone after log2(n) deaths. A group that completes is
+acquitted. A group that alone killed DEATHS members is guilty, and is not run again. So groups that only ran beside a
+guilty one, or on a failed node, are not blamed.
 """
 
 from __future__ import annotations
@@ -15,34 +14,33 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-SUSPECTED = 2  # members that a group may lose before it runs alone
-DEATHS = 3  # members that die with nothing else to do, before what they did is given up
-MOMENT = 10.0  # seconds in which the members of a node that fails are found dead
+SUSPECTED = 2  # deaths that make a group a suspect
+DEATHS = 3  # deaths under a group alone that make it guilty
+MOMENT = 10.0  # seconds within which the members of a failed node are found dead
 
 
 @dataclass
 class Nodes:
-    """When a member last died on each node, seconds of any one clock: what dies with its node was not killed by what it
-    ran."""
+    """The time of the last independent death on each node, in seconds of any one clock."""
 
     last: dict[str, float] = field(default_factory=dict)
 
-    def tells(self, node: str | None, asked: float, now: float) -> bool:
-        """Whether a death says something of what was `asked` then: not if it ran when another member of the node died,
-        a moment ago."""
+    def implicates(self, node: str | None, submitted: float, now: float) -> bool:
+        """Whether a death at `now` counts against work `submitted` then. It does not if another member of the node died
+        within MOMENT, after the submission."""
         last = self.last.get(node) if node else None
-        return last is None or asked > last or now - last > MOMENT
+        return last is None or submitted > last or now - last > MOMENT
 
     def note(self, node: str | None, now: float) -> None:
-        """A member has died. Those that follow it within the moment are of the same cause."""
+        """Note a death. Deaths on the node within MOMENT of it have the same cause."""
         if node and now - self.last.get(node, -MOMENT - now - 1.0) > MOMENT:
             self.last[node] = now
 
 
 @dataclass
 class Suspects:
-    """Members that died, by the group that they ran: `deaths` in all, `alone` with nothing beside it. Of a suspect also
-    the `company` that it may run in, itself included, and of any group the deaths `before` it was begun."""
+    """Counts of dead members by group: `deaths` in all, `alone` with no other group, and `before` it was begun.
+    `company` is the largest cell a suspect may run in, itself included."""
 
     deaths: Counter[int] = field(default_factory=Counter)
     alone: Counter[int] = field(default_factory=Counter)
@@ -50,13 +48,12 @@ class Suspects:
     before: Counter[int] = field(default_factory=Counter)
     nodes: Nodes = field(default_factory=Nodes)  # not saved: its clock is this process's
 
-    def died(self, groups: Set[int], told: Set[int] | None = None) -> set[int]:
-        """A member died that was to run these groups. It says something of all, or of those `told`; of one that was
-        never begun on DEATHS members it does too: it may kill before it can be said to have begun. Returns those that
-        are guilty."""
-        silent = set() if told is None else groups - told
-        self.before.update(silent)
-        ran = {index for index in groups if index not in silent or self.before[index] > DEATHS}
+    def died(self, groups: Set[int], implicated: Set[int] | None = None) -> set[int]:
+        """Count the death of a member with these groups against those `implicated`, by default all. A group not begun
+        on DEATHS dead members counts too: it may kill before it is seen to begin. Returns the guilty groups."""
+        spared = set() if implicated is None else groups - implicated
+        self.before.update(spared)
+        ran = {index for index in groups if index not in spared or self.before[index] > DEATHS}
         self.deaths.update(ran)
         if len(groups) == 1:
             self.alone.update(ran)
@@ -65,7 +62,7 @@ class Suspects:
         return {index for index in groups if self.guilty(index)}
 
     def cells(self, suspects: Iterable[int], most: int) -> list[list[int]]:
-        """Suspects as they are to run, `most` together at the most: each with others that may have as much company."""
+        """Suspects in cells to run together, of at most `most` groups. A cell holds groups of equal `company`."""
         by_company: dict[int, list[int]] = {}
         for index in sorted(suspects):
             by_company.setdefault(min(most, self.company.get(index, 1)), []).append(index)
@@ -76,7 +73,7 @@ class Suspects:
         ]
 
     def acquit(self, index: int) -> None:
-        """A group has come whole: members that died under it had another cause, unless it is guilty already."""
+        """Clear a group that completed; a guilty one stays guilty."""
         if not self.guilty(index):
             self.deaths.pop(index, None)
             self.alone.pop(index, None)
@@ -95,7 +92,7 @@ class Suspects:
         return {name: sorted(counts.items()) for name, counts in known.items()}
 
     def recall(self, state: dict[str, Any]) -> None:
-        """Take in what a checkpoint knew. An earlier format knew of no company: its suspects run alone."""
+        """Merge a checkpoint's counts. An earlier format has no company: its suspects run alone."""
         self.deaths |= Counter(dict(state["deaths"]))
         self.alone |= Counter(dict(state["alone"]))
         self.before |= Counter(dict(state.get("before", ())))

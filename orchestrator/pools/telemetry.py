@@ -1,4 +1,4 @@
-"""What the orchestrator counts while it runs: busy seconds of roles and of members, tokens and bytes of a step."""
+"""Counters of a run: busy seconds of roles and members, tokens and bytes of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class BusyClock:
-    """Wall seconds in which at least one of several overlapping activities was under way."""
+    """Wall seconds in which at least one activity ran."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -26,7 +26,7 @@ class BusyClock:
             self.end()
 
     def begin(self) -> None:
-        """An activity starts; `end` is to follow."""
+        """Start an activity; call `end` after it."""
         if not self._active:
             self._since = self._now()
         self._active += 1
@@ -41,16 +41,16 @@ class BusyClock:
         return self._active > 0
 
     def total(self) -> float:
-        """Seconds so far, an activity under way included."""
+        """Seconds so far, up to now while an activity runs."""
         return self._total + (self._now() - self._since if self._active else 0.0)
 
 
 class MemberClock:
-    """Seconds of work summed over the members of a role: each counts once, however many calls it has. O(1) a call."""
+    """Busy seconds summed over the members of a role, each counted once whatever its number of calls. O(1) a call."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._calls: Counter[int] = Counter()  # of members at work, by number
+        self._calls: Counter[int] = Counter()  # running calls by member number
         self._since = now()
         self._total = 0.0
 
@@ -63,14 +63,14 @@ class MemberClock:
             self.end(member)
 
     def begin(self, member: int) -> None:
-        """A call of a member starts; `end` is to follow."""
+        """Start a call of a member; call `end` after it."""
         self._change(member, 1)
 
     def end(self, member: int) -> None:
         self._change(member, -1)
 
     def total(self) -> float:
-        """Member-seconds so far, work under way included."""
+        """Member-seconds so far, up to now for running calls."""
         return self._total + len(self._calls) * (self._now() - self._since)
 
     def _change(self, member: int, calls: int) -> None:
@@ -82,7 +82,7 @@ class MemberClock:
 
 
 class Meter:
-    """Counts and seconds since the last `take`: the difference between two readings, so nothing is lost between."""
+    """Counts and busy seconds since the last `read_and_reset`."""
 
     INLINE_LIMIT = 100 * 1024  # bytes; Ray keeps smaller values inside their owner
 
@@ -91,7 +91,7 @@ class Meter:
         self._counts: Counter[str] = Counter()
         self._clocks: dict[str, BusyClock] = {}
         self._before: dict[str, float] = {}
-        self._taken = now()
+        self._last_read = now()
 
     def clock(self, role: str) -> BusyClock:
         """The clock of a role: rollout, score, reward, learn, publish or wait."""
@@ -101,19 +101,19 @@ class Meter:
         self._counts[name] += amount
 
     def payload(self, size: int) -> None:
-        """A payload of `size` bytes entered the store, or, if small, its owner."""
+        """Count the bytes of a payload that Ray keeps inside its owner."""
         if size < self.INLINE_LIMIT:
             self._counts["bytes_inlined"] += size
 
     def working(self) -> tuple[str, ...]:
-        """Roles busy right now."""
+        """Roles that are busy now."""
         return tuple(role for role, clock in self._clocks.items() if clock.active and role != "wait")
 
     def read_and_reset(self) -> dict[str, float]:
-        """Counts and `seconds_<role>` since the last take, and `seconds_step`."""
+        """Counts, `seconds_<role>` and the wall `seconds_step` since the last call."""
         now, counts = self._now(), dict(self._counts)
         self._counts.clear()
         totals = {role: clock.total() for role, clock in self._clocks.items()}
         seconds = {f"seconds_{role}": total - self._before.get(role, 0.0) for role, total in totals.items()}
-        self._before, elapsed, self._taken = totals, now - self._taken, now
+        self._before, elapsed, self._last_read = totals, now - self._last_read, now
         return {**counts, **seconds, "seconds_step": elapsed}

@@ -1,8 +1,8 @@
-"""How the orchestrator reaches members: over Ray, or in its own process. It decides nothing.
+"""Calls to members: over Ray, or in this process. It decides nothing.
 
-A reference names a value the orchestrator owns and need not open; an argument that is a reference reaches the member
-as its value. Errors come in three kinds: the member died (or raised that its device has failed), a value was lost with
-its node, or the member raised anything else.
+A call returns references to values that the orchestrator owns and need not open. An argument that is a reference
+reaches the member as its value. Three kinds of errors: the member died (or its device failed), a value was lost with
+its node, or the member raised any other error.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from orchestrator.pools.sick import Fault, fault_of
 
 
 class MemberDied(Exception):
-    """The process behind a call is gone. The call may be made again elsewhere."""
+    """The process behind a call is gone. Another member may answer the call."""
 
 
 class MemberSick(MemberDied):
-    """A member raised that its device, its memory or a connection has failed. It lives, and is as good as dead."""
+    """A member's device, memory or connection failed. It lives, but is treated as dead."""
 
-    def __init__(self, said: str, fault: Fault) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
         self.fault = fault
 
 
 class ValueLost(Exception):
-    """A value was lost with the node that held it. What it held must be made again."""
+    """A value was lost with the node that held it, and must be made again."""
 
 
 class NoPlace(Exception):
-    """The cluster has no room for a member now. It may have later."""
+    """The cluster has no room for a member now."""
 
 
 @dataclass(frozen=True)
 class GangSpec:
-    """What one member is made of: an actor for each tuple of constructor arguments, placed together."""
+    """A member's actors: one per tuple of constructor arguments, in one placement group."""
 
     role: str
     cls: type
@@ -52,16 +52,16 @@ class GangSpec:
 
 class Transport(Protocol):
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
-        """Start the actors of a member; returns their handles, head first. Raises NoPlace."""
+        """Start the actors of a member; returns their handles, lead first. Raises NoPlace."""
         ...
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
-        """Call without waiting; returns as many references as the method has results."""
+        """Call without waiting. Returns one reference per result."""
         ...
 
     def stream(self, actor: Any, method: str, *args: Any) -> AsyncIterator[tuple[Any, Any]]:
-        """What a generator method yields, as it yields payload, header, payload, header, ...: pairs of a reference to a
-        payload and an opened header. Raises MemberDied, ValueLost, or what the member raised, after what came whole."""
+        """Call a generator method that yields payload, header, payload, header, ... Yields pairs of a reference to the
+        payload and the header's value; then raises MemberDied, ValueLost, or what the member raised."""
         ...
 
     async def value(self, ref: Any) -> Any:
@@ -69,16 +69,16 @@ class Transport(Protocol):
         ...
 
     def node(self, actor: Any) -> str | None:
-        """A name of the node that the head of a member lives on; None where nobody knows."""
+        """The node of a member's lead; None if unknown."""
         ...
 
     async def kill(self, actors: Sequence[Any]) -> None:
-        """End the actors of a member, if it has any, and give back their place."""
+        """End the actors of a member, if any, and free their placement group."""
         ...
 
 
 class RayTransport:
-    """Ray actors, one placement group a member. Actors die with this driver; nothing is detached."""
+    """Ray actors, in one placement group per member. They die with this driver."""
 
     def __init__(self, placement_timeout: float = 300.0) -> None:
         self._timeout = placement_timeout
@@ -115,7 +115,7 @@ class RayTransport:
                     )
                     .remote(*arguments)
                 )
-        except BaseException as error:  # a place that nobody fills would keep others waiting
+        except BaseException as error:  # an unused placement group would keep others waiting
             for actor in actors:
                 ray.kill(actor)
             remove_placement_group(group)
@@ -142,15 +142,15 @@ class RayTransport:
         try:
             while (pair := await self._pair(generator)) is not None:
                 yield pair
-        except (GeneratorExit, asyncio.CancelledError):  # nobody reads on
-            with suppress(Exception):  # the actor may be gone, which ends its work as well
+        except (GeneratorExit, asyncio.CancelledError):  # the reader stopped
+            with suppress(Exception):  # the actor may be gone
                 ray.cancel(generator)
             raise
 
     async def _pair(self, generator: Any) -> tuple[Any, Any] | None:
-        """The next payload and its header; None at the end. What ended a generator before its time Ray hands out as a
-        last reference, in the place of a payload or of a header, and says the end only after it."""
-        await _second(generator)
+        """The next payload and its header; None at the end. Ray yields the error that ended a generator as one more
+        reference, in the place of a payload or a header."""
+        await _wait_for_header(generator)
         payload = await anext(generator, None)
         if payload is None:
             return None
@@ -177,10 +177,10 @@ class RayTransport:
             self._nodes.pop(actors[0], None)
 
 
-async def _second(generator: Any) -> None:
-    """Wait for the second of the next two values, the header. Ray's generator waits by opening what comes next, so it
-    would fetch every payload; of one that is there already it gives the reference alone."""
-    with suppress(Exception):  # the end, or what was raised: the generator says it
+async def _wait_for_header(generator: Any) -> None:
+    """Wait for the second of the next two values. Ray's `anext` fetches a value that it waits for, so every payload,
+    but not one that has arrived."""
+    with suppress(Exception):  # the end, or an error, which `anext` raises again
         await generator._get_next_ref_n(2)[1]
 
 
@@ -192,7 +192,7 @@ def _translated(error: Exception) -> Exception:
         lost = exceptions.ObjectLostError | exceptions.OwnerDiedError
         if isinstance(inner, lost):
             return ValueLost(str(inner))
-        return _sick(inner, str(error)) or inner  # a cause that cannot be unpickled is in the text alone
+        return _sick(inner, str(error)) or inner  # only the text holds a cause that cannot be unpickled
     if isinstance(error, exceptions.ObjectLostError):
         return ValueLost(str(error))
     dead = (
@@ -208,16 +208,16 @@ def _translated(error: Exception) -> Exception:
 
 
 def _sick(error: Exception, traceback: str = "") -> MemberSick | None:
-    """The same error, where it is one of a member's device, memory or connections."""
+    """The error as MemberSick, if a device, memory or a connection failed; else None."""
     if isinstance(error, MemberDied | ValueLost) or (fault := fault_of(error, traceback)) is None:
         return None
-    words = str(error).strip().splitlines() or [""]
-    return MemberSick(f"{type(error).__name__}: {words[0]}", fault)
+    lines = str(error).strip().splitlines() or [""]
+    return MemberSick(f"{type(error).__name__}: {lines[0]}", fault)
 
 
 @dataclass(frozen=True, eq=False)
 class _Box:
-    """A reference of the in-process transport; to one of several results, where `part` says which."""
+    """A reference of the in-process transport; `part` is the index among several results."""
 
     future: asyncio.Future[Any]
     part: int | None = None
@@ -231,8 +231,8 @@ class LocalTransport:
     """Members in this process: for tests, and for more simulated members than a machine has processes."""
 
     def __init__(self) -> None:
-        self._dead: dict[int, Any] = {}  # by id; kept, so that no new member is given a dead one's id
-        self._working: dict[int, set[asyncio.Task[Any]]] = defaultdict(set)  # by actor: what its death cancels
+        self._dead: dict[int, Any] = {}  # by id; kept so that no new actor gets a dead one's id
+        self._working: dict[int, set[asyncio.Task[Any]]] = defaultdict(set)  # by actor id; cancelled when it is killed
 
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         return [spec.cls(*arguments) for arguments in spec.arguments]
@@ -268,8 +268,7 @@ class LocalTransport:
         return await self._alive(actor, lambda: _called(actor, method, opened))
 
     async def _alive(self, actor: Any, work: Callable[[], Awaitable[Any]]) -> Any:
-        """What an actor's work, in a task of its own, comes to, unless the actor is killed first, even if that is while
-        it waits."""
+        """Run an actor's work in the current task. Raises MemberDied if the actor is killed meanwhile."""
         task, tasks = asyncio.current_task(), self._working[id(actor)]
         assert task
         tasks.add(task)

@@ -1,7 +1,7 @@
 """Calls that wait for a member with room: first come, first served. A state machine: it owns no tasks and no members.
 
-A member is given calls until its load reaches the bound. What it has then keeps it busy, and the rest waits here, where
-whoever has room first takes it: a member that joins, or the others when one dies.
+A member takes calls until its load reaches the bound. Further calls wait here for the first member with room, which may
+be one that joins later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.pools.member import PoolMember
 
 @dataclass(eq=False)
 class Waiting:
-    """A call: its load, the number of the member that it is to be `near`, if any, and the member it is given."""
+    """A waiting call. `near` as in Pool.call; `place` resolves to the member that it goes to."""
 
     near: int | None
     load: int
@@ -24,13 +24,13 @@ class Waiting:
 
     @property
     def given(self) -> bool:
-        """Whether it has its member."""
+        """Whether a member was found."""
         return self.place.done() and not self.place.cancelled() and self.place.exception() is None
 
 
 @dataclass
 class WaitingLine:
-    """`bound` is the load at which a member has no room, None: it always has. `load` is that of all calls that wait."""
+    """Waiting calls, and their total `load`. A member whose load reaches `bound` has no room; None: no bound."""
 
     bound: int | None = None
     load: int = 0
@@ -43,33 +43,33 @@ class WaitingLine:
         return call
 
     def leave(self, call: Waiting) -> None:
-        """Wait no longer, if the call still does."""
+        """Remove a call, if it still waits."""
         if call in self._calls:
             self._remove(call)
 
     def at_once(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
-        """The member of a call that need not wait: nobody does, and there is room."""
+        """A member for a call that need not wait; None if calls wait already or no member has room."""
         return None if self._calls else self._place(members, near)
 
     def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
-        """The first call that one of these members has room for, and which; it waits no more."""
+        """Remove the first call that one of these members has room for; return it with that member."""
         for call in self._calls:
             if member := self._place(members, call.near):
                 self._remove(call)
                 return call, member
-            if call.near is None:  # nobody has room
+            if call.near is None:  # no member has room
                 break
         return None
 
     def refuse(self, error: Exception) -> None:
-        """Nobody will come: every call that waits raises this."""
+        """Raise an error in every waiting call: no member will come."""
         for call in list(self._calls):
             self._remove(call)
             if not call.place.cancelled():
                 call.place.set_exception(error)
 
     def with_room(self, members: Sequence[PoolMember]) -> PoolMember | None:
-        """The least-loaded of members, if it has room."""
+        """The least-loaded member, if it has room."""
         best = min(members, key=lambda m: (m.load, m.number), default=None)
         return best if best and (self.bound is None or best.load < self.bound) else None
 

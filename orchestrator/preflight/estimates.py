@@ -142,11 +142,11 @@ def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
     GPUs: what it moves to the host when it sleeps. 0 if unknown."""
     if role == "learner":
         learner, parameters = recipe.learner, sizes[STUDENT].parameters
-        if learner.engine == "simulated" or (learner.resources.gpus and not recipe.colocate):
+        if learner.resources.gpus and not recipe.colocate:
             return 0
         return (state_bytes if learner.resources.gpus else rank_bytes)(parameters, learner)
     model, engine = engines(recipe).get(role, (STUDENT, None))
-    if engine is None or engine.engine == "simulated" or (engine.resources.gpus and not recipe.colocate):
+    if engine is None or (engine.resources.gpus and not recipe.colocate):
         return 0
     cache = engine.kv_cache_gib * GIB if engine.engine == "vllm" and not engine.resources.gpus else 0
     return sizes[model].parameters * WIDTH[engine.dtype] + cache

@@ -155,8 +155,6 @@ def _served(recipe: Recipe, model: str) -> str:
 
 def _learner_name(recipe: Recipe) -> str:
     learner = recipe.learner
-    if learner.engine == "simulated":
-        return "simulated"
     return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}"
 
 

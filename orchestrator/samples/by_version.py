@@ -1,4 +1,4 @@
-"""Prompt groups by a version of the policy: at any time they share a few versions, however many groups there are."""
+"""Prompt groups by policy version. There are few versions at a time, however many groups there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 
 class ByVersion:
-    """Indices of groups, each under one version. Reading costs by the versions, not by the groups that are kept."""
+    """Group indices, each under one version. Reads cost O(versions), not O(groups)."""
 
     def __init__(self) -> None:
         self._under: dict[float, set[int]] = defaultdict(set)
@@ -15,18 +15,18 @@ class ByVersion:
         self._under[version].add(index)
 
     def remove(self, index: int, version: float) -> None:
-        """Of a group that is not there, nothing."""
+        """Does nothing for a group that is not there."""
         under = self._under.get(version, set())
         under.discard(index)
         if not under:
             self._under.pop(version, None)
 
     def counts(self) -> Counter[float]:
-        """How many groups there are under each version."""
+        """Number of groups under each version."""
         return Counter({version: len(under) for version, under in self._under.items()})
 
     def first(self, count: int) -> list[int]:
-        """So many groups, or all: those under the lowest versions, and of one version those with the lowest index."""
+        """The first `count` groups by version, then index."""
         found: list[int] = []
         for version in sorted(self._under):
             if len(found) >= count:

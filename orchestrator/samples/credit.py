@@ -1,4 +1,4 @@
-"""From rewards to each response's advantage, from headers alone. Pure: no actors, no tensors."""
+"""Rewards to advantages, one per response, from headers alone. Pure: no actors, no tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from orchestrator.samples.buffer import Scored
 def shaped_rewards(
     recipe: Recipe, batch: Sequence[Scored], beta: float, reference_sums: Mapping[str, float]
 ) -> dict[str, float]:
-    """weight * R - beta * sum_t k1_t by uid, of the samples that the student drew; a gate that weighs nothing still
-    selects by R."""
+    """weight * R - beta * sum_t k1_t by uid, for the student's samples. `reference_sums` holds sum_t k1_t in nats.
+    A weight of 0 counts as 1: such a reward only gates."""
     outcome = recipe.objective.outcome
     shaped: dict[str, float] = {}
     for scored in batch:
@@ -26,7 +26,7 @@ def shaped_rewards(
 
 
 def advantages(recipe: Recipe, shaped: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
-    """Each response's advantage within its group; under a value baseline the shaped reward itself."""
+    """Each response's advantage within its group, by uid; with a value baseline, the shaped reward itself."""
     outcome = recipe.objective.outcome
     baseline = "none" if outcome.baseline == "value" else outcome.baseline
     uids = sorted(shaped)
@@ -35,7 +35,7 @@ def advantages(recipe: Recipe, shaped: Mapping[str, float], groups: Mapping[str,
 
 
 def rewards_by_group(recipe: Recipe, batch: Sequence[Scored]) -> list[list[float]]:
-    """What the objective makes an advantage of, of the student's samples; nothing where it reads no reward."""
+    """Shaped rewards of the student's samples, group by group; empty if the objective needs no advantages."""
     if not recipe.objective.needs_advantages:
         return []
     rewarded = [scored for scored in batch if scored.reward is not None]
@@ -48,7 +48,7 @@ def rewards_by_group(recipe: Recipe, batch: Sequence[Scored]) -> list[list[float
 
 
 def groups_without_signal(batch: Sequence[Scored]) -> float | None:
-    """Share of the groups with rewards whose rewards are all equal; None without rewards or groups."""
+    """Share of groups of several rewards in which all are equal; None without such groups."""
     rewards: dict[str, list[float]] = {}
     for scored in batch:
         if scored.reward is not None and scored.source == "student":

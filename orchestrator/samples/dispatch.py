@@ -1,9 +1,8 @@
 """Leases of prompt groups to members that write responses. A state machine: it owns no tasks, clients or clock.
 
-Capacity follows from the staleness bound, never from a sleep: with B groups a step, s steps done and a bound of n
-versions, (s + 1 + n) * B groups may be trained, running or buffered, beside those that were passed over. Which source
-writes a group follows from its index. A group that kills its members is quarantined (suspects.py); everything else is
-leased until it is sampled.
+The staleness bound limits what is leased: with B groups a step, s steps done and a bound of n versions, (s + 1 + n) * B
+groups may be trained, in flight or buffered, not counting groups that were passed over. A group's index decides its
+source. A group that kills its members is quarantined (suspects.py); any other is leased until it is sampled.
 """
 
 from __future__ import annotations
@@ -42,15 +41,14 @@ class Ticket(NamedTuple):
         return f"{self.index:08d}.{self.sample:03d}"
 
     def seed(self, run_seed: int) -> int:
-        """hash(run seed, uid, attempt), 63 bits: the same response whoever samples it, and when."""
+        """hash(run seed, uid, attempt), 63 bits: the same seed on any member at any time."""
         digest = hashlib.blake2b(f"{run_seed}/{self.uid}/{self.attempt}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """Tickets granted to one member of a source: student, teacher or dataset. A ticket is granted once, so no two are
-    equal."""
+    """Tickets granted to one member of a source. A ticket is granted once, so leases compare by identity."""
 
     source: str
     member: int
@@ -58,21 +56,21 @@ class Lease:
 
 
 class Room(NamedTuple):
-    """What a member can take: responses, and whether it has none now."""
+    """How many responses a member can take, and whether it has none now."""
 
     slots: int
     idle: bool
 
 
 def room_for(slots: int, load: int) -> Room:
-    """Room of a member that decodes `slots` responses at a time and has `load`. It is offered in eighths: a call for
-    each place that becomes free would cost more than the place is worth."""
+    """Room of a member that decodes `slots` responses at a time and has `load`. Room below an eighth of the slots is
+    not offered: a call per free slot would cost more than it gains."""
     free = slots - load
     return Room(free if free >= min(slots // 8, load) else 0, idle=not load)
 
 
 def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
-    """Who writes prompt group `index`: a draw by `fractions` (they sum to 1) that depends on nothing else."""
+    """The source of prompt group `index`, drawn by `fractions` (they sum to 1). Depends on the arguments alone."""
     digest = hashlib.blake2b(f"{run_seed}/source/{index}".encode(), digest_size=8).digest()
     draw, total = int.from_bytes(digest, "big") / 2**64, 0.0
     for source, fraction in fractions.items():
@@ -84,11 +82,10 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 
 @dataclass
 class Dispatch:
-    """`ledger` says what is trained already, with what was `passed_over`: groups without a sample that can be trained.
-    `source(index)` says who writes a group.
+    """Leases the groups that `ledger` does not list as trained. `passed_over` counts groups without a trainable sample.
+    `source(index)` names the source of a group.
 
-    A group that lost a member is leased again like any other, suspects apart: to an idle member that is given nothing
-    else meanwhile. What is found guilty is leased no more.
+    A suspect is leased apart, to an idle member that gets nothing else meanwhile. A guilty group is not leased again.
     """
 
     groups_per_step: int
@@ -101,26 +98,27 @@ class Dispatch:
     passed_over: int = 0
     _next: int = field(init=False)
     _opened: int = field(init=False)  # groups trained or leased
-    _open: dict[str, list[list[Ticket]]] = field(init=False, default_factory=lambda: defaultdict(list))  # in order
+    _open: dict[str, list[list[Ticket]]] = field(
+        init=False, default_factory=lambda: defaultdict(list)
+    )  # by source, in order
     _reserved: dict[tuple[str, int], frozenset[int]] = field(init=False, default_factory=dict)  # member -> suspects
 
     def __post_init__(self) -> None:
         self._next, self._opened = self.ledger.floor, self.ledger.count
 
     def pass_over(self, groups: int) -> None:
-        """So many groups are behind the run, and made up no step: as many more may be leased."""
+        """Count groups that are done without having been trained: as many more may be leased."""
         self.passed_over += groups
 
-    def wants_room(self, steps_done: int, until: int | None = None) -> bool:
-        """Whether anything is to be leased, if a member has room for it; `until` as in `grant`."""
+    def has_work(self, steps_done: int, until: int | None = None) -> bool:
+        """Whether there are tickets to lease, given room; `until` as in `grant`."""
         return any(self._open.values()) or self._unopened(steps_done, until) > 0
 
     def grant(self, steps_done: int, room: Mapping[str, Mapping[int, Room]], until: int | None = None) -> list[Lease]:
-        """Leases for members with room (source -> member -> its room), lost tickets first. No group of a step beyond
-        `until` is leased yet.
+        """Leases for members with room (source -> member -> its room), lost tickets first. Groups of steps beyond
+        `until` are not leased yet.
 
-        A group stays on one member, for its prefix cache; the member with most room takes it. A source without room
-        keeps its groups waiting and holds up no other.
+        A group goes to the member with most room, whole, for the prefix cache. A source without room delays no other.
         """
         for _ in range(self._unopened(steps_done, until)):
             while self._next in self.ledger.beyond:
@@ -131,17 +129,18 @@ class Dispatch:
         return [lease for source, members in room.items() for lease in self._grant(source, members)]
 
     def settle(self, lease: Lease) -> None:
-        """A lease is over: all that was asked of its member has ended, or was lost."""
+        """End a lease: each of its responses has ended or is lost."""
         self._reserved.pop((lease.source, lease.member), None)
 
-    def lose(self, tickets: Iterable[Ticket], died: bool = False, told: Set[int] | None = None) -> set[int]:
-        """Lease tickets again under the next attempt. Where a member `died`, they are what it was to run, `told` as in
-        Suspects.died. Returns which of their groups are guilty, of this or from before: those are leased no more, and
-        what they lack never comes."""
+    def lose(self, tickets: Iterable[Ticket], died: bool = False, implicated: Set[int] | None = None) -> set[int]:
+        """Queue lost tickets again, each under its next attempt. If their member `died`, its death counts against their
+        groups; `implicated` as in Suspects.died. Returns their guilty groups, which are not leased again."""
         lost = sorted(tickets)
         groups = {ticket.index for ticket in lost}
         guilty = (
-            self.suspects.died(groups, told) if died else {index for index in groups if self.suspects.guilty(index)}
+            self.suspects.died(groups, implicated)
+            if died
+            else {index for index in groups if self.suspects.guilty(index)}
         )
         for ticket in lost:
             if ticket.index not in guilty:
@@ -168,7 +167,7 @@ class Dispatch:
             if not heap:
                 break
             taken += 1
-            if self.suspects.suspected(tickets[0].index):  # waits for an idle member
+            if self.suspects.suspected(tickets[0].index):  # needs an idle member
                 held.append(tickets)
                 continue
             slots, member = heap[0]
@@ -181,7 +180,7 @@ class Dispatch:
         return leases + [Lease(source, member, tuple(tickets)) for member, tickets in granted.items()]
 
     def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
-        """Suspect groups, all their open tickets, apart on idle members; and the members that are left."""
+        """Leases of suspect groups to idle members, one cell a member; and the members left over."""
         leases: list[Lease] = []
         if not self.suspects.deaths:
             return leases, free

@@ -1,7 +1,7 @@
-"""The way of a sample from a rollout member to the buffer: sampled in blocks, scored and rewarded at once.
+"""Calls to members for a sample: submit prompts, receive blocks, score and reward them.
 
-Only headers are opened here. A block's payload goes by reference to a scorer of each model and to a reward worker, in
-parallel, the moment it exists.
+A block's payload goes by reference to a scorer of each model and to a reward member, in parallel, as soon as it exists.
+Only headers are opened here.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from orchestrator.samples.prompts import Prompt
 
 @dataclass(frozen=True)
 class Block:
-    """A reference to a payload of samples, the headers of those that are wanted of it, and who wrote them: a source,
-    and the number of its member; of segments, which channel they came in, and by uid the `earlier` payloads of
-    responses that go on."""
+    """A reference to a payload, and the headers of its wanted samples. `member` is the number of the member of `source`
+    that wrote them. For segments: the `channel` they came in, and by uid the `earlier` payloads of the response."""
 
     payload: Any
     samples: tuple[SampleHeader, ...]
@@ -44,7 +43,8 @@ class Block:
 
 
 class Flow:
-    """`end_token_ids` end a response; `segment_tokens` hands responses on in segments, 0 whole."""
+    """Calls of one run. Responses end at `end_token_ids`, and arrive in segments of `segment_tokens`; 0: whole.
+    `alarm(model, suspicion)` checks the members behind suspicious scores, and returns whether it replaced any."""
 
     def __init__(
         self, recipe: Recipe, pools: Pools, meter: Meter, end_token_ids: Sequence[int], segment_tokens: int = 0
@@ -54,7 +54,7 @@ class Flow:
         self._meter = meter
         self._end_token_ids = tuple(end_token_ids)
         self._segment_tokens = segment_tokens
-        self.alarm: Callable[[str, str], Awaitable[bool]] = _unheard
+        self.alarm: Callable[[str, str], Awaitable[bool]] = _no_alarm
 
     async def submit(
         self,
@@ -65,15 +65,15 @@ class Flow:
         source: str,
         sampling: Sampling,
     ) -> None:
-        """Let a member begin to write; what comes of it is in the channel's blocks. Raises MemberDied."""
+        """Submit tickets to a member, which writes the responses to `channel`. Raises MemberDied."""
         requests = [self._request(ticket, prompt, source) for ticket, prompt in tickets]
         await pool.call_member(member, "submit", channel, requests, sampling, self._end_token_ids)
 
     async def blocks(
         self, pool: Pool, member: PoolMember, channel: str, source: str, since: Callable[[], float | None]
     ) -> AsyncIterator[Block]:
-        """Blocks of all that is submitted to a member's channel, for as long as it lives; `since` as in Pool.stream.
-        Raises MemberDied after the blocks that were yielded."""
+        """Yield the blocks of a member's channel while the member lives; `since` as in Pool.stream. Raises
+        MemberDied."""
         stream = pool.stream(member, "blocks", channel, self._recipe.stream, since=since)
         async for block in self._blocks(member, stream, source, channel):
             yield block
@@ -90,8 +90,8 @@ class Flow:
     async def score_and_reward(
         self, block: Block, prompts: Mapping[str, Prompt]
     ) -> tuple[list[Scored], dict[str, str]]:
-        """Score and, where a response has ended, reward what a block holds: (scored samples or segments, reasons of
-        those that cannot be trained). Raises ValueLost."""
+        """Score a block's samples or segments, and reward the responses that have ended. Returns those that can be
+        trained, and the reasons of the others by uid. Raises ValueLost."""
         models = self._recipe.scored_models
         scoring = (self._score(block, prompts, model) for model in models)
         answered: list[Any] = await asyncio.gather(*scoring, self._reward(block, prompts))
@@ -129,11 +129,11 @@ class Flow:
         return good, rejected
 
     def scorers(self) -> tuple[Pool, ...]:
-        """Pools that score."""
+        """The scorer pools."""
         return tuple(self._pools.scorers.values())
 
     def congested(self) -> bool:
-        """Some scorer has more waiting than its members may hold: nothing is leased until it has caught up."""
+        """Whether a scorer's load, in tokens, exceeds what its members may hold. Nothing is leased meanwhile."""
         return any(
             pool.load() > self._recipe.scorer_of(model).max_queued_tokens * max(1, len(pool.members))
             for model, pool in self._pools.scorers.items()
@@ -159,14 +159,14 @@ class Flow:
     async def _score(
         self, block: Block, prompts: Mapping[str, Prompt], model: str
     ) -> tuple[list[tuple[Any, ScoreHeader]], dict[str, str]]:
-        """Scores under one model of those samples that are its own, and reasons of those that kill its members. A
-        scorer that does not know how a response began is asked once more, and told."""
+        """Score the samples that `model` scores. Returns (reference, header) pairs, and the reasons of samples that
+        kill its members. A scorer that lacks earlier segments of a response is called again with their payloads."""
         objective, pool = self._recipe.objective, self._pools.scorers[model]
         support = self._recipe.support_of[model]
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
-        near = block.member if self._segment_tokens else None  # where the key-values of earlier segments are
+        near = block.member if self._segment_tokens else None  # the scorer that holds the KV cache of earlier segments
 
-        async def asked(request: ScoreRequest, tokens: int, patience: Patience, *earlier: Any) -> Any:
+        async def score(request: ScoreRequest, tokens: int, patience: Patience, *earlier: Any) -> Any:
             with self._meter.clock("score").busy():
                 return await pool.call(
                     "score", block.payload, request, *earlier, load=tokens, returns=2, near=near, patience=patience
@@ -183,11 +183,11 @@ class Flow:
                 ends=objective.merged_ends(self._end_token_ids, model),
             )
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
-            ref, header = await asked(request, tokens, patience, *earlier)
+            ref, header = await score(request, tokens, patience, *earlier)
             if header.suspicion:
                 self._meter.count("scores_suspicious", header.tokens)
-                if await self.alarm(model, header.suspicion):  # who gave them is being replaced
-                    ref, header = await asked(request, tokens, patience, *earlier)
+                if await self.alarm(model, header.suspicion):  # the scorer is being replaced
+                    ref, header = await score(request, tokens, patience, *earlier)
             self._meter.count("tokens_scored", header.tokens)
             self._meter.count("score_bytes", header.payload_bytes)
             self._meter.count("tails_floored", header.tails_floored)
@@ -201,11 +201,11 @@ class Flow:
             earlier = {id(ref): ref for s in unknown for ref in block.earlier[s.uid]}
             return [answer, await call(unknown, patience, *earlier.values())]
 
-        answers, killers = await isolating(ask, mine, pool.alone, f"scorer.{model}")
+        answers, killers = await isolate(ask, mine, pool.alone, f"scorer.{model}")
         return [answer for several in answers for answer in several], killers
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
-        if not self._recipe.reward.earns:
+        if not self._recipe.reward.gives_rewards:
             return {}, {}
         pool, rules = self._pools.reward, self._recipe.reward.rules
 
@@ -216,11 +216,11 @@ class Flow:
             return rewards
 
         ended = [s for s in block.samples if s.last]
-        answers, killers = await isolating(ask, ended, pool.alone, "reward")
+        answers, killers = await isolate(ask, ended, pool.alone, "reward")
         return {uid: reward for rewards in answers for uid, reward in rewards.items()}, killers
 
     def _scores(self, prompt: Prompt, model: str) -> bool:
-        """A routed teacher scores the prompts that name it; every other model scores all."""
+        """Whether a model scores a prompt: a routed teacher scores those that name it, every other model all."""
         objective = self._recipe.objective
         always = {
             START,
@@ -232,31 +232,31 @@ class Flow:
         return teacher_of(objective.target, prompt.row) == model
 
 
-async def _unheard(model: str, why: str) -> bool:
-    """Nobody looks at a model whose scores are suspicious."""
+async def _no_alarm(model: str, suspicion: str) -> bool:
+    """Ignore suspicious scores."""
     return False
 
 
 Answer = TypeVar("Answer")
 
 
-async def isolating(
+async def isolate(
     ask: Callable[[Sequence[SampleHeader], Patience], Awaitable[Answer]],
     samples: Sequence[SampleHeader],
     alone: asyncio.Lock,
     role: str,
 ) -> tuple[list[Answer], dict[str, str]]:
-    """`ask(samples, patience)` for all of a block at once; if a second member dies under it, for halves of it, and for
-    halves of those that a member dies under, down to single samples.
+    """Call `ask(samples, patience)` for all samples. If two members die under it, call it for halves, and halve again
+    wherever a member dies, down to single samples.
 
-    Returns the answers, and the reasons of samples that are to blame: those under which, asked for by themselves, as
-    many living members died as make DEATHS. While some are asked for `alone`, no other suspect is.
+    Returns the answers, and by uid the reasons of guilty samples: those that alone killed DEATHS living members. The
+    lock `alone` lets one suspect call run at a time.
     """
     if not samples:
         return [], {}
     try:
         return [await ask(samples, "once")], {}
-    except CallFailed:  # most members that die have a cause of their own: the samples are held up no longer than needed
+    except CallFailed:  # most deaths have another cause: try all once more before halving
         with suppress(CallFailed):
             return [await ask(samples, "once")], {}
     answers: list[Answer] = []
@@ -281,12 +281,13 @@ def _halves(samples: Sequence[SampleHeader]) -> list[Sequence[SampleHeader]]:
 
 
 def teacher_of(route: Route, row: Mapping[str, Any]) -> str | None:
-    """The model that a prompt row's field leads to; None where it leads nowhere."""
+    """The teacher that a row's routing field names; None without one."""
     value = route.value_of(row)
     return None if value is None else route.models.get(value)
 
 
 def kept_seed(prompt_ids: Sequence[int], sample: int, run_seed: int) -> int:
-    """Seed of a teacher's response: of the prompt and not of its place, so that every epoch finds it again."""
+    """Seed of a teacher's response, 63 bits. It depends on the prompt, not its index, so that every epoch finds the
+    response in the cache."""
     digest = hashlib.blake2b(f"{run_seed}/{list(prompt_ids)}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

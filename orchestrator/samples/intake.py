@@ -1,7 +1,7 @@
-"""What leases bring in: blocks are judged as they come, segments joined, samples admitted to the buffer.
+"""Collects what leases yield: blocks are scored as they arrive, segments joined, samples admitted to the buffer.
 
-Nothing that was asked for is forgotten: what dies with a member, is lost with a node or grows too old is leased again;
-what cannot be trained is skipped, by name and with its reason.
+Every response of a lease is admitted, resampled or skipped: resampled if its member died, its payload was lost or it
+grew too old; skipped, with a reason, if it cannot be trained.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ from orchestrator.samples.segments import Segments
 
 @dataclass(slots=True, eq=False)
 class _Response:
-    """One attempt at a response. It is known as long as it runs or a block of it is being judged: what is said late of
-    it is said of no other attempt. It was `asked` for then, and has `begun` once its member has said so. `payloads`
-    hold the segments that came of it. One that is `cut` will end soon. Of one that is `gone`, `lost` or `rejected`, no
-    segment is wanted. What is lost is leased again when it has ended, so that no member ever writes two attempts at
-    once."""
+    """One attempt at a response, kept until sampling and scoring end: a late result is never credited to another
+    attempt. `submitted`: seconds of the monotonic clock; `begun`: its member has accepted it; `payloads`: of its
+    segments so far; `cut`: it ends soon. A `lost` one is resampled only after it has ended, so that a member never
+    writes two attempts at once."""
 
     uid: str
     ticket: Ticket
     prompt: Prompt
     lease: Lease
     payloads: list[Any] = field(default_factory=list)
-    asked: float = 0.0
+    submitted: float = 0.0
     begun: bool = False
     cut: bool = False
     lost: bool = False
@@ -53,32 +52,34 @@ class _Response:
 
     @property
     def gone(self) -> bool:
+        """Whether its segments are no longer wanted."""
         return self.lost or self.rejected
 
 
 @dataclass
-class _Wanted:
-    """What is wanted of one member: responses are `running`, by uid, until their last segment is yielded."""
+class _Work:
+    """One member's leased work. Responses are `running`, by uid, until their last segment is yielded."""
 
     member: PoolMember
     channel: str = field(default_factory=lambda: uuid4().hex)
     running: dict[str, _Response] = field(default_factory=dict)
-    left: Counter[Lease] = field(default_factory=Counter)  # how many of a lease are running
-    places: int = 0  # of the member's load
-    heard: float = 0.0  # when it was last asked for something, or yielded
+    left: Counter[Lease] = field(default_factory=Counter)  # running responses of each lease
+    load: int = 0  # its part of the member's load
+    last_activity: float = 0.0  # time of the last submission or block; seconds, monotonic clock
 
     def runs(self, response: _Response) -> bool:
-        """Whether this very attempt is still being sampled."""
+        """Whether this attempt is still being sampled."""
         return self.running.get(response.uid) is response
 
     def since(self) -> float | None:
-        """From when on it owes something."""
-        return self.heard if self.places else None
+        """The time that the next block's deadline counts from; None while no block is due."""
+        return self.last_activity if self.load else None
 
 
 @dataclass
 class Intake:
-    """`moved` is called when there may be room for a lease, or a batch may be whole; `skipped` is uid -> reason."""
+    """Collects from the members of `writers` (source -> pool). `changed` is called when there may be room for a lease
+    or a complete batch; `skipped` is uid -> reason."""
 
     flow: Flow
     writers: Mapping[str, Pool]
@@ -88,121 +89,122 @@ class Intake:
     meter: Meter
     early_stop: EarlyStop | None
     notice: Callable[[str], None]
-    moved: Callable[[], None]
+    changed: Callable[[], None]
     skipped: dict[str, str]
     segments: Segments = field(default_factory=Segments)
-    _attended: dict[tuple[str, int], _Wanted] = field(default_factory=dict)
-    _departures: int = 0  # how often a member was attended to no longer
-    _looked_at: int = -1  # what had changed when members were last looked at
+    _work: dict[tuple[str, int], _Work] = field(default_factory=dict)  # by source and member number
+    _departures: int = 0  # members that are no longer collected from
+    _changes_seen: int = -1  # count of changes at the last call of new_members
 
     def new_members(self) -> list[tuple[str, PoolMember]]:
-        """Serving members, with their source, that nobody attends to yet. They are looked at when some may be others
-        than before, and not whenever anything moves."""
+        """Serving members that are not collected from yet, with their source. Scans only after members changed."""
         changes = self._departures + sum(pool.members.changes for pool in self.writers.values())
-        if changes == self._looked_at:
+        if changes == self._changes_seen:
             return []
-        self._looked_at = changes
+        self._changes_seen = changes
         return [
             (source, member)
             for source, pool in self.writers.items()
             for member in pool.members.serving()
-            if (source, member.number) not in self._attended
+            if (source, member.number) not in self._work
         ]
 
-    def attend(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
-        """From now on the member may be leased to; the coroutine takes in what it yields, as long as it lives."""
-        wanted = self._attended[source, member.number] = _Wanted(member)
-        return self._attend(source, wanted)
+    def collect(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
+        """Allow leases to a member. The returned coroutine collects its blocks while it lives."""
+        work = self._work[source, member.number] = _Work(member)
+        return self._collect(source, work)
 
     async def lease(self, lease: Lease, sampling: Sampling) -> None:
-        """Ask a member for responses drawn by `sampling`; of a prompt that was found guilty before a resume, none."""
+        """Submit a lease to its member, to be sampled as `sampling` says. Groups found guilty before a resume are
+        quarantined instead."""
         guilty = {ticket.index for ticket in lease.tickets if self.dispatch.suspects.guilty(ticket.index)}
         for index in guilty:
             self._quarantine(index)
-        wanted = self._attended.get((lease.source, lease.member))
+        work = self._work.get((lease.source, lease.member))
         tickets = [ticket for ticket in lease.tickets if ticket.index not in guilty]
-        if wanted is None or not tickets:  # it left or died between the grant and this turn
+        if work is None or not tickets:  # the member left or died since the grant
             self.dispatch.settle(lease)
-            self._sample_again(tickets)
-            self.moved()
+            self._resample(tickets)
+            self.changed()
             return
-        if not wanted.places:
+        if not work.load:
             self.meter.clock("rollout").begin()
         pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
-        wanted.places, wanted.heard = wanted.places + len(pairs), time.monotonic()
-        asked = [_Response(t.uid, t, prompt, lease, asked=wanted.heard) for t, prompt in pairs]
-        wanted.running |= {response.uid: response for response in asked}
-        wanted.left[lease] += len(pairs)
+        work.load, work.last_activity = work.load + len(pairs), time.monotonic()
+        responses = [_Response(t.uid, t, prompt, lease, submitted=work.last_activity) for t, prompt in pairs]
+        work.running |= {response.uid: response for response in responses}
+        work.left[lease] += len(pairs)
         pool = self.writers[lease.source]
-        pool.add_load(wanted.member, len(pairs))
-        with suppress(MemberDied):  # its stream tells
-            await self.flow.submit(pool, wanted.member, wanted.channel, pairs, lease.source, sampling)
-            for response in asked:
+        pool.add_load(work.member, len(pairs))
+        with suppress(MemberDied):  # its stream raises this too
+            await self.flow.submit(pool, work.member, work.channel, pairs, lease.source, sampling)
+            for response in responses:
                 response.begun = True
 
-    async def _attend(self, source: str, wanted: _Wanted) -> None:
+    async def _collect(self, source: str, work: _Work) -> None:
         pool, died = self.writers[source], False
         try:
             async with asyncio.TaskGroup() as blocks:
-                with suppress(ValueLost):  # of a header; what it told of is still open
+                with suppress(ValueLost):  # a header is lost: its responses stay running, so _close resamples them
                     try:
-                        stream = self.flow.blocks(pool, wanted.member, wanted.channel, source, wanted.since)
+                        stream = self.flow.blocks(pool, work.member, work.channel, source, work.since)
                         async for block in stream:
-                            self._take_in(block, source, wanted, blocks)
+                            self._take_in(block, source, work, blocks)
                             del block
                     except MemberDied:
                         died = True
                     except asyncio.CancelledError as end:
-                        clear_frames(end.__traceback__)  # they would hold the last block until they are collected
+                        clear_frames(end.__traceback__)  # the frames would keep the last block alive
                         raise
-                self._let_go(source, wanted, died)
+                self._close(source, work, died)
         finally:
-            self._free(source, wanted, wanted.places)
+            self._free(source, work, work.load)
 
-    def _take_in(self, block: Block, source: str, wanted: _Wanted, scoring: asyncio.TaskGroup) -> None:
-        wanted.heard = time.monotonic()
-        self._free(source, wanted, sum(s.last for s in block.samples))
-        responses = self._select(block, wanted)
-        scoring.create_task(self._bring_in(_selected(block, responses), wanted, responses))
-        self.moved()
+    def _take_in(self, block: Block, source: str, work: _Work, scoring: asyncio.TaskGroup) -> None:
+        work.last_activity = time.monotonic()
+        self._free(source, work, sum(s.last for s in block.samples))
+        responses = self._select(block, work)
+        scoring.create_task(self._score_and_admit(_selected(block, responses), work, responses))
+        self.changed()
 
-    def _free(self, source: str, wanted: _Wanted, places: int) -> None:
-        wanted.places -= places
-        self.writers[source].remove_load(wanted.member, places)
-        if places and not wanted.places:
+    def _free(self, source: str, work: _Work, places: int) -> None:
+        work.load -= places
+        self.writers[source].remove_load(work.member, places)
+        if places and not work.load:
             self.meter.clock("rollout").end()
 
-    def _let_go(self, source: str, wanted: _Wanted, died: bool) -> None:
-        """A member yields no more: what it still owed is leased again."""
-        del self._attended[source, wanted.member.number]
+    def _close(self, source: str, work: _Work, died: bool) -> None:
+        """Stop collecting from a member, and resample its running responses."""
+        del self._work[source, work.member.number]
         self._departures += 1
-        owed = [response for response in wanted.running.values() if not response.rejected]
-        wanted.running.clear()
-        for response in owed:
+        lost = [response for response in work.running.values() if not response.rejected]
+        work.running.clear()
+        for response in lost:
             response.lost = True
             self.segments.forget(response.uid)
-        for lease in wanted.left:
+        for lease in work.left:
             self.dispatch.settle(lease)
-        self._sample_again((response.ticket for response in owed), died, self._told(owed, wanted.member.node, died))
-        self.moved()
+        implicated = self._implicated(lost, work.member.node, died)
+        self._resample((response.ticket for response in lost), died, implicated)
+        self.changed()
 
-    def _told(self, owed: Iterable[_Response], node: str | None, died: bool) -> set[int]:
-        """The groups of which a member's death says something."""
+    def _implicated(self, lost: Iterable[_Response], node: str | None, died: bool) -> set[int]:
+        """The groups that may have caused a member's death: those begun, unless the death has its node as its cause."""
         nodes, now = self.dispatch.suspects.nodes, time.monotonic()
-        told = {r.ticket.index for r in owed if r.begun and nodes.tells(node, r.asked, now)}
+        groups = {r.ticket.index for r in lost if r.begun and nodes.implicates(node, r.submitted, now)}
         if died:
             nodes.note(node, now)
-        return told
+        return groups
 
-    async def _bring_in(self, block: Block, wanted: _Wanted, responses: Mapping[str, _Response]) -> None:
-        """Score, reward and admit the responses of a block. What went down with a node is sampled again; one that is
-        rejected, or whose target has lost the thread, is ended."""
+    async def _score_and_admit(self, block: Block, work: _Work, responses: Mapping[str, _Response]) -> None:
+        """Score, reward and admit the responses of a block. Resample them if the payload is lost; cut those that are
+        rejected or meet the early-stop rule."""
         try:
             good, rejected = await self.flow.score_and_reward(block, {uid: r.prompt for uid, r in responses.items()})
         except ValueLost:
-            self._lose(responses.values(), wanted)
-            self.moved()
-            await self._cut(block.source, wanted, responses.values())
+            self._lose(responses.values(), work)
+            self.changed()
+            await self._cut(block.source, work, responses.values())
         else:
             good = [part for part in good if not responses[part.header.uid].gone]
             for part in good:
@@ -211,90 +213,89 @@ class Intake:
             bad = [r for uid, r in responses.items() if uid in rejected and not r.gone]
             for response in bad:
                 self._reject(response, rejected[response.uid])
-            drifting = (responses[p.header.uid] for p in good if self.segments.adrift(p.header, self.early_stop))
-            adrift = [response for response in drifting if not response.cut]
-            for response in adrift:
+            to_cut = (responses[p.header.uid] for p in good if self.segments.should_cut(p.header, self.early_stop))
+            cut = [response for response in to_cut if not response.cut]
+            for response in cut:
                 response.cut = True
-            self.meter.count("samples_cut", len(adrift))
-            self.moved()  # a batch may be whole: nobody waits for the cut
-            await self._cut(block.source, wanted, bad + adrift)
+            self.meter.count("samples_cut", len(cut))
+            self.changed()  # before the cut: a batch may be complete
+            await self._cut(block.source, work, bad + cut)
 
     def skip(self, uid: str, reason: str) -> None:
-        """Bad data is counted and named, and not asked for again."""
+        """Drop a bad sample, and report its reason. It is not resampled."""
         self.buffer.drop(uid, reason)
         self.skipped[uid] = reason
         self.notice(f"skipped {uid}: {reason}")
         self.meter.count("samples_dropped", 1)
 
-    def take_back(self, batch: Batch, lost: Container[str]) -> None:
-        """A batch whose payloads are partly gone: the rest waits in the buffer, what is lost is sampled again."""
+    def requeue(self, batch: Batch, lost: Container[str]) -> None:
+        """Put a batch back in the buffer, and resample its `lost` uids, whose payloads are gone."""
         self.buffer.give_back(batch, lost)
-        self._sample_again(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
-        self.moved()
+        self._resample(_ticket(s.header) for s in batch.samples if s.header.uid in lost)
+        self.changed()
 
-    def _select(self, block: Block, wanted: _Wanted) -> dict[str, _Response]:
-        """The responses of a block that are wanted, by uid. Those that end with it run no longer; lost ones are leased
-        again."""
-        asked = [(s, wanted.running[s.uid]) for s in block.samples if s.uid in wanted.running]
-        ended = [response for sample, response in asked if sample.last]
+    def _select(self, block: Block, work: _Work) -> dict[str, _Response]:
+        """The wanted responses of a block, by uid. Ends those whose last segment it holds, and resamples lost ones."""
+        known = [(s, work.running[s.uid]) for s in block.samples if s.uid in work.running]
+        ended = [response for sample, response in known if sample.last]
         for response in ended:
-            self._ended(response, wanted)
-        self._sample_again(response.ticket for response in ended if response.lost)
-        self._lose([r for s, r in asked if s.finish == "abort"], wanted)  # by a weight update, if the recipe says so
-        return {response.uid: response for _, response in asked if not response.gone}
+            self._end(response, work)
+        self._resample(response.ticket for response in ended if response.lost)
+        self._lose([r for s, r in known if s.finish == "abort"], work)  # rollout.on_update: abort
+        return {response.uid: response for _, response in known if not response.gone}
 
-    def _lose(self, responses: Iterable[_Response], wanted: _Wanted) -> None:
-        """What was yielded and is lost is sampled again, under its next attempt."""
+    def _lose(self, responses: Iterable[_Response], work: _Work) -> None:
+        """Mark responses as lost, and resample those that have ended."""
         lost = [response for response in responses if not response.gone]
         for response in lost:
             response.lost = True
             self.segments.forget(response.uid)
-        self._sample_again(response.ticket for response in lost if not wanted.runs(response))
+        self._resample(response.ticket for response in lost if not work.runs(response))
 
     def _reject(self, response: _Response, reason: str) -> None:
         response.rejected = True
         self.segments.forget(response.uid)
         self.skip(response.uid, reason)
 
-    def _ended(self, response: _Response, wanted: _Wanted) -> None:
-        """A response is in, or will not be; with the last of its lease the lease is over."""
-        del wanted.running[response.uid]
+    def _end(self, response: _Response, work: _Work) -> None:
+        """Remove a response from the running ones, and settle its lease with the last of them."""
+        del work.running[response.uid]
         lease = response.lease
-        wanted.left[lease] -= 1
-        if not wanted.left[lease]:
-            del wanted.left[lease]
+        work.left[lease] -= 1
+        if not work.left[lease]:
+            del work.left[lease]
             self.dispatch.settle(lease)
 
-    async def _cut(self, source: str, wanted: _Wanted, responses: Iterable[_Response]) -> None:
-        """End those responses that are still being sampled; their last segment says so."""
-        pool, running = self.writers[source], sorted(r.uid for r in responses if wanted.runs(r))
-        if running and wanted.member in pool.members:
-            with suppress(MemberDied):  # which ends them too
-                await pool.call_member(wanted.member, "cut", running)
+    async def _cut(self, source: str, work: _Work, responses: Iterable[_Response]) -> None:
+        """Cut those responses that are still being sampled."""
+        pool, running = self.writers[source], sorted(r.uid for r in responses if work.runs(r))
+        if running and work.member in pool.members:
+            with suppress(MemberDied):  # its death ends them too
+                await pool.call_member(work.member, "cut", running)
 
-    def lease_again(self, aged: Sequence[Scored]) -> None:
-        """Samples that grew too old for the staleness bound are sampled anew."""
-        self._sample_again(_ticket(s.header) for s in aged)
+    def resample_aged(self, aged: Sequence[Scored]) -> None:
+        """Resample samples past the staleness bound."""
+        self._resample(_ticket(s.header) for s in aged)
         self.meter.count("samples_aged", len(aged))
         self.meter.count("tokens_aged", sum(s.header.response_tokens for s in aged))
         if aged:
-            self.moved()
+            self.changed()
 
-    def _sample_again(
-        self, tickets: Iterable[Ticket], died: bool = False, told: AbstractSet[int] | None = None
+    def _resample(
+        self, tickets: Iterable[Ticket], died: bool = False, implicated: AbstractSet[int] | None = None
     ) -> None:
-        """What is lost is leased again, but for prompts that kill their members; `died`, `told` as in Dispatch.lose."""
-        for index in self.dispatch.lose(tickets, died, told):
+        """Queue lost tickets again, and quarantine guilty groups; `died`, `implicated` as in Dispatch.lose."""
+        for index in self.dispatch.lose(tickets, died, implicated):
             self._quarantine(index)
 
     def _quarantine(self, index: int) -> None:
-        """What a guilty group lacks will not come, and no batch waits for it. What it has is trained."""
+        """Skip a guilty group's missing samples, so that no batch waits for them. Those it has are trained."""
         for uid in self.buffer.missing(index):
             self.skip(uid, quarantined(self.writers[self.dispatch.source(index)].role))
 
 
 def _selected(block: Block, responses: Mapping[str, _Response]) -> Block:
-    """What is wanted of a block, with the segments before it of responses that go on."""
+    """The block with its wanted samples only, and the earlier payloads of responses that go on."""
     samples = tuple(s for s in block.samples if s.uid in responses)
     earlier = {s.uid: tuple(responses[s.uid].payloads) for s in samples if s.start and not s.last}
     for sample in samples:
@@ -308,5 +309,5 @@ def _ticket(header: SampleHeader) -> Ticket:
 
 
 def quarantined(role: str) -> str:
-    """The reason of a sample whose prompt kills the members that are asked for it."""
+    """The skip reason of a sample whose prompt kills its members."""
     return f"quarantined: {DEATHS} members of {role} died of it"

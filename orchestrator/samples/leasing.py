@@ -1,6 +1,6 @@
-"""One turn of rolling out: whoever joined is attended to, and members with room are leased prompt groups.
+"""Rolling out: collect from members that joined, and lease prompt groups to members with room.
 
-A stage and an evaluation each own one. Both go the same way: dispatch grants, intake brings in, the buffer holds.
+A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.samples.prompts import Prompts
 
 @dataclass
 class Leasing:
-    """`writers` are the pools that write responses, by source; `skipped` is uid -> why it was not taken in."""
+    """`writers` are the pools that write responses, by source; `skipped` is uid -> reason."""
 
     recipe: Recipe
     flow: Flow
@@ -34,7 +34,7 @@ class Leasing:
     notice: Callable[[str], None]
     skipped: dict[str, str]
     early_stop: EarlyStop | None = None
-    moved: asyncio.Event = field(default_factory=asyncio.Event)  # there may be room, or a batch may be whole
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # there may be room, or a complete batch
 
     def __post_init__(self) -> None:
         self.intake = Intake(
@@ -46,33 +46,33 @@ class Leasing:
             self.meter,
             self.early_stop,
             self.notice,
-            self.moved.set,
+            self.changed.set,
             self.skipped,
         )
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Meanwhile `moved` is set whenever a member comes, goes or answers."""
+    def listening(self) -> Iterator[None]:
+        """Meanwhile `changed` is set whenever a member joins, goes or answers."""
         pools = (*self.writers.values(), *self.flow.scorers())
         for pool in pools:
-            pool.listeners.append(self.moved.set)
+            pool.listeners.append(self.changed.set)
         try:
             yield
         finally:
             for pool in pools:
-                pool.listeners.remove(self.moved.set)
+                pool.listeners.remove(self.changed.set)
 
-    def turn(
+    def lease_out(
         self, tasks: asyncio.TaskGroup, step: int, version: int | None, sampling: Sampling, until: int | None = None
     ) -> None:
-        """Lease what may be leased after `step` steps to members that serve `version`: responses drawn by `sampling`.
-        Groups of steps beyond `until` wait; without a version all do. Raises RoleFailed where a role is at its end."""
+        """Lease what may be leased after `step` steps to members that serve `version`, sampled by `sampling`. Groups
+        of steps beyond `until` wait; without a version nothing is leased. Raises RoleFailed."""
         for pool in (*self.writers.values(), *self.flow.scorers()):
             pool.members.check()
-        self.moved.clear()
+        self.changed.clear()
         for source, member in self.intake.new_members():
-            tasks.create_task(self.intake.attend(source, member))
-        if version is None or not self.dispatch.wants_room(step, until):  # most of what moves makes room for nothing
+            tasks.create_task(self.intake.collect(source, member))
+        if version is None or not self.dispatch.has_work(step, until):  # most changes make no work
             return
         for lease in self.dispatch.grant(step, self.room(version), until):
             for index in {ticket.index for ticket in lease.tickets}:
@@ -80,15 +80,15 @@ class Leasing:
             tasks.create_task(self.intake.lease(lease, sampling))
 
     async def batch(self, version: int) -> Batch:
-        """The next batch of a step from the weights of `version`, once it is whole."""
+        """Wait for the batch of a step from the weights of `version`."""
         while True:
-            self.moved.clear()
+            self.changed.clear()
             if batch := self.buffer.next_batch(version):
                 return batch
-            await self.moved.wait()
+            await self.changed.wait()
 
     def room(self, version: int) -> dict[str, dict[int, Room]]:
-        """Room on members that serve a version, unless the scorers have more waiting than they may."""
+        """Room on members that serve a version (source -> member -> room); none while the scorers are congested."""
         if self.flow.congested():
             return {}
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}

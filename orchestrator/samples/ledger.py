@@ -1,7 +1,7 @@
-"""Which prompt groups have been trained: the data's whole position, small enough to stand in every checkpoint.
+"""Which prompt groups are trained: the whole data position of a run, small enough for every checkpoint.
 
-Groups are numbered in data order. Steps train them nearly in that order: all below `floor` are trained, and a few
-`beyond` it, where a later group was finished first. What neither names is leased again by whoever resumes.
+Groups are numbered in data order and trained nearly in that order: all below `floor` are trained, and a few `beyond`
+it that were sampled sooner. A resume leases all others.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Ledger:
 
     @property
     def count(self) -> int:
-        """How many groups are trained."""
+        """Number of trained groups."""
         return self.floor + len(self.beyond)
 
     def trained(self, indices: Iterable[int]) -> Ledger:
-        """After a step. Raises ValueError for a group that was trained before."""
+        """The ledger after a step on these groups. Raises ValueError for a group that is trained already."""
         new = frozenset(indices)
         if twice := sorted(index for index in new if index in self):
             raise ValueError(f"prompt groups {twice[:3]} are trained already; no token may enter two batches")

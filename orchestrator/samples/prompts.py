@@ -1,6 +1,6 @@
-"""Where prompts come from: rows of a file, their token ids under every model, and the order of a run.
+"""Prompts: rows of a file, their token ids under every model, and their order in a run.
 
-Tokenised once, here; the same response tokens are later scored behind any of these prompts and never tokenised again.
+Prompts are tokenised here, once. Response tokens are scored behind any of them and never tokenised again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from orchestrator.samples.rows import Rows
 from orchestrator.samples.templates import Chat, Demonstrations
 
 _TEMPLATE = Template()
-ORDERS = 1_000_000  # places of epochs' orders that are kept, 8 bytes each; of two epochs at least
+ORDERS = 1_000_000  # places of epoch orders to cache, 8 bytes each; at least two epochs
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row, its prompt ids by model name, its response ids where the dataset has one (end token included), and its
-    line in the file."""
+    """A row, its prompt ids by model name, its response ids (end token included) if it has a response, and its line in
+    the file."""
 
     row: Mapping[str, Any]
     ids: Mapping[str, list[int]]
@@ -34,16 +34,14 @@ class Prompt:
 
 
 class Prompts(Protocol):
-    """Prompts by the index of their group."""
+    """Prompts by group index."""
 
     def __getitem__(self, index: int, /) -> Prompt: ...
 
 
 class PromptStream:
-    """An endless sequence of prompts: every epoch is a permutation by seed, so a position is the whole state.
-
-    The orders of the last epochs that were asked for are kept: a retry of an old one shuffles nothing.
-    """
+    """An endless sequence of prompts. Each epoch is a permutation by seed, so an index is the whole state. The orders
+    of recent epochs are cached."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
         self._prompts = prompts
@@ -63,8 +61,8 @@ class PromptStream:
 
 
 def tokenize(rows: Rows, chats: Mapping[str, Chat], where: Path) -> list[Prompt]:
-    """Rows -> prompts, without their responses. Raises RecipeError when a row lacks a field that a model's prompt
-    names, and where a model's chat template does not take the turns."""
+    """Tokenise rows as prompts, without responses. Raises RecipeError if a row lacks a field of a model's prompt, or
+    if a chat template rejects the turns."""
     for chat in chats.values():
         chat.check()
     return [
@@ -83,8 +81,8 @@ def tokenize(rows: Rows, chats: Mapping[str, Chat], where: Path) -> list[Prompt]
 def with_responses(
     prompts: Sequence[Prompt], student: Chat, end_token_ids: Collection[int], where: Path
 ) -> tuple[list[Prompt], list[str]]:
-    """The prompts with the ids of their rows' responses, and what is worth a warning. Raises RecipeError where a
-    response cannot be ended as generation ends."""
+    """The prompts with the ids of their rows' responses, and warnings. Raises RecipeError if a response cannot end as
+    generation ends."""
     demonstrations = Demonstrations(student, end_token_ids)
     whole: list[Prompt] = []
     altered: list[int] = []
@@ -94,22 +92,22 @@ def with_responses(
         answer = demonstrations.answer(turns, prompt.row["response"], at)
         whole.append(replace(prompt, response_ids=answer.ids))
         altered += [prompt.line] if answer.altered else []
-    return whole, _said(demonstrations, altered, len(whole), where)
+    return whole, _warnings(demonstrations, altered, len(whole), where)
 
 
-def _said(demonstrations: Demonstrations, altered: Sequence[int], count: int, where: Path) -> list[str]:
-    said: list[str] = []
+def _warnings(demonstrations: Demonstrations, altered: Sequence[int], count: int, where: Path) -> list[str]:
+    warnings: list[str] = []
     if demonstrations.lead:
-        said.append(
+        warnings.append(
             f"{where}: the student's chat template begins an assistant's turn with {demonstrations.lead!r}; responses "
-            "that do not bring it themselves are trained behind it"
+            "that do not begin with it are trained behind it"
         )
     if altered:
-        said.append(
-            f"{where}: the student's chat template would write {len(altered)} of {count} responses otherwise, the "
-            f"first in line {altered[0]}; they are trained as the rows have them"
+        warnings.append(
+            f"{where}: the student's chat template would change {len(altered)} of {count} responses, the first in line "
+            f"{altered[0]}; they are trained as the rows have them"
         )
-    return said
+    return warnings
 
 
 def _turns(row: Mapping[str, Any], chat: Chat, where: str) -> list[dict[str, str]]:

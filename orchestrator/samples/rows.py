@@ -1,4 +1,4 @@
-"""Rows of a prompt file: JSON lines, an object a line. What is no such row is refused by its line."""
+"""Rows of a prompt file: one JSON object per line. A bad row is refused with its line number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rows = Mapping[int, Mapping[str, Any]]  # by line of the file, from 1
 
 
 def read_rows(path: Path, need_response: bool = False) -> dict[int, dict[str, Any]]:
-    """Rows of a JSON-lines file by line. Raises RecipeError naming the file, the line and the remedy."""
+    """Rows of a JSON-lines file, by line. Raises RecipeError with the file, the line and the remedy."""
     text = read_text(path, "give a file of JSON lines in data.prompts and data.heldout")
     lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
@@ -27,8 +27,8 @@ def read_rows(path: Path, need_response: bool = False) -> dict[int, dict[str, An
 
 
 def check_answers(rules: Sequence[Rule], rows: Rows, where: Path) -> list[str]:
-    """Warnings of rows in which a rule has nothing to compare a response with. Raises RecipeError where no row has it,
-    or where one has what no response can equal."""
+    """Warnings for `exact` rules whose field some rows lack. Raises RecipeError if all rows lack it, or if a row holds
+    a value that no response can equal."""
     fields = {f"reward.rules.{i}.field": rule.field for i, rule in enumerate(rules) if rule.kind == "exact"}
     return [line for key, field in fields.items() for line in _without_answer(key, field, rows, where)]
 
@@ -40,8 +40,8 @@ def _without_answer(key: str, field: str, rows: Rows, where: Path) -> list[str]:
     first = rows[lacking[0]]
     if len(lacking) == len(rows):
         raise RecipeError(
-            f"{key}: no row of {where} has {field!r}, so that no response would ever be right; the first has "
-            f"{shown(_paths(first))}"
+            f"{key}: no row of {where} has {field!r}, so no response would be right; name a field that rows have; the "
+            f"first has {shown(_paths(first))}"
         )
     return [
         f"{key}: {len(lacking)} of {len(rows)} rows of {where} lack {field!r}, the first in line {lacking[0]}; the "
@@ -66,24 +66,24 @@ def _paths(row: Mapping[str, Any], above: str = "") -> list[str]:
 
 
 def check_route(route: Route, rows: Rows, where: Path) -> None:
-    """Raises RecipeError for a row that leads to no model."""
+    """Raise RecipeError for a row whose routing field names no teacher."""
     for line, row in rows.items():
         value = route.value_of(row)
         if value not in route.models:
             raise RecipeError(
-                f"{where} line {line}: {route.field} is {shown(value)}, which leads to no teacher; "
-                f"objective.target.models knows {sorted(route.models)}"
+                f"{where} line {line}: {route.field} is {shown(value)}, which names no teacher; use one of "
+                f"objective.target.models: {sorted(route.models)}"
             )
 
 
 def _refuse_one_value(path: Path, text: str) -> None:
-    """The whole file as one JSON value, as other tools write it, is told from lines with a mistake in one of them."""
+    """Refuse a file that is one JSON value, as other tools write it. A file of lines with one bad line passes."""
     start = text.lstrip()[:1]
     if start not in ("[", "{") or (start == "{" and text.strip().split("\n", 1)[0].rstrip().endswith("}")):
         return
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # lines, then
+    except (ValueError, RecursionError):  # not one value, so lines
         return
     kind = "array" if isinstance(value, list) else "object over several lines"
     query = ".[]" if isinstance(value, list) else "."
@@ -115,7 +115,7 @@ def _parsed(where: str, line: str) -> Any:
     except json.JSONDecodeError as error:
         raise RecipeError(f"{where}: is no JSON ({error.msg}); write one object a line") from None
     except ValueError as error:
-        raise RecipeError(f"{where}: is no JSON that can be read ({error}); quote the number") from None
+        raise RecipeError(f"{where}: is JSON that cannot be read ({error}); quote the number") from None
     except RecursionError:
         raise RecipeError(f"{where}: is nested too deeply; flatten it") from None
     if "\\u" in line:
@@ -124,8 +124,7 @@ def _parsed(where: str, line: str) -> Any:
 
 
 def _refuse_half_characters(where: str, row: Any) -> None:
-    """JSON can spell half of a surrogate pair, which is no character: nothing can write it, and no tokenizer reads
-    it."""
+    """Refuse half of a surrogate pair: JSON can spell it, but it is no character, so no tokenizer takes it."""
     written = json.dumps(row, ensure_ascii=False)
     try:
         written.encode()

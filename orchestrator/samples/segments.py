@@ -1,6 +1,6 @@
-"""Responses that arrive in segments: each is scored while the next is being sampled, and the last makes it whole.
+"""Joins responses that arrive in segments, each scored while the next is sampled.
 
-The last row holds the whole response, so of its payloads only the last is kept; of its scores, each.
+The last segment's row holds the whole response, so only its payload is kept; of the scores, every segment's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Segments:
     _parts: dict[str, dict[int, Scored]] = field(default_factory=dict)
 
     def join(self, part: Scored) -> Scored | None:
-        """The whole response, if this segment (or whole response) was what it lacked. Segments of one response may be
-        scored in any order; those of an earlier attempt are forgotten."""
+        """Add a scored segment; return the whole response if it is complete. Segments may come in any order; those of
+        an earlier attempt are dropped. A response in one segment is returned as it is."""
         header = part.header
         if header.start == 0 and header.last:
             return part
@@ -36,9 +36,9 @@ class Segments:
         del self._parts[header.uid]
         return _joined(ordered)
 
-    def adrift(self, header: SampleHeader, rule: EarlyStop | None) -> bool:
-        """Whether a running response is to be cut after this segment: the mean log-ratio of what is scored of it is
-        below the rule's."""
+    def should_cut(self, header: SampleHeader, rule: EarlyStop | None) -> bool:
+        """Whether to cut a response after this segment: the mean log-ratio of its scored tokens (nats) is below the
+        rule's."""
         parts = self._parts.get(header.uid, {}).values()
         known = [part.log_ratio for part in parts if part.log_ratio is not None]
         if rule is None or header.last or header.end < rule.after_tokens or not known:
@@ -46,7 +46,7 @@ class Segments:
         return sum(known) / sum(part.header.response_tokens for part in parts) < rule.log_ratio
 
     def forget(self, uid: str) -> None:
-        """A response of which a segment was lost or rejected."""
+        """Drop the segments of a response that is lost or rejected."""
         self._parts.pop(uid, None)
 
     def __len__(self) -> int:

@@ -1,5 +1,5 @@
-"""Whether rewards still tell a run's responses apart: a run that learns nothing from them says so, and not at every
-step. Pure: a state that is replaced, and a line to say."""
+"""Warns when rewards carry no signal: no group's responses differ in reward, so the run learns nothing from them.
+Pure: a state that is replaced, and a line to print."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from objectives.advantage import all_equal
 
-SILENT = 10  # steps in a row without a signal after which it is said; again when they have doubled
+SILENT = 10  # steps in a row without a signal before the first warning; repeated at each doubling
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Steps in a row in which no group had a signal, their responses, and the range of their rewards."""
+    """Steps in a row without a signal, the number of their responses, and the range of their rewards."""
 
     silent: int = 0
     responses: int = 0
@@ -21,10 +21,10 @@ class Signals:
     highest: float = 0.0
 
     def after(self, groups: Sequence[Sequence[float]], centred: bool) -> tuple[Signals, str | None]:
-        """After a step with these rewards, group by group, and what is to be said then.
+        """The state after a step with these rewards, group by group, and the warning if one is due.
 
-        `centred`: a group's own mean is taken off, so that a signal is a difference within a group; otherwise it is a
-        reward other than 0. A step without rewards says nothing, and ends nothing.
+        With `centred` the group mean is subtracted, so a signal is a difference within a group; otherwise it is any
+        reward other than 0. A step without rewards changes nothing.
         """
         rewards = [reward for group in groups for reward in group]
         if not rewards:

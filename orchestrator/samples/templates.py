@@ -1,6 +1,6 @@
-"""What a model's chat template makes of turns: the text of a prompt, and of a demonstration behind it.
+"""Chat templates: turns to the text of a prompt, and of a demonstration behind it.
 
-A template is a program from the model's directory. What it raises is a RecipeError.
+A template is a program from the model's directory; its errors become RecipeErrors.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import Any, NamedTuple
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import Model
 
-_PROBE = "answer4711"  # an assistant's text that no template alters
+_PROBE = "answer4711"  # a text that no template alters
 
 Turns = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A model of the recipe with its tokenizer. `template` of the recipe reaches every rendering."""
+    """A model of the recipe with its tokenizer. The recipe's `template` arguments go to every rendering."""
 
     name: str
     model: Model
     tokenizer: Any
 
     def turns(self, text: str) -> list[dict[str, str]]:
-        """The turns in front of a response: the system turn, where the model has one, and the user's."""
+        """The turns before a response: the system turn, if the model has one, and the user's."""
         system = [{"role": "system", "content": self.model.system}] if self.model.system else []
         return [*system, {"role": "user", "content": text}]
 
     def prompt(self, turns: Turns) -> str:
-        """Text that a response follows; without a template the turns are lines."""
+        """The prompt text of turns; without a template, one line per turn."""
         if not self.has_template:
             return "\n".join(turn["content"] for turn in turns)
         return self.render(turns, begin=True)
 
     def ids(self, prompt: str) -> list[int]:
-        """Token ids of `prompt`. A template writes the special tokens itself."""
+        """Token ids of a prompt text. Special tokens are added only without a template, which writes its own."""
         return self.encoded(prompt, special=not self.has_template)
 
     def encoded(self, text: str, special: bool = False) -> list[int]:
-        """Raises RecipeError where the tokenizer does not take the text."""
+        """Token ids of a text. Raises RecipeError if the tokenizer rejects it."""
         try:
             return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        except Exception as error:  # tokenizers raises bare ones
+        except Exception as error:  # tokenizers raises bare Exceptions
             raise RecipeError(
                 f"models.{self.name}: its tokenizer does not take {shown(text, 60)} ({reason(error)}); give it one "
                 "that this version of transformers reads"
@@ -57,12 +57,12 @@ class Chat:
         return self.tokenizer.chat_template is not None
 
     def render(self, turns: Turns, begin: bool) -> str:
-        """What the template writes for turns; with `begin` also what an assistant's turn begins with."""
+        """The template's text for turns; with `begin`, also how an assistant's turn begins. Raises RecipeError."""
         try:
             return self.tokenizer.apply_chat_template(
                 list(turns), add_generation_prompt=begin, tokenize=False, **self.model.template
             )
-        except Exception as error:  # whatever the template's code raises
+        except Exception as error:  # a template may raise anything
             remedy = "put the text of `system` into `prompt`, or " if self.model.system else ""
             said = (str(error).splitlines() or [""])[0]
             roles = " and ".join(turn["role"] for turn in turns)
@@ -72,7 +72,7 @@ class Chat:
             ) from None
 
     def check(self) -> None:
-        """The template takes what the recipe gives it. Raises RecipeError."""
+        """Raise RecipeError if the template ignores an argument or a turn that the recipe gives."""
         if not self.has_template:
             if self.model.template:
                 raise RecipeError(f"models.{self.name}.template: its tokenizer has no chat template; leave it out")
@@ -81,8 +81,8 @@ class Chat:
         for argument in self.model.template:
             if not re.search(rf"\b{re.escape(argument)}\b", source):
                 raise RecipeError(
-                    f"models.{self.name}.template: {argument!r} is nothing that its chat template reads; "
-                    "look for the argument's name in the template, or leave it out"
+                    f"models.{self.name}.template: its chat template does not read {argument!r}; look for "
+                    "the argument's name in the template, or leave it out"
                 )
         written = _bare(self.prompt(self.turns(_PROBE))).casefold()
         if self.model.system and _bare(self.model.system).casefold() not in written:
@@ -103,7 +103,7 @@ class Chat:
 
 
 class Answer(NamedTuple):
-    """A demonstration's token ids, end token included, and what the template does to it that the ids do not show."""
+    """A demonstration's token ids, end token included. `altered`: the template would write it differently."""
 
     ids: list[int]
     altered: bool
@@ -111,14 +111,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """How one model's demonstrations are written: as the row has them, behind what the template begins an assistant's
-    turn with (an empty block of thoughts, for one), and up to the token with which it ends the turn."""
+    """Writes demonstrations of one model: the row's response, behind what the template begins an assistant's turn with
+    (such as an empty thinking block), up to the token that ends the turn."""
 
     chat: Chat
     end_token_ids: Collection[int]
 
     def answer(self, turns: Turns, response: str, where: str) -> Answer:
-        """Raises RecipeError where the response itself holds an end token."""
+        """The ids of a response behind `turns`. Raises RecipeError, naming `where`, if it holds an end token."""
         text, altered = self._text(turns, response)
         ids = self.chat.encoded(text)
         if not self.chat.has_template:
@@ -134,15 +134,15 @@ class Demonstrations:
 
     @cached_property
     def lead(self) -> str:
-        """What the template writes between a prompt and an assistant's text. Empty where it goes another way than the
-        prompt does, since then nothing says what belongs there."""
+        """What the template writes between a prompt and an assistant's text. Empty if the rendering with the text does
+        not start with the prompt."""
         if not self.chat.has_template:
             return ""
         return self._written.rpartition(_PROBE)[0].removeprefix(self._prompt) if self._continues else ""
 
     @cached_property
     def end(self) -> str:
-        """What follows an assistant's text, up to the first end token."""
+        """What the template writes after an assistant's text, up to the first end token, included."""
         behind = self._behind
         found = [(behind.find(text), -len(text)) for text in self._ends.values() if text in behind]
         if not found:
@@ -151,7 +151,7 @@ class Demonstrations:
         return behind[: start - length]
 
     def _text(self, turns: Turns, response: str) -> tuple[str, bool]:
-        """The response as it is trained, and whether the template would write it otherwise (spaces do not count)."""
+        """The response as it is trained, and whether the template would write it differently, spaces aside."""
         if not self.chat.has_template:
             return response, False
         prompt = self.chat.prompt(turns)
@@ -163,17 +163,19 @@ class Demonstrations:
         body = _bare(written[len(prompt) :]).removesuffix(_bare(self._behind))
         if body == _bare(self.lead) + own:
             return self.lead + response + end, False
-        if body == own:  # it brings what the template begins with
+        if body == own:  # it begins with the lead itself
             return response + end, False
         begun = len(own) - len(body)
-        if begun > 0 and own.endswith(body) and _bare(prompt).endswith(own[:begun]):  # the prompt begins with it
+        if (
+            begun > 0 and own.endswith(body) and _bare(prompt).endswith(own[:begun])
+        ):  # the prompt ends with its beginning
             spaces = prompt[len(prompt.rstrip()) :]
-            return _without(response, begun).removeprefix(spaces) + end, False
+            return _skip(response, begun).removeprefix(spaces) + end, False
         return response + end, True
 
     @cached_property
     def _ends(self) -> dict[int, str]:
-        """Text of each end token."""
+        """End token ids and their texts."""
         tokenizer = self.chat.tokenizer
         known = {int(i) for i in tokenizer.get_vocab().values()}
         ids = {*self.end_token_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
@@ -222,12 +224,12 @@ class Demonstrations:
 
 
 def _bare(text: str) -> str:
-    """Text without spaces and line ends, which templates strip, add and collapse."""
+    """Text without white space, which templates strip, add and collapse."""
     return "".join(text.split())
 
 
-def _without(text: str, count: int) -> str:
-    """Text behind its first `count` characters that are no spaces."""
+def _skip(text: str, count: int) -> str:
+    """Text after its first `count` non-space characters."""
     seen = 0
     for place, letter in enumerate(text):
         if seen == count:

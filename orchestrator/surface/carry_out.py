@@ -19,6 +19,7 @@ from orchestrator.surface.ending import end, fail
 from orchestrator.surface.outcome import Outcome, console, say_error
 
 if TYPE_CHECKING:
+    from orchestrator.pools.layout import MemberSpecs
     from orchestrator.preflight.comparison import Comparison
     from orchestrator.preflight.files import Inputs
     from orchestrator.run import Run
@@ -63,8 +64,9 @@ class Handlers:
         run.stop(ask)
 
 
-def carry_out(recipe: Recipe, directory: Path) -> int:
-    """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads."""
+def carry_out(recipe: Recipe, directory: Path, members: MemberSpecs | None = None) -> int:
+    """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads.
+    `members`: see build_pools."""
     from orchestrator.preflight import cluster
     from orchestrator.surface.display import Display
 
@@ -82,7 +84,7 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
         try:
             with Display(recipe.run.steps) as display:
                 display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
-                outcome = _run_on_cluster(recipe, directory, display, handlers)
+                outcome = _run_on_cluster(recipe, directory, display, handlers, members)
         except (StoppedEarly, SystemExit):  # Ray's handler of SIGTERM exits while Ray starts
             leave()
             return STOPPED
@@ -94,7 +96,9 @@ def carry_out(recipe: Recipe, directory: Path) -> int:
     return outcome.code
 
 
-def _run_on_cluster(recipe: Recipe, directory: Path, display: Display, handlers: Handlers) -> Outcome:
+def _run_on_cluster(
+    recipe: Recipe, directory: Path, display: Display, handlers: Handlers, members: MemberSpecs | None
+) -> Outcome:
     from orchestrator.preflight import capacity, cluster, files
 
     inputs = files.read_inputs(recipe)
@@ -107,7 +111,7 @@ def _run_on_cluster(recipe: Recipe, directory: Path, display: Display, handlers:
             _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
         runner = asyncio.Runner()
         try:
-            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers))
+            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, members))
         except BaseException:
             runner.close()
             raise
@@ -116,14 +120,21 @@ def _run_on_cluster(recipe: Recipe, directory: Path, display: Display, handlers:
         return outcome
 
 
-async def _drive(recipe: Recipe, directory: Path, inputs: Inputs, display: Display, handlers: Handlers) -> Outcome:
+async def _drive(
+    recipe: Recipe,
+    directory: Path,
+    inputs: Inputs,
+    display: Display,
+    handlers: Handlers,
+    members: MemberSpecs | None,
+) -> Outcome:
     from orchestrator.pools.layout import build_pools
     from orchestrator.pools.transport import RayTransport
     from orchestrator.run import Run
     from orchestrator.surface.driver import collect_seldom, serve_commands
 
     collect_seldom()
-    pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs")
+    pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs", members)
     training = Run(recipe, directory, inputs, pools, display)
     display.working = training.working
     handlers.in_the_loop(training)

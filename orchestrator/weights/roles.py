@@ -53,7 +53,7 @@ class Roles:
         if isinstance(self.learner.turns, Colocated):
             self.learner.turns.on_wake = self.canaries.check_woken
         self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
-        self.teachers = Teachers(recipe, pools, vocabulary, self.learner, self.versions, carrier, self.canaries)
+        self.teachers = Teachers(recipe, pools, self.learner, self.versions, carrier, self.canaries)
 
     async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
         """Start the learner, from the checkpoint `saved` if there is one, and every role without members. Publishes the
@@ -135,7 +135,7 @@ class Roles:
             start_kl=recipe.metrics.start_kl,
             end_tokens=tuple(self._end_token_ids) if recipe.objective.end_tokens == "class" else (),
             temperature=recipe.learner_temperature,
-            compares_sampler=recipe.samples_what_it_reads,
+            compares_sampler=recipe.sampler_matches_learner,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
 

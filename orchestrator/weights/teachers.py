@@ -7,17 +7,17 @@ before anything is scored for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from actors.wire.records import SwapRefused
 from configs.load import model_directory
 from configs.schema import Recipe
-from orchestrator.pools.layout import scorer_spec
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.suspects import DEATHS
-from orchestrator.pools.transport import MemberDied, ValueLost
+from orchestrator.pools.transport import GangSpec, MemberDied, ValueLost
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier, Directories
 from orchestrator.weights.learner_group import LearnerGroup
@@ -35,14 +35,13 @@ class SwapFailed(RoleFailed):
 
 
 class Teachers:
-    """`student`: the student's versions, which live models share; averages travel by the same carrier. `vocabulary`:
-    the models' common logit width. `recipe` holds the swaps and is replaced when they change."""
+    """`student`: the student's versions, which live models share; averages travel by the same carrier. `recipe` holds
+    the swaps and is replaced when they change."""
 
     def __init__(
         self,
         recipe: Recipe,
         pools: Pools,
-        vocabulary: int,
         learner: LearnerGroup,
         student: Versions,
         carrier: Carrier,
@@ -50,7 +49,6 @@ class Teachers:
     ) -> None:
         self.recipe = recipe
         self._pools = pools
-        self._vocabulary = vocabulary
         self._learner = learner
         self._student = student
         self._heads: dict[str, tuple[int, int]] = {}  # model -> (version, oldest) that the learner has
@@ -125,11 +123,13 @@ class Teachers:
                     raise
 
     async def _set_swap(self, model: str, swap: int) -> None:
-        pool, recipe = self._pools.scorers[model], self.recipe
-        pool.startup.spec = (
-            (lambda _: scorer_spec(recipe, model, self._vocabulary, swap)) if swap else self._original_specs[model]
-        )
+        self._pools.scorers[model].startup.spec = self._swapped(model, swap) if swap else self._original_specs[model]
         await self._frozen[model].publish(swap)
+
+    def _swapped(self, model: str, swap: int) -> Callable[[int], GangSpec]:
+        recipe, spec = self.recipe, self._pools.swapped_scorer
+        assert spec is not None
+        return lambda _: spec(recipe, model, swap)
 
     def _directory(self, model: str, swap: int) -> str:
         return str(model_directory(self.recipe.path_of(model, swap)))

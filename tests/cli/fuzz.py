@@ -39,7 +39,7 @@ VALUES: list[Any] = [
         [{"kind": "exact", "field": "a.b"}],
         [{"kind": "regex", "text": "(a+)+$"}],
     ),
-    *("vllm", "torch", "simulated", "deepspeed", "sampled", "topk", "full", "dataset", "live", "ema", "frozen", "auto"),
+    *("vllm", "torch", "deepspeed", "sampled", "topk", "full", "dataset", "live", "ema", "frozen", "auto"),
 ]
 TEXTS = [
     "\0",

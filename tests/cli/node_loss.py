@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from actors.simulated.members import Speeds
 from orchestrator.pools.transport import RayTransport
 from orchestrator.run import Run
 from orchestrator.samples.prompts import Prompt
@@ -28,7 +29,7 @@ WORKERS = 3
 AFTER = {3: "others", 5: "learner"}  # which node goes after a step
 NODE = {"num_cpus": 8, "object_store_memory": 100 * 2**20}
 HEAD = NODE | {"num_cpus": 0, "include_dashboard": False}
-ONE_CPU = {"engine": "simulated", "resources": {"cpus": 1, "threads": 1}}
+ONE_CPU = {"resources": {"cpus": 1, "threads": 1}}
 LONG = [Prompt(p.row, {name: ids * 10_000 for name, ids in p.ids.items()}, None) for p in TRAIN]  # 40 KB and more a row
 
 
@@ -71,12 +72,13 @@ async def _run(root: Path, steps: int, nodes: Cluster) -> dict[str, Any]:
         scorer={"teacher": ONE_CPU | {"members": 2}},
         reward=ONE_CPU | {"members": 1},
         learner=ONE_CPU | {"ranks": 2},
-        simulated={"rollout_seconds_per_token": 0.05, "score_seconds_per_token": 0.01},
         stream={"coalesce_samples": 64},
         max_staleness=1,
     )
     loss = NodeLoss(nodes)
-    simulation = Simulation(settings, loss, train=LONG, heldout=(), transport=RayTransport())
+    simulation = Simulation(
+        settings, loss, train=LONG, heldout=(), transport=RayTransport(), speeds=Speeds(rollout=0.05, score=0.01)
+    )
     code = await simulation.run.execute()
     await asyncio.gather(*loss.tasks)
     await asyncio.gather(*(pool.members.stop() for pool in simulation.pools.all().values()))

@@ -341,7 +341,7 @@ def test_weights_are_finite(recipe: dict[str, Any], refused: Any, key: str) -> N
 def test_a_route_that_leads_nowhere_is_refused_with_its_row(recipe: dict[str, Any], refused: Any) -> None:
     target = {"field": "persona", "models": {"pirate": "teacher"}}
     error = refused(recipe | {"objective": {"target": target, "support": "full"}})
-    assert "line 2: persona is 'poet', which leads to no teacher" in error
+    assert "line 2: persona is 'poet', which names no teacher" in error
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(

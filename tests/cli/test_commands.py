@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     output, _ = checked.communicate(timeout=60)
     assert checked.returncode == 0 and "learner" in output and "24 prompts" in output, output
 
-    run = _logratio("run", str(file))
+    run = _simulated(0.1, "run", str(file))
     _wait_for(lambda: len(_lines(directory)) >= 2, run)
     control = directory / "control.json"
     assert control.stat().st_mode & 0o777 == 0o600
@@ -46,14 +47,16 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     assert summary["exit"] == 3 and [swap["path"] for swap in summary["swaps"]] == [str(models["poet"])]
     assert "is not running" in _said("stop", directory, code=2)
 
-    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
-    recipe["simulated"]["rollout_seconds_per_token"] = 0.0  # the rest may be quick
-    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    resumed = _logratio("resume", str(directory))
+    resumed = _simulated(0.0, "resume", str(directory))
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
     steps = [line["step"] for line in _lines(directory)]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > stopped_at
+
+
+def _simulated(seconds: float, *arguments: str) -> subprocess.Popen[str]:
+    """A command over simulated members, whose rollouts sleep so long a token."""
+    return _logratio(*arguments, module=("tests.cli.simulated", str(seconds)))
 
 
 def _said(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
@@ -73,10 +76,9 @@ def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> di
         "batch": {"prompts_per_step": 4},
         "sampling": {"max_response_tokens": 8},
         "objective": {"target": "teacher", "support": "sampled"},
-        "learner": {"engine": "simulated", "optimizer": {"lr": 0.01}, "resources": small},
-        "rollout": {"engine": "simulated", "max_context_tokens": 64, "resources": small},
-        "scorer": {"teacher": {"engine": "simulated", "max_context_tokens": 64, "resources": small}},
-        "reward": {"engine": "simulated", "resources": small},
-        "simulated": {"rollout_seconds_per_token": 0.1},
+        "learner": {"optimizer": {"lr": 0.01}, "resources": small},
+        "rollout": {"max_context_tokens": 64, "resources": small},
+        "scorer": {"teacher": {"max_context_tokens": 64, "resources": small}},
+        "reward": {"resources": small},
         "checkpoint": {"every": 50},
     }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path)
     assert not Path(shared_folder("killed", str(tmp_path))).exists(), "weight files were swept"
 
 
-def _logratio(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+def _logratio(*arguments: str, module: Sequence[str] = ("orchestrator.cli",)) -> subprocess.Popen[str]:
+    """The command in a process of its own; `module` is its entry point, with arguments that come first."""
+    command = [sys.executable, "-m", *module, *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}  # a person's shell has none
     return subprocess.Popen(
         command,

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from actors.shared_memory import shared_folder
-from tests.cli.test_commands import _recipe, _said
-from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
+from tests.cli.test_commands import _recipe, _said, _simulated
+from tests.cli.test_kill_and_resume import _lines, _wait_for
 from tests.processes import alive, descendants
 
 
@@ -21,19 +21,17 @@ def test_a_run_is_stopped_as_it_starts_and_as_it_waits(
     models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
 ) -> None:
     file, directory = tmp_path / "recipe.yaml", tmp_path / "live"
-    recipe = _recipe(models, prompts, tmp_path)
-    recipe["simulated"]["rollout_seconds_per_token"] = 0.5
-    file.write_text(yaml.safe_dump(recipe))
+    file.write_text(yaml.safe_dump(_recipe(models, prompts, tmp_path)))
     lock = directory / "lock"
 
-    starting = _logratio("run", str(file))
+    starting = _simulated(0.5, "run", str(file))
     _wait_for(lambda: lock.exists() and lock.stat().st_size > 0, starting)
     assert "stopping" in _said("stop", directory)  # no control actor yet, or just so
     output, _ = starting.communicate(timeout=60)
     assert starting.returncode == 3 and "go on with: logratio resume live" in output, output
     assert (directory / "recipe.yaml").exists()
 
-    resumed = _logratio("resume", str(directory))
+    resumed = _simulated(0.5, "resume", str(directory))
     _wait_for(lambda: len(_lines(directory)) >= 1, resumed)
     session = descendants(resumed.pid)
     os.kill(resumed.pid, signal.SIGTERM)
@@ -43,7 +41,7 @@ def test_a_run_is_stopped_as_it_starts_and_as_it_waits(
     assert json.loads((directory / "summary.json").read_text())["exit"] == 3
     assert list((directory / "checkpoints").iterdir()) and not Path(shared_folder("live", str(tmp_path))).exists()
 
-    hurried = _logratio("resume", str(directory))
+    hurried = _simulated(0.5, "resume", str(directory))
     _wait_for(lambda: (directory / "control.json").exists(), hurried)
     session = descendants(hurried.pid)
     for _ in range(2):

@@ -10,9 +10,9 @@ import torch
 import typer
 
 from actors.rewarding.reward import Reward
-from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.jobs import LearnerSpec, Share
-from configs.roles import Rollout, Rule, Scorer, Simulated
+from configs.roles import Rollout, Rule, Scorer
 from objectives import objective
 from objectives.tokens import Scores, Tokens
 from orchestrator.pools.member import PoolMember
@@ -50,12 +50,12 @@ class NumberReward(Reward):
 
 class PlainRollout(SimulatedRollout):
     def __init__(self, config: Rollout, model: str, shared: str) -> None:
-        super().__init__(Simulated(), config.on_update)
+        super().__init__(Speeds(), config.on_update)
 
 
 class PlainScorer(SimulatedScorer):
     def __init__(self, config: Scorer, model: str, vocabulary: int, version: int) -> None:
-        super().__init__(Simulated(), vocabulary, version)
+        super().__init__(Speeds(), vocabulary, version)
 
 
 LOGPROBS = torch.linspace(-1.0, 1.0, 64).log_softmax(-1)  # of the learner's made-up student
@@ -65,7 +65,7 @@ class LossLearner(SimulatedLearner):
     """A simulated learner whose loss is the recipe's own objective, on a made-up student of 64 tokens."""
 
     def __init__(self, rank: int, ranks: int) -> None:
-        super().__init__(Simulated(), rank, ranks)
+        super().__init__(Speeds(), rank, ranks)
         self._objective: objective.Objective | None = None
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:

@@ -13,15 +13,17 @@ from typing import Any
 import torch.distributed as dist
 
 from actors.learning.learner import Learner
+from actors.simulated.members import Speeds
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator.pools.layout import build_pools
+from orchestrator.pools.layout import REAL, build_pools
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, RayTransport
 from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
 from tests.engines.shared import Finished, Watcher, merged
+from tests.unit.simulation import simulated
 
 COLLECTIVES = (
     "allreduce",
@@ -134,15 +136,17 @@ class Ranks:
                 "optimizer": {"name": "sgd", "lr": 0.1, "max_grad_norm": 0.0},
                 "resources": small,
             },
-            "rollout": {"engine": "simulated", "max_context_tokens": 128},
-            "reward": {"engine": "simulated", "resources": small},
+            "rollout": {"max_context_tokens": 128},
+            "reward": {"resources": small},
             "checkpoint": {"every": 1, "keep": 1},
         }
         return resolve_dtypes(parse_recipe(merged(tree, changes)), cpu_has_bf16=False)
 
     def pools(self, recipe: Recipe) -> Pools:
         """Not yet started; the learner's ranks are those that can be struck."""
-        pools = build_pools(recipe, RayTransport(), read_inputs(recipe).vocabulary, self.root / "logs")
+        sleeping = simulated(Speeds())
+        members = replace(REAL, rollout=sleeping.rollout, reward=sleeping.reward)
+        pools = build_pools(recipe, RayTransport(), read_inputs(recipe).vocabulary, self.root / "logs", members)
         spec = pools.learner.startup.spec
 
         def struck(number: int) -> GangSpec:

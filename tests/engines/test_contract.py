@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors.simulated.members import Speeds
 from actors.wire.jobs import LearnerSpec
 from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
 from configs.roles import Stream
 from configs.schema import Recipe, Sampling
 from objectives.schedule import dials_at
+from orchestrator.pools.layout import build_pools
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import LocalTransport
@@ -24,20 +26,15 @@ from orchestrator.preflight.files import read_inputs
 from orchestrator.weights.carriers import ObjectStore
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines
+from tests.unit.simulation import simulated
 from tests.written import written_in_pool
-
-SIMULATED = {
-    "rollout": {"engine": "simulated"},
-    "scorer": {"teacher": {"engine": "simulated"}},
-    "reward": {"engine": "simulated"},
-    "learner": {"engine": "simulated", "ranks": 1},
-}
 
 
 class Bench:
     """Members of one kind, real or simulated, and how to call them."""
 
-    def __init__(self, recipe: Recipe, pools: Pools, runner: asyncio.Runner) -> None:
+    def __init__(self, kind: str, recipe: Recipe, pools: Pools, runner: asyncio.Runner) -> None:
+        self.kind = kind
         self.recipe = recipe
         self.pools = pools
         self.runner = runner
@@ -90,18 +87,16 @@ def bench(request: pytest.FixtureRequest, engines: Engines) -> Bench:
     if request.param == "real":
         recipe = engines.recipe(**sampled)
         pools = Pools(engines.pools.rollout, None, engines.pools.scorers, engines.pools.reward, engines.learners[2])
-        return Bench(recipe, pools, engines.runner)
-    from orchestrator.pools.layout import build_pools
-
-    recipe = engines.recipe(**sampled, **SIMULATED)
-    pools = build_pools(recipe, LocalTransport(), read_inputs(recipe).vocabulary, None)
+        return Bench(request.param, recipe, pools, engines.runner)
+    recipe = engines.recipe(**sampled, learner={"ranks": 1})
+    pools = build_pools(recipe, LocalTransport(), read_inputs(recipe).vocabulary, None, simulated(Speeds()))
 
     async def start() -> None:
         for pool in pools.all().values():
             await pool.members.start(1)
 
     engines.runner.run(start())
-    return Bench(recipe, pools, engines.runner)
+    return Bench(request.param, recipe, pools, engines.runner)
 
 
 def test_blocks_hold_every_response_once(bench: Bench) -> None:
@@ -321,7 +316,7 @@ def test_engines_that_slept_answer_as_before_and_work_that_comes_meanwhile_waits
         return bool(pending)
 
     waited = bench.runner.run(work())
-    assert waited or bench.recipe.rollout.engine == "simulated", "a simulated scorer does not mind"
+    assert waited or bench.kind == "simulated", "a simulated scorer does not mind"
     (again, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
     assert {s.uid: s.response_ids for s in unpack_samples(again)} == {
         s.uid: s.response_ids for s in unpack_samples(payload)

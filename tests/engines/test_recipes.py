@@ -286,7 +286,7 @@ def _tiny(engines: Engines, name: str) -> dict[str, Any]:
         "data": _data(engines, recipe),
         "learner": {"ranks": 1, "zero_stage": 0, "optimizer": {"name": "adamw", "lr": rate}},
     }
-    if recipe.reward.earns:
+    if recipe.reward.gives_rewards:
         paid = _paid(0.25 if rewarded else 0.02)
         changes["reward"] = {"model": str(engines.models["reward"])} if recipe.reward.model else paid
     return changes

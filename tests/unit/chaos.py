@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
 from actors.wire.records import Request, Sample, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
@@ -241,6 +241,7 @@ def lose_before_the_learner(monkeypatch: pytest.MonkeyPatch, uid: str) -> None:
 
 def run_in_chaos(
     settings: Recipe,
+    speeds: Speeds,
     seed: int,
     roles: Sequence[str],
     strikes: int,
@@ -251,7 +252,7 @@ def run_in_chaos(
     """One simulated run under Chaos: its exit code and what became of it."""
     rng = random.Random(seed)
     transport = Nodes(rng)
-    simulation = Simulation(settings, transport=transport)
+    simulation = Simulation(settings, transport=transport, speeds=speeds)
     chaos = Chaos(rng, transport, roles, strikes, seconds, nodes, sick)
 
     async def both() -> int:

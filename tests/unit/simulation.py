@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
+from configs.own_code import is_own
 from configs.schema import Recipe
-from orchestrator.pools.layout import build_pools
-from orchestrator.pools.transport import LocalTransport
+from orchestrator.pools.layout import REAL, MemberSpecs, build_pools
+from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
 from orchestrator.samples.prompts import Prompt, PromptStream
@@ -26,11 +28,49 @@ STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
 VOCABULARY = 1000
 TRAIN = [Prompt({"prompt": f"p{i}"}, {"student": [100 + i], "teacher": [7, 100 + i]}, None) for i in range(17)]
 HELDOUT = [Prompt({"prompt": f"h{i}"}, {"student": [500 + i], "teacher": [7, 500 + i]}, None) for i in range(3)]
-MEMBER = {"engine": "simulated", "members": 2}
+MEMBER = {"members": 2}
+
+
+def simulated(speeds: Speeds) -> MemberSpecs:
+    """Members that sleep, in every role but those for which the recipe names an engine of its own."""
+
+    def learner(recipe: Recipe) -> GangSpec:
+        config = recipe.learner
+        if is_own(config.engine):
+            return REAL.learner(recipe)
+        arguments = tuple((speeds, rank, config.ranks) for rank in range(config.ranks))
+        return GangSpec("learner", SimulatedLearner, arguments, config.resources)
+
+    def rollout(recipe: Recipe) -> GangSpec:
+        config = recipe.rollout
+        if is_own(config.engine):
+            return REAL.rollout(recipe)
+        return GangSpec("rollout", SimulatedRollout, ((speeds, config.on_update),), config.resources)
+
+    def scorer(recipe: Recipe, model: str, vocabulary: int, swap: int) -> GangSpec:
+        config = recipe.scorer_of(model)
+        if is_own(config.engine):
+            return REAL.scorer(recipe, model, vocabulary, swap)
+        return GangSpec(f"scorer.{model}", SimulatedScorer, ((speeds, vocabulary, swap),), config.resources)
+
+    def reward(recipe: Recipe) -> GangSpec:
+        if is_own(recipe.reward.engine):
+            return REAL.reward(recipe)
+        return GangSpec("reward", SimulatedReward, ((),), recipe.reward.resources)
+
+    return MemberSpecs(
+        rollout=rollout,
+        teacher_rollout=lambda recipe: GangSpec(
+            "teacher_rollout", SimulatedRollout, ((speeds,),), recipe.teacher_rollout.resources
+        ),
+        scorer=scorer,
+        reward=reward,
+        learner=learner,
+    )
 
 
 def recipe(root: Path, **changes: Mapping[str, Any] | int) -> Recipe:
-    """Simulated everywhere; `changes` are merged one level deep."""
+    """A small recipe; `changes` are merged one level deep."""
     tree: dict[str, Any] = {
         "run": {"name": "sim", "root": str(root), "steps": STEPS, "seed": 5},
         "models": {"student": {"path": "/none"}, "teacher": {"path": "/none"}},
@@ -38,7 +78,7 @@ def recipe(root: Path, **changes: Mapping[str, Any] | int) -> Recipe:
         "batch": {"prompts_per_step": GROUPS, "samples_per_prompt": EACH, "tokens_per_microbatch": 64},
         "sampling": {"max_response_tokens": 16},
         "objective": {"target": "teacher"},
-        "learner": {"engine": "simulated", "optimizer": {"lr": 0.01}},
+        "learner": {"optimizer": {"lr": 0.01}},
         "rollout": MEMBER,
         "scorer": {"teacher": MEMBER},
         "reward": MEMBER | {"rules": [{"kind": "length", "low": 1, "high": 8}]},
@@ -52,7 +92,7 @@ def recipe(root: Path, **changes: Mapping[str, Any] | int) -> Recipe:
 
 @dataclass
 class Simulation:
-    """One Run in this process. `on_step` is called with the run and every line of metrics."""
+    """One Run over simulated members in this process. `on_step` is called with the run and every line of metrics."""
 
     recipe: Recipe
     on_step: Callable[[Run, Mapping[str, Any]], None] = lambda run, line: None
@@ -61,11 +101,12 @@ class Simulation:
     heldout: Sequence[Prompt] = field(default_factory=lambda: HELDOUT)
     transport: LocalTransport = field(default_factory=LocalTransport)
     carrier: Carrier = field(default_factory=ObjectStore)
+    speeds: Speeds = field(default_factory=Speeds)
 
     def __post_init__(self) -> None:
         self.notices: list[str] = []
         self.inputs = Inputs(self.train, self.heldout, None, self.vocabulary, (1,), 0, 0)
-        self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None)
+        self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None, simulated(self.speeds))
         self.directory = Path(self.recipe.run.root) / self.recipe.run.name
         self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self, self.carrier)
 

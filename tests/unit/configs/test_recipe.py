@@ -30,7 +30,11 @@ def write(file: Path, content: dict[str, Any] | str) -> Path:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("stepz", 1, "stepz: unknown key; allowed: run, models, data, batch, sampling, objective, learner, rollout,"),
+        (
+            "stepz",
+            1,
+            "stepz: unknown key; allowed: format, run, models, data, batch, sampling, objective, learner, rollout,",
+        ),
         ("batch.prompts", 1, "batch.prompts: unknown key; allowed: prompts_per_step, samples_per_prompt, tokens_per_"),
         ("rollout.resources.cpu", 1, "rollout.resources.cpu: unknown key; allowed: cpus, gpus, threads, labels"),
         ("objective.outcome.w", 1, "objective.outcome.w: unknown key; allowed: weight, baseline"),
@@ -243,7 +247,7 @@ def test_the_students_start_is_scored_beside_every_objective(kind: str, support:
 def test_the_sampler_is_compared_with_the_learner_where_both_are_of_one_distribution(
     changes: dict[str, Any], comparable: bool
 ) -> None:
-    assert loaded(changes).samples_what_it_reads == comparable
+    assert loaded(changes).sampler_matches_learner == comparable
 
 
 def test_only_the_target_is_scored() -> None:
@@ -368,6 +372,34 @@ def test_extends_that_is_no_path_is_refused(tmp_path: Path, parent: str) -> None
 def test_a_dumped_recipe_loads_to_an_equal_tree(tmp_path: Path, changes: dict[str, Any]) -> None:
     before = loaded(changes)
     assert load_recipe(write(tmp_path / "dumped.yaml", dump_recipe(before))) == before
+
+
+def test_a_dumped_recipe_begins_with_its_format() -> None:
+    assert dump_recipe(recipe()).startswith("format: 1\n")
+
+
+def test_a_file_without_a_format_is_read_as_it_is(tmp_path: Path) -> None:
+    assert "format" not in SMALLEST
+    assert load_recipe(write(tmp_path / "old.yaml", SMALLEST)) == recipe()
+
+
+@pytest.mark.parametrize("child", [{"format": 2}, {"format": 2, "extends": "none.yaml", "unheard_of": 1}], ids=str)
+def test_a_file_of_a_newer_format_is_refused_whatever_else_is_in_it(tmp_path: Path, child: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path / "r.yaml", SMALLEST | child))
+    remedy = "use the version that wrote it, or a newer one"
+    assert str(error.value) == f"{tmp_path}/r.yaml: has format 2, this version reads up to 1; {remedy}"
+
+
+def test_a_parent_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", SMALLEST | {"format": 3})
+    with pytest.raises(RecipeError, match=r"base\.yaml: has format 3"):
+        load_recipe(write(tmp_path / "r.yaml", {"extends": "base.yaml"}))
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "greater than or equal to 1"), ("x", "a valid integer")])
+def test_what_is_no_format_is_refused(value: Any, message: str) -> None:
+    assert refusal({"format": value}).startswith(f"format: {value!r} is wrong: input should be {message}")
 
 
 def test_bundled_models_lie_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

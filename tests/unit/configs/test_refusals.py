@@ -144,7 +144,7 @@ def test_one_bias_that_is_allowed_does_not_let_in_another() -> None:
 
 def test_a_bias_that_does_not_exist_is_refused_with_those_that_do() -> None:
     said = refusal(with_objective(allow_biased=["k1_in_loss", "k9"]))
-    assert said.startswith("objective.allow_biased: ['k9'] are no biases; allowed: [")
+    assert said.startswith("objective.allow_biased: ['k9'] are no names of biases; allowed: [")
     assert all(repr(name) in said for name in rules.BIASED)
 
 

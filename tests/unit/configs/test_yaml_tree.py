@@ -183,7 +183,6 @@ NUMBERS = [
     "rollout.resources.gpus",
     "stream.coalesce_ms",
     "deadlines.start",
-    "simulated.learn_seconds_per_token",
     "models.teacher.decay",
 ]
 

@@ -1,4 +1,4 @@
-"""From a recipe to what every role is made of."""
+"""Member specifications of every role of a recipe."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.pools.layout import build_pools
+from actors.simulated.members import Speeds
+from orchestrator.pools.layout import REAL, MemberSpecs, build_pools
 from orchestrator.pools.transport import LocalTransport
-from tests.unit.simulation import recipe
-
-REAL = {"rollout": "vllm", "teacher_rollout": "vllm", "reward": "rules", "learner": "deepspeed"}
+from tests.unit.simulation import recipe, simulated
 
 
-@pytest.mark.parametrize("simulated", [True, False])
-def test_a_member_goes_by_the_role_that_the_recipe_names(tmp_path: Path, simulated: bool) -> None:
-    """So does what a person is told when it finds no place."""
-    scorer = {"engine": "simulated" if simulated else "torch"}
+@pytest.mark.parametrize("members", [REAL, simulated(Speeds())], ids=["real", "simulated"])
+def test_a_members_spec_names_its_role(tmp_path: Path, members: MemberSpecs) -> None:
+    """A notice that a member finds no place names the role by it."""
     settings = recipe(
         tmp_path,
         models={"poet": {"path": "/none"}},
@@ -25,9 +23,7 @@ def test_a_member_goes_by_the_role_that_the_recipe_names(tmp_path: Path, simulat
             "target": {"teacher": 1.0, "poet": 1.0},
             "allow_biased": ["sampled_off_policy"],
         },
-        scorer={"teacher": scorer, "poet": scorer},
-        **{role: {"engine": "simulated" if simulated else engine} for role, engine in REAL.items()},
     )
-    pools = build_pools(settings, LocalTransport(), 1000, None).all()
+    pools = build_pools(settings, LocalTransport(), 1000, None, members).all()
     assert {"teacher_rollout", "scorer.teacher", "scorer.poet"} < pools.keys()
     assert [pool.startup.spec(0).role for pool in pools.values()] == list(pools)

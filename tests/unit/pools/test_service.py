@@ -1,4 +1,4 @@
-"""The scorer as a service: stragglers are hedged, a full queue holds back sampling, segments stay with one replica."""
+"""Pools: hedged calls, deadlines, waiting lines and replacements; congested scorers hold back leases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.member import Member
-from actors.simulated.members import SimulatedScorer
+from actors.simulated.members import SimulatedScorer, Speeds
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
 from configs.roles import Deadlines, Resources
 from orchestrator.pools.pool import CallFailed, Patience, Pool
@@ -21,13 +21,13 @@ from orchestrator.pools.startup import DiedStarting
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.run import DONE, Run
-from orchestrator.samples.flow import isolating
+from orchestrator.samples.flow import isolate
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 
 
 class Worker(Member):
-    """Answers with its own number, after as long as it is told to take."""
+    """Answers with its own number, after its delay in seconds."""
 
     def __init__(self, number: int, delays: dict[int, float]) -> None:
         self._number = number
@@ -51,7 +51,7 @@ def pool(delays: dict[int, float], **more: Any) -> Pool:
     )
 
 
-def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
+def test_a_slow_call_is_hedged_and_the_first_answer_returned() -> None:
     async def story() -> None:
         workers = pool({0: 5.0}, hedge=0.01)
         await workers.members.start(2)
@@ -63,7 +63,7 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts() -> None:
     asyncio.run(story())
 
 
-def test_a_straggler_that_hangs_is_replaced_though_another_answered() -> None:
+def test_a_hung_member_is_replaced_though_the_hedge_answered() -> None:
     async def story() -> None:
         workers = pool({0: 60.0}, hedge=0.005, deadlines=Deadlines(learn=0.05))
         await workers.members.start(2)
@@ -76,7 +76,7 @@ def test_a_straggler_that_hangs_is_replaced_though_another_answered() -> None:
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
-def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> None:
+def test_a_block_is_halved_after_a_second_death_under_it(deaths: int) -> None:
     asked: list[list[str]] = []
 
     async def ask(samples: Sequence[SampleHeader], patience: Patience) -> str:
@@ -86,13 +86,13 @@ def test_a_block_is_taken_apart_when_a_second_member_dies_of_it(deaths: int) -> 
         return "scores"
 
     a, b = (SampleHeader(uid, uid, 0, 1, 1, 1, "stop", ((0, 1),)) for uid in "ab")
-    found = asyncio.run(isolating(ask, [a, b], asyncio.Lock(), "scorer"))
+    found = asyncio.run(isolate(ask, [a, b], asyncio.Lock(), "scorer"))
     apart = [["a"], ["b"]] if deaths == 2 else []
     assert asked == [["a", "b"], ["a", "b"], *apart]
     assert found == (["scores"] * (len(apart) or 1), {})
 
 
-def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
+def test_a_member_apart_has_finished_its_work_and_gets_none() -> None:
     async def story() -> None:
         workers = pool({0: 0.2})
         await workers.members.start(2)
@@ -111,7 +111,7 @@ def test_a_member_apart_has_finished_what_it_had_and_is_given_nothing() -> None:
     asyncio.run(story())
 
 
-def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
+def test_apart_raises_when_the_member_dies_of_its_work() -> None:
     async def story() -> None:
         workers = pool({0: 0.2})
         await workers.members.start(2)
@@ -128,7 +128,7 @@ def test_a_member_that_dies_of_what_it_had_is_not_waited_for() -> None:
     asyncio.run(story())
 
 
-def test_what_answers_in_time_is_asked_once() -> None:
+def test_a_call_answered_in_time_is_not_hedged() -> None:
     async def story() -> None:
         workers = pool({}, hedge=1.0)
         await workers.members.start(2)
@@ -138,7 +138,7 @@ def test_what_answers_in_time_is_asked_once() -> None:
     asyncio.run(story())
 
 
-def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
+def test_the_slow_member_answers_when_the_hedge_dies() -> None:
     async def story() -> None:
         workers = pool({0: 0.1, 1: 5.0}, hedge=0.01)
         await workers.members.start(2)
@@ -150,7 +150,7 @@ def test_a_hedge_that_dies_leaves_the_straggler_to_answer() -> None:
     asyncio.run(story())
 
 
-def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
+def test_a_member_that_misses_a_deadline_is_replaced() -> None:
     async def story() -> None:
         workers = pool({0: 60.0}, deadlines=Deadlines(learn=0.02))
         await workers.members.start(1)
@@ -161,7 +161,7 @@ def test_a_member_that_gives_no_answer_in_time_is_replaced() -> None:
 
 
 class Queue(Worker):
-    """Does one thing after the other, a second each; the first that it is asked for is lost, if its number says so."""
+    """Works through calls one by one, a second each. Members with a delay never answer their first call."""
 
     async def start(self) -> None:
         self._turn = asyncio.Lock()
@@ -184,7 +184,7 @@ def queues(bound: int | None, lost: Sequence[int] = (), **more: Any) -> Pool:
     return found
 
 
-def test_a_member_with_much_to_do_does_not_hang() -> None:
+def test_a_long_queue_is_no_hang() -> None:
     async def story() -> None:
         workers = queues(None, deadlines=Deadlines(learn=1.5))
         await workers.members.start(1)
@@ -195,8 +195,6 @@ def test_a_member_with_much_to_do_does_not_hang() -> None:
 
 
 def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
-    """It would be asked for ever."""
-
     async def story() -> None:
         workers, done = queues(None, lost=[0], deadlines=Deadlines(learn=30.0)), asyncio.Event()
         await workers.members.start(1)
@@ -213,7 +211,7 @@ def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
     in_own_time(story())
 
 
-def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_served() -> None:
+def test_calls_beyond_a_members_room_wait_first_come_first_served() -> None:
     async def story() -> None:
         workers = queues(20)
         await workers.members.start(1)
@@ -232,7 +230,7 @@ def test_a_member_is_given_what_it_has_room_for_and_the_rest_first_come_first_se
     in_own_time(story())
 
 
-def test_what_waits_for_one_member_holds_up_nobody_behind_it() -> None:
+def test_a_call_that_waits_for_one_member_delays_no_other() -> None:
     async def story() -> None:
         workers = queues(10)
         await workers.members.start(2)
@@ -253,7 +251,7 @@ async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]
     return workers, calls
 
 
-def test_who_waits_and_is_called_off_leaves_no_load_behind() -> None:
+def test_a_cancelled_call_leaves_no_load() -> None:
     async def story() -> None:
         workers, calls = await one_of_three_is_answered()
         calls[1].cancel()  # it waits
@@ -270,7 +268,7 @@ def test_who_waits_and_is_called_off_leaves_no_load_behind() -> None:
     in_own_time(story())
 
 
-def test_who_waits_for_a_role_that_cannot_be_replaced_is_told() -> None:
+def test_waiting_calls_raise_when_no_replacement_can_start() -> None:
     async def story() -> None:
         workers, calls = await one_of_three_is_answered()
 
@@ -316,14 +314,14 @@ def test_a_member_that_dies_as_it_starts_is_started_once_more(deaths: int) -> No
 
 
 class Slow(Worker):
-    """What Ray calls first waits for imports and for the constructor."""
+    """Its first call is slow, as with Ray, where it waits for imports and the constructor."""
 
     async def attach_log(self, path: str) -> int:
         await asyncio.sleep(self._delays.get(self._number, 0.0))
         return 0
 
 
-def test_a_member_that_hangs_before_its_first_answer_is_given_up(tmp_path: Path) -> None:
+def test_a_member_that_hangs_in_its_first_call_counts_as_dead_on_start(tmp_path: Path) -> None:
     async def story() -> None:
         spec = partial(GangSpec, "slow", Slow, resources=Resources())
         workers = pool({}, logs=tmp_path, deadlines=Deadlines(start=0.02))
@@ -346,7 +344,7 @@ def test_calls_near_each_other_go_to_one_member() -> None:
     asyncio.run(story())
 
 
-def test_a_call_whose_members_all_die_says_how_many() -> None:
+def test_a_failed_call_names_the_number_of_dead_members() -> None:
     async def story() -> None:
         workers = pool(dict.fromkeys(range(3), 60.0), deadlines=Deadlines(learn=0.01))
         await workers.members.start(1)
@@ -356,7 +354,7 @@ def test_a_call_whose_members_all_die_says_how_many() -> None:
     asyncio.run(story())
 
 
-def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_path: Path) -> None:
+def test_nothing_is_leased_while_scorers_are_congested(tmp_path: Path) -> None:
     rooms: list[tuple[int, bool]] = []
 
     def look(run: Run, line: Mapping[str, Any]) -> None:
@@ -370,13 +368,13 @@ def test_nothing_is_leased_while_scorers_have_more_waiting_than_they_may(tmp_pat
             rooms.append((load, bool(run.stage.leasing.room(run.progress.version))))
         first.load, second.load = held
 
-    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
+    queue = {"members": 2, "max_queued_tokens": 40}
     assert Simulation(recipe(tmp_path, scorer={"teacher": queue}), look).go() == DONE
     assert rooms == [(80, True), (81, False)]
     assert_each_once(tmp_path)
 
 
-def test_no_scorer_is_given_more_than_it_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scorers_load_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one response, of up to 18 tokens with its prompt; the scorers are the bottleneck."""
     score, has, most = SimulatedScorer.score, Counter[int](), [0]
 
@@ -389,8 +387,8 @@ def test_no_scorer_is_given_more_than_it_may_have(tmp_path: Path, monkeypatch: p
         return answer
 
     monkeypatch.setattr(SimulatedScorer, "score", counted)
-    slow = {"simulated": {"score_seconds_per_token": 0.1}, "max_staleness": 2}
-    queue = {"engine": "simulated", "members": 2, "max_queued_tokens": 40}
-    assert Simulation(recipe(tmp_path, scorer={"teacher": queue}, **slow)).go_in_own_time() == DONE
+    queue = {"members": 2, "max_queued_tokens": 40}
+    settings = recipe(tmp_path, scorer={"teacher": queue}, max_staleness=2)
+    assert Simulation(settings, speeds=Speeds(score=0.1)).go_in_own_time() == DONE
     assert 40 <= most[0] < 40 + 18
     assert_each_once(tmp_path)

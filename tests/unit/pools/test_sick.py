@@ -1,4 +1,4 @@
-"""Errors that a device, its memory or a connection raised, told from those of a program; and what follows from them."""
+"""Errors of a device, memory or connection are told from errors of the program, and handled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connec
 
 
 class EngineDeadError(Exception):
-    """As vLLM calls its own."""
+    """Named as in vLLM."""
 
 
 class EngineGenerateError(Exception): ...
@@ -72,7 +72,7 @@ def caused(cause: Exception) -> Exception:
     ],
     ids=lambda value: repr(value)[:60],
 )  # fmt: skip
-def test_what_a_machine_raises_is_told_from_what_a_program_raises(error: Exception, fault: str | None) -> None:
+def test_errors_of_a_machine_are_told_from_errors_of_a_program(error: Exception, fault: str | None) -> None:
     assert fault_of(error) == fault
 
 
@@ -88,7 +88,9 @@ def test_what_a_machine_raises_is_told_from_what_a_program_raises(error: Excepti
         (EngineDeadError("gone"), "vllm.v1.engine.exceptions.EngineDeadError: gone", "device"),
     ],
 )  # fmt: skip
-def test_ray_wraps_what_a_member_raised(cause: Exception, traceback: str, fault: str | None, dual: bool) -> None:
+def test_the_fault_is_found_inside_rays_wrapper(
+    cause: Exception, traceback: str, fault: str | None, dual: bool
+) -> None:
     wrapped: Any = RayTaskError("step", traceback, cause)
     error = _translated(wrapped.as_instanceof_cause() if dual else wrapped)
     assert (error.fault if isinstance(error, MemberSick) else None) == fault
@@ -138,7 +140,7 @@ ROLES: list[tuple[str, type, str]] = [
 
 @pytest.mark.parametrize("error", [OOM, GLOO, RuntimeError("CUDA error: unknown")], ids=["oom", "gloo", "cuda"])
 @pytest.mark.parametrize(("role", "cls", "method"), ROLES, ids=[f"{role}-{method}" for role, _, method in ROLES])
-def test_a_member_that_raises_a_fault_of_its_machine_is_replaced_and_its_work_done_again(
+def test_a_sick_member_is_replaced_and_its_work_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, cls: type, method: str, error: Exception
 ) -> None:
     failing(monkeypatch, cls, method, error, 2)
@@ -159,7 +161,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("role", "cls", "method"), ROLES[:4], ids=[role for role, _, _ in ROLES[:4]])
-def test_who_runs_out_of_memory_again_and_again_ends_the_run_with_the_key_to_lower(
+def test_repeated_out_of_memory_ends_the_run_and_names_the_key_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, cls: type, method: str
 ) -> None:
     failing(monkeypatch, cls, method, OOM, 10**6)
@@ -169,14 +171,14 @@ def test_who_runs_out_of_memory_again_and_again_ends_the_run_with_the_key_to_low
     assert role in line and KEYS[role] in line and "out of memory" in line
 
 
-def test_what_a_program_raises_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_program_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, SimulatedScorer, "score", ValueError("CUDA out of memory"), 1)
     with pytest.raises(BaseException) as failure:
         Simulation(recipe(tmp_path)).go()
     assert isinstance(first_of(failure.value), ValueError)
 
 
-def test_a_size_that_is_answered_fits_and_smaller_ones_do() -> None:
+def test_an_answer_clears_the_shortages_of_its_size_and_smaller_ones() -> None:
     short = Shortages()
     assert not short.note("score", 1000) and not short.note("score", 900)
     short.answered("score", 100)
@@ -216,7 +218,7 @@ NEVER = 1e6
         ([(1.0, ValueLost("gone")), (2.0, RuntimeError("odd"))], RuntimeError, 2.0),
     ],
 )
-def test_the_error_of_a_rank_waits_for_the_word_of_the_others(
+def test_a_ranks_error_waits_for_the_other_ranks(
     answers: list[tuple[float, Any]], told: type | None, after: float
 ) -> None:
     async def story() -> tuple[Any, float]:

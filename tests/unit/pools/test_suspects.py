@@ -1,4 +1,4 @@
-"""How many deaths and rounds it takes to find what kills its members, and that nobody else is blamed."""
+"""Guilty groups are found within a bound of deaths and rounds, and no other group is blamed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedRollout
+from actors.simulated.members import SimulatedRollout, Speeds
 from orchestrator.pools.pool import CallFailed
 from orchestrator.pools.suspects import DEATHS, MOMENT, Nodes, Suspects
 from orchestrator.run import DONE, Run
 from orchestrator.samples.dispatch import Dispatch, Room
-from orchestrator.samples.flow import isolating
+from orchestrator.samples.flow import isolate
 from tests.unit import chaos
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 
@@ -69,29 +69,29 @@ def test_several_guilty_groups_are_found_and_nobody_else(seed: int) -> None:
     assert blamed == guilty and rounds <= 100
 
 
-def test_what_was_not_begun_is_no_suspect_unless_it_never_is() -> None:
+def test_a_group_not_begun_is_no_suspect_until_deaths_repeat() -> None:
     suspects = Suspects()
     for _ in range(DEATHS):
-        assert not suspects.died({1, 2}, told={2})
+        assert not suspects.died({1, 2}, implicated={2})
     assert suspects.deaths == {2: DEATHS} and not suspects.suspected(1)
     for _ in range(DEATHS):
-        suspects.died({1}, told=set())
+        suspects.died({1}, implicated=set())
     assert suspects.guilty(1), "it kills before it can be said to have begun"
 
 
-def test_a_second_death_on_a_node_in_the_same_moment_says_nothing() -> None:
+def test_a_second_death_on_a_node_within_a_moment_implicates_no_group() -> None:
     nodes = Nodes()
-    assert nodes.tells("a", asked=1.0, now=5.0)
+    assert nodes.implicates("a", submitted=1.0, now=5.0)
     nodes.note("a", 5.0)
-    assert not nodes.tells("a", asked=1.0, now=5.5), "it ran when the first died"
-    assert nodes.tells("a", asked=5.2, now=5.5), "it was asked for afterwards"
-    assert nodes.tells("b", asked=1.0, now=5.5) and nodes.tells(None, asked=1.0, now=5.5)
-    assert nodes.tells("a", asked=1.0, now=5.1 + MOMENT)
+    assert not nodes.implicates("a", submitted=1.0, now=5.5), "it ran when the first died"
+    assert nodes.implicates("a", submitted=5.2, now=5.5), "it was asked for afterwards"
+    assert nodes.implicates("b", submitted=1.0, now=5.5) and nodes.implicates(None, submitted=1.0, now=5.5)
+    assert nodes.implicates("a", submitted=1.0, now=5.1 + MOMENT)
     nodes.note("a", 6.0)
-    assert nodes.tells("a", asked=1.0, now=5.1 + MOMENT), "the moment begins with the first"
+    assert nodes.implicates("a", submitted=1.0, now=5.1 + MOMENT), "the moment begins with the first"
 
 
-def test_a_checkpoint_of_before_knows_suspects_that_run_alone() -> None:
+def test_suspects_of_an_earlier_checkpoint_format_run_alone() -> None:
     suspects = Suspects()
     suspects.recall({"deaths": [[3, 2], [4, 2]], "alone": [[3, 1]]})
     assert suspects.cells([3, 4], most=8) == [[3], [4]]
@@ -116,7 +116,7 @@ def test_a_block_is_halved_until_the_sample_that_kills_its_scorers_is_alone(fata
         def __init__(self, number: int) -> None:
             self.number, self.uid = number, f"{number:08d}.000"
 
-    answers, guilty = asyncio.run(isolating(ask, [Header(n) for n in range(32)], asyncio.Lock(), "scorer.teacher"))  # type: ignore[misc, list-item]
+    answers, guilty = asyncio.run(isolate(ask, [Header(n) for n in range(32)], asyncio.Lock(), "scorer.teacher"))  # type: ignore[misc, list-item]
     assert list(guilty) == [f"{n:08d}.000" for n in fatal]
     assert sum(answers) == 32 - len(fatal) and len(made) <= calls
 
@@ -151,10 +151,10 @@ def test_a_run_outlives_engines_that_die_together_again_and_again_in_a_few_round
             run={"steps": 1},
             batch={"prompts_per_step": GROUPS},
             rollout={"members": 2, "max_concurrent": 64},
-            simulated={"rollout_seconds_per_token": 1.0},
         ),
         transport=transport,
         heldout=(),
+        speeds=Speeds(rollout=1.0),
     )
 
     async def story() -> int:

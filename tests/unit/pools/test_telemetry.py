@@ -52,7 +52,7 @@ def test_work_that_fails_stops_the_clock(hand: Hand) -> None:
     assert not clock.active and clock.total() == 2
 
 
-def test_members_at_work_add_up_and_each_counts_once(hand: Hand) -> None:
+def test_busy_members_add_up_and_each_counts_once(hand: Hand) -> None:
     clock = MemberClock(hand)
     with clock.busy(1):
         hand.at += 2

@@ -36,7 +36,7 @@ def test_each_wait_ends_with_its_answer_or_at_its_own_deadline() -> None:
     assert in_own_time(story()) == expected
 
 
-def test_a_deadline_counts_from_what_since_says_by_then() -> None:
+def test_a_deadline_counts_from_what_since_returns_at_the_time() -> None:
     async def story() -> float:
         def since() -> float | None:
             now = time.monotonic()
@@ -49,7 +49,7 @@ def test_a_deadline_counts_from_what_since_says_by_then() -> None:
     assert in_own_time(story()) == 22.0
 
 
-def test_who_is_cancelled_or_raises_is_not_overdue_and_is_forgotten() -> None:
+def test_a_cancelled_or_failed_wait_is_not_overdue_and_is_removed() -> None:
     async def late() -> None:
         await asyncio.sleep(1)
         raise TimeoutError("the member's own")

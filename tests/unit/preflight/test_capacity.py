@@ -203,13 +203,6 @@ def test_a_node_without_bundles_is_not_compared() -> None:
     assert found("short", {}, machine("a"), idle) == []
 
 
-def test_simulated_members_take_no_memory_no_disk_and_no_weights() -> None:
-    simulated = {f"{role}.engine": "simulated" for role in ("learner", "rollout", "scorer.teacher", "reward")}
-    lines = [f.line for f in compared(simulated, machine(store=MIB, free=Free(0, 0, 0)), disk=0)]
-    assert not [line for line in lines if "checkpoint" in line or "weight file" in line or "at least" in line]
-    assert found("short", simulated, machine(store=MIB, free=Free(0, 0, 0)), disk=0) == []
-
-
 def test_each_thing_that_is_short_has_a_line() -> None:
     findings = compared({}, machine(store=MIB, free=replace(AMPLE, memory=MIB)), disk=MIB)
     with pytest.raises(RecipeError) as error:

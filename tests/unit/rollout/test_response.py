@@ -69,7 +69,7 @@ def stepped(outputs: Sequence[tuple[int, str]], segment: int) -> list[Sample]:
         ([(4, ""), (4, "abort")], [(0, 3, ""), (3, 4, "abort")]),
     ],
 )
-def test_segments_are_of_their_size_and_the_last_is_never_empty(
+def test_segments_have_their_size_and_the_last_is_never_empty(
     outputs: list[tuple[int, str]], pieces: list[tuple[int, int, str]]
 ) -> None:
     rows = stepped(outputs, 3)
@@ -77,7 +77,7 @@ def test_segments_are_of_their_size_and_the_last_is_never_empty(
     assert all(header_of(row).response_tokens for row in rows)
 
 
-def test_a_row_holds_what_is_new_and_the_last_row_all() -> None:
+def test_a_row_holds_new_tokens_and_the_last_row_all() -> None:
     first, second, last = stepped([(4, ""), (7, ""), (8, "stop")], 3)
     assert [r.response_ids for r in (first, second, last)] == [[0, 1, 2], [3, 4, 5], list(range(8))]
     assert second.rollout_logprobs == [-6.0, -7.0, -8.0] and last.rollout_logprobs[3:6] == second.rollout_logprobs
@@ -90,7 +90,7 @@ def test_without_segments_a_response_leaves_whole() -> None:
     assert [(r.start, len(r.response_ids)) for r in stepped([(4, ""), (9, "stop")], 0)] == [(0, 9)]
 
 
-def test_tokens_carry_the_version_that_served_until_the_engine_says_better() -> None:
+def test_versions_are_the_current_one_until_the_engine_reports_them() -> None:
     response = grown(grown(Response(REQUEST), 2, version=4), 4, version=5)
     (segment,) = response.rows(3, "")
     assert segment.versions == [4, 4, 5]

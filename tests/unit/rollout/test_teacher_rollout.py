@@ -1,4 +1,4 @@
-"""What a teacher has written is kept and read again, by the key of everything it depends on, and never half-written."""
+"""A teacher's responses are sampled once, kept under a key of all they depend on, and never half-written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_response_is_sampled_once_and_then_read(model: Path, asked: list[Reque
     assert len(asked) == 1 and teacher.counts() == {"kept": 1, "sampled": 1}
 
 
-def test_segments_leave_as_they_come_and_what_they_become_is_kept_whole(model: Path, asked: list[Request]) -> None:
+def test_segments_leave_as_they_come_and_the_response_is_kept_whole(model: Path, asked: list[Request]) -> None:
     teacher = member(model)
     asyncio.run(teacher.load(3, ()))
     first, second = rows(teacher, segment=1)
@@ -91,14 +91,14 @@ def test_segments_leave_as_they_come_and_what_they_become_is_kept_whole(model: P
 
 
 @pytest.mark.parametrize("ending", ["cut", "abort"])
-def test_what_ended_before_its_end_is_not_kept(model: Path, asked: list[Request], ending: str) -> None:
+def test_a_cut_or_aborted_response_is_not_kept(model: Path, asked: list[Request], ending: str) -> None:
     teacher, request = member(model), dataclasses.replace(REQUEST, uid=f"00000001.{ending}")
     assert ask(teacher, request).finish == ending
     ask(teacher)
     assert len(asked) == 2 and teacher.counts() == {"kept": 0, "sampled": 2}
 
 
-def test_another_member_and_another_run_read_what_is_kept(model: Path, asked: list[Request]) -> None:
+def test_another_member_reads_kept_responses(model: Path, asked: list[Request]) -> None:
     first = ask(member(model))
     later = member(model)
     assert ask(later) == first and len(asked) == 1 and later.counts() == {"kept": 1, "sampled": 0}
@@ -127,7 +127,7 @@ def test_a_kept_response_takes_the_uid_of_the_request_and_the_current_version(
     ],
     ids=str,
 )
-def test_whatever_a_response_depends_on_is_in_its_key(
+def test_the_key_covers_all_that_a_response_depends_on(
     model: Path, asked: list[Request], changed: dict[str, Any]
 ) -> None:
     teacher = member(model)
@@ -139,7 +139,7 @@ def test_whatever_a_response_depends_on_is_in_its_key(
     [({"dtype": "float32"}, 2), ({"max_context_tokens": 10}, 2), ({"max_context_tokens": 11}, 1)],
     ids=str,
 )
-def test_so_are_the_dtype_and_a_context_that_ends_the_response(
+def test_the_key_covers_the_dtype_and_the_room_in_the_context(
     model: Path, asked: list[Request], changed: dict[str, Any], samples: int
 ) -> None:
     """A prompt of 3 tokens, and a response of up to 8."""
@@ -148,7 +148,7 @@ def test_so_are_the_dtype_and_a_context_that_ends_the_response(
     assert len(asked) == samples
 
 
-def test_the_order_of_end_tokens_and_the_students_prompt_do_not_matter(model: Path, asked: list[Request]) -> None:
+def test_the_key_ignores_the_order_of_end_tokens_and_the_students_prompt(model: Path, asked: list[Request]) -> None:
     teacher = member(model)
     ask(teacher)
     ask(teacher, ends=END[::-1])
@@ -170,7 +170,7 @@ def reconfigure(model: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rewrite, grow, reconfigure])
-def test_another_teacher_in_the_same_folder_is_another_teacher(model: Path, asked: list[Request], change: Any) -> None:
+def test_the_key_changes_with_the_files_of_the_model(model: Path, asked: list[Request], change: Any) -> None:
     ask(member(model))
     change(model)
     ask(member(model))
@@ -193,7 +193,7 @@ def test_a_half_written_file_is_never_read(model: Path, asked: list[Request], mo
     assert later.counts() == {"kept": 1, "sampled": 1} and len(asked) == 2
 
 
-def test_nothing_but_whole_responses_is_left_behind(model: Path, asked: list[Request]) -> None:
+def test_no_partial_file_is_left(model: Path, asked: list[Request]) -> None:
     ask(member(model))
     (file,) = [f for f in (model.parent / "kept").rglob("*") if f.is_file()]
     assert file.suffix == ".json" and file.parent.name == file.name[:2]

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.weights.roles import role_sizes
 from orchestrator.run import DONE
 from tests.unit.batches import Batches
+from actors.simulated.members import Speeds
 from tests.unit.chaos import Chaos, Nodes, poison, run_in_chaos
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import EACH, GROUPS, Simulation, assert_each_once, metrics, recipe, trained
@@ -22,7 +23,7 @@ from tests.unit.simulation import EACH, GROUPS, Simulation, assert_each_once, me
 STEPS, STRIKES = 60, 20
 ROLES = ("rollout", "scorer.teacher", "reward", "learner")
 ROLLOUT = {"members": 3, "max_concurrent": 4}
-SPEED = {"rollout_seconds_per_token": 0.2, "score_seconds_per_token": 0.01}
+SPEED = Speeds(rollout=0.2, score=0.01)
 SWAPPED = {"student": {"path": "/none"}, "teacher": {"path": "/none", "swaps": {20: "/second", 40: "/third"}}}
 DEADLINES = {"start": 60.0, "generate": 30.0, "score": 30.0, "reward": 30.0, "load": 30.0, "learn": 60.0}
 
@@ -31,9 +32,8 @@ def settings(root: Path, **changes: Any) -> Any:
     base: dict[str, Any] = {
         "run": {"steps": STEPS},
         "rollout": ROLLOUT,
-        "scorer": {"teacher": {"engine": "simulated", "members": 3, "max_queued_tokens": 40}},
+        "scorer": {"teacher": {"members": 3, "max_queued_tokens": 40}},
         "learner": {"ranks": 2},
-        "simulated": SPEED,
         "deadlines": DEADLINES,
         "stream": {"coalesce_ms": 1000.0, "coalesce_samples": 4},  # a few ticks: of several lengths
     }
@@ -67,7 +67,7 @@ def assert_nothing_lost(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_twenty_kills_of_one_role(tmp_path: Path, batches: Batches, role: str) -> None:
-    code, simulation, chaos = run_in_chaos(settings(tmp_path), 1, [role], STRIKES, 4.0)
+    code, simulation, chaos = run_in_chaos(settings(tmp_path), SPEED, 1, [role], STRIKES, 4.0)
     assert code == DONE
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)
 
@@ -76,7 +76,7 @@ def test_twenty_kills_of_one_role(tmp_path: Path, batches: Batches, role: str) -
 @pytest.mark.parametrize("role", ROLES)
 def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role: str, moment: int) -> None:
     transport = Nodes(random.Random(moment))
-    simulation = Simulation(settings(tmp_path, run={"steps": 6}), transport=transport)
+    simulation = Simulation(settings(tmp_path, run={"steps": 6}), transport=transport, speeds=SPEED)
     pool = simulation.pools.all()[role]
 
     async def kill_one() -> None:
@@ -106,7 +106,7 @@ def test_chaos_over_all_roles_with_lost_nodes(
     """The teacher is swapped twice. Every step is trained with the scores of its own teacher."""
     rollout = ROLLOUT | {"on_update": on_update}
     changed = settings(tmp_path, max_staleness=bound, stream_tokens=segments, rollout=rollout, models=SWAPPED)
-    code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
+    code, simulation, chaos = run_in_chaos(changed, SPEED, 3, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE and "node" in chaos.done
     assert chaos.transport.misses or not bound, "with nodes went payloads that waited for the learner"
     assert_nothing_lost(tmp_path, simulation, chaos, batches, bound)
@@ -118,7 +118,7 @@ def test_chaos_over_all_roles_with_lost_nodes(
 @pytest.mark.parametrize("role", ROLES)
 def test_twenty_members_of_one_role_fall_sick_and_live(tmp_path: Path, batches: Batches, role: str) -> None:
     """Each is replaced and ended, and what it was to do is done again."""
-    code, simulation, chaos = run_in_chaos(settings(tmp_path), 1, [role], STRIKES, 4.0, sick=1.0)
+    code, simulation, chaos = run_in_chaos(settings(tmp_path), SPEED, 1, [role], STRIKES, 4.0, sick=1.0)
     assert code == DONE and set(chaos.done) == {f"sick {role}"}
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert sum(summary["restarts"].values()) + summary["learner_rebuilds"] == STRIKES
@@ -128,13 +128,14 @@ def test_twenty_members_of_one_role_fall_sick_and_live(tmp_path: Path, batches: 
 @pytest.mark.parametrize("seed", range(2))
 def test_sick_members_among_the_dead_and_the_lost(tmp_path: Path, batches: Batches, seed: int) -> None:
     changed = settings(tmp_path, max_staleness=2, stream_tokens=3 * (seed % 2))
-    code, simulation, chaos = run_in_chaos(changed, seed, ROLES, STRIKES, 4.0, nodes=True, sick=0.5)
+    code, simulation, chaos = run_in_chaos(changed, SPEED, seed, ROLES, STRIKES, 4.0, nodes=True, sick=0.5)
     assert code == DONE and {done.split()[0] for done in chaos.done} >= {"sick", "kill", "node"}
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 2)
 
 
 def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path, batches: Batches) -> None:
-    code, simulation, chaos = run_in_chaos(settings(tmp_path, colocate=True), 1, ROLES, STRIKES, 4.0, nodes=True)
+    turns = settings(tmp_path, colocate=True, learner={"ranks": 2, "zero_stage": 2})
+    code, simulation, chaos = run_in_chaos(turns, SPEED, 1, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)
 
@@ -146,7 +147,7 @@ def test_chaos_beside_a_poisoned_sample(
     """The other sample of its group may be lost with a node or age, before the verdict and after."""
     poison(monkeypatch, f"{GROUPS:08d}.000", 10.0)
     changed = settings(tmp_path, max_staleness=1, on_stale=on_stale)
-    code, simulation, chaos = run_in_chaos(changed, 3, ROLES, STRIKES, 4.0, nodes=True)
+    code, simulation, chaos = run_in_chaos(changed, SPEED, 3, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE and "node" in chaos.done
     assert bool(sum(line["samples_aged"] for line in metrics(tmp_path))) == (on_stale != "wait")
     assert f"{GROUPS:08d}.000" in simulation.run.progress.skipped

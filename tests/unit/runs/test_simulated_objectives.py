@@ -408,7 +408,7 @@ def test_a_rollback_moves_a_live_teacher_back_with_the_student(
 @pytest.mark.parametrize("weights", ["live", "ema"])
 def test_a_moving_teachers_only_scorer_may_die_at_a_publish(tmp_path: Path, weights: str) -> None:
     """Its replacement is admitted with the new version, and the learner gets that version's head."""
-    one = {"engine": "simulated", "members": 1}
+    one = {"members": 1}
     moving = recipe(
         tmp_path, objective={"target": "teacher", "support": "full"}, models=MOVING[weights], scorer={"teacher": one}
     )

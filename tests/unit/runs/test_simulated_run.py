@@ -23,7 +23,7 @@ from actors.wire.jobs import Share
 from actors.member import Member
 from actors.metrics import STEP_METRICS
 from actors.wire.records import BadWeights, ScoreHeader, unpack_samples
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from configs.load import RecipeError
 from configs.roles import Resources
 from orchestrator.samples.buffer import Scored
@@ -111,25 +111,25 @@ def test_evaluation_before_and_after_uses_the_same_prompts_and_seeds(uninterrupt
     assert [row["prompt_ids"] for row in before] == [p.ids["student"] for p in HELDOUT]
     assert [row["response_ids"] for row in before] == [row["response_ids"] for row in after]
     summary = json.loads((uninterrupted / "sim" / "summary.json").read_text())
-    assert (summary["exit"], summary["steps"]) == (DONE, STEPS)
+    assert (summary["format"], summary["exit"], summary["steps"]) == (1, DONE, STEPS)
     for when in ("before", "after"):
         assert {"reverse_kl", "entropy", "response_length"} <= summary["evaluation"][when].keys()
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "speeds"),
     [
-        {"rollout": {"members": 1}},
-        {"stream": {"coalesce_samples": 64}},
-        {"rollout": {"max_concurrent": 2}},
-        {"simulated": {"rollout_seconds_per_token": 1e-4, "score_seconds_per_token": 1e-5}},
+        ({"rollout": {"members": 1}}, Speeds()),
+        ({"stream": {"coalesce_samples": 64}}, Speeds()),
+        ({"rollout": {"max_concurrent": 2}}, Speeds()),
+        ({}, Speeds(rollout=1e-4, score=1e-5)),
     ],
     ids=str,
 )
 def test_neither_members_nor_blocks_nor_speed_change_what_is_learned(
-    uninterrupted: Path, tmp_path: Path, changes: dict[str, Any]
+    uninterrupted: Path, tmp_path: Path, changes: dict[str, Any], speeds: Speeds
 ) -> None:
-    assert Simulation(recipe(tmp_path, **changes)).go() == DONE
+    assert Simulation(recipe(tmp_path, **changes), speeds=speeds).go() == DONE
     assert learned(tmp_path) == learned(uninterrupted)
 
 
@@ -140,7 +140,7 @@ def test_two_ranks_share_each_batch(tmp_path: Path) -> None:
 
 # --- staleness ---
 
-SLOW_LEARNER = {"rollout_seconds_per_token": 2e-4, "learn_seconds_per_token": 4e-4}
+SLOW_LEARNER = Speeds(rollout=2e-4, learn=4e-4)
 
 
 def loss_versions(row: Mapping[str, Any]) -> list[int]:
@@ -150,7 +150,7 @@ def loss_versions(row: Mapping[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("bound", [0, 1, 2])
 def test_staleness_reaches_its_bound_and_never_passes_it(tmp_path: Path, bound: int) -> None:
-    assert Simulation(recipe(tmp_path, max_staleness=bound, simulated=SLOW_LEARNER)).go() == DONE
+    assert Simulation(recipe(tmp_path, max_staleness=bound), speeds=SLOW_LEARNER).go() == DONE
     lines, rows = metrics(tmp_path), trained(tmp_path)
     assert max(line["staleness_max"] for line in lines) == bound
     for line in lines:
@@ -175,8 +175,8 @@ def test_no_member_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_slow_rollout_is_not_dropped_and_delays_no_other(tmp_path: Path) -> None:
-    slow = {"rollout_seconds_per_token": 1e-3, "learn_seconds_per_token": 1e-5}
-    assert Simulation(recipe(tmp_path, max_staleness=1, simulated=slow)).go() == DONE
+    slow = Speeds(rollout=1e-3, learn=1e-5)
+    assert Simulation(recipe(tmp_path, max_staleness=1), speeds=slow).go() == DONE
     assert_each_once(tmp_path)
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == 0
     assert all(line["seconds_wait"] > 0 for line in metrics(tmp_path))
@@ -203,8 +203,8 @@ def test_every_response_is_scored_and_rewarded_the_moment_it_ends(
     slow(SimulatedScorer, "score")
     slow(SimulatedReward, "reward")
     rollout = {"members": 1, "max_concurrent": 64}
-    settings = recipe(tmp_path, rollout=rollout, simulated={"rollout_seconds_per_token": 1.0})
-    assert Simulation(settings).go_in_own_time() == DONE
+    settings = recipe(tmp_path, rollout=rollout)
+    assert Simulation(settings, speeds=Speeds(rollout=1.0)).go_in_own_time() == DONE
     steps: dict[str, list[dict[str, Any]]] = {}
     for row in trained(tmp_path):
         steps.setdefault(row["step"], []).append(row)
@@ -466,14 +466,13 @@ def has_yielded(run: Run, member: PoolMember) -> bool:
     return member.load > 0 and len(run.stage.buffer) > 0
 
 
-VISIBLE = {"rollout_seconds_per_token": 1e-3, "score_seconds_per_token": 1e-4}
+VISIBLE = Speeds(rollout=1e-3, score=1e-4)
 
 
 @pytest.mark.parametrize("bound", [0, 1])
 def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound: int) -> None:
     simulation = Simulation(
-        recipe(tmp_path, max_staleness=bound, on_stale="wait", simulated=VISIBLE), Assassin("rollout", has_yielded)
-    )
+        recipe(tmp_path, max_staleness=bound, on_stale="wait"), Assassin("rollout", has_yielded), speeds=VISIBLE)
     assert simulation.go() == DONE
     rows, pool = trained(tmp_path), simulation.pools.rollout
     assert_each_once(tmp_path)
@@ -484,8 +483,8 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
 
 def test_blocks_that_a_dying_rollout_yielded_are_kept(tmp_path: Path) -> None:
     """Only unfinished responses get a second attempt; earlier blocks of the lease are trained as they are."""
-    alone = recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE)
-    assert Simulation(alone, Assassin("rollout", has_yielded)).go() == DONE
+    alone = recipe(tmp_path, rollout={"members": 1})
+    assert Simulation(alone, Assassin("rollout", has_yielded), speeds=VISIBLE).go() == DONE
     rows = trained(tmp_path)
     (step,) = {row["step"] for row in rows if row["attempt"]}
     assert {row["attempt"] for row in rows if row["step"] == step} == {0, 1}
@@ -494,15 +493,15 @@ def test_blocks_that_a_dying_rollout_yielded_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_replacement_serves_the_current_version(tmp_path: Path) -> None:
-    alone = recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE)
-    assert Simulation(alone, Assassin("rollout", has_yielded)).go() == DONE
+    alone = recipe(tmp_path, rollout={"members": 1})
+    assert Simulation(alone, Assassin("rollout", has_yielded), speeds=VISIBLE).go() == DONE
     assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
 
 
 @pytest.mark.parametrize("role", ["scorer.teacher", "reward"])
 def test_a_death_of_a_stateless_member_changes_nothing(uninterrupted: Path, tmp_path: Path, role: str) -> None:
     assassin = Assassin(role, lambda run, member: member.load > 0 if role != "reward" else True)
-    simulation = Simulation(recipe(tmp_path, simulated=VISIBLE), assassin)
+    simulation = Simulation(recipe(tmp_path), assassin, speeds=VISIBLE)
     assert simulation.go() == DONE
     assert learned(tmp_path) == learned(uninterrupted)
     pool = simulation.pools.all()[role]
@@ -510,7 +509,7 @@ def test_a_death_of_a_stateless_member_changes_nothing(uninterrupted: Path, tmp_
 
 
 def test_samples_of_a_rollout_that_dies_in_an_evaluation_are_resampled(uninterrupted: Path, tmp_path: Path) -> None:
-    simulation = Simulation(recipe(tmp_path, simulated=VISIBLE))
+    simulation = Simulation(recipe(tmp_path), speeds=VISIBLE)
     pool = simulation.pools.rollout
     assert pool is not None
 
@@ -739,8 +738,7 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
 
 def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:
     simulation = Simulation(
-        recipe(tmp_path, rollout={"members": 1}, simulated=VISIBLE), Assassin("rollout", has_yielded)
-    )
+        recipe(tmp_path, rollout={"members": 1}), Assassin("rollout", has_yielded), speeds=VISIBLE)
     pool = simulation.pools.rollout
     assert pool is not None
     spec = pool.startup.spec
@@ -777,8 +775,8 @@ def test_a_rollout_whose_node_is_gone_for_a_while_is_replaced_when_it_is_back_un
             run.pools.rollout.members.replace(run.pools.rollout.members[0])
 
     deaths: list[int] = []
-    settings = recipe(tmp_path, rollout={"members": members}, simulated={"rollout_seconds_per_token": 0.1})
-    simulation = Simulation(settings, strike, transport=Crowded())
+    settings = recipe(tmp_path, rollout={"members": members})
+    simulation = Simulation(settings, strike, transport=Crowded(), speeds=Speeds(rollout=0.1))
     if members == 1:
         with pytest.raises(ExceptionGroup) as error:
             simulation.go_in_own_time()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from actors.learning.batch import Batch
+from actors.simulated.members import Speeds
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, Sample, Score, pack_samples, pack_scores
 from configs.objective import Objective
@@ -92,7 +93,7 @@ def test_an_earlier_attempt_in_a_mates_block_is_neither_trained_nor_are_its_scor
 
 
 @pytest.mark.parametrize("segments", [0, 4])
-def test_what_an_update_aborted_is_not_trained_in_place_of_what_was_sampled_after_it(
+def test_an_aborted_response_is_not_trained_in_place_of_its_resample(
     tmp_path: Path, batches: Batches, segments: int
 ) -> None:
     """Without any fault: an aborted response leaves in one block with others that have ended."""
@@ -104,9 +105,8 @@ def test_what_an_update_aborted_is_not_trained_in_place_of_what_was_sampled_afte
         stream_tokens=segments,
         stream={"coalesce_samples": 64},
         rollout={"on_update": "abort"},
-        simulated={"rollout_seconds_per_token": 0.03, "learn_seconds_per_token": 0.0},
     )
-    assert Simulation(settings).go_in_own_time() == DONE
+    assert Simulation(settings, speeds=Speeds(rollout=0.03, learn=0.0)).go_in_own_time() == DONE
     assert_each_once(tmp_path, 30)
     rows = trained(tmp_path)
     assert any(row["attempt"] for row in rows)

@@ -1,4 +1,4 @@
-"""What is not a number is never trained: the sample is skipped, counted, and named with its reason."""
+"""A sample with values that are not finite is skipped, counted, and reported with its reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def unsampled(patch: pytest.MonkeyPatch) -> None:
     ("spoil", "reason"),
     [(unrewarded, "its reward is nan"), (unsampled, "the sampler's log-probs are not finite")],
 )
-def test_what_is_not_a_number_is_skipped(
+def test_a_sample_that_is_not_finite_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None], reason: str
 ) -> None:
     spoil(monkeypatch)

@@ -1,4 +1,4 @@
-"""The buffer gives whole groups in lease order within the staleness bound; arrival and doubles change nothing."""
+"""The buffer yields whole groups in lease order within the staleness bound, whatever the order of arrival."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_wholly_dropped_batch_is_empty_and_not_awaited_for_ever() -> None:
 # --- age ---
 
 
-def test_what_is_still_sampled_is_passed_over_while_its_age_allows_it() -> None:
+def test_a_group_still_sampled_is_passed_over_while_within_the_bound() -> None:
     buffer = leased(1, 1, max_staleness=1)
     buffer.open(1, 0)
     buffer.admit(scored(SINGLES[1]))
@@ -117,7 +117,7 @@ def test_strictly_on_policy_is_lease_order() -> None:
     assert uids(buffer.next_batch(0)) == SINGLES[:2]
 
 
-def test_masked_by_age_nobody_is_waited_for_and_old_tokens_are_not_counted() -> None:
+def test_with_mask_tokens_no_group_is_waited_for_and_old_tokens_are_not_counted() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     header = SampleHeader(SINGLES[0], "00000000", 0, 3, 9, 9, "stop", ((0, 4), (1, 3), (2, 2)))
     buffer.admit(Scored(header, "long"))
@@ -132,7 +132,7 @@ def test_masked_by_age_nobody_is_waited_for_and_old_tokens_are_not_counted() -> 
     assert [h.response_tokens for h in batch.masked] == [9]
 
 
-def test_a_sample_that_is_all_too_old_is_sampled_again_and_its_neighbours_are_not() -> None:
+def test_a_sample_with_only_old_tokens_is_resampled_alone() -> None:
     buffer = leased(1, 2, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(scored(GROUPS[0]))
     buffer.admit(scored(GROUPS[1], version=5))
@@ -142,7 +142,7 @@ def test_a_sample_that_is_all_too_old_is_sampled_again_and_its_neighbours_are_no
     assert uids(buffer.next_batch(5)) == GROUPS[:2]
 
 
-def test_what_would_not_outlast_the_sampling_of_its_neighbour_is_sampled_with_it() -> None:
+def test_samples_in_the_second_half_of_the_bound_are_resampled_with_an_expired_one() -> None:
     buffer = Buffer(1, 3, max_staleness=8, on_stale="mask_tokens")
     buffer.open(0, 0)
     old, older_half, younger_half = [f"00000000.{sample:03d}" for sample in range(3)]
@@ -152,7 +152,7 @@ def test_what_would_not_outlast_the_sampling_of_its_neighbour_is_sampled_with_it
     assert buffer.missing(0) == [old, older_half]
 
 
-def test_the_third_time_all_of_a_group_is_sampled_again_and_waited_for_as_late_as_can_be() -> None:
+def test_the_third_time_a_group_is_resampled_whole_and_waited_for() -> None:
     buffer = Buffer(1, 2, max_staleness=4, on_stale="mask_tokens")
     first, second, *others = [f"{group:08d}.{sample:03d}" for group in range(3) for sample in range(2)]
     buffer.open(0, 0)
@@ -175,7 +175,7 @@ def test_the_third_time_all_of_a_group_is_sampled_again_and_waited_for_as_late_a
     assert uids(buffer.next_batch(19)) == [first, second]
 
 
-def test_what_the_student_did_not_draw_does_not_age() -> None:
+def test_samples_of_other_sources_do_not_age() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
     batch = buffer.next_batch(5)
@@ -185,9 +185,7 @@ def test_what_the_student_did_not_draw_does_not_age() -> None:
 @pytest.mark.parametrize(
     ("source", "scores_age", "waits"), [("teacher", True, True), ("teacher", False, False), ("student", True, False)]
 )
-def test_what_the_student_did_not_draw_is_waited_for_where_its_scores_age(
-    source: str, scores_age: bool, waits: bool
-) -> None:
+def test_samples_of_other_sources_are_waited_for_where_scores_age(source: str, scores_age: bool, waits: bool) -> None:
     """Half of the oldest group is scored, and the learner would go on with others."""
     buffer = Buffer(1, 2, max_staleness=1, on_stale="mask_tokens", scores_age=scores_age)
     half, missing, *others = [f"{group:08d}.{sample:03d}" for group in range(3) for sample in range(2)]

@@ -1,4 +1,4 @@
-"""Leases: the staleness bound is held by capacity, and a ticket is granted once an attempt, whatever happens."""
+"""Leases keep the staleness bound, and grant a ticket once per attempt."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
             free, allowed = data.draw(FREE), unleased()
-            wants = dispatch.wants_room(done)
+            wants = dispatch.has_work(done)
             assert wants == bool(waiting or allowed)
             leases = dispatch.grant(done, room(student=free))
             tickets = [t for lease in leases for t in lease.tickets]
@@ -62,7 +62,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             waiting -= set(tickets)
             new_groups = {t.index for t in tickets if t.attempt == 0}
             assert bool(leases) == (wants and any(slots > 0 for slots in free.values()))
-            assert new_groups <= allowed and dispatch.wants_room(done) == bool(waiting or unleased())
+            assert new_groups <= allowed and dispatch.has_work(done) == bool(waiting or unleased())
             assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
             assert all(free[x.member] > 0 for x in leases)
     assert set(granted.values()) <= {1}, "a ticket was granted twice under one attempt"
@@ -157,14 +157,14 @@ def test_a_group_that_moves_to_another_source_does_so_once_as_its_fraction_grows
         assert sorted(drawn) == drawn, "student first, then teacher"
 
 
-def test_a_source_without_room_holds_up_no_other_and_keeps_its_own() -> None:
+def test_a_source_without_room_delays_no_other_and_keeps_its_groups() -> None:
     dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 0}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
-    assert dispatch.wants_room(0), "two groups still wait for the teacher"
+    assert dispatch.has_work(0), "two groups still wait for the teacher"
     leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
-    assert not dispatch.wants_room(0)
+    assert not dispatch.has_work(0)
 
 
 def test_members_of_two_sources_may_share_a_number() -> None:
@@ -184,7 +184,7 @@ def test_a_lost_ticket_goes_back_to_the_source_that_wrote_it() -> None:
 # --- resuming ---
 
 
-def test_what_was_trained_beyond_the_floor_is_not_leased_again_and_counts_for_capacity() -> None:
+def test_groups_trained_beyond_the_floor_are_not_leased_again_and_count_for_capacity() -> None:
     dispatch = Dispatch(2, 1, 1, 5, ledger=Ledger(1, frozenset({2, 4})))  # three groups: a step and a half
     assert _indices(dispatch, done=1) == [1, 3, 5]
     assert _indices(dispatch, done=2) == [6, 7]
@@ -217,7 +217,7 @@ def test_a_poisoned_group_is_quarantined_after_three_deaths_alone_and_its_neighb
     assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.suspects.guilty(0)
 
 
-def test_what_a_guilty_group_loses_later_is_named_and_leased_no_more() -> None:
+def test_a_guilty_group_that_loses_more_is_returned_and_not_leased_again() -> None:
     dispatch = Dispatch(2, 2, 0, 1)
     suspect(dispatch)
     for _ in range(DEATHS):
@@ -227,7 +227,7 @@ def test_what_a_guilty_group_loses_later_is_named_and_leased_no_more() -> None:
     assert {t.index for t in lease.tickets} == {1}
 
 
-def test_who_dies_beside_a_guilty_group_did_not_die_alone() -> None:
+def test_a_death_beside_a_guilty_group_is_no_death_alone() -> None:
     dispatch = Dispatch(2, 1, 0, 1)
     for _ in range(DEATHS):
         dispatch.lose([Ticket(0, 0)], died=True)
@@ -257,7 +257,7 @@ def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
     assert [t.index for lease in dispatch.grant(0, {"student": {3: Room(9, True)}}) for t in lease.tickets] == [1, 2, 3]
 
 
-def test_a_suspect_waits_for_an_idle_member_and_holds_up_nobody() -> None:
+def test_a_suspect_waits_for_an_idle_member_and_delays_no_other() -> None:
     dispatch = Dispatch(2, 1, 0, 1)
     for _ in range(SUSPECTED):
         (lease,) = dispatch.grant(0, room(student={0: 1}))
@@ -266,7 +266,7 @@ def test_a_suspect_waits_for_an_idle_member_and_holds_up_nobody() -> None:
     assert [t.index for t in lease.tickets] == [1]
 
 
-def test_what_is_lost_without_a_death_makes_no_suspect() -> None:
+def test_a_loss_without_a_death_makes_no_suspect() -> None:
     dispatch = Dispatch(1, 1, 0, 1)
     for attempt in range(2 * DEATHS):
         (lease,) = dispatch.grant(0, room(student={0: 1}))

@@ -1,4 +1,4 @@
-"""The learner is woken the moment a block is judged: nobody waits for the cut of what the block ends."""
+"""The learner is woken as soon as a block is scored, before the cut of responses that the block ends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from orchestrator.pools.transport import ValueLost
-from orchestrator.samples.intake import Intake, _Response, _Wanted
+from orchestrator.samples.intake import Intake, _Response, _Work
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["a response is rejected", "its payload is lost"])
-def test_who_waits_for_a_batch_is_woken_before_a_cut_is_waited_for(lost: bool) -> None:
+def test_the_learner_is_woken_before_a_cut_is_awaited(lost: bool) -> None:
     done: list[str] = []
 
-    async def judge(block: Any, prompts: Any) -> Any:
+    async def score_and_reward(block: Any, prompts: Any) -> Any:
         if lost:
             raise ValueLost("gone")
         return [], {"00000000.000": "bad"}
@@ -28,27 +28,31 @@ def test_who_waits_for_a_batch_is_woken_before_a_cut_is_waited_for(lost: bool) -
     async def story() -> None:
         member: Any = SimpleNamespace(number=0)
         pool = SimpleNamespace(members=[member], call_member=cut, role="rollout")
-        anything: Any = SimpleNamespace(
-            judge=judge, drop=lambda *a: None, count=lambda *a: None, forget=lambda uid: None, lose=lambda *a: []
+        stub: Any = SimpleNamespace(
+            score_and_reward=score_and_reward,
+            drop=lambda *a: None,
+            count=lambda *a: None,
+            forget=lambda uid: None,
+            lose=lambda *a: [],
         )
         intake = Intake(
-            flow=anything,
+            flow=stub,
             writers={"student": pool},  # type: ignore[dict-item]
-            prompts=anything,
-            dispatch=anything,
-            buffer=anything,
-            meter=anything,
+            prompts=stub,
+            dispatch=stub,
+            buffer=stub,
+            meter=stub,
             early_stop=None,
             notice=lambda text: None,
-            moved=lambda: done.append("moved"),
+            changed=lambda: done.append("changed"),
             skipped={},
-            segments=anything,
+            segments=stub,
         )
-        response = _Response("00000000.000", anything, anything, anything)
-        wanted = _Wanted(member, running={response.uid: response})
+        response = _Response("00000000.000", stub, stub, stub)
+        work = _Work(member, running={response.uid: response})
         block: Any = SimpleNamespace(source="student", samples=())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(intake.judge(block, wanted, {response.uid: response}), 0.05)
+            await asyncio.wait_for(intake._score_and_admit(block, work, {response.uid: response}), 0.05)
 
     asyncio.run(story())
-    assert done == ["moved", "cut"]
+    assert done == ["changed", "cut"]

@@ -1,4 +1,4 @@
-"""Prompts and samples that kill the members that are asked for them: found, skipped by name, and asked for no more."""
+"""Prompts and samples that kill their members are found, skipped with a reason, and not sampled again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import Request, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluate import HELDOUT_INDEX
@@ -71,8 +71,8 @@ def summary(simulation: Simulation) -> dict[str, Any]:
 class StoppedWhen(Simulation):
     """A run that is stopped when a notice says something."""
 
-    def __init__(self, said: str, settings: Recipe) -> None:
-        super().__init__(settings)
+    def __init__(self, said: str, settings: Recipe, speeds: Speeds | None = None) -> None:
+        super().__init__(settings, speeds=speeds or Speeds())
         self._said = said
 
     def notice(self, text: str) -> None:
@@ -140,7 +140,8 @@ def test_a_stop_right_after_a_checkpoint_saves_whom_members_died_of_and_what_was
 
 
 MATE = next(uid for uid in GROUP if uid != POISONED)
-SLOWLY: dict[str, Any] = {"simulated": {"rollout_seconds_per_token": 0.1}, "max_staleness": 1}
+SLOWLY = Speeds(rollout=0.1)
+AHEAD: dict[str, Any] = {"max_staleness": 1}
 
 
 def assert_skipped_once(root: Path, simulation: Simulation, uids: Sequence[str]) -> None:
@@ -157,7 +158,7 @@ def test_a_good_sample_that_grows_too_old_beside_a_poisoned_one_is_not_waited_fo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_stale: str, lost: list[str]
 ) -> None:
     poison_sample(monkeypatch, POISONED, 10.0)
-    simulation = Simulation(recipe(tmp_path, **SLOWLY, on_stale=on_stale))
+    simulation = Simulation(recipe(tmp_path, **AHEAD, on_stale=on_stale), speeds=SLOWLY)
     assert simulation.go_in_own_time() == DONE
     assert_skipped_once(tmp_path, simulation, lost)
 
@@ -168,7 +169,7 @@ def test_a_good_sample_that_is_lost_beside_a_poisoned_one_is_not_waited_for(
 ) -> None:
     poison_sample(monkeypatch, POISONED, 10.0)
     lose_before_the_learner(monkeypatch, MATE)
-    simulation = Simulation(recipe(tmp_path, **SLOWLY | changes))
+    simulation = Simulation(recipe(tmp_path, **AHEAD | changes), speeds=SLOWLY)
     assert simulation.go_in_own_time() == DONE
     assert_skipped_once(tmp_path, simulation, GROUP)
 
@@ -176,16 +177,16 @@ def test_a_good_sample_that_is_lost_beside_a_poisoned_one_is_not_waited_for(
 def test_a_resume_waits_for_no_sample_of_a_poisoned_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is stopped when the good sample is given up too, with steps to go."""
     poison_sample(monkeypatch, POISONED, 1.0)
-    settings = recipe(tmp_path, **SLOWLY, on_stale="drop", run={"steps": 2 * STEPS})
-    first = StoppedWhen(MATE, settings)
+    settings = recipe(tmp_path, **AHEAD, on_stale="drop", run={"steps": 2 * STEPS})
+    first = StoppedWhen(MATE, settings, SLOWLY)
     assert first.go_in_own_time() == STOPPED
-    again = Simulation(settings)
+    again = Simulation(settings, speeds=SLOWLY)
     assert again.go_in_own_time() == DONE and restarts(again) == 0
     assert set(summary(again)["skipped"]) == set(GROUP)
     assert_each_once(tmp_path, 2 * STEPS, GROUP)
 
 
-def test_what_is_skipped_and_comes_again_after_a_resume_is_not_reported_twice(tmp_path: Path) -> None:
+def test_a_sample_skipped_before_a_resume_and_good_after_it_is_not_reported(tmp_path: Path) -> None:
     """A skipped sample of a group that no step has trained is judged anew."""
     settings = recipe(tmp_path, max_staleness=2)
     first = Simulation(settings, stop_at(2))

@@ -71,7 +71,7 @@ def test_rows_keep_their_fields_and_blank_lines_are_skipped(tmp_path: Path) -> N
         ('{"prompt": "\\ud83d"}', "ends in half a surrogate pair, which is no character"),
         ('{"prompt": "a", "x": [{"\\udc00": 1}]}', "ends in half a surrogate pair, which is no character"),
         ('{"prompt": "a", "x": NaN}', "p.jsonl line 1: NaN is no JSON; write a number, or null"),
-        ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "p.jsonl line 1: is no JSON that can be read (Exceeds the limit"),
+        ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "p.jsonl line 1: is JSON that cannot be read (Exceeds the limit"),
         ('{"prompt": "a", "x": ' + "[" * 100_000, "p.jsonl line 1: is nested too deeply; flatten it"),
         ('\0{"prompt": "a"}', "p.jsonl line 1: is no JSON"),
         ('{"text": "a"}', 'p.jsonl line 1: needs a non-empty "prompt"; found'),

@@ -45,8 +45,8 @@ def test_a_field_that_no_row_has_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(RecipeError) as refusal:
         check_answers(exact("answer"), OTHERS, FILE)
     assert str(refusal.value) == (
-        "reward.rules.1.field: no row of p.jsonl has 'answer', so that no response would ever be right; the first has "
-        "['prompt', 'reward_model.ground_truth', 'reward_model.style', 'extra_info']"
+        "reward.rules.1.field: no row of p.jsonl has 'answer', so no response would be right; name a field that rows "
+        "have; the first has ['prompt', 'reward_model.ground_truth', 'reward_model.style', 'extra_info']"
     )
     assert check_answers(exact("reward_model.ground_truth"), OTHERS, FILE) == []
 
@@ -82,7 +82,7 @@ def test_a_route_goes_by_a_nested_field_and_refuses_a_row_that_lacks_it() -> Non
     check_route(route, rows, FILE)
     assert [teacher_of(route, row) for row in rows.values()] == ["poet", "other", "third"]
     for row, value in (({"meta": {}}, "None"), ({"meta": {"kind": "x"}}, "'x'"), ({"meta": 1}, "None")):
-        with pytest.raises(RecipeError, match=rf"p.jsonl line 7: meta.kind is {value}, which leads to no teacher"):
+        with pytest.raises(RecipeError, match=rf"p.jsonl line 7: meta.kind is {value}, which names no teacher"):
             check_route(route, {7: row}, FILE)
         assert teacher_of(route, row) is None
 
@@ -102,7 +102,7 @@ def test_a_prompt_reaches_nested_fields(template: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{meta.other}", "{prompt.__class__}", "{prompt.upper}", "{none}", "{}", "{0}"])
-def test_what_a_row_lacks_is_named(template: str) -> None:
+def test_a_field_that_a_row_lacks_is_named(template: str) -> None:
     with pytest.raises(KeyError):
         Template().fill(template, {"prompt": "q", "meta": {"hint": "h"}, "none": None})
 
@@ -110,6 +110,6 @@ def test_what_a_row_lacks_is_named(template: str) -> None:
 @pytest.mark.parametrize(
     "template", ["{prompt", "{prompt:d}", "{prompt:99999999999}", "{prompt:{wide}}", "{prompt!x}", "{meta:>3}", "}"]
 )
-def test_what_is_no_format_string_is_a_value_error(template: str) -> None:
+def test_a_bad_format_string_is_a_value_error(template: str) -> None:
     with pytest.raises(ValueError):
         Template().fill(template, {"prompt": "q", "meta": {}, "wide": 10**9})

@@ -11,7 +11,7 @@ import pytest
 
 from actors.scoring.beginnings import Beginnings
 from actors.simulated import members
-from actors.simulated.members import SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import SampleHeader, unpack_samples
 from configs.roles import EarlyStop
 from orchestrator.pools.transport import ValueLost
@@ -71,21 +71,21 @@ def test_an_earlier_attempt_is_forgotten() -> None:
     assert segments.join(part(0, 4, attempt=1)) is not None
 
 
-def test_a_response_is_adrift_by_the_mean_over_what_is_scored_of_it() -> None:
+def test_a_response_is_cut_by_the_mean_log_ratio_of_its_scored_tokens() -> None:
     segments, rule = Segments(), EarlyStop(log_ratio=-1.0, after_tokens=8)
     far, near = part(0, 4, log_ratio=-20.0), part(4, 4, log_ratio=0.0)
     segments.join(far)
-    assert not segments.adrift(far.header, rule), "too early to judge"
+    assert not segments.should_cut(far.header, rule), "too early to judge"
     segments.join(near)
-    assert segments.adrift(near.header, rule), "-20 nats over 8 tokens"
-    assert not segments.adrift(near.header, EarlyStop(log_ratio=-2.6, after_tokens=8))
-    assert not segments.adrift(near.header, None)
+    assert segments.should_cut(near.header, rule), "-20 nats over 8 tokens"
+    assert not segments.should_cut(near.header, EarlyStop(log_ratio=-2.6, after_tokens=8))
+    assert not segments.should_cut(near.header, None)
 
 
 # --- whole runs ---
 
 SEGMENTS: dict[str, Any] = {"stream_tokens": 4}
-SLOWLY = {"rollout_seconds_per_token": 1e-3, "score_seconds_per_token": 1e-4}
+SLOWLY = Speeds(rollout=1e-3, score=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_in_segments_learns_what_a_run_in_whole_responses_learns(whole: Path, tmp_path: Path) -> None:
-    assert Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY)).go() == DONE
+    assert Simulation(recipe(tmp_path, **SEGMENTS), speeds=SLOWLY).go() == DONE
     assert learned(tmp_path) == learned(whole)
     assert order_of(trained(tmp_path)) == order_of(trained(whole))
     for name in ("tokens_generated", "tokens_scored", "tokens_trained"):
@@ -112,7 +112,7 @@ def test_a_response_is_scored_before_it_ends(tmp_path: Path, monkeypatch: pytest
         return await score(self, payload, request)
 
     monkeypatch.setattr(SimulatedScorer, "score", spied)
-    assert Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY)).go() == DONE
+    assert Simulation(recipe(tmp_path, **SEGMENTS), speeds=SLOWLY).go() == DONE
     assert ends.count("") > 20, "segments of responses that still run"
 
 
@@ -137,9 +137,9 @@ def test_segments_of_one_rollout_are_scored_where_the_ones_before_were(
 
     monkeypatch.setattr(SimulatedRollout, "write", writing)
     monkeypatch.setattr(SimulatedScorer, "score", scoring)
-    speed = {"rollout_seconds_per_token": 0.1, "score_seconds_per_token": 0.1}
-    settings = recipe(tmp_path, **SEGMENTS, scorer={"teacher": MEMBER | {"members": 3}}, simulated=speed)
-    assert Simulation(settings).go_in_own_time() == DONE
+    speed = Speeds(rollout=0.1, score=0.1)
+    settings = recipe(tmp_path, **SEGMENTS, scorer={"teacher": MEMBER | {"members": 3}})
+    assert Simulation(settings, speeds=speed).go_in_own_time() == DONE
     assert all(len(scorers) > 20 for scorers in scored.values())
     assert [len(set(scorers)) for scorers in scored.values()] == [1, 1]
     assert len({scorer for scorers in scored.values() for scorer in scorers}) == 2, "two rollouts share none of three"
@@ -147,17 +147,15 @@ def test_segments_of_one_rollout_are_scored_where_the_ones_before_were(
 
 @pytest.mark.parametrize("bound", [0, 2])
 def test_a_rollout_that_dies_between_two_segments_is_leased_again(tmp_path: Path, bound: int) -> None:
-    settings = recipe(tmp_path, **SEGMENTS, max_staleness=bound, simulated=SLOWLY)
-    assert Simulation(settings, Assassin("rollout", has_yielded)).go_in_own_time() == DONE
+    settings = recipe(tmp_path, **SEGMENTS, max_staleness=bound)
+    assert Simulation(settings, Assassin("rollout", has_yielded), speeds=SLOWLY).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     assert {row["attempt"] for row in trained(tmp_path)} == {0, 1}
 
 
-def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_segment_resamples_its_response_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_a_value(monkeypatch, SimulatedScorer, "score", 20)
-    simulation = Simulation(recipe(tmp_path, **SEGMENTS, simulated=SLOWLY))
+    simulation = Simulation(recipe(tmp_path, **SEGMENTS), speeds=SLOWLY)
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
     assert sum(row["attempt"] for row in trained(tmp_path)) == 1
@@ -165,7 +163,7 @@ def test_a_segment_that_went_down_with_a_node_takes_its_response_and_no_other(
 
 
 @pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])
-def test_a_scorer_that_does_not_know_how_responses_began_is_told(
+def test_a_scorer_without_earlier_segments_is_given_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, fault: str
 ) -> None:
     """In mid-response: another takes over, or more do, or the one there is has too many."""
@@ -196,7 +194,7 @@ def test_a_scorer_that_does_not_know_how_responses_began_is_told(
     monkeypatch.setattr(SimulatedScorer, "score", spied)
     if fault == "forgetful":
         monkeypatch.setattr(members, "Beginnings", lambda: Beginnings(tokens=8))
-    simulation = Simulation(recipe(tmp_path, **SEGMENTS, simulated={"rollout_seconds_per_token": 0.1}))
+    simulation = Simulation(recipe(tmp_path, **SEGMENTS), speeds=Speeds(rollout=0.1))
     assert in_own_time(story()) == DONE
     assert len(told) > 5
     assert_each_once(tmp_path)
@@ -205,9 +203,9 @@ def test_a_scorer_that_does_not_know_how_responses_began_is_told(
 
 @pytest.mark.parametrize("on_update", ["keep", "abort"])
 def test_running_responses_go_on_over_an_update_or_are_sampled_again(tmp_path: Path, on_update: str) -> None:
-    speed = {"rollout_seconds_per_token": 2e-3, "learn_seconds_per_token": 1e-5}
-    settings = recipe(tmp_path, max_staleness=2, on_stale="wait", rollout={"on_update": on_update}, simulated=speed)
-    assert Simulation(settings).go_in_own_time() == DONE
+    speed = Speeds(rollout=2e-3, learn=1e-5)
+    settings = recipe(tmp_path, max_staleness=2, on_stale="wait", rollout={"on_update": on_update})
+    assert Simulation(settings, speeds=speed).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     rows = trained(tmp_path)
     mixed = [row for row in rows if len(set(row["versions"])) > 1]
@@ -215,7 +213,7 @@ def test_running_responses_go_on_over_an_update_or_are_sampled_again(tmp_path: P
     assert bool(mixed) == (on_update == "keep") and bool(again) == (on_update == "abort")
 
 
-def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_as_it_went(
+def test_a_response_below_the_early_stop_log_ratio_is_cut_and_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = SimulatedScorer.score
@@ -227,8 +225,8 @@ def test_a_response_whose_teacher_has_lost_the_thread_is_cut_and_trained_as_far_
 
     monkeypatch.setattr(SimulatedScorer, "score", disliking)
     stop = {"log_ratio": -1.0, "after_tokens": 4}
-    settings = recipe(tmp_path, stream_tokens=4, early_stop=stop, simulated=SLOWLY)
-    assert Simulation(settings).go_in_own_time() == DONE
+    settings = recipe(tmp_path, stream_tokens=4, early_stop=stop)
+    assert Simulation(settings, speeds=SLOWLY).go_in_own_time() == DONE
     assert_each_once(tmp_path)
     rows = trained(tmp_path)
     cut = [row for row in rows if row["finish"] == "cut"]
@@ -267,9 +265,9 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, str]]:
 
 def run_with_verdicts(root: Path) -> Simulation:
     """One rollout, 0.1 s a token: a segment of four comes every 0.4 s."""
-    member = {"engine": "simulated", "members": 1, "max_concurrent": 64}
-    settings = recipe(root, **SEGMENTS, rollout=member, simulated={"rollout_seconds_per_token": 0.1})
-    simulation = Simulation(settings)
+    member = {"members": 1, "max_concurrent": 64}
+    settings = recipe(root, **SEGMENTS, rollout=member)
+    simulation = Simulation(settings, speeds=Speeds(rollout=0.1))
     assert simulation.go_in_own_time() == DONE
     return simulation
 
@@ -285,7 +283,7 @@ def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
 
 
 @pytest.mark.parametrize("later", ["lost", NOT_FINITE, ""])
-def test_what_is_said_late_of_a_lost_attempt_does_not_touch_the_next(
+def test_a_late_result_of_a_lost_attempt_does_not_touch_the_next(
     tmp_path: Path, verdicts: dict[int, tuple[float, str]], later: str
 ) -> None:
     """The next attempt is being sampled, by the same rollout, when the second segment of the first is judged."""

@@ -1,4 +1,4 @@
-"""A run whose rewards tell no responses apart says so after ten steps, then ever more seldom."""
+"""A run whose rewards carry no signal warns after ten steps, then at each doubling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def said(steps: Sequence[list[list[float]]], centred: bool = True) -> dict[int, 
     return {step: line for step, line in lines.items() if line}
 
 
-def test_it_is_said_after_ten_steps_and_whenever_they_have_doubled() -> None:
+def test_the_warning_comes_after_ten_steps_and_at_each_doubling() -> None:
     lines = said([SAME] * 200)
     assert list(lines) == [10, 20, 40, 80, 160]
     assert lines[20].startswith(
@@ -35,7 +35,7 @@ def test_it_is_said_after_ten_steps_and_whenever_they_have_doubled() -> None:
     )
 
 
-def test_one_step_with_a_signal_begins_the_count_anew() -> None:
+def test_a_step_with_a_signal_resets_the_count() -> None:
     assert list(said([*[SAME] * 9, APART, *[SAME] * 10])) == [20]
     assert said([APART] * 50) == {}
 
@@ -45,7 +45,7 @@ def test_steps_without_rewards_neither_count_nor_end_the_count() -> None:
     assert list(said([*[SAME] * 9, *[[]] * 7, SAME])) == [17]
 
 
-def test_what_rounding_leaves_is_no_signal() -> None:
+def test_a_rounding_difference_is_no_signal() -> None:
     lines = said([[[0.3, 0.1 + 0.2]]] * 10)
     assert list(lines) == [10]
 
@@ -69,7 +69,7 @@ def test_rewards_are_those_that_the_objective_reads(outcome: dict[str, object], 
     assert credit.rewards_by_group(outcome_recipe(**outcome), batch) == groups
 
 
-def test_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_prints_the_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimulatedReward, "reward", lambda self, payload, rules, fields: dict.fromkeys(fields, 0.0))
     objective = {"outcome": {"weight": 1.0, "baseline": "mean"}}
     sim = Simulation(recipe(tmp_path, run={"steps": 11}, objective=objective))

@@ -13,9 +13,9 @@ import pytest
 
 from actors.rollout.dataset import Dataset
 from actors.simulated.decoding import Decoding, Piece
-from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, header_of, pack_samples, unpack_samples
-from configs.roles import Rule, Simulated, Stream
+from configs.roles import Rule, Stream
 from configs.schema import Sampling
 from tests.unit.own_time import in_own_time
 from tests.written import written
@@ -67,7 +67,7 @@ def test_a_response_ended_at_a_segments_end_takes_one_more_token(length: int, fi
 
 
 def rollout(seconds: float = 0.0, on_update: str = "keep") -> SimulatedRollout:
-    return SimulatedRollout(Simulated(rollout_seconds_per_token=seconds), on_update)
+    return SimulatedRollout(Speeds(rollout=seconds), on_update)
 
 
 def generated(
@@ -169,7 +169,7 @@ def test_a_weight_update_meets_running_responses_as_the_recipe_says(on_update: s
         assert any(set(rows[-1].versions) == {0, 7} for rows in running.values())
 
 
-def test_a_dataset_hands_on_whole_responses_and_cuts_none() -> None:
+def test_a_dataset_yields_whole_responses_and_cuts_none() -> None:
     request = Request("a", "a", 0, 1, [1], response_ids=[5, 6, 7], segment_tokens=2)
     member = Dataset()
     member.cut(["a"])
@@ -180,7 +180,7 @@ def test_a_dataset_hands_on_whole_responses_and_cuts_none() -> None:
 @pytest.mark.parametrize("support", ["sampled", "topk", "full"])
 def test_a_simulated_scorer_scores_what_is_new(support: str) -> None:
     request = REQUESTS[0]
-    scorer = SimulatedScorer(Simulated(), 1000)
+    scorer = SimulatedScorer(Speeds(), 1000)
 
     def scored(row: Sample) -> tuple[ScoreTable, Any]:
         payload, header = asyncio.run(scorer.score(pack_samples([row])[0], ScoreRequest(support, topk=2)))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from actors.simulated import members
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.members import SimulatedLearner, Speeds
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader
 from orchestrator.between_steps.bookkeeping import described
@@ -62,13 +62,12 @@ def run(root: Path, steps: int, objective: Mapping[str, Any], bound: int, on_sta
         sampling={"max_response_tokens": CAP},
         objective=objective,
         rollout={"members": 3, "max_concurrent": 16},
-        simulated={"rollout_seconds_per_token": TOKEN_SECONDS},
         max_staleness=bound,
         checkpoint={"every": 0},
         **({"on_stale": on_stale} if on_stale else {}),
     )
     with asyncio.Runner(loop_factory=OwnTime) as runner:
-        assert runner.run(Simulation(settings).run.execute()) == DONE
+        assert runner.run(Simulation(settings, speeds=Speeds(rollout=TOKEN_SECONDS)).run.execute()) == DONE
         return runner.get_loop().time()
 
 
@@ -123,7 +122,7 @@ def test_by_default_what_is_trained_is_as_long_as_what_is_sampled(
 
 
 @pytest.mark.parametrize("bound", [1, 2])
-def test_dropping_what_is_too_old_would_train_shorter_ones(
+def test_dropping_old_groups_trains_shorter_responses(
     tmp_path: Path, step_seconds: Callable[[float], None], bound: int
 ) -> None:
     run(tmp_path, 40, DENSE, bound, "drop")
@@ -136,7 +135,7 @@ def noise(sample: Sequence[int]) -> float:
     return stdev(sample) / len(sample) ** 0.5
 
 
-def test_what_others_wrote_has_no_age() -> None:
+def test_responses_of_other_sources_have_no_age() -> None:
     versions = ((0, 3), (4, 5))
     header = SampleHeader("00000000.000", "00000000", 0, 1, 8, 8, "stop", versions)
     drawn, foreign = Scored(header, None), Scored(header, None, source="teacher")

@@ -57,12 +57,12 @@ def test_a_response_is_trained_as_its_row_has_it(template: str) -> None:
     assert read(prompt) == "  three!\n<|im_end|>" and said == []
 
 
-def test_what_a_template_begins_a_turn_with_is_trained_and_said() -> None:
+def test_the_beginning_of_a_turn_is_trained_and_reported() -> None:
     (prompt,), said = demonstrated("three!", THINKS)
     assert read(prompt) == "<think>\n\n</think>\n\nthree!<|im_end|>"
     assert said == [
         "p.jsonl: the student's chat template begins an assistant's turn with '<think>\\n\\n</think>\\n\\n'; "
-        "responses that do not bring it themselves are trained behind it"
+        "responses that do not begin with it are trained behind it"
     ]
     (prompt,), said = demonstrated("three!", OPENS)  # the prompt has opened it
     assert read(prompt) == "\n</think>\n\nthree!<|im_end|>" and len(said) == 1
@@ -87,7 +87,7 @@ def test_a_template_that_would_forget_thoughts_takes_none_away_and_is_named() ->
     prompts, said = demonstrated("three!", FORGETS, more=("<think>two</think>three!",))
     assert [read(prompt) for prompt in prompts] == ["three!<|im_end|>", "<think>two</think>three!<|im_end|>"]
     assert said == [
-        "p.jsonl: the student's chat template would write 1 of 2 responses otherwise, the first in line 2; "
+        "p.jsonl: the student's chat template would change 1 of 2 responses, the first in line 2; "
         "they are trained as the rows have them"
     ]
 
@@ -126,7 +126,7 @@ def test_a_response_that_holds_an_end_token_is_refused_by_row() -> None:
         ("{% for i in range(10 ** 9) %}{% endfor %}", "(OverflowError: "),
     ],
 )
-def test_what_a_template_raises_is_one_line_that_names_the_model(template: str, message: str) -> None:
+def test_an_error_of_a_template_is_one_line_that_names_the_model(template: str, message: str) -> None:
     with pytest.raises(RecipeError) as refusal:
         prompts_of(template, system="be brief")
     said = str(refusal.value)
@@ -149,7 +149,7 @@ def test_a_template_that_leaves_the_users_turn_out_is_refused(template: str) -> 
 
 def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
     assert prompts_of(THINKS, template={"enable_thinking": False})
-    with pytest.raises(RecipeError, match=r"models.student.template: 'enable_thinkin' is nothing that its chat"):
+    with pytest.raises(RecipeError, match=r"models.student.template: its chat template does not read 'enable_thinkin'"):
         prompts_of(THINKS, template={"enable_thinkin": False})
     with pytest.raises(RecipeError, match=r"models.student.template: its tokenizer has no chat template; leave it out"):
         prompts_of(None, template={"enable_thinking": False})

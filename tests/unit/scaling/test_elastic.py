@@ -14,7 +14,7 @@ import pytest
 
 from actors.member import Member
 from actors.simulated import members
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
 from configs.roles import Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
@@ -59,7 +59,6 @@ def rollout_bound(root: Path, steps: int, **changes: Any) -> Recipe:
         "run": {"steps": steps},
         "batch": {"prompts_per_step": PROMPTS},
         "rollout": {"members": 1, "max_concurrent": EACH},
-        "simulated": {"rollout_seconds_per_token": GROUP_SECONDS / 8},
         "checkpoint": {"every": 0},
     }
     return recipe(root, **base | changes)
@@ -71,7 +70,7 @@ class Live:
     def __init__(self, settings: Recipe, script: Mapping[int, Mapping[str, int]] | None = None) -> None:
         self._script = script or {}
         self._loop = OwnTime()
-        self.simulation = Simulation(settings, self._after)
+        self.simulation = Simulation(settings, self._after, speeds=Speeds(rollout=GROUP_SECONDS / 8))
         self.pools = self.simulation.pools.all()
         for pool in self.pools.values():
             pool.clock = MemberClock(self._loop.time)
@@ -153,7 +152,7 @@ def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(members, "_length", lambda request, sampling: 100 if request.uid == long else 4)
 
     async def dismiss(run: Run) -> None:
-        pool, attended = run.pools.rollout, run.stage.leasing.intake._attended if run.stage else {}
+        pool, attended = run.pools.rollout, run.stage.leasing.intake._work if run.stage else {}
         assert pool is not None
         writer = next(wanted.member for wanted in attended.values() if long in wanted.running)
         others = [member for member in pool.members if member is not writer]
@@ -177,10 +176,9 @@ def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pyt
         run={"steps": 20},
         sampling={"max_response_tokens": 100},
         rollout={"members": 3},
-        simulated={"rollout_seconds_per_token": 0.2},
         batch={"samples_per_prompt": 1},
     )
-    assert Simulation(settings, after).go_in_own_time() == DONE
+    assert Simulation(settings, after, speeds=Speeds(rollout=0.2)).go_in_own_time() == DONE
     leaving[0].result()
     (row,) = [row for row in trained(tmp_path) if row["uid"] == long]
     assert row["attempt"] == 0 and len(set(row["versions"])) > 3

@@ -27,13 +27,13 @@ def so_far(found: Beginnings, *samples: Sample, channel: str = "c", earlier: Seq
     return ids.get(uid)
 
 
-def test_a_segment_is_completed_by_those_before_it_and_nothing_stays_behind_the_last() -> None:
+def test_a_segment_is_joined_to_earlier_ones_and_the_last_clears_memory() -> None:
     found = Beginnings()
     assert [so_far(found, row) for row in rows()] == [IDS[:4], IDS[:8], IDS[:10], IDS]
     assert len(found) == 0
 
 
-def test_segments_may_be_asked_about_in_any_order_and_again() -> None:
+def test_segments_may_come_in_any_order_and_again() -> None:
     found, (first, second, third, last) = Beginnings(), rows()
     assert so_far(found, second) is None
     assert so_far(found, second, earlier=[first]) == IDS[:8]
@@ -41,7 +41,7 @@ def test_segments_may_be_asked_about_in_any_order_and_again() -> None:
     assert so_far(found, last) == IDS
 
 
-def test_a_scorer_that_knows_nothing_is_told_once() -> None:
+def test_an_unknown_beginning_is_taken_from_earlier_payloads_once() -> None:
     found, request = Beginnings(), Request("a", "a", 0, 1, [1])
     segments = [request.answered(IDS[: t + 1], [0.0] * (t + 1), "", [0] * (t + 1), start=t) for t in range(12)]
     others = rows("b")[:2]
@@ -49,15 +49,15 @@ def test_a_scorer_that_knows_nothing_is_told_once() -> None:
     assert so_far(found, segments[10]) == IDS[:11]
 
 
-def test_what_is_not_told_whole_is_a_fault() -> None:
+def test_a_gap_in_the_earlier_payloads_raises() -> None:
     second, other = rows()[1], rows(attempt=1)[0]
     for earlier in ([other], rows("b")[:1], [second]):
-        with pytest.raises(RuntimeError, match="segments before it are missing of a"):
+        with pytest.raises(RuntimeError, match="earlier segments of a"):
             so_far(Beginnings(), second, earlier=earlier)
 
 
 @pytest.mark.parametrize("again", ["another attempt", "another channel"])
-def test_a_response_that_was_given_up_is_nobodys_beginning(again: str) -> None:
+def test_an_abandoned_attempt_is_no_beginning_of_another(again: str) -> None:
     found, attempt, channel = Beginnings(), int(again == "another attempt"), again
     for row in rows(ids=range(50, 62))[:2]:
         so_far(found, row)
@@ -65,7 +65,7 @@ def test_a_response_that_was_given_up_is_nobodys_beginning(again: str) -> None:
     assert so_far(found, second, channel=channel if not attempt else "c") is None
 
 
-def test_too_many_are_forgotten_the_oldest_first() -> None:
+def test_beyond_the_bound_the_oldest_are_forgotten() -> None:
     found = Beginnings(tokens=10)
     for uid in "abc":
         so_far(found, rows(uid)[0])

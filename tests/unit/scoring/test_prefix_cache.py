@@ -28,24 +28,24 @@ def test_a_prefix_is_taken_with_its_length_and_once() -> None:
 
 
 @pytest.mark.parametrize("ids", [[9, *IDS[1:]], IDS[:3], [*IDS[:3], 9, 9]], ids=["prompt", "longer", "attempt"])
-def test_what_is_no_prefix_is_of_no_use(ids: list[int]) -> None:
+def test_a_cache_of_other_ids_is_dropped(ids: list[int]) -> None:
     found = cache(a=4)
     assert found.take("a", ids) is None and found.tokens == 0
 
 
-def test_the_least_recently_kept_make_room() -> None:
+def test_the_least_recently_kept_are_evicted() -> None:
     found = cache(a=4, b=4)
     found.keep("a", IDS[:5], "grown")
     found.keep("c", IDS[:4], "new")
     assert found.tokens == 9 and kept_in(found) == {"a", "c"}
 
 
-def test_the_bound_is_reached_and_never_passed() -> None:
+def test_the_bound_may_be_reached_but_not_exceeded() -> None:
     assert kept_in(cache(most=8, a=4, b=4)) == {"a", "b"}
     assert kept_in(cache(most=7, a=4, b=4)) == {"b"}
 
 
-def test_one_beyond_the_bound_costs_the_others_nothing() -> None:
+def test_a_cache_beyond_the_bound_evicts_nothing() -> None:
     found = cache(most=10, a=4, b=11)
     assert kept_in(found) == {"a"}
     assert kept_in(cache(most=0, a=1)) == set(), "a bound of 0 keeps nothing"
@@ -57,7 +57,7 @@ def test_a_response_counts_once() -> None:
     assert found.tokens == 9
 
 
-def test_a_response_that_was_given_up_makes_room_for_those_that_go_on() -> None:
+def test_caches_of_abandoned_responses_are_evicted() -> None:
     found = cache(most=16, c=4, a=4, b=4)
     for tokens in (5, 6):
         for uid in "ab":
@@ -69,7 +69,7 @@ def test_a_response_that_was_given_up_makes_room_for_those_that_go_on() -> None:
     assert kept_in(found) == {"a", "b"}
 
 
-def test_with_the_weights_everything_goes() -> None:
+def test_clear_drops_everything() -> None:
     found = cache(a=4, b=4)
     found.clear()
     assert found.tokens == 0 and kept_in(found) == set()

@@ -21,7 +21,7 @@ def score(uid: str, tokens: int = 4) -> Score:
     return Score(uid, np.zeros(tokens, np.float32))
 
 
-def test_the_least_recently_asked_for_make_room() -> None:
+def test_the_least_recently_used_are_evicted() -> None:
     cache = ScoreCache(most_bytes=3 * 16)
     keys = [key_of("sampled", [i]) for i in range(4)]
     for key in keys[:3]:
@@ -32,14 +32,14 @@ def test_the_least_recently_asked_for_make_room() -> None:
     assert cache.nbytes == 3 * 16
 
 
-def test_what_is_beyond_the_bound_is_not_kept_and_pushes_nothing_out() -> None:
+def test_scores_beyond_the_bound_are_not_kept_and_evict_nothing() -> None:
     cache = ScoreCache(most_bytes=16)
     cache.put(key_of(0), score("a"))
     cache.put(key_of(1), score("a", tokens=5))
     assert cache.get(key_of(0), "a") is not None and cache.get(key_of(1), "a") is None
 
 
-def test_a_key_tells_prompt_from_response_and_one_kind_from_another() -> None:
+def test_keys_differ_by_prompt_response_and_kind() -> None:
     keys = {key_of("topk", [1, 2], [3]), key_of("topk", [1], [2, 3]), key_of("full", [1], [2, 3]), key_of("full", [1])}
     assert len(keys) == 4
 

@@ -86,7 +86,7 @@ def test_callers_share_a_batch_up_to_its_tokens_in_the_order_they_came(engine: R
     assert [header.uids for _, header in answers] == [tuple(row.uid for row in block) for block in blocks]
 
 
-def test_what_is_asked_for_otherwise_is_scored_apart_and_who_came_first_is_served_first(engine: Recording) -> None:
+def test_requests_of_other_kinds_are_batched_apart_in_order_of_arrival(engine: Recording) -> None:
     topk, own = ScoreRequest("topk", topk=2), ScoreRequest("topk", topk=2, topk_of="student")
     wider, full = ScoreRequest("topk", topk=3), ScoreRequest("full")
     kinds = [SAMPLED, topk, SAMPLED, own, topk, wider, full]
@@ -147,7 +147,7 @@ async def given(engine: Continuous, *uids: str) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_continuous_engine_has_a_request_before_it_is_done_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_continuous_engine_gets_a_request_while_it_scores_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(scorer: Scorer, engine: Continuous) -> None:
         first = asked(scorer, "a")
         await given(engine, "a")
@@ -165,7 +165,7 @@ def test_a_continuous_engine_has_a_request_before_it_is_done_with_those_before(m
     continuously(monkeypatch, story)
 
 
-def test_a_continuous_engine_is_put_to_sleep_between_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_continuous_engine_sleeps_only_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has is done before, what comes meanwhile waits for `wake`; nobody overtakes who waits to be alone."""
 
     async def story(scorer: Scorer, engine: Continuous) -> None:
@@ -189,7 +189,7 @@ def test_a_continuous_engine_is_put_to_sleep_between_its_requests(monkeypatch: p
     continuously(monkeypatch, story)
 
 
-def test_a_caller_that_gives_up_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_call_does_not_delay_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(scorer: Scorer, engine: Continuous) -> None:
         given_up = asked(scorer, "a")
         well = asked(scorer, "b")
@@ -204,7 +204,7 @@ def test_a_caller_that_gives_up_leaves_nothing_to_wait_for(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_rejects_its_sample_and_no_other(engine: Recording, bad: float) -> None:
+def test_a_score_that_is_not_finite_rejects_its_sample_alone(engine: Recording, bad: float) -> None:
     engine.logprobs["b"] = [-0.5, bad]
     ((payload, header),) = scored(([response(uid, 3) for uid in "abc"], SAMPLED))
     assert engine.batches == [("a", "b", "c")]

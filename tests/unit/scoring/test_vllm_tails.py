@@ -9,19 +9,19 @@ from actors.scoring.vllm_engine import TAIL_RESOLUTION, _tails
 from actors.wire.records import Score, pack_scores
 
 
-def test_a_tail_that_float32_can_tell_is_one_less_the_sum() -> None:
+def test_a_tail_within_resolution_is_one_less_the_sum() -> None:
     mass = np.array([[0.5, 0.25], [0.9, 0.0999], [0.3, 0.1]])
     tails, floored = _tails(np.log(mass).astype(np.float32))
     assert tails == pytest.approx(np.log(1.0 - mass.sum(-1)), abs=2e-3) and floored == 0
 
 
 @pytest.mark.parametrize("outside", [0.0, 1e-12, 1e-9, 3e-8, 9e-7])
-def test_a_smaller_one_is_the_least_that_it_can_tell_and_is_counted(outside: float) -> None:
+def test_a_smaller_tail_is_floored_and_counted(outside: float) -> None:
     mass = np.array([[0.75 - outside, 0.25], [0.5, 0.25]])
     tails, floored = _tails(np.log(mass).astype(np.float32))
     assert tails == pytest.approx(np.log([TAIL_RESOLUTION, 0.25])) and floored == 1
 
 
-def test_the_header_of_scores_says_how_many() -> None:
+def test_the_header_counts_floored_tails() -> None:
     scores = [Score(uid, np.zeros(2, np.float32), tails_floored=n) for uid, n in (("a", 2), ("b", 0), ("c", 1))]
     assert pack_scores(scores, {})[1].tails_floored == 3

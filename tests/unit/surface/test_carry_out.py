@@ -19,7 +19,8 @@ from orchestrator.pools import transport
 from orchestrator.preflight import capacity, cluster, files
 from orchestrator.surface import driver
 from orchestrator.surface.carry_out import carry_out
-from tests.unit.simulation import HELDOUT, TRAIN, recipe
+from actors.simulated.members import Speeds
+from tests.unit.simulation import HELDOUT, TRAIN, recipe, simulated
 
 root, where, numbers = Path(sys.argv[1]), sys.argv[2], [int(n) for n in sys.argv[3:]]
 
@@ -49,7 +50,7 @@ capacity.compared_with_machines = lambda *arguments: []
 driver.serve_commands = serve_commands
 transport.RayTransport = transport.LocalTransport
 files.read_inputs = read_inputs
-sys.exit(carry_out(recipe(root, simulated={"rollout_seconds_per_token": 100.0}), root / "sim"))
+sys.exit(carry_out(recipe(root), root / "sim", simulated(Speeds(rollout=100.0))))
 """
 
 

@@ -212,7 +212,7 @@ def ward(monkeypatch: pytest.MonkeyPatch) -> Ward:
     return Ward(monkeypatch)
 
 
-ONE: dict[str, Any] = {"scorer": {"teacher": {"engine": "simulated", "members": 1}}}
+ONE: dict[str, Any] = {"scorer": {"teacher": {"members": 1}}}
 
 
 def ends(simulation: Simulation) -> BaseException:
@@ -294,7 +294,7 @@ def test_a_swap_that_one_member_loads_wrongly_replaces_that_member_only(tmp_path
 
 
 def shared(root: Path, **changes: Any) -> Simulation:
-    return Simulation(recipe(root, colocate=True, data={"heldout": "/none"}, **changes))
+    return Simulation(recipe(root, colocate=True, learner={"zero_stage": 2}, data={"heldout": "/none"}, **changes))
 
 
 def test_a_member_that_wakes_wrong_is_replaced(tmp_path: Path, ward: Ward) -> None:

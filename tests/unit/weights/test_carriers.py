@@ -18,13 +18,13 @@ from uuid import uuid4
 import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
-from orchestrator.pools import layout
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.run import DONE, Run
 from orchestrator.weights.carriers import Version
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+from tests.unit import simulation
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe
 
@@ -173,8 +173,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     """Learners and rollouts with both ends of the carrier, and the network between them."""
     found = Network()
     monkeypatch.setattr(sys.modules[__name__], "NETWORK", found)
-    monkeypatch.setattr(layout, "SimulatedLearner", Sender)
-    monkeypatch.setattr(layout, "SimulatedRollout", Receiver)
+    monkeypatch.setattr(simulation, "SimulatedLearner", Sender)
+    monkeypatch.setattr(simulation, "SimulatedRollout", Receiver)
     return found
 
 

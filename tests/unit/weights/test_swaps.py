@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedScorer
+from actors.simulated.members import SimulatedScorer, Speeds
 from actors.wire.records import SwapRefused
 from configs.load import RecipeError, load_recipe, parse_recipe, with_swaps
 from configs.schema import Recipe
@@ -67,15 +67,14 @@ def test_on_policy_every_step_is_scored_with_its_own_weights(tmp_path: Path, bat
 def test_samples_scored_ahead_keep_their_scores_and_the_learner_keeps_their_heads(
     tmp_path: Path, batches: Batches
 ) -> None:
-    speed = {"rollout_seconds_per_token": 0.2, "learn_seconds_per_token": 0.0}
+    speed = Speeds(rollout=0.2, learn=0.0)
     settings = swapping(
         tmp_path,
         {3: "/b", 4: "/c"},
         max_staleness=2,
         objective={"target": "teacher", "support": "full"},
-        simulated=speed,
     )
-    simulation, heads, known = Simulation(settings), set[int](), dict[int, set[int]]()
+    simulation, heads, known = Simulation(settings, speeds=speed), set[int](), dict[int, set[int]]()
     load_projection, step = simulation.run.learner.load_projection, simulation.run.learner.step
 
     async def loads(model: str, version: int, oldest: int, ref: Any) -> None:
@@ -205,7 +204,7 @@ def test_idle_members_lost_with_their_node_do_not_count_against_a_directory(
         tmp_path,
         {3: "/b"},
         objective={"target": "teacher", "support": "full"},
-        scorer={"teacher": {"engine": "simulated", "members": DEATHS}},
+        scorer={"teacher": {"members": DEATHS}},
     )
     simulation = Simulation(settings)
     follow = simulation.run.roles.teachers.follow

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.jobs import Share
-from orchestrator.pools import layout
 from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import LocalTransport, ValueLost
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.weights.turns import Colocated
+from tests.unit import simulation
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe, stop_at
 
 OnStep = Callable[[Run, Mapping[str, Any]], None]
@@ -187,19 +187,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu()
     monkeypatch.setattr(sys.modules[__name__], "GPU", found)
     for cls in (Learner, Rollout, Scorer, Reward):
-        monkeypatch.setattr(layout, f"Simulated{cls.__name__}", cls)
+        monkeypatch.setattr(simulation, f"Simulated{cls.__name__}", cls)
     return found
 
 
-def simulated(root: Path, on_step: OnStep = lambda run, line: None, **changes: Any) -> Simulation:
-    settings = {"colocate": True, "data": {"heldout": "/none"}} | changes
-    return Simulation(recipe(root, **settings), on_step, transport=Transport())
+def simulated(
+    root: Path, on_step: OnStep = lambda run, line: None, speeds: Speeds | None = None, **changes: Any
+) -> Simulation:
+    settings = {"colocate": True, "data": {"heldout": "/none"}, "learner": {"zero_stage": 2}} | changes
+    return Simulation(recipe(root, **settings), on_step, transport=Transport(), speeds=speeds or Speeds())
 
 
 ALONE = {
-    "rollout": {"engine": "simulated", "members": 1},
-    "scorer": {"teacher": {"engine": "simulated", "members": 1}},
-    "reward": {"engine": "simulated", "members": 1, "rules": [{"kind": "length", "low": 1, "high": 8}]},
+    "rollout": {"members": 1},
+    "scorer": {"teacher": {"members": 1}},
+    "reward": {"members": 1, "rules": [{"kind": "length", "low": 1, "high": 8}]},
 }
 ENGINES = ("rollout", "scorer", "reward")
 TO_THE_LEARNER = [*(f"drain {e}" for e in ENGINES), *(f"sleep {e}" for e in ENGINES), "wake learner"]
@@ -246,7 +248,7 @@ def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
         {},
         {"evaluate": {"every": 2}, "checkpoint": {"every": 1}},
         {"stream_tokens": 4},
-        {"simulated": {"rollout_seconds_per_token": 1e-4, "score_seconds_per_token": 1e-5}},
+        {"speeds": Speeds(rollout=1e-4, score=1e-5)},
         {"rollout": {"max_concurrent": 2}},
     ],
     ids=str,

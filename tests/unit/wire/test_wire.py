@@ -75,7 +75,7 @@ def test_a_sampled_reference_beside_a_teachers_top_k_costs_what_sampled_support_
         "models": {"reference": {"path": "/none"}},
         "objective": {"support": "topk", "topk": 5, "reference": HELD_BACK, "outcome": {"weight": 1.0}},
     }
-    settings = recipe(tmp_path, **changes, scorer={"reference": {"engine": "simulated"}})
+    settings = recipe(tmp_path, **changes, scorer={"reference": {}})
     train, heldout = (
         [replace(prompt, ids=prompt.ids | {"reference": [8]}) for prompt in prompts] for prompts in (TRAIN, HELDOUT)
     )
