@@ -11,8 +11,8 @@ from configs.refusal import shown
 
 
 def field_of(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a field; None where the row lacks it or it is null. A key with dots in its name comes before a path; a
-    whole number in a path is an index of a list."""
+    """The value of a field; None where the row lacks it or it is null. A key with dots in its name comes before a path;
+    a whole number in a path is an index of a list."""
     if path in row:
         return row[path]
     value: Any = row

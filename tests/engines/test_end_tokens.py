@@ -17,7 +17,7 @@ from torch import Tensor
 
 from configs.load import RecipeError
 from configs.schema import Recipe
-from orchestrator.preflight import read_inputs
+from orchestrator.preflight.files import read_inputs
 from tests import tiny
 from tests.engines import plain
 from tests.engines.plain import CLASS, IM_END

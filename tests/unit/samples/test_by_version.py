@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.samples.by_version import ByVersion
+from orchestrator.samples.buffer import ByVersion
 
 VERSIONS = st.one_of(st.integers(-1, 4), st.just(float("inf")))
 
