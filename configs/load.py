@@ -33,8 +33,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
-    """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with every wrong key, or
-    the first rule that the recipe breaks."""
+    """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with every wrong key,
+    or the first rule that the recipe breaks."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
