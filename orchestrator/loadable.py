@@ -3,9 +3,7 @@ are? From headers and models without storage; no weight is read."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +55,10 @@ def _check_student(place: str, folder: Path, stored: Stored) -> None:
 
 def _stored(place: str, folder: Path) -> Stored:
     from actors.stored import read_stored
+    from actors.unsaid import unsaid
 
     try:
-        with _unsaid():
+        with unsaid():
             return read_stored(folder)
     except Exception as error:  # whatever a model's code makes of a configuration
         said = (str(error).splitlines() or [""])[0]
@@ -67,20 +66,6 @@ def _stored(place: str, folder: Path) -> Stored:
             f"{place}: transformers builds no causal language model from {folder}/config.json "
             f"({type(error).__name__}: {said[:200]}); give another model"
         ) from None
-
-
-@contextmanager
-def _unsaid() -> Iterator[None]:
-    """What transformers says of a configuration while it reads it is said again when the model is loaded; a refusal is
-    one line."""
-    from transformers.utils import logging as said
-
-    before = said.get_verbosity()
-    said.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        said.set_verbosity(before)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:
