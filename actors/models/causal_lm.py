@@ -110,20 +110,10 @@ def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
     ValueError where weights are missing."""
     from transformers import AutoModelForCausalLM
 
-    return _whole(AutoModelForCausalLM, directory, dtype=DTYPES[dtype], attn_implementation=attention)
+    return whole(AutoModelForCausalLM, directory, dtype=DTYPES[dtype], attn_implementation=attention)
 
 
-def load_classifier(directory: str) -> Any:
-    """A Hugging Face sequence classifier with one output, for reading. Raises ValueError where it has more."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = _whole(AutoModelForSequenceClassification, Path(directory), dtype=torch.float32).eval()
-    if model.config.num_labels != 1:
-        raise ValueError(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
-def _whole(kind: Any, directory: Path, **options: Any) -> Any:
+def whole(kind: Any, directory: Path, **options: Any) -> Any:
     """transformers draws weights that a directory lacks at random, with a warning at most."""
     safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     model, info = kind.from_pretrained(directory, output_loading_info=True, **safe, **options)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from actors.models.probe import Packing, Verdict, probe
+from actors.models.model_faults import quiet_transformers
+from actors.models.probe import Packing, Verdict, probe, tolerance
 from actors.models.shrink import VOCABULARY, shrunk
 
 
@@ -43,44 +44,93 @@ class _Known:
     config: Any = field(compare=False)
 
 
-def foresee(directory: Path, attention: str, packing: Packing) -> Foresight:
+def foresee(directory: Path, attention: str, packing: Packing, dtype: str | None = None) -> Foresight:
     """Look at a small copy of the model in a directory, in float32 on this machine's CPU; once for each configuration.
-    `attention`: a name of transformers', or `auto`, which is the fastest that computes what the model does."""
+    `attention`: a name of transformers', or `auto`, which is the fastest that computes what the model does. `dtype`:
+    of a role on a CPU, where an architecture may have no kernels for it; None on a GPU, which has others."""
+    text, config = _read(directory)
+    if isinstance(config, Exception):
+        return Foresight(attention, None, f"transformers cannot read its config.json ({_first_line(config)})")
+    with quiet_transformers():
+        return _foresee(_Known(text, config), attention, packing, dtype)
+
+
+def classifier_attention(directory: Path) -> str:
+    """The attention to load a sequence classifier with: the fastest that computes what the model does."""
+    text, config = _read(directory)
+    if isinstance(config, Exception):
+        raise config
+    with quiet_transformers():
+        return _classifier_attention(_Known(text, config))
+
+
+def _read(directory: Path) -> tuple[str, Any]:
+    """A configuration as its file says it, and as transformers reads it, or what that raises, which is of any kind."""
     from transformers import AutoConfig
 
     text = Path(directory, "config.json").read_text()
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what transformers raises at a configuration is of any kind
-        return Foresight(attention, None, f"transformers cannot read its config.json ({_first_line(error)})")
-    return _foresee(_Known(text, config), attention, packing)
+        with quiet_transformers():
+            return text, AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        return text, error
 
 
 @lru_cache(maxsize=64)
-def _foresee(known: _Known, attention: str, packing: Packing) -> Foresight:
+def _foresee(known: _Known, attention: str, packing: Packing, dtype: str | None) -> Foresight:
     parsed = known.config
     if attention != "auto":
-        return _with(parsed, attention, packing)
-    fast = _with(parsed, "sdpa", packing)
+        return _with(parsed, attention, packing, dtype)
+    fast = _with(parsed, "sdpa", packing, dtype)
     if not fast.note and (fast.verdict is None or not fast.verdict.inexact):
         return fast
-    plain = _with(parsed, "eager", packing)
+    plain = _with(parsed, "eager", packing, dtype)
     return fast if fast.note and plain.note and fast.attention != "eager" else plain
 
 
-def _with(config: Any, attention: str, packing: Packing) -> Foresight:
+@lru_cache(maxsize=64)
+def _classifier_attention(known: _Known) -> str:
+    """Outputs of the same tokens under `sdpa` and under `eager`, which is what the architecture says in plain torch."""
+    from transformers import AutoModelForSequenceClassification
+
+    ids = torch.randint(5, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+    try:
+        model = _drawn(known.config, "sdpa", 0, AutoModelForSequenceClassification)
+        with torch.no_grad():
+            fast = torch.cat([model(input_ids=row[None]).logits for row in ids])
+            model.set_attn_implementation("eager")
+            plain = torch.cat([model(input_ids=row[None]).logits for row in ids])
+    except Exception as error:  # as in `_with`
+        return "eager" if _lacks(error) else "sdpa"
+    return "sdpa" if float((fast - plain).abs().max()) <= 3.0 * tolerance(torch.float32) else "eager"
+
+
+def _with(config: Any, attention: str, packing: Packing, dtype: str | None) -> Foresight:
     """Flash attention needs its GPU, so the small copy has `sdpa` in its place."""
     try:
         model = small_copy(config, "sdpa" if attention.startswith("flash") else attention)
     except Exception as error:  # sizes that do not go together, a package that is missing, an attention it lacks
-        if "does not support an attention implementation" in str(error):
+        if _lacks(error):
             return Foresight(attention, None, f"it has no attention: {attention}; set attention: auto", "no attention")
         return Foresight(attention, None, None, _first_line(error))
     verdict = probe(model, packing)
     if verdict.unseen:
         return Foresight(attention, None, None, verdict.gaps.reasons["head"])
     refusal = None if attention.startswith("flash") and verdict.inexact else verdict.refusal
-    return Foresight(attention, verdict, refusal)
+    return Foresight(attention, verdict, refusal or _unrunnable(model, dtype))
+
+
+def _unrunnable(model: Any, dtype: str | None) -> str | None:
+    """Why the model raises in the role's dtype, where it does: what bf16 rounds is seen on the loaded model alone."""
+    if dtype != "bfloat16":
+        return None
+    verdict = probe(model.to(torch.bfloat16))
+    return verdict.refusal if verdict.unseen else None
+
+
+def _lacks(error: Exception) -> bool:
+    """Whether an architecture has no such attention."""
+    return "does not support an attention implementation" in str(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -94,13 +144,19 @@ def small_copy(
     where it cannot be built."""
     from transformers import AutoModelForCausalLM
 
+    model = _drawn(config, attention, seed, AutoModelForCausalLM)
+    _spread_logits(model)
+    return model.to(device=device, dtype=dtype)
+
+
+def _drawn(config: Any, attention: str, seed: int, kind: Any) -> Any:
+    """A model of the configuration made small, of one of transformers' kinds, in float32 and eval mode."""
     small = type(config).from_dict(shrunk(config.to_dict()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(small, attn_implementation=attention).to(torch.float32)
+        model = kind.from_config(small, attn_implementation=attention).to(torch.float32)
         scale_weights(model)
-        _spread_logits(model.eval())
-    return model.to(device=device, dtype=dtype)
+    return model.eval()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from actors.models import causal_lm
-from actors.models.foresight import foresee
+from actors.models.foresight import classifier_attention, foresee
 from actors.models.handling import Handling
 from actors.models.probe import Packing, Verdict, probe
 
@@ -32,12 +32,40 @@ def load(directory: Path, dtype: str, attention: str, packing: Packing, device: 
     if ahead.refusal:
         raise ModelRefused(f"{directory}: {ahead.refusal}")
     model = causal_lm.load_model(directory, dtype, ahead.attention).eval().to(device)
+    _refuse_unfinite(directory, model)
     verdict = _probed(model, packing)
     if verdict.refusal:
         raise ModelRefused(f"{directory}: {verdict.refusal}")
     handling = _both(verdict.handling, ahead.verdict)
     print(f"{directory}: attention {ahead.attention}, {replace(verdict, handling=handling).line}", flush=True)
     return Loaded(model, handling)
+
+
+def load_classifier(directory: Path) -> Any:
+    """A sequence classifier with one output, for reading, in float32. Raises ModelRefused, and ValueError where weights
+    are missing."""
+    from transformers import AutoModelForSequenceClassification
+
+    attention = classifier_attention(directory)
+    options = {"dtype": torch.float32, "attn_implementation": attention}
+    model = causal_lm.whole(AutoModelForSequenceClassification, directory, **options).eval()
+    if model.config.num_labels != 1:
+        raise ModelRefused(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
+    _refuse_unfinite(directory, model)
+    print(f"{directory}: attention {attention}", flush=True)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _refuse_unfinite(directory: Path, model: Any) -> None:
+    """One value that is not finite spreads to whatever is computed of it, though a look at other tokens may miss it."""
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        looked_at = values.numel() and values.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if looked_at and not torch.stack(values.aminmax()).isfinite().all():
+            bad = int((~values.isfinite()).sum())
+            raise ModelRefused(
+                f"{directory}: {bad} of the {values.numel()} values of {name} are not finite; copy or export it again"
+            )
 
 
 def _probed(model: Any, packing: Packing) -> Verdict:

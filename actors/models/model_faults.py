@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,16 @@ def _natural(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _natural(value) and value > 0
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' log, so that a refusal stays one line; its warnings come again in a member's log."""
+    from transformers.utils import logging as log
+
+    before = log.get_verbosity()
+    log.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)

@@ -199,7 +199,7 @@ class _Reader:
     def continued(self, ids: list[int]) -> Tensor:
         """In segments, one of a single token."""
         cache, states = None, []
-        for start, end in ((0, 9), (9, 10), (10, 18), (18, len(ids) - 1)):
+        for start, end in ((0, 9), (9, 10), (10, len(ids) - 1)):
             new, cache = causal_lm.continued_states(self.model, ids[start:end], self.handling, cache)
             if cache is None or cache.get_seq_length() != end:
                 raise ValueError("it keeps no cache that counts its tokens")
@@ -225,6 +225,7 @@ def _find(model: Any, sequences: list[list[int]]) -> tuple[Handling, Tensor, lis
     outputs: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
     hooks = [model.get_output_embeddings().register_forward_pre_hook(lambda _, a: seen.update(head=a[0]))]
+    hooks.append(body_of(model).register_forward_hook(lambda _m, _a, out: seen.update(body=out[0])))
     for name, module in model.named_modules():
         hooks.append(module.register_forward_hook(lambda _m, _a, out, name=name: _note(outputs, name, out)))
     try:
@@ -233,7 +234,9 @@ def _find(model: Any, sequences: list[list[int]]) -> tuple[Handling, Tensor, lis
         for hook in hooks:
             hook.remove()
     columns = torch.nonzero(finite_columns(torch.cat(logits))).flatten()[:COLUMNS]
-    hidden = body_of(model)(input_ids=torch.tensor([sequences[-1]], device=model.device)).last_hidden_state
+    if not len(columns):
+        raise ValueError("none of its logits is finite")
+    hidden = seen["body"] if "body" in seen else _body_states(model, sequences[-1])
     neck = neck_of(model, hidden, seen["head"], outputs)
     read = hidden if neck is None else seen["head"]
     product = apply_head(model, read.reshape(-1, read.shape[-1]))[:, columns]
@@ -245,6 +248,11 @@ def _find(model: Any, sequences: list[list[int]]) -> tuple[Handling, Tensor, lis
 def _note(outputs: dict[str, Tensor], name: str, output: Any) -> None:
     if isinstance(output, Tensor):
         outputs[name] = output
+
+
+def _body_states(model: Any, ids: list[int]) -> Tensor:
+    """The body's last hidden state, where the model's own forward does not call it as a module."""
+    return body_of(model)(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state
 
 
 def _own_logits(model: Any, ids: list[int]) -> Tensor:

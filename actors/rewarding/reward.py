@@ -4,6 +4,7 @@ leave it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,9 +29,9 @@ class Reward(Member):
     def start(self) -> None:
         """The tokenizer is read with the first response: most runs have no rules."""
         if self._model_directory:
-            from actors.models.causal_lm import load_classifier
+            from actors.models.loading import load_classifier
 
-            self._model = load_classifier(self._model_directory)
+            self._model = load_classifier(Path(self._model_directory))
 
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]

@@ -26,10 +26,14 @@ def describe_architectures(recipe: Recipe, folders: Mapping[Any, Path]) -> list[
 def _foreseen(recipe: Recipe, folders: Mapping[Any, Path]) -> list[tuple[str, Any, Any]]:
     from actors.models.foresight import foresee
 
+    def on_a_cpu(role: Any) -> str | None:
+        return role.dtype if not role.resources.gpus else None
+
     found = []
     for place, folder in folders.items():
         if place.model == STUDENT and recipe.learner.engine == "deepspeed":
-            found.append(("learner", place, foresee(folder, recipe.learner.attention, recipe.learner.packing)))
+            ahead = foresee(folder, recipe.learner.attention, recipe.learner.packing, on_a_cpu(recipe.learner))
+            found.append(("learner", place, ahead))
         if place.model in recipe.scored_models and (scorer := recipe.scorer_of(place.model)).engine == "torch":
-            found.append((f"scorer.{place.model}", place, foresee(folder, scorer.attention, "auto")))
+            found.append((f"scorer.{place.model}", place, foresee(folder, scorer.attention, "auto", on_a_cpu(scorer))))
     return found

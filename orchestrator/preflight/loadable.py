@@ -3,9 +3,7 @@ written again? Reads headers and builds models without storage; no weight is rea
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +54,11 @@ def _check_student(place: str, folder: Path, stored: Stored) -> None:
 
 
 def _stored(place: str, folder: Path) -> Stored:
+    from actors.models.model_faults import quiet_transformers
     from actors.models.stored import read_stored
 
     try:
-        with _silence():
+        with quiet_transformers():
             return read_stored(folder)
     except Exception as error:  # a model's code may raise anything
         reason = (str(error).splitlines() or [""])[0]
@@ -67,19 +66,6 @@ def _stored(place: str, folder: Path) -> Stored:
             f"{place}: transformers builds no causal language model from {folder}/config.json "
             f"({type(error).__name__}: {reason[:200]}); give another model"
         ) from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Silence transformers' log, so that a refusal stays one line; warnings come again when the model is loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str | None:

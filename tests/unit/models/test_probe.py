@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of a type, written once."""
+    return lru_cache(lambda name: write(tmp_path_factory.mktemp(name), name))
 
 
 def scorer(dtype: str) -> Scorer:
@@ -80,12 +87,14 @@ def test_gradients_of_a_batch_are_those_of_its_sequences_alone(name: str) -> Non
         *((name, "bfloat16") for name in ("qwen3_5_text", "falcon_h1", "gemma2", "llama")),
     ],
 )
-def test_a_torch_scorers_batch_is_what_the_model_says_of_each_response(tmp_path: Path, name: str, dtype: str) -> None:
-    folder = write(tmp_path, name)
-    engine = TorchEngine(scorer(dtype), folder, 150)
+def test_a_torch_scorers_batch_is_what_the_model_says_of_each_response(
+    written: Callable[[str], Path], name: str, dtype: str
+) -> None:
+    engine = TorchEngine(scorer(dtype), written(name), 150)
     items = [Item(str(i), ids[:2], ids[2:], 0, True, []) for i, ids in enumerate(IDS)]
     scores = asyncio.run(engine.score(items, ScoreRequest(support="sampled")))
-    own = causal_lm.load_model(folder, dtype, "eager").eval()
+    own = engine._model
+    own.set_attn_implementation("eager")
     for ids, score in zip(IDS, scores, strict=True):
         with torch.no_grad():
             logprobs = own(torch.tensor([ids])).logits[0, 1:-1, :150].float().log_softmax(-1)
@@ -96,9 +105,9 @@ def test_a_torch_scorers_batch_is_what_the_model_says_of_each_response(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_5_text", "jamba", "mamba2"])
-def test_segments_are_scored_as_the_whole_response(tmp_path: Path, name: str) -> None:
+def test_segments_are_scored_as_the_whole_response(written: Callable[[str], Path], name: str) -> None:
     """Jamba's cache forgets its state between segments of several tokens, Mamba's counts no tokens."""
-    engine = TorchEngine(scorer("float32"), write(tmp_path, name), 150)
+    engine = TorchEngine(scorer("float32"), written(name), 150)
     request, (ids, *_) = ScoreRequest(support="sampled"), IDS
     (whole,) = asyncio.run(engine.score([Item("a", ids[:2], ids[2:], 0, True, [])], request))
     segments = [Item("b", ids[:2], ids[2:end], start, end == 21, []) for start, end in ((0, 8), (6, 9), (7, 21))]
@@ -121,18 +130,18 @@ def test_what_bf16_rounds_is_no_leak(name: str) -> None:
     assert verdict.refusal is None and verdict.handling.packs, verdict.line
 
 
-def test_the_default_attention_computes_soft_caps_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path, "gemma2")
+def test_the_default_attention_computes_soft_caps_and_a_wrong_one_is_refused(written: Callable[[str], Path]) -> None:
+    folder = written("gemma2")
     assert foresee(folder, "auto", "auto").attention == "eager"
     refusal = foresee(folder, "sdpa", "auto").refusal
     assert refusal and "nats off the plain one" in refusal and "attention: auto" in refusal
-    folder = write(tmp_path / "sinks", "gpt_oss")
+    folder = written("gpt_oss")
     assert foresee(folder, "auto", "auto").attention == "eager"
     assert "set attention: auto" in str(foresee(folder, "sdpa", "auto").refusal)
 
 
-def test_what_leaks_is_padded_or_refused_with_the_number(tmp_path: Path) -> None:
-    folder = write(tmp_path, "qwen3_5_text")
+def test_what_leaks_is_padded_or_refused_with_the_number(written: Callable[[str], Path]) -> None:
+    folder = written("qwen3_5_text")
     ahead = foresee(folder, "auto", "auto")
     assert ahead.verdict and not ahead.verdict.handling.packs and ahead.refusal is None
     refusal = foresee(folder, "auto", True).refusal
@@ -147,8 +156,10 @@ def test_a_model_without_an_order_of_its_own_is_refused(tmp_path: Path) -> None:
     assert refusal and "padded sequences are" in refusal and "docs/models.md" in refusal
 
 
-def test_the_probe_of_the_loaded_model_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = loading.load(write(tmp_path, "falcon_h1"), "float32", "auto", "auto", torch.device("cpu"))
+def test_the_probe_of_the_loaded_model_is_logged(
+    written: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = loading.load(written("falcon_h1"), "float32", "auto", "auto", torch.device("cpu"))
     assert loaded.handling == Handling(packs=False, continues=True, scale=0.04)
     said = capsys.readouterr().out
     assert "padded to a row each" in said and "logits scaled by 0.04" in said and "packed 5" in said
