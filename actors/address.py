@@ -1,4 +1,4 @@
-"""Where this machine is reached."""
+"""This machine's address."""
 
 from __future__ import annotations
 

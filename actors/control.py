@@ -1,4 +1,4 @@
-"""The named actor `control:<run>`: where commands reach a live run, and where it says how it is."""
+"""The named actor `control:<run>`, through which commands reach a live run and read its status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def control_name(run: str) -> str:
 
 
 class Control:
-    """The driver waits for commands and reports status; commands wait for the driver's answer."""
+    """The driver waits for commands here and reports its status."""
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
@@ -23,7 +23,7 @@ class Control:
         await self._commands.put((command, arguments))
 
     async def next_command(self) -> tuple[str, dict[str, Any]]:
-        """The driver's side: returns when a command arrives."""
+        """Wait for the next command, on the driver's side."""
         return await self._commands.get()
 
     async def report(self, status: dict[str, Any]) -> None:

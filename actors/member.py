@@ -1,10 +1,10 @@
-"""What every member of every pool has in common: the verbs, and where its output goes.
+"""Base of all members: the common methods, and the redirection of a process's output.
 
-Members are plain classes. They know neither Ray nor each other; arguments arrive as values and results leave as
-values, so the same class runs in a Ray actor, or in a test's own process.
+Members are plain classes that know neither Ray nor each other. Arguments and results are values, so the same class runs
+in a Ray actor or in a test's process.
 
-Verbs: start stop load sleep wake drain. A verb that means nothing to a role does nothing. Roles that serve many
-callers at once make them coroutines; the others stay synchronous, one call at a time.
+Methods: start stop load sleep wake drain. One that a role does not need does nothing. Roles that serve many callers at
+once make them coroutines; the others serve one call at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Member:
         return os.getpid()
 
     def ping(self) -> int:
-        """Answers while the process lives; its id."""
+        """The process id; answers while the process lives."""
         return os.getpid()
 
     def load(self, version: int, headers: Sequence[Any], *buckets: Any) -> Any:
@@ -43,7 +43,7 @@ class Member:
         """Undo `sleep`."""
 
     def drain(self) -> Any:
-        """Return when no accepted work is left."""
+        """Wait until no accepted work is left."""
 
     def stop(self) -> Any:
         """Release everything the process holds outside itself."""

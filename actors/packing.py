@@ -61,7 +61,7 @@ def take_by_budget(lengths: Sequence[int], budget: int) -> int:
 
 
 def _fit(items: Sequence[Item], budget: int) -> list[list[Item]]:
-    """Each item into the fullest bin that still has room for it."""
+    """Put each item into the fullest bin with room for it."""
     bins: list[list[Item]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for item in items:

@@ -1,7 +1,8 @@
-"""Where weight versions pass through from a member to its engine, and what dead members left there.
+"""Shared memory through which weight versions pass from a member to its engine.
 
-Each member has a folder of its own, which it locks for life. The kernel drops the lock with the last process that holds
-it, however that ends: a process id may be another's by now, or of another container that shares /dev/shm.
+Each member locks a folder of its own for life, so that later members can remove the folders of dead ones. The kernel
+drops a lock with the last process that holds it, however it ends. A process id would not do: it may be reused, or be of
+another container that shares /dev/shm.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from pathlib import Path
 
 
 def shared_folder(run: str, root: str) -> str:
-    """Where a run's weight versions pass through: shared memory where there is some. Runs of one name under two roots
-    have two folders."""
+    """Path of a run's folder: in /dev/shm, or in the temporary directory if there is none. Runs of one name under two
+    roots have two folders."""
     base = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
     tag = hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
     return os.path.join(base, f"logratio-{os.getuid()}-{run}-{tag}")
 
 
 class MemberFolder:
-    """This member's own folder in `shared`, made now; folders there that nobody holds any more are removed."""
+    """Creates this member's folder in `shared`, and removes folders there that no process locks."""
 
     def __init__(self, shared: Path) -> None:
         shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(shared):  # or another could take a folder for a dead one's before it is locked
+        with _locked(shared):  # or another member could remove the new folder before it is locked
             for folder in list(shared.iterdir()):
                 _remove_if_dead(folder)
             self.path = Path(tempfile.mkdtemp(dir=shared))

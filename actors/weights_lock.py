@@ -1,4 +1,4 @@
-"""Who may use a member's engine now: many that only read its weights, or one that changes them."""
+"""A lock on a member's weights: many readers, or one writer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Idle:
 
 
 class WeightsLock:
-    """`shared` may be held by many at once, `exclusive` by one and by nobody beside it. Who waits for `exclusive` goes
-    before those that ask for `shared` after it, so that a stream of them does not keep it waiting for ever."""
+    """`shared` may be held by many at once, `exclusive` by one alone. A waiting `exclusive` goes before later `shared`
+    requests, so that a stream of readers cannot starve it."""
 
     def __init__(self) -> None:
         self._door = asyncio.Lock()
@@ -62,7 +62,7 @@ class WeightsLock:
             self.release()
 
     async def acquire_exclusive(self) -> None:
-        """Hold it alone until `release`, in whatever call."""
+        """Hold the lock alone until `release`, which another call may make."""
         await self._door.acquire()
         try:
             await self._inside.wait()

@@ -1,7 +1,7 @@
-"""A causal language model as the learner and the torch scorer use it: packed forward, and its head apart.
+"""A causal language model for the learner and the torch scorer: a packed forward pass, and the LM head apart.
 
-Packing puts several sequences in one row; position ids that restart, and cumulative lengths where a model takes them,
-tell it where each begins, so no token of padding is computed. Not every model can: `Handling` says which.
+Packing puts several sequences in one row, without padding. Position ids that restart, and cumulative lengths where the
+model takes them, mark where each begins. Not every model can be packed, see `Handling`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pack:
 
     @property
     def rows_of(self) -> Tensor:
-        """[1, length] int32: which sequence each place of a packed row belongs to."""
+        """[1, length] int32: the sequence that each position of a packed row belongs to."""
         assert self.bounds is not None
         lengths = self.bounds.diff()
         return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths).int().unsqueeze(0)
@@ -50,10 +50,8 @@ class Pack:
 
 @dataclass(frozen=True)
 class Projection:
-    """A model's last hidden state -> logits: head [V, width], bias [V] or None, scale, soft-cap or None.
-
-    V is the common logit width of the run's models.
-    """
+    """A model's LM head, from last hidden states to logits: weight [V, width], bias [V] or None, scale, soft-cap or
+    None. V is the common logit width of the run's models."""
 
     weight: Tensor
     bias: Tensor | None
@@ -106,15 +104,15 @@ def _rows(
 
 
 def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
-    """A Hugging Face causal model from safetensors. No remote code, no pickles. Raises OSError if it is not there, and
-    ValueError where weights are missing."""
+    """A Hugging Face causal model from safetensors; no remote code, no pickles. Raises OSError if the directory is
+    missing, ValueError if weights are."""
     from transformers import AutoModelForCausalLM
 
     return whole(AutoModelForCausalLM, directory, dtype=DTYPES[dtype], attn_implementation=attention)
 
 
 def whole(kind: Any, directory: Path, **options: Any) -> Any:
-    """transformers draws weights that a directory lacks at random, with a warning at most."""
+    """Load a model. Raises ValueError if weights are missing, which transformers would draw at random."""
     safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     model, info = kind.from_pretrained(directory, output_loading_info=True, **safe, **options)
     if info["missing_keys"]:
@@ -129,7 +127,7 @@ def classify(model: Any, ids: Sequence[int]) -> float:
 
 
 def hidden_states(model: Any, batch: Pack, handling: Handling) -> Tensor:
-    """What the head reads (after the final norm) to predict the response tokens: [response tokens, width]."""
+    """[response tokens, width]: the LM head's input (after the final norm) that predicts each response token."""
     body = body_of(model)
     wanted = {"position_ids": batch.positions, "use_cache": False, **_cumulative(batch)}
     hidden = body(input_ids=batch.ids, **_taken(body, wanted)).last_hidden_state
@@ -137,7 +135,7 @@ def hidden_states(model: Any, batch: Pack, handling: Handling) -> Tensor:
 
 
 def _cumulative(batch: Pack) -> dict[str, Any]:
-    """What flash attention, linear attention and short convolutions are told where sequences begin by."""
+    """Arguments that mark the sequences of a packed row for flash attention, linear attention and convolutions."""
     if batch.bounds is None:
         return {}
     names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
@@ -146,7 +144,7 @@ def _cumulative(batch: Pack) -> dict[str, Any]:
 
 
 def _taken(body: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those that a model's forward takes: architectures without positions have no argument for them."""
+    """The arguments that the model's forward takes; one without positions has no parameter for them."""
     parameters = inspect.signature(body.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return arguments
@@ -158,8 +156,8 @@ def _behind_neck(model: Any, hidden: Tensor, handling: Handling) -> Tensor:
 
 
 def continued_states(model: Any, ids: Sequence[int], handling: Handling, cache: Any = None) -> tuple[Tensor, Any]:
-    """What the head reads (after the final norm) of one sequence's next tokens, [tokens, width], and the key-values of
-    all of its tokens so far. `cache` is what the tokens before left; it grows in place."""
+    """[tokens, width] LM head inputs of the next tokens of one sequence, and the KV cache of all its tokens so far.
+    `cache` is that of the tokens before; it grows in place."""
     body = body_of(model)
     past = cache.get_seq_length() if cache is not None else 0
     output = body(
@@ -172,14 +170,14 @@ def continued_states(model: Any, ids: Sequence[int], handling: Handling, cache: 
 
 
 def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, handling: Handling, temperature: float = 1.0) -> Tensor:
-    """[N, width] -> [N, vocabulary] float32 log-probs through the model's own head, padded columns cut first."""
+    """[N, width] -> [N, vocabulary] float32 log-probs, nats, through the model's own LM head without its padding."""
     logits = head_logits(model, hidden)[..., :vocabulary]
     return finish_logits(logits, handling.scale, handling.soft_cap, temperature)
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The head's product alone, [N, V] float32. Not a call of the module: under ZeRO-3 each call would be a collective,
-    and ranks with different numbers of chunks would wait for each other for ever."""
+    """The LM head's product, [N, V] float32. It does not call the module: under ZeRO-3 each call is a collective, and
+    ranks with different numbers of chunks would wait for each other for ever."""
     head = model.get_output_embeddings()
     return product(hidden, head.weight, getattr(head, "bias", None))
 
@@ -197,7 +195,7 @@ def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: 
 
 
 def projection_of(model: Any, vocabulary: int, handling: Handling) -> dict[str, Any]:
-    """The head as plain values for the wire: float32 or bf16 bits as arrays, so that no tensor class travels."""
+    """The LM head as plain values for the wire: float32 or bf16 bits as uint8 arrays, no tensors."""
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
     return {
@@ -222,12 +220,12 @@ def projection_from(values: dict[str, Any], device: torch.device) -> Projection:
 
 
 def to_bytes(tensor: Tensor) -> np.ndarray:
-    """Any dtype -> flat uint8 array of its bits, on the CPU."""
+    """A tensor of any dtype -> its bits as a flat uint8 array on the CPU."""
     return tensor.detach().contiguous().cpu().view(torch.uint8).reshape(-1).numpy()
 
 
 def from_bytes(data: np.ndarray | bytes | memoryview, dtype: str) -> Tensor:
-    """Inverse of `to_bytes`: a flat tensor of its own memory."""
+    """Inverse of `to_bytes`: a flat tensor, copied."""
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(DTYPES[dtype])
 
 

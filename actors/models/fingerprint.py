@@ -1,5 +1,5 @@
-"""What tells whether bytes changed on the way. BLAKE3 is as hard to deceive as SHA-256, and several times as fast on a
-core that has no instructions for SHA."""
+"""A hash that shows whether bytes changed in transit. BLAKE3 is as strong as SHA-256, and several times as fast on a
+core without SHA instructions."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from blake3 import blake3
 
 
 def fingerprint(data: Any) -> str:
-    """Hex digest of a contiguous buffer. A second for some 2 GiB: not for an event loop."""
+    """Hex digest of a contiguous buffer. About a second for 2 GiB: do not call it on an event loop."""
     return blake3(memoryview(data)).hexdigest()

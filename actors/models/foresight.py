@@ -1,6 +1,6 @@
-"""What a model of a configuration would do, seen on a small random copy of it: before any weight is read.
+"""Probes a small random copy of a model, before any weight is read.
 
-Weights are drawn so that every layer moves the logits by nats: the usual initialisation hides what leaks.
+Weights are drawn so that every layer moves the logits by nats: the usual initialisation hides leaks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from actors.models.shrink import VOCABULARY, shrunk
 
 @dataclass(frozen=True)
 class Foresight:
-    """`attention`: the one to load the model with. `verdict`: of the small copy; None where none can be built, and then
-    `note` says why, and the probe of the loaded model decides alone."""
+    """`attention`: to load the model with. `verdict`: of the small copy; None if none can be built, for the reason in
+    `note`: then the probe of the loaded model decides alone."""
 
     attention: str
     verdict: Verdict | None
@@ -38,16 +38,16 @@ class Foresight:
 
 @dataclass(frozen=True)
 class _Known:
-    """A configuration as its file says it, and as transformers reads it: the same text is looked at once."""
+    """A configuration as text, which is the cache key, and as transformers reads it."""
 
     text: str
     config: Any = field(compare=False)
 
 
 def foresee(directory: Path, attention: str, packing: Packing, dtype: str | None = None) -> Foresight:
-    """Look at a small copy of the model in a directory, in float32 on this machine's CPU; once for each configuration.
-    `attention`: a name of transformers', or `auto`, which is the fastest that computes what the model does. `dtype`:
-    of a role on a CPU, where an architecture may have no kernels for it; None on a GPU, which has others."""
+    """Probe a small copy of the model in a directory, in float32 on this machine's CPU, once for each configuration.
+    `attention`: a name in transformers, or `auto`: the fastest that agrees with plain attention. `dtype`: that of a role
+    on a CPU, for which an architecture may have no kernels; None on a GPU."""
     text, config = _read(directory)
     if isinstance(config, Exception):
         return Foresight(attention, None, f"transformers cannot read its config.json ({_first_line(config)})")
@@ -65,7 +65,7 @@ def classifier_attention(directory: Path) -> str:
 
 
 def _read(directory: Path) -> tuple[str, Any]:
-    """A configuration as its file says it, and as transformers reads it, or what that raises, which is of any kind."""
+    """The text of config.json, and the configuration that transformers reads from it, or what it raises."""
     from transformers import AutoConfig
 
     text = Path(directory, "config.json").read_text()
@@ -90,7 +90,7 @@ def _foresee(known: _Known, attention: str, packing: Packing, dtype: str | None)
 
 @lru_cache(maxsize=64)
 def _classifier_attention(known: _Known) -> str:
-    """Outputs of the same tokens under `sdpa` and under `eager`, which is what the architecture says in plain torch."""
+    """`sdpa` if it agrees with `eager` (plain torch) on the same tokens, else `eager`."""
     from transformers import AutoModelForSequenceClassification
 
     ids = torch.randint(5, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -106,7 +106,7 @@ def _classifier_attention(known: _Known) -> str:
 
 
 def _with(config: Any, attention: str, packing: Packing, dtype: str | None) -> Foresight:
-    """Flash attention needs its GPU, so the small copy has `sdpa` in its place."""
+    """Probe with one attention. Flash attention needs a GPU, so the small copy uses `sdpa` for it."""
     try:
         model = small_copy(config, "sdpa" if attention.startswith("flash") else attention)
     except Exception as error:  # sizes that do not go together, a package that is missing, an attention it lacks
@@ -140,8 +140,8 @@ def _first_line(error: Exception) -> str:
 def small_copy(
     config: Any, attention: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Any:
-    """A causal model of the configuration's architecture, tiny and with random weights. Raises what transformers raises
-    where it cannot be built."""
+    """A tiny causal model of the configuration's architecture, with random weights. Raises what transformers raises if
+    it cannot be built."""
     from transformers import AutoModelForCausalLM
 
     model = _drawn(config, attention, seed, AutoModelForCausalLM)
@@ -161,7 +161,7 @@ def _drawn(config: Any, attention: str, seed: int, kind: Any) -> Any:
 
 @torch.no_grad()
 def scale_weights(model: nn.Module) -> None:
-    """Matrices keep the size of what they multiply, embeddings are of unit size, and logits differ by nats."""
+    """Draw weights: matrices keep the scale of their input, embeddings have unit scale."""
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             fan = parameter.shape[-1] if parameter.ndim == 2 else min(parameter.shape[1:])
@@ -177,7 +177,7 @@ def scale_weights(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _spread_logits(model: Any) -> None:
-    """Scale the head until logits have a standard deviation of 2 nats, whatever multiplies them behind it."""
+    """Scale the LM head until logits have a standard deviation of 2 nats, after any scale or soft-cap."""
     ids = torch.randint(5, VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(0))
     for _ in range(3):
         spread = float(model(input_ids=ids).logits.float().std())

@@ -1,4 +1,4 @@
-"""How a causal language model is to be run, as the probe (probe.py) found it: never from a list of names."""
+"""How to run a causal language model, as measured by the probe (probe.py), never from a list of names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Handling:
-    """`packs`: sequences may stand in one row; else each has a padded row. `continues`: a cache of the tokens before
-    stands for them. `neck`: the module between the body's last hidden state and the head, by its dotted name.
+    """`packs`: sequences may share a row; else each has a padded row. `continues`: a KV cache can replace the tokens
+    before. `neck`: dotted name of the module between the body's last hidden state and the LM head, or None.
     Logits are cap * tanh(scale * product / cap), or scale * product where `soft_cap` is None."""
 
     packs: bool = True
@@ -27,14 +27,14 @@ PLAIN = Handling()
 
 
 def body_of(model: Any) -> Any:
-    """The model without its head; its last hidden state is behind the final norm."""
+    """The model without its LM head; its last hidden state is after the final norm."""
     named = getattr(model, model.base_model_prefix, None)
-    return model.model if named is None else named  # a prefix that a class has inherited may name nothing (Llama 4)
+    return model.model if named is None else named  # an inherited prefix may name nothing (Llama 4)
 
 
 def neck_of(model: Any, handed_on: Tensor, head_input: Tensor, outputs: Mapping[str, Tensor]) -> str | None:
-    """The module whose output the head reads, where that is not the body's last hidden state (ModernBERT, BERT).
-    `outputs`: what each module outside the body put out."""
+    """Name of the module whose output the LM head reads, if it is not the body's last hidden state (ModernBERT, BERT).
+    `outputs`: by the name of each module."""
     if handed_on.shape == head_input.shape and torch.equal(handed_on, head_input):
         return None
     body = set(map(id, body_of(model).modules()))
@@ -44,14 +44,14 @@ def neck_of(model: Any, handed_on: Tensor, head_input: Tensor, outputs: Mapping[
         for name, output in outputs.items()
         if name not in inside and output.shape == head_input.shape and torch.equal(output, head_input)
     ]
-    return min(found, key=len, default=None)  # a module rather than its last part
+    return min(found, key=len, default=None)  # the module rather than its last submodule
 
 
 def find_logits(product: Tensor, own: Tensor, config: Any) -> tuple[float, float | None]:
-    """The scale and soft-cap under which the head's product [N, V] comes closest to the model's own logits [N, V].
+    """The scale and soft-cap that bring the LM head's product [N, V] closest to the model's own logits [N, V].
 
     Candidates are 1 and the numbers of the configuration, whatever their names: v, 1 / v and v / width as scales, and
-    values whose name speaks of a cap as caps. Of candidates that are as good the simplest is taken.
+    values whose name contains "cap" as caps. Of equally good candidates the simplest wins.
     """
     product, own = product.float(), own.float()
     best: tuple[float, float, float | None] = (float("inf"), 1.0, None)
@@ -65,7 +65,7 @@ def find_logits(product: Tensor, own: Tensor, config: Any) -> tuple[float, float
 
 
 def finite_columns(logits: Tensor) -> Tensor:
-    """Columns [V] that no model masks away."""
+    """[V] bool: columns that the model does not mask."""
     return (logits > -1e4).all(0) & torch.isfinite(logits).all(0)
 
 

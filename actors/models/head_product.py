@@ -1,9 +1,8 @@
-"""The product of a language-model head in float32, whatever the head's dtype.
+"""The product of an LM head in float32, whatever the head's dtype.
 
-A bf16 product rounds each logit to 8 bits: at a logit of 20 that is up to 0.06 nats, more than late distillation has to
-learn from. The operands stay bf16, whose products float32 holds exactly; only the sum is no longer rounded. A GPU
-multiplies bf16 into float32 by itself. A CPU cannot in torch: there the head is widened block by block, so that no
-float32 copy of it exists.
+A bf16 product rounds each logit to 8 bits: up to 0.06 nats at a logit of 20, more than the differences that late
+distillation learns from. The operands stay bf16, and float32 holds their products exactly. A GPU multiplies bf16 into
+float32. On a CPU torch cannot, so the head is widened block by block, without a float32 copy of the whole.
 """
 
 from __future__ import annotations

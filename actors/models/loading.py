@@ -1,4 +1,4 @@
-"""A causal language model as a role runs it: loaded, looked at (probe.py), and refused where it cannot be right."""
+"""Loads a causal language model for a role, probes it (probe.py), and refuses one that would compute wrongly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from actors.models.probe import Packing, Verdict, probe
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode where it was asked for, and how it is run."""
+    """A model in eval mode on the requested device, and how to run it."""
 
     model: Any
     handling: Handling
 
 
 class ModelRefused(ValueError):
-    """Measured on the loaded model: this role cannot compute with it. One line with number and remedy."""
+    """The probe found that this role cannot compute with the model. One line with a number and a remedy."""
 
 
 def load(directory: Path, dtype: str, attention: str, packing: Packing, device: torch.device) -> Loaded:
@@ -69,7 +69,7 @@ def _refuse_unfinite(directory: Path, model: Any) -> None:
 
 
 def _probed(model: Any, packing: Packing) -> Verdict:
-    """Flash attention computes on a GPU only: on the host (a model that ZeRO-3 will cut) `sdpa` stands in for it."""
+    """Probe the loaded model. On the host, as before ZeRO-3 partitions it, `sdpa` stands in for flash attention."""
     used = model.config._attn_implementation
     if not used.startswith("flash") or model.device.type != "cpu":
         return probe(model, packing)
@@ -81,7 +81,7 @@ def _probed(model: Any, packing: Packing) -> Verdict:
 
 
 def _both(loaded: Handling, ahead: Verdict | None) -> Handling:
-    """What the small copy could not do the model cannot do: real weights and bf16 may hide a leak."""
+    """The loaded model's handling, without what the small copy could not do: real weights or bf16 may hide a leak."""
     if ahead is None:
         return loaded
     own = ahead.handling

@@ -1,4 +1,4 @@
-"""What of a model directory cannot be read, before a library that reads it ends in an exception of its own."""
+"""Finds what cannot be read of a model directory, before a library raises an obscure error about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from actors.models import model_files
 from configs.refusal import reason, shown
 
-_READ = (".json", ".jinja", ".safetensors", ".model", ".txt")  # endings of files that are read of a model
+_READ = (".json", ".jinja", ".safetensors", ".model", ".txt")  # suffixes of the files that engines read
 
 
 def unreadable(directory: Path) -> str | None:
@@ -28,7 +28,7 @@ def unreadable(directory: Path) -> str | None:
 
 
 def _file(path: Path) -> str | None:
-    """Why a file cannot be opened. A pipe is not even tried: it would be waited for."""
+    """Why a file cannot be read, or None. A pipe is not opened, since that would block."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return f"{path.name} is no file"
@@ -46,7 +46,7 @@ def _file(path: Path) -> str | None:
 
 
 def _configuration(directory: Path) -> str | None:
-    """What config.json and generation_config.json say that cannot be."""
+    """The first impossible value in config.json or generation_config.json, or None."""
     readers: dict[str, tuple[Callable[[Path], Any], Callable[[Any], bool]]] = {
         "vocab_size": (model_files.logit_width, _positive),
         "max_position_embeddings": (model_files.context_length, lambda n: n is None or _positive(n)),

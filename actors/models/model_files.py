@@ -1,4 +1,4 @@
-"""What a model directory says about itself, read without loading a weight or importing an engine."""
+"""Facts about a model directory, read without loading a weight or importing an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
-# read by nobody here, and no fault of a file
+# dtypes that are valid in a file but not read here
 _NARROW = dict.fromkeys(("U16", "U32", "U64", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2"), 0)
 
 
@@ -25,17 +25,17 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def tensor_files(directory: Path) -> dict[str, Path]:
-    """Name -> the file that holds it, of every tensor."""
+    """Name of every tensor -> the file that holds it."""
     return {name: file for file in _weight_files(directory) for name in _header(file)[0]}
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """config.json as it stands."""
+    """config.json, parsed."""
     return _read_json(Path(directory) / "config.json")
 
 
 def incomplete(directory: Path) -> str | None:
-    """What a model lacks, as after a copy that broke off: engines may take such a directory without a word."""
+    """What a directory lacks, as after an interrupted copy, or None. Engines may load such a directory silently."""
     for name in ("config.json", "generation_config.json", _INDEX):
         try:
             if not isinstance(_read_json(directory / name), dict):
@@ -73,13 +73,13 @@ def end_token_ids(directory: Path) -> tuple[int, ...]:
 
 
 def context_length(directory: Path) -> int | None:
-    """Positions the model was built for, or None where its configuration does not say."""
+    """Positions that the model was built for, tokens; None if its configuration does not say."""
     config = _read_json(directory / "config.json")
     return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
 
 
 def logit_width(directory: Path) -> int:
-    """Columns of the model's logits, padding included. Raises KeyError where the configuration does not say."""
+    """Columns of the model's logits, padding included. Raises KeyError if the configuration does not say."""
     config = _read_json(directory / "config.json")
     return int(config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"])
 
@@ -97,8 +97,8 @@ def hidden_width(directory: Path) -> int:
 
 
 def key_values_per_token(directory: Path) -> int | None:
-    """Numbers that a token leaves in the key-value cache: 2 x layers x key-value heads x head width. None where the
-    configuration does not say, or where not every layer keeps the keys and values of all tokens."""
+    """Numbers that a token adds to the KV cache: 2 x layers x key-value heads x head width. None if the configuration
+    does not say, or if some layer does not keep all tokens."""
     config = _read_json(directory / "config.json")
     config = config.get("text_config", config)
     windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
@@ -116,11 +116,11 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """Entries of a safetensors file by tensor, and the bytes that the whole file must have. Raises ValueError, KeyError
-    or TypeError where it is none."""
+    """Entries of a safetensors file by tensor, and the bytes that the file must have. Raises ValueError, KeyError or
+    TypeError if it is no safetensors file."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:  # text, e.g. what stands in for a file that git-lfs has not fetched
+        if length > file.stat().st_size:  # text, e.g. a git-lfs pointer
             raise ValueError(f"{file} is no safetensors file")
         entries = json.loads(stream.read(length))
     entries.pop("__metadata__", None)

@@ -1,8 +1,8 @@
-"""A look at a model before it learns or scores: about a second, two sequences, no training.
+"""Probes a model before it learns or scores: two sequences, about a second, no training.
 
-What is measured: sequences packed in one row, padded to a row each, and continued from a cache, against each of them
-alone; our head's log-probs against the model's own logits; the attention of the role against the plain one. The
-decision (`decide`) is a pure function of these numbers.
+It measures log-probs of sequences packed in one row, padded to a row each, and continued from a cache, against each
+sequence alone; those of our LM head against the model's own logits; the role's attention against plain attention.
+`decide` is a pure function of these numbers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from actors.models import causal_lm
 from actors.models.handling import Handling, apply_head, body_of, find_logits, finite_columns, neck_of
 
 LENGTHS = (21, 27)  # tokens; longer than the windows and chunks of a shrunk model
-COLUMNS = 4096  # of the vocabulary: what differs in these differs in all
+COLUMNS = 4096  # of the vocabulary that are compared
 Packing = Literal["auto"] | bool
 
 
 @dataclass(frozen=True)
 class Gaps:
     """Nats: the mean over the vocabulary of |log p - log p'| under p, at the worst position of a sequence in float32,
-    over all positions in bf16. None: the model raised, and `reasons` says what. `packed_first`: of the packed sequence
-    that nothing stands before, so it is rounding alone. `attention`: the role's against `eager`."""
+    over all positions in bf16. None: not measured, or the model raised the error in `reasons`. `packed_first`: of the
+    first packed sequence, where only rounding differs. `attention`: the role's against `eager`."""
 
     head: float | None = None
     packed: float | None = None
@@ -39,7 +39,7 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the model is run, or why it is not: `refusal` names number and remedy."""
+    """How to run the model, or why not: `refusal` has a number and a remedy."""
 
     handling: Handling
     gaps: Gaps
@@ -48,17 +48,17 @@ class Verdict:
 
     @property
     def inexact(self) -> bool:
-        """The attention leaves something out."""
+        """Whether the attention leaves out something that the model computes."""
         return (self.gaps.attention or 0.0) > 3.0 * tolerance(self.dtype)
 
     @property
     def unseen(self) -> bool:
-        """The model raised before anything could be measured."""
+        """Whether the model raised before anything was measured."""
         return self.gaps.head is None
 
     @property
     def line(self) -> str:
-        """What a member's log says of it."""
+        """The line for a member's log."""
         if self.refusal:
             return f"refused: {self.refusal}"
         handling, said = self.handling, []
@@ -72,15 +72,15 @@ class Verdict:
 
 
 def tolerance(dtype: torch.dtype, noise: float | None = 0.0) -> float:
-    """Nats that rounding may come to: a leak between sequences is 0.1 to 6. bf16 is coarse (logits of 20 are rounded to
-    0.06), and a router may fall to another expert; what is finer than this a float32 copy shows (foresight.py)."""
+    """Nats that rounding may cause; a leak between sequences causes 0.1 to 6. bf16 is coarse (logits of 20 are rounded
+    to 0.06) and may flip a router's expert; the small float32 copy (foresight.py) shows finer leaks."""
     if dtype == torch.float32:
         return 2e-3
     return max(0.15, 3.0 * (noise or 0.0))
 
 
 def decide(gaps: Gaps, found: Handling, packing: Packing, dtype: torch.dtype) -> tuple[Handling, str | None]:
-    """What is measured -> how the model is run, and why not where it is not."""
+    """Measurements -> how to run the model, and the reason to refuse it or None."""
     limit = tolerance(dtype, gaps.packed_first)
     fits = {
         name: (gap := getattr(gaps, name)) is not None and gap <= limit for name in ("packed", "padded", "continued")
@@ -113,7 +113,7 @@ def decide(gaps: Gaps, found: Handling, packing: Packing, dtype: torch.dtype) ->
 
 @torch.no_grad()
 def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> Verdict:
-    """Look at a model where it is, in its dtype and attention. `thorough` measures what the decision does not need."""
+    """Probe a model on its device, in its dtype and attention. `thorough`: measure also what `decide` does not need."""
     training = model.training
     model.eval()
     try:
@@ -124,7 +124,7 @@ def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> Verd
 
 @torch.no_grad()
 def unbounded_gap(model: Any, verdict: Verdict) -> float:
-    """What a leak would look like: the second sequence behind the first as if they were one, against it alone. Nats."""
+    """Nats that a full leak would cause: the second sequence after the first as if they were one, against it alone."""
     first, second = _sequences(model)
     columns = torch.arange(min(COLUMNS, model.get_output_embeddings().weight.shape[0]), device=model.device)
     read = _Reader(model, verdict.handling, columns)
@@ -146,7 +146,7 @@ def _probe(model: Any, packing: Packing, thorough: bool) -> Verdict:
     def tried(name: str, measure: Callable[[], Any]) -> Any:
         try:
             return measure()
-        except Exception as error:  # an architecture may raise whatever it likes at what it does not take
+        except Exception as error:  # an architecture may raise any error
             reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
             return None
 
@@ -176,7 +176,7 @@ def _verdict(found: Handling, gaps: Gaps, packing: Packing, dtype: torch.dtype) 
 
 
 def gap(own: Tensor, other: Tensor, dtype: torch.dtype) -> float:
-    """Log-probs [N, V] of the same positions, computed in `dtype` -> nats, see Gaps."""
+    """Log-probs [N, V] of the same positions, computed in `dtype` -> nats, as in Gaps."""
     if not torch.isfinite(other).all():
         return float("inf")
     by_position = (own.exp() * (own - other).abs()).sum(-1)
@@ -185,7 +185,7 @@ def gap(own: Tensor, other: Tensor, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Log-probs through our own forward and head, at every position but the last, columns [V] of the vocabulary."""
+    """Log-probs through our forward pass and LM head, at all positions but the last, of `columns` of the vocabulary."""
 
     model: Any
     handling: Handling
@@ -197,7 +197,7 @@ class _Reader:
         return [self._logprobs(part) for part in hidden.split([len(ids) - 1 for ids in sequences])]
 
     def continued(self, ids: list[int]) -> Tensor:
-        """In segments, one of a single token."""
+        """Log-probs of a sequence read in segments, one of them a single token."""
         cache, states = None, []
         for start, end in ((0, 9), (9, 10), (10, len(ids) - 1)):
             new, cache = causal_lm.continued_states(self.model, ids[start:end], self.handling, cache)
@@ -212,7 +212,7 @@ class _Reader:
 
 
 def _sequences(model: Any) -> list[list[int]]:
-    """Two of ids from the first columns of the vocabulary, past those of special tokens."""
+    """Two random sequences of ids among the first COLUMNS, above the special tokens."""
     head = model.get_output_embeddings()
     generator = torch.Generator().manual_seed(0)
     high = min(COLUMNS, head.weight.shape[0])
@@ -220,7 +220,7 @@ def _sequences(model: Any) -> list[list[int]]:
 
 
 def _find(model: Any, sequences: list[list[int]]) -> tuple[Handling, Tensor, list[Tensor]]:
-    """The way from the last hidden state to logits, the columns to compare, and the model's own log-probs [N, columns]
+    """The handling from last hidden state to logits, the columns to compare, and the model's own log-probs [N, columns]
     of each sequence alone."""
     outputs: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
@@ -256,12 +256,12 @@ def _body_states(model: Any, ids: list[int]) -> Tensor:
 
 
 def _own_logits(model: Any, ids: list[int]) -> Tensor:
-    """[tokens, vocabulary] as the model's own forward gives them."""
+    """[tokens, vocabulary] logits of the model's own forward pass."""
     return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
 
 
 def _against_plain(model: Any, ids: list[int], own: Tensor, columns: Tensor) -> float:
-    """The role's attention against `eager`, which is what the architecture says in plain torch."""
+    """Nats between the role's attention and `eager`, the architecture in plain torch."""
     used = model.config._attn_implementation
     if used == "eager":
         return 0.0

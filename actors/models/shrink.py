@@ -1,8 +1,7 @@
-"""A model's configuration made tiny: the same architecture with few narrow layers, for a look at how it behaves.
+"""Shrinks a model's configuration: the same architecture with few narrow layers, for a probe.
 
-Every number that only sets a size becomes small by its name; what an architecture does (kinds of layers, soft-caps,
-multipliers, ties) stays. Windows and chunks become shorter than the sequences of the probe, and soft-caps low, so that
-what depends on them shows.
+Numbers that only set a size become small, by their names; the kinds of layers, soft-caps, multipliers and ties stay.
+Windows and chunks become shorter than the probe's sequences, and soft-caps low, so that their effects show.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def _shrunk(key: str, value: Any, config: Mapping[str, Any], layers: list[int]) 
     if isinstance(value, list):
         return _list(key, value, config, layers)
     if key == "tie_word_embeddings":
-        return False  # a head that is the embeddings repeats its input, and hides the rest
+        return False  # a tied LM head repeats its input, which hides leaks
     if isinstance(value, bool) or not isinstance(value, int | float) or not value:
         return value
     if key in _DEPTHS:
@@ -116,13 +115,13 @@ def _depth(config: Mapping[str, Any]) -> int:
 
 
 def _is_indices(key: str, value: Any, config: Mapping[str, Any]) -> bool:
-    """Whether a list names layers by their place."""
+    """Whether a list holds indices of layers."""
     named = isinstance(value, list) and bool(value) and _INDICES.fullmatch(key) is not None
     return named and all(isinstance(i, int) and 0 <= i < _depth(config) for i in value)
 
 
 def _kept_layers(config: Mapping[str, Any]) -> list[int]:
-    """Indices of layers, the first of each kind that the lists by layer tell apart, in their order."""
+    """Ascending indices of layers: the first of each kind that the per-layer lists distinguish."""
     depth = _depth(config)
     lists = [list(map(str, v)) for v in config.values() if isinstance(v, list) and len(v) == depth > 0]
     lists += [

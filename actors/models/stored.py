@@ -1,9 +1,9 @@
-"""A model's parameters, and the tensors of its files that they are made of: either from the other.
+"""Converts between a model's parameters and the tensors of its files.
 
-transformers renames, fuses and splits tensors when it loads a model: the experts of a layer become one parameter, for
-one, and a multimodal model's text part gets other names. What leaves the learner has the names, shapes and layout of
-the files that the student came from, since these are what every engine of that architecture reads. Everything is found
-from the files' headers and a model without storage.
+transformers renames, fuses and splits tensors when it loads a model: it fuses the experts of a layer into one
+parameter, and renames the text part of a multimodal model. Tensors that leave the learner have the names, shapes and
+layout of the student's files, which every engine of the architecture reads. The conversion is derived from the files'
+headers and a model without storage.
 
 Source of the rules: transformers/core_model_loading.py, `convert_and_load_state_dict_in_model` and
 `revert_weight_conversion`.
@@ -32,9 +32,9 @@ Headers = Mapping[str, tuple[tuple[int, ...], str]]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters (and buffers) that are stored together, and the tensors of the files that they are stored as.
+    """Parameters (and buffers) that are converted together, and the tensors of the files that hold them.
 
-    `joining` and `splitting` are transformers' converters, None where one tensor is one parameter as it stands."""
+    `joining` and `splitting` are transformers' converters, None if one tensor is one parameter unchanged."""
 
     parameters: Shapes
     tensors: Shapes
@@ -43,7 +43,7 @@ class Group:
     splitting: Any = field(default=None, repr=False)
 
     def split(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole parameters by name -> tensors as the files name and shape them."""
+        """Whole parameters by name -> tensors named and shaped as in the files."""
         if self.splitting is None:
             return dict(zip(self.tensors, (parameters[name] for name in self.parameters), strict=True))
         made = _converted(self.splitting, parameters, self.model)
@@ -56,7 +56,7 @@ class Group:
         return _converted(self.joining, {name: tensors[name] for name in self.tensors}, self.model)
 
     def gives_back(self) -> bool:
-        """Whether `split` makes tensors of the files' names and sizes."""
+        """Whether `split` returns tensors of the files' names and sizes."""
         if self.splitting is None:
             return False
         empty = {name: torch.empty(shape, device="meta") for name, shape in self.parameters.items()}
@@ -66,10 +66,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Stored:
-    """How a directory stores a model. `others` are tensors that no parameter is made of, a vision tower's or those of
-    heads that predict further tokens; copies of tied parameters are in neither. `precise` are in float32 beside
-    others that are not. `unreadable`: why the files make no model; `unwritable`: why a model cannot be stored as they
-    are; a line each."""
+    """How a directory stores a model. `others` are tensors of no parameter, as of a vision tower or of multi-token
+    prediction heads; copies of tied parameters are in neither. `precise` are the float32 tensors of a model in another
+    dtype. `unreadable`: why the files make no model; `unwritable`: why a model cannot be stored like the files; one
+    line for each reason."""
 
     groups: tuple[Group, ...] = ()
     others: tuple[str, ...] = ()
@@ -79,18 +79,18 @@ class Stored:
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of what a weight version holds."""
+        """Name -> shape of the tensors of a weight version."""
         return {name: shape for group in self.groups for name, shape in group.tensors.items()}
 
 
 def read_stored(directory: Path) -> Stored:
-    """Raises whatever transformers raises where it can build no model from the configuration."""
+    """How `directory` stores its model. Raises what transformers raises if it cannot build the model."""
     return stored_as(empty_model(directory), tensor_shapes(directory))
 
 
 @lru_cache(maxsize=1)
 def stored(directory: Path) -> Stored:
-    """The same for members, whose directories stay as they are."""
+    """Cached `read_stored`, for members, whose directories do not change."""
     return read_stored(directory)
 
 
@@ -99,13 +99,13 @@ def empty_model(directory: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    dtype = torch.get_default_dtype()  # which others, in other threads, are not to find changed
+    dtype = torch.get_default_dtype()  # explicit: the default is shared with other threads
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
 
 
 def stored_as(model: Any, headers: Headers) -> Stored:
-    """`headers`: the files' tensors, with shape and dtype; `model` may be without storage, but in one piece."""
+    """How files with these `headers` (name -> shape, dtype) store `model`, which may lack storage but must be whole."""
     files = {name: shape for name, (shape, _) in headers.items()}
     whole = model.state_dict()
     state = {name: tuple(tensor.shape) for name, tensor in whole.items() if tensor.is_floating_point()}
@@ -155,7 +155,7 @@ def _precise(headers: Headers) -> frozenset[str]:
 
 
 class _Rules:
-    """transformers' conversions of a model, towards parameters and, of those that its files have used, back."""
+    """transformers' conversions of a model: to parameters, and back for those that its files have used."""
 
     def __init__(self, model: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -168,7 +168,7 @@ class _Rules:
         self._converters = [rule for rule in self._all if isinstance(rule, WeightConverter)]
 
     def sources(self, names: Iterable[str]) -> dict[str, tuple[Any, list[str]]]:
-        """First parameter made -> its converter or None, and the tensors that it is made of, in order."""
+        """First parameter of a group -> its converter or None, and the tensors it is made of, in order."""
         from transformers.core_model_loading import dot_natural_key
 
         found: dict[str, tuple[Any, list[str]]] = {}
@@ -202,7 +202,7 @@ class _Rules:
         return target, pattern
 
     def _splitting(self, parameters: Iterable[str]) -> Any:
-        """The way back for parameters of one group, None where there is none."""
+        """The conversion of one group's parameters back to tensors, None if there is none."""
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
         back = [rule.reverse_transform() for rule in reversed(self._all) if rule.was_used()]
@@ -220,7 +220,7 @@ class _Rules:
 
 
 class _Conversion:
-    """A converter of transformers for one group: `patterns` says which of its patterns a tensor's name has matched."""
+    """A transformers converter for one group. `patterns`: tensor name -> the pattern that it matched."""
 
     def __init__(self, converter: Any, target: str) -> None:
         self.converter = deepcopy(converter)
@@ -229,7 +229,7 @@ class _Conversion:
 
 
 def _converted(conversion: _Conversion, tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    converter = deepcopy(conversion.converter)  # it keeps what it is given
+    converter = deepcopy(conversion.converter)  # a converter keeps its inputs
     for name, pattern in conversion.patterns.items():
         converter.add_tensor(conversion.target, name, pattern, tensors[name])
     made = converter.convert(conversion.target, model=model, config=model.config)

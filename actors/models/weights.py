@@ -1,4 +1,4 @@
-"""A weight version on the wire: bf16 or f32 buckets, each with a header that names, shapes and hashes what it holds."""
+"""A weight version on the wire: bf16 or f32 buckets, each with a header of names, shapes and a hash."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BUCKET_BYTES = 64 * 2**20
 def buckets(
     tensors: Iterable[tuple[str, Tensor]], dtype: str, precise: Collection[str] = ()
 ) -> Iterator[tuple[np.ndarray, BucketHeader]]:
-    """Named tensors -> (uint8 array, header), up to BUCKET_BYTES each; a larger tensor has a bucket of its own. Those
-    that are `precise` travel in float32, whatever the others' dtype is: a bucket has one."""
+    """Named tensors -> (uint8 array, header), up to BUCKET_BYTES each; a larger tensor has a bucket of its own.
+    `precise` tensors travel in float32; all tensors of a bucket have one dtype."""
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
     parts: list[np.ndarray] = []
@@ -41,7 +41,7 @@ def buckets(
 
 
 def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Buckets -> tensors by name. Raises BadWeights when a bucket is missing, cut or changed on the way."""
+    """Buckets -> tensors by name. Raises BadWeights if a bucket is missing, truncated or changed."""
     if len(headers) != len(data):
         raise BadWeights(f"{len(data)} weight buckets arrived, {len(headers)} were announced; pull the version again")
     tensors: dict[str, Tensor] = {}
@@ -60,15 +60,15 @@ def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[
 
 
 def checked(headers: Sequence[BucketHeader], data: Sequence[np.ndarray], directory: Path) -> dict[str, Tensor]:
-    """Tensors of a version that fits the model in `directory`. Raises BadWeights. It hashes and reads files: not for an
-    event loop."""
+    """Tensors of a version, by name. Raises BadWeights if they do not fit the model in `directory`. Hashes and reads
+    files: do not call it on an event loop."""
     tensors = unpack(headers, data)
     check_names(tensors, directory)
     return tensors
 
 
 def check_names(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Compare with what a version of the directory's model holds: same names and shapes. Raises BadWeights."""
+    """Raises BadWeights if names or shapes differ from those of the directory's model."""
     expected = stored(directory).tensors
     for name, tensor in tensors.items():
         if expected.get(name) != tuple(tensor.shape):
@@ -78,7 +78,7 @@ def check_names(tensors: dict[str, Tensor], directory: Path) -> None:
 
 
 def write_shared(tensors: dict[str, Tensor], path: Path) -> None:
-    """One safetensors file, complete or absent: written beside and renamed. Readable by its owner alone."""
+    """Write one safetensors file under another name, then rename it: complete or absent. Only the owner may read it."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
 """Members that reward responses, by rules (`rewards/`) and by a reward model.
 
-In comes a payload of whole responses with their prompt rows; out goes one number a response.
+They take a payload of whole responses with their prompt rows, and return one number for each response.
 """

@@ -1,5 +1,4 @@
-"""Reward worker: outcome rewards of whole responses, by the recipe's rules and by a reward model. Only small numbers
-leave it."""
+"""Reward member: outcome rewards of whole responses, by the recipe's rules and by a reward model."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class Reward(Member):
         self._model: Any = None
 
     def start(self) -> None:
-        """The tokenizer is read with the first response: most runs have no rules."""
+        """Load the reward model, if any. The tokenizer is loaded when a rule first needs it."""
         if self._model_directory:
             from actors.models.loading import load_classifier
 
@@ -47,7 +46,7 @@ class Reward(Member):
         return sum(rule.weight * rule_reward(rule, self._decode(sample.response_ids), tokens, row) for rule in rules)
 
     def _scores(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """The classifier's score of prompt and response, one sequence at a time: no padding to guess at."""
+        """The classifier's weighted scores of prompt + response, one sequence at a time, so without padding."""
         if self._model is None:
             return dict.fromkeys((s.uid for s in samples), 0.0)
         from actors.models.causal_lm import classify
