@@ -46,8 +46,8 @@ class _Known:
 
 def foresee(directory: Path, attention: str, packing: Packing, dtype: str | None = None) -> Foresight:
     """Probe a small copy of the model in a directory, in float32 on this machine's CPU, once for each configuration.
-    `attention`: a name in transformers, or `auto`: the fastest that agrees with plain attention. `dtype`: that of a role
-    on a CPU, for which an architecture may have no kernels; None on a GPU."""
+    `attention`: a name in transformers, or `auto`: the fastest that agrees with plain attention. `dtype`: that of a
+    role on a CPU, for which an architecture may have no kernels; None on a GPU."""
     text, config = _read(directory)
     if isinstance(config, Exception):
         return Foresight(attention, None, f"transformers cannot read its config.json ({_first_line(config)})")
