@@ -1,7 +1,7 @@
-"""What an objective's gradient is: its loss, as the learner takes it, on every response of a tiny language, in float64.
+"""The exact expected gradient of an objective: the learner's loss on every response of a tiny language, in float64.
 
-Nothing is sampled and nothing is approximated: the expected gradient is a sum over responses, and is compared with the
-gradients of the divergences written out by their definitions. `logratio audit` prints `describe(audit(...))`.
+Nothing is sampled or approximated: the expected gradient is a sum over responses. It is compared with the gradients of
+divergences implemented from their definitions. `logratio audit` prints `describe(audit(...))`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def audit(
     step: int = 1,
     seed: int = 0,
 ) -> Audit:
-    """Audit a recipe's objective, or a loss of your own: (student log-probs [n, V], tokens) -> [n] losses or a scalar.
+    """Audit a recipe's objective, or a user's own loss: (student log-probs [n, V], tokens) -> [n] losses or a scalar.
 
-    `claims`: the KL that a function says it is of; by default whichever is nearest. `teacher`: the slot of
-    `tokens.scores` that it reads. `step`: where the recipe's schedules stand. Raises ValueError for a function of
-    another shape.
+    `claims`: the KL whose gradient a function should have; by default the nearest. `teacher`: the slot of
+    `tokens.scores` that it reads. `step`: the learner step whose dials apply. Raises ValueError for a function that
+    returns another shape.
     """
     if isinstance(target, ObjectiveConfig):
         return audit_recipe(target, step, seed)

@@ -1,4 +1,4 @@
-"""From a world to what the production path reads: micro-batches of responses, scored and credited as in a run."""
+"""Builds the micro-batches of a world's responses that an objective reads, with scores and advantages as in a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from objectives.objective import slots, teacher_slots
 from objectives.schedule import Dials, fractions_at
 from objectives.tokens import Scores, Tokens
 
-TOPK = 2  # of four outcomes: a support with something outside
+TOPK = 2  # of four outcomes, so that a tail is left
 GROUP = 2  # responses a group, enumerated as pairs
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Responses and how often each is drawn. node [N]: the prefix of each token; probability [M] of each response."""
+    """M responses with their probabilities [M]. node [N]: the prefix of each token."""
 
     tokens: Tokens
     node: Tensor
@@ -31,7 +31,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Bench:
-    """An objective in a world. `whole`: scores carry every support at once, for a function that picks its own."""
+    """An objective in a world. `whole`: scores have every support at once, for a user's own function."""
 
     world: World
     config: ObjectiveConfig
@@ -50,7 +50,7 @@ class Bench:
 
     @property
     def outcome_tree(self) -> Tree:
-        """The language over outcomes: with one end token, that of its class."""
+        """The language over outcomes: the class of end tokens is its one end token."""
         return grow() if self.ends else self.tree
 
     def outcomes(self, logprobs: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def mixing(self) -> dict[str, float]:
-        """Share of responses by who writes them."""
+        """Share of responses by source."""
         return {source: share for source, share in fractions_at(self.config, self.step).items() if share}
 
     def model_of(self, slot: str) -> Tensor:
@@ -77,15 +77,15 @@ class Bench:
         return [(weight, extrapolated(p, base, beyond.weight)) for weight, p in found]
 
     def writer(self, source: str, stale: bool = False) -> Tensor:
-        """Who writes the responses of a source, [S, V]."""
+        """Log-probs of the model that writes a source's responses, [S, V]; `stale`: of the older student."""
         if source == "student":
             return self.world.older if stale else self.world.student
         slot = next(iter(teacher_slots(self.config)), None)
         return self.model_of(slot) if source == "teacher" and slot else self.world.data
 
     def support(self, slot: str) -> Tensor:
-        """Outcomes of the support at each prefix, [S, K]; -1 is an unused place. A class of end tokens has a column of
-        its own, the last."""
+        """Outcomes of the support at each prefix, [S, K]; -1 is an unused place. A class of end tokens is the last
+        column."""
         ranked = slice(0, self.ends[0] if self.ends else None)
         p, q = self.model_of(slot)[:, ranked], self.world.student[:, ranked]
         if self.config.topk_of == "union":
@@ -114,7 +114,8 @@ class Bench:
         return self.draws(first, chance[first] * chance[other], mu, credit, own)
 
     def sampled(self, mu: Tensor, advantage: float | Tensor = 0.0) -> Draws:
-        """A batch that holds every response as often as mu draws it; mu in multiples of 1/PARTS. `advantage`: [R]."""
+        """A batch with each response in exact proportion to mu, whose probabilities are multiples of 1/PARTS.
+        `advantage`: [R]."""
         counts = (self.tree.of_responses(mu).exp() * BATCH).round().long()
         responses = torch.arange(self.tree.responses).repeat_interleave(counts)
         credit = torch.as_tensor(advantage, dtype=mu.dtype).expand(self.tree.responses)[responses]
@@ -145,7 +146,7 @@ class Bench:
         return Draws(tokens, node, probability)
 
     def scores(self, slot: str, node: Tensor, ids: Tensor) -> Scores:
-        """What the model of a slot says of the tokens `ids` [N] behind the prefixes `node` [N]."""
+        """Scores by a slot's model of the tokens `ids` [N] after the prefixes `node` [N]."""
         plain, model = self.model_of(slot), slots(self.config)[slot][0]
         asked = self.config.support_of[model]
         ends = self.config.merged_ends(self.tree.ends, model)
@@ -176,13 +177,13 @@ class Bench:
 
     @property
     def reward(self) -> Tensor:
-        """What the recipe counts as a response's reward, times its weight, [R]."""
+        """The weighted reward of each response, with the recipe's treatment of truncated ones, [R]."""
         outcome = self.config.outcome
         earned = self.world.reward * (outcome.weight or 1.0)
         return torch.where(self.tree.truncated, 0.0, earned) if outcome.truncated == "as_zero" else earned
 
     def _shaped(self, mu: Tensor) -> Tensor:
-        """The reward less the reference's share, where that is one number a response. [R]"""
+        """The reward, less the reference's penalty under `reward_sum`. [R]"""
         reference = self.config.reference
         if not self.config.needs_advantages:
             return torch.zeros_like(self.world.reward)
@@ -192,19 +193,19 @@ class Bench:
         return self.reward - self.dials.beta * self.tree.summed(self.tree.of_tokens(gap))
 
     def _weights(self, term: str, responses: Tensor, own: bool) -> Tensor:
-        """1, or 1 / length: the denominator of a large batch is a constant and is left out. [N]"""
+        """Weight of each token, 1 or 1 / length, [N]; a large batch's denominator is constant and left out."""
         lengths = self.tree.lengths[responses]
         weight = torch.ones(len(responses), dtype=torch.float64)
         if self.config.normalise == "sequence":
             weight = weight / lengths
         if term in ("outcome", "value") and self.config.outcome.truncated == "mask":
             weight = weight * ~self.tree.truncated[responses]
-        if term != "distillation":  # the student's own responses alone, and counted over them
+        if term != "distillation":  # only the student's own responses, divided by their share
             weight = weight * own / self.mixing.get("student", 1.0)
         return weight.repeat_interleave(lengths)
 
     def _values(self) -> Tensor:
-        """Of each prefix, the exact value of what the value head is trained on, [S]."""
+        """Exact target of the value head at each prefix, [S]."""
         tree, q = self.tree, self.world.student
         last = torch.cat([tree.sequence[1:] != tree.sequence[:-1], torch.tensor([True])])
         rewards = torch.where(last, self._shaped(q)[tree.sequence], 0.0)
@@ -219,5 +220,5 @@ class Bench:
 
 
 def _ranked(logprobs: Tensor) -> Tensor:
-    """Ids of the top k tokens of a model that is asked for tokens, [S, K]."""
+    """Ids of the top-k tokens at each prefix, [S, K]."""
     return logprobs.topk(TOPK).indices

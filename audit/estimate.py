@@ -1,4 +1,4 @@
-"""Expected gradients in the student's logits, exact: the production loss of every response, each by its chance."""
+"""Exact expected gradients in the student's logits: the learner's loss of every response, by its probability."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from objectives.objective import Objective
 from objectives.tokens import Tokens
 
 Run = Callable[[Tensor, Tokens], Tensor]  # (student log-probs [N, V], tokens) -> the loss of a micro-batch
-NEGLIGIBLE = 1e-9  # of a typical response's gradient: what rounding leaves of an exact zero
+NEGLIGIBLE = 1e-9  # relative to a typical response's gradient: rounding error of an exact zero
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def production(objective: Objective, bench: Bench) -> Run:
-    """The loss as the learner takes it: read, then weigh."""
+    """The loss as in the learner: `read`, then `loss`."""
 
     def run(student_logprobs: Tensor, tokens: Tokens) -> Tensor:
         streams = objective.read(student_logprobs, tokens, bench.dials)
@@ -51,12 +51,12 @@ def production(objective: Objective, bench: Bench) -> Run:
 
 
 def row_gradients(run: Run, draws: Draws, student: Tensor) -> Tensor:
-    """d loss / d student logits of every token on its own, [N, V]; student [S, V]."""
+    """d loss / d student logits, separately for every token, [N, V]; student [S, V]."""
     return gradients_at(run, draws.tokens, student[draws.node])
 
 
 def gradients_at(run: Run, tokens: Tokens, logits: Tensor) -> Tensor:
-    """The same at logits [N, V] of each token's own."""
+    """d loss / d logits at given logits [N, V] of each token."""
     logits = logits.detach().clone().requires_grad_()
     loss = run(logits.log_softmax(-1), tokens)
     if not loss.requires_grad:
@@ -66,7 +66,7 @@ def gradients_at(run: Run, tokens: Tokens, logits: Tensor) -> Tensor:
 
 
 def estimate(run: Run, parts: Sequence[tuple[float, Draws]], student: Tensor, factor: float = 1.0) -> Estimate:
-    """Over responses of several sources, each with its share. `factor`: what a loss has divided by."""
+    """Expected gradient over several sources' responses, by their shares. `factor`: undoes the loss's own division."""
     mean, square = torch.zeros(student.numel(), dtype=student.dtype), 0.0
     for share, draws in parts:
         chance, responses = draws.probability, len(draws.probability)
@@ -79,18 +79,18 @@ def estimate(run: Run, parts: Sequence[tuple[float, Draws]], student: Tensor, fa
 
 
 def without_correction(draws: Draws, student: Tensor) -> Draws:
-    """The same responses as if their sampler had been the student: no ratio sees that it was not."""
+    """The responses with the student's log-probs as the sampler's, so that every importance ratio is 1."""
     tokens = draws.tokens
     return replace(draws, tokens=replace(tokens, rollout_logprob=student[draws.node, tokens.token_ids]))
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two flat gradients; 0 where one of them is 0."""
+    """Cosine of two flat gradients; 0 where one of them is 0."""
     norms = float(a.norm() * b.norm())
     return float(a @ b) / norms if norms > 1e-30 else 0.0
 
 
 def scale(a: Tensor, b: Tensor) -> float:
-    """The s of the least |a - s b|."""
+    """The s that minimises |a - s b|."""
     square = float(b @ b)
     return float(a @ b) / square if square > 1e-30 else 0.0

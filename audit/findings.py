@@ -1,4 +1,4 @@
-"""Named defects of a loss: what each is, and what to do about it."""
+"""Named defects of a loss, each with an explanation and a remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """A `defect` makes the gradient another one than is promised; a `warning` does so under conditions it names."""
+    """A `defect` makes the gradient differ from the promised one; a `warning` does so under conditions it names."""
 
     name: str
     severity: Literal["defect", "warning"]
@@ -17,7 +17,7 @@ class Finding:
 
 
 def finding(name: str, cause: str = "") -> Finding:
-    """A finding of the catalogue; `cause` is what the recipe chose, for the one that it explains."""
+    """A finding of the catalogue; `cause`: the recipe's keys that explain a chosen bias."""
     severity, explanation, remedy = CATALOGUE[name]
     return Finding(name, severity, explanation.format(cause=cause), remedy)
 
@@ -25,7 +25,7 @@ def finding(name: str, cause: str = "") -> Finding:
 CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     "no_signal": (
         "defect",
-        "the expected gradient (of the teacher's term, if there are more) is zero: what single responses push cancels",
+        "the expected gradient (of the teacher's term, if there are more) is zero: single responses' gradients cancel",
         "use the log-ratio as a detached reward of its own token, -sg(log p - log q) * log q, or the exact divergence",
     ),
     "ignores_teacher": (
@@ -35,12 +35,12 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     ),
     "action_independent": (
         "defect",
-        "what multiplies log q depends on the prefix but not on the sampled token, so it is a baseline and cancels",
+        "the factor of log q depends on the prefix but not on the sampled token, so it acts as a baseline and cancels",
         "back-propagate through the divergence itself, or use the sampled token's own log-ratio",
     ),
     "wrong_direction": (
         "defect",
-        "the gradient is that of the other direction of KL than the one that is claimed",
+        "the gradient is that of the other direction of KL than claimed",
         "reverse KL is KL(student||teacher): -sg(log p - log q) * log q on samples; k3 in the loss is forward KL",
     ),
     "reverse_minus_forward": (
@@ -50,13 +50,13 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     ),
     "biased": (
         "defect",
-        "the gradient points elsewhere than the target's",
-        "compare its terms with the target's gradient; remove what is not part of it",
+        "the gradient's direction differs from the target's",
+        "compare its terms with the target's gradient; remove terms that are not part of it",
     ),
     "biased_by_choice": (
         "warning",
-        "the gradient points elsewhere than the target's: {cause}",
-        "take the bias as measured, or leave that out of the recipe",
+        "the gradient's direction differs from the target's: {cause}",
+        "accept the measured bias, or remove that from the recipe",
     ),
     "tail_dropped": (
         "defect",
@@ -66,11 +66,11 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     "teacher_not_minimum": (
         "defect",
         "at student = teacher the expected gradient is not zero",
-        "subtract what is left where the two agree; a divergence is least at the teacher",
+        "subtract the gradient at student = teacher; a divergence has its minimum there",
     ),
     "clamped_at_zero": (
         "defect",
-        "where the student has most mass on the teacher's support the gradient is cut to zero, far from the teacher",
+        "the gradient is zero where the student has most mass on the teacher's support, though far from the teacher",
         "do not clamp: with one outcome for the tail the divergence is never negative (tail: bucket)",
     ),
     "support_blind": (
@@ -80,7 +80,7 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     ),
     "sign_flips": (
         "defect",
-        "tokens on which student and teacher agree are pushed: the signal is shifted by other tokens, as in a z-score",
+        "tokens on which student and teacher agree have a gradient: other tokens shift the signal, as in a z-score",
         "do not centre or whiten log-ratios; zero means agreement (baseline: exact centres each prefix on its own)",
     ),
     "no_staleness_correction": (
@@ -91,12 +91,12 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     "local_denominator": (
         "defect",
         "two halves of a micro-batch do not sum to the whole: the denominator is the micro-batch's own",
-        "return per-token losses [n], or weigh each token by tokens.weights (1 / global count) and sum",
+        "return per-token losses [n], or weight each token by tokens.weights (1 / global count) and sum",
     ),
     "batch_statistics": (
         "defect",
-        "a token's loss depends on which others share its micro-batch",
-        "use nothing of other responses in a token's loss",
+        "a token's loss depends on the other tokens of its micro-batch",
+        "use only a token's own response in its loss",
     ),
     "padding_in_loss": (
         "defect",
@@ -105,7 +105,7 @@ CATALOGUE: dict[str, tuple[Literal["defect", "warning"], str, str]] = {
     ),
     "nan_gradient": (
         "defect",
-        "-inf among the teacher's log-probs (padding, or probability 0) gives a gradient that is no number",
+        "-inf among the teacher's log-probs (padding, or probability 0) gives a NaN gradient",
         "mask or clamp log-probs before they are multiplied or subtracted: torch.where after it does not help",
     ),
     "ragged_support": (

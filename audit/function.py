@@ -24,7 +24,7 @@ def audit_function(function: OwnLoss, claims: Claim | None, teacher: str, seed: 
     """The audit of (student log-probs [n, V], tokens) -> [n] losses or a scalar."""
     subject = _subject(function, teacher, seed)
     bench, centred = subject.bench, subject.bench.centred
-    part = subject.estimate(subject.batch())  # the teacher's, with no reward
+    part = subject.estimate(subject.batch())  # the teacher's term, without a reward
     rewarded = subject.reads(subject.batch(), subject.batch(advantage=centred))
     credit = centred if rewarded else subject.advantage
     measured = subject.estimate(subject.batch(advantage=credit))
@@ -60,7 +60,7 @@ def _subject(function: OwnLoss, teacher: str, seed: int) -> Subject:
     scalar = _is_scalar(function, bench)
     run = function if scalar else production(objective.Objective(config, function), bench)
     subject = Subject(run, bench, own=True, scalar=scalar, supports=True)
-    gated = not subject.rows(subject.batch()).any()  # it may keep responses of positive advantage alone
+    gated = not subject.rows(subject.batch()).any()  # it may keep only responses of positive advantage
     return replace(subject, advantage=1.0) if gated else subject
 
 
@@ -79,7 +79,7 @@ def _nearest(matches: tuple[Match, ...]) -> Claim:
 
 
 def _aim(matches: tuple[Match, ...], claimed: Claim) -> Match:
-    """The variant of the claimed KL that it is, else that of single tokens."""
+    """The exact variant of the claimed KL, else its token variant."""
     variants = [match for match in matches if match.target in CLAIMED[claimed]]
     return next((match for match in variants if match.exact), variants[0])
 

@@ -1,4 +1,4 @@
-"""Questions to a loss that have one right answer, whatever divergence it is of."""
+"""Probes of a loss: tests that every correct loss passes, whatever its divergence."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SURE, ALMOST = 40.0, 25.0  # a logit ahead by these has log-prob exactly 0 in fl
 
 @dataclass(frozen=True)
 class Subject:
-    """The distillation part of what is audited. `advantage`: of every response; `own`: a function of the user's;
-    `scalar`: it normalises by itself; `supports`: it may read a support; `taught`: it has a teacher."""
+    """The distillation term under audit. `advantage`: of every response; `own`: the user's function; `scalar`: it
+    returns one normalised number; `supports`: it may read a support; `taught`: it has a teacher."""
 
     run: Run
     bench: Bench
@@ -36,7 +36,7 @@ class Subject:
         return self.bench.world.student
 
     def batch(self, bench: Bench | None = None, stale: bool = False, advantage: float | Tensor | None = None) -> Draws:
-        """A batch in exact proportion; for a scalar with the denominator in its weights."""
+        """A batch in exact proportion; for a scalar loss the weights include the denominator."""
         world = self.bench.world
         credit = self.advantage if advantage is None else advantage
         draws = (bench or self.bench).sampled(world.older if stale else world.student, credit)
@@ -57,12 +57,12 @@ class Subject:
         return replace(self.bench, world=replace(world, models={n: change(p) for n, p in world.models.items()}))
 
     def reads(self, draws: Draws, changed: Draws) -> bool:
-        """Its gradients differ between the two."""
+        """Whether its gradients differ between the two."""
         return not _same(self.rows(draws), self.rows(changed))
 
     @property
     def support(self) -> Tensor:
-        """Ids that the teacher ranks first at each prefix, and end tokens that are one outcome, [S, K]."""
+        """The teacher's top-k ids at each prefix, with all ids of a class of end tokens, [S, K]."""
         (slot, *_) = teacher_slots(self.bench.config)
         ids = self.bench.support(slot)
         others = torch.tensor(self.bench.ends[1:], dtype=ids.dtype).expand(len(ids), -1)
@@ -70,7 +70,7 @@ class Subject:
 
 
 def probe(subject: Subject) -> list[str]:
-    """Names of what is found in the loss of a batch, the most telling first."""
+    """Names of findings in the loss of a batch, the most specific first."""
     draws = subject.batch()
     rows = subject.rows(draws)
     if not rows.isfinite().all():
@@ -90,7 +90,7 @@ def probe(subject: Subject) -> list[str]:
 
 
 def corrects_staleness(subject: Subject, draws: Draws) -> bool:
-    """It reads what the sampler's probability was, or does not depend on which token was sampled."""
+    """Whether it reads the sampler's log-prob, or does not depend on the sampled token."""
     rows = subject.rows(draws)
     later = replace(draws.tokens, rollout_logprob=draws.tokens.rollout_logprob + 0.3)
     if not _same(rows, subject.rows(replace(draws, tokens=later))):
@@ -100,7 +100,7 @@ def corrects_staleness(subject: Subject, draws: Draws) -> bool:
 
 
 def _teaching(subject: Subject, draws: Draws, rows: Tensor) -> list[str]:
-    """What is wrong with how it follows its teacher."""
+    """Findings about its dependence on the teacher."""
     random = torch.Generator().manual_seed(1)
     other = subject.under(lambda p: any_model(subject.bench.tree, random))
     deaf = _same(rows, subject.rows(subject.batch(other)))
@@ -127,7 +127,7 @@ def _of_support(subject: Subject, draws: Draws, rows: Tensor) -> str | None:
 
 
 def _dies_on_the_support(subject: Subject, draws: Draws) -> bool:
-    """No gradient for a student that is the teacher on its support and has almost nothing beyond it."""
+    """Whether a student equal to the teacher on the support, with almost no mass off it, gets no gradient."""
     teacher = next(iter(subject.bench.world.models.values()))
     mass = torch.full_like(teacher, 1e-3 / (teacher.shape[-1] - subject.support.shape[-1]))
     inside = teacher.gather(-1, subject.support).softmax(-1) * (1.0 - 1e-3)
@@ -150,7 +150,7 @@ def _reads_support_alone(subject: Subject, rows: Tensor) -> bool:
 
 
 def _pushes_where_both_agree(subject: Subject, rows: Tensor) -> bool:
-    """Single tokens are pushed, though not on average, behind prefixes where student and teacher are the same."""
+    """Whether tokens after prefixes where student and teacher agree have gradients that cancel in the mean."""
     last = subject.bench.tree.last.unsqueeze(-1)
     draws = subject.batch(subject.under(lambda p: torch.where(last, subject.student, p)))
     behind = last[draws.node].squeeze(-1)
@@ -195,14 +195,14 @@ def _attempt(subject: Subject, draws: Draws) -> Tensor | None:
 
 
 def _drops_certain_tokens(subject: Subject, draws: Draws, rows: Tensor) -> bool:
-    """A step in the gradient between probability 1 and as good as 1, in what any one of the models says."""
+    """Whether the gradient jumps between probability 1 and almost 1 of any one model."""
     chosen = (draws.node == 0) & (draws.tokens.token_ids == 0)
     logits = subject.student[draws.node]
 
     def student_sure(gap: float) -> Tensor:
         sure = torch.full((logits.shape[-1],), -gap, dtype=logits.dtype).index_fill(0, torch.tensor([0]), 0.0)
         found = gradients_at(subject.run, draws.tokens, torch.where(chosen.unsqueeze(-1), sure, logits))
-        return found[~chosen]  # its own is lost to rounding where a loss takes 1 - q
+        return found[~chosen]  # the token's own gradient is lost to rounding in 1 - q
 
     def sampler_sure(value: float) -> Tensor:
         told = draws.tokens.rollout_logprob.masked_fill(chosen, value)
@@ -227,12 +227,12 @@ def _drops_the_end(subject: Subject, draws: Draws, rows: Tensor) -> bool:
 
 
 def _by_prefix(subject: Subject, draws: Draws, rows: Tensor) -> Tensor:
-    """Mean gradient behind each prefix, [S, V]."""
+    """Mean gradient at each prefix, [S, V]."""
     sums = torch.zeros_like(subject.student).index_add(0, draws.node, rows)
     return sums / torch.bincount(draws.node, minlength=len(sums)).clamp(min=1).unsqueeze(-1)
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
-    """Equal up to rounding; what is no number equals nothing."""
+    """Equal up to rounding; NaN equals nothing."""
     size = torch.maximum(a.abs().max(), b.abs().max())
     return bool((a - b).abs().max() <= tolerance * size)

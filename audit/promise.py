@@ -1,4 +1,4 @@
-"""The target that a recipe names, as a function of the student: what its expected gradient is promised to be."""
+"""The target that a recipe promises, as a function of the student; its gradient is the expected one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from objectives.objective import family, teacher_slots
 
 
 def known(bench: Bench, student: Tensor) -> dict[str, Tensor]:
-    """The four KLs and the reward by name, to be minimised; those that exist here. student [S, V] log-probs."""
+    """The KLs and the negative reward that exist here, by name, to be minimised. student [S, V] log-probs."""
     tree, found, outcomes = bench.outcome_tree, {}, bench.outcomes(student)
     teachers = bench.teachers or (
         [(1.0, bench.writer(next(iter(bench.mixing))))] if bench.config.target == DATA else []
@@ -37,7 +37,7 @@ def known(bench: Bench, student: Tensor) -> dict[str, Tensor]:
 
 
 def promised(bench: Bench, student: Tensor) -> tuple[str, Tensor] | None:
-    """Its description and value; None where the recipe joins terms in a way that is the gradient of nothing known."""
+    """Description and value of the recipe's target; None where its terms combine to no known gradient."""
     config, dials = bench.config, bench.dials
     parts: list[tuple[str, float, Tensor]] = []
     if "distillation" in config.terms and dials.distillation:
@@ -53,7 +53,7 @@ def promised(bench: Bench, student: Tensor) -> tuple[str, Tensor] | None:
 
 
 def visits(bench: Bench) -> Tensor:
-    """How often the recipe's own responses pass each prefix, [S]."""
+    """Expected visits of each prefix by the recipe's responses, [S]."""
     parts = [share * bench.tree.visits(bench.writer(source)) for source, share in bench.mixing.items()]
     return torch.stack(parts).sum(0)
 
@@ -105,7 +105,7 @@ def _divergence(bench: Bench, student: Tensor) -> Tensor:
 
 
 def _shrink(bench: Bench) -> float:
-    """(n - 1) / n where the group's mean includes the response itself."""
+    """Scale of the mean gradient: (n - 1) / n where the group's mean includes the response itself."""
     outcome = bench.config.outcome
     return (GROUP - 1) / GROUP if outcome.baseline == "mean" and outcome.scale == "none" else 1.0
 
@@ -117,7 +117,7 @@ def _reward(bench: Bench, student: Tensor) -> Tensor:
 
 
 def _held_back(bench: Bench, student: Tensor) -> Tensor:
-    """KL to the reference as it is placed: over the response where it is part of the reward, else token by token."""
+    """KL to the reference by placement: of whole responses where it is part of the reward, else by token."""
     reference = bench.config.reference
     assert reference is not None
     model = bench.world.models[reference.model]

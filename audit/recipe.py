@@ -1,4 +1,4 @@
-"""Audit of a recipe's objective: every response by its exact probability, from every source that the recipe mixes."""
+"""Audit of a recipe's objective over every response of its sources, by exact probability."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from objectives.schedule import Dials, dials_at
 
 
 def audit_recipe(config: ObjectiveConfig, step: int, seed: int) -> Audit:
-    """The audit of an objective as it stands at a step."""
+    """The audit of an objective with the dials of `step`."""
     ends = 2 if config.merged_ends((0,)) else 1
     bench = Bench(world(tuple(config.support_of | config.teachers), seed, ends), config, dials_at(config, step), step)
     built = objective.build(config, None, bench.ends)
@@ -45,7 +45,7 @@ def audit_recipe(config: ObjectiveConfig, step: int, seed: int) -> Audit:
 
 
 def _of_distillation(built: objective.Objective, bench: Bench) -> list[str]:
-    """Findings in the distillation term on its own, where it stands on the student's responses."""
+    """Findings in the distillation term alone, on the student's responses."""
     config, weight = bench.config, bench.dials.reverse_weight
     if config.outcome.combine == "sign":
         return []
@@ -76,7 +76,7 @@ def _of_whole(config: ObjectiveConfig, measured: Estimate, towards: float | None
 
 
 def _approximate(config: ObjectiveConfig) -> bool:
-    """By the recipe's own word its gradient is near the target's, and not the target's."""
+    """Whether the recipe chooses an approximation: a top-k support or a clip."""
     return bool(config.teachers) and (config.support == "topk" or config.clip != Clip())
 
 
@@ -98,7 +98,7 @@ def _staleness(run: Run, bench: Bench, draws: dict[str, Draws], fresh: Estimate)
 
 
 def _cause(config: ObjectiveConfig) -> str:
-    """What in a recipe may turn its gradient."""
+    """Keys of the recipe that may bias its gradient."""
     outcome = config.outcome
     causes = {
         "outcome.scale: std weighs prompts and responses by their group's spread": outcome.scale == "std",

@@ -1,4 +1,4 @@
-"""What an audit found, and how it reads."""
+"""The result of an audit, and its text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 112
 
 @dataclass(frozen=True)
 class Match:
-    """The expected gradient against a target's: their cosine, and the scale s of the least |gradient - s * target|."""
+    """The expected gradient and a target's: their cosine, and the scale s that minimises |gradient - s * target|."""
 
     target: str
     cosine: float
@@ -35,8 +35,8 @@ class Staleness:
 
 @dataclass(frozen=True)
 class Audit:
-    """One audit. `target`: what the gradient is promised to be; `bias`: norm of the difference to it, relative to it,
-    None where nothing is promised; `variance`: trace of the covariance of one response's gradient, relative to the
+    """One audit. `target`: the promised gradient; `bias`: norm of the difference to it, relative to its norm, None
+    where nothing is promised; `variance`: trace of the covariance of one response's gradient, relative to the
     squared norm of the mean; `silent`: the expected gradient is zero; `staleness` is None without student responses."""
 
     subject: str
@@ -51,12 +51,12 @@ class Audit:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Targets whose gradient this is, up to its scale."""
+        """Targets whose gradient equals this one up to a factor."""
         return () if self.silent else tuple(match.target for match in self.matches if match.exact)
 
     @property
     def verdict(self) -> str:
-        """What the gradient is, in one line."""
+        """The gradient's identity, in one line."""
         if self.silent:
             return "no gradient"
         if not self.identities:

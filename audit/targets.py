@@ -1,4 +1,4 @@
-"""What a gradient may be the gradient of, each written out by its definition as a function of the student."""
+"""Known targets as functions of the student, each implemented from its definition."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def token_kl(student: Tensor, teacher: Tensor, reverse_weight: float, visits: Tensor) -> Tensor:
-    """sum over prefixes of their visits times lambda KL(q||p) + (1 - lambda) KL(p||q); the visits are constants."""
+    """Sum over prefixes of visits * (lambda KL(q||p) + (1 - lambda) KL(p||q)); visits [S] are constants."""
     mixed = reverse_weight * kl(student, teacher) + (1.0 - reverse_weight) * kl(teacher, student)
     return (visits * mixed).sum()
 
 
 def sequence_reverse_kl(tree: Tree, student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(Q||P) over whole responses; the visits of prefixes are the student's and move with it."""
+    """KL(Q||P) over whole responses; visits of prefixes depend on the student, with gradient."""
     q, p = tree.of_responses(student), tree.of_responses(teacher)
     return (q.exp() * (q - p)).sum()
 

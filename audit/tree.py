@@ -1,8 +1,8 @@
-"""A language small enough to write out: every response of three tokens and one end token or two, and models of it.
+"""A language small enough to enumerate, of three tokens and one or two end tokens, and models of it.
 
-Responses end with an end token or are cut at `LENGTH` tokens, and get no invented end. A model is its log-probs at
-each of the prefixes. The student's and its older copy's are multiples of 1/`PARTS`, so that a batch can hold every
-response exactly as often as it is drawn.
+Responses end with an end token or are truncated at `LENGTH` tokens. A model is its log-probs at each prefix. The
+probabilities of the student and its older copy are multiples of 1/`PARTS`, so that a batch can hold every response in
+exact proportion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 END, LENGTH, PARTS = 3, 3, 8  # ids from END on are end tokens
-BATCH = PARTS**LENGTH  # responses of a batch that is drawn exactly in proportion
+BATCH = PARTS**LENGTH  # responses of a batch in exact proportion
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Tree:
     """R responses of N tokens in all, behind S prefixes.
 
     node [N]: the prefix before each token; token_ids, sequence, position [N]; lengths [R]; truncated [R] bool;
-    children [S, V]: the prefix that a token leads to, -1 where the response is over. Parents come before children.
+    children [S, V]: the prefix that a token leads to, -1 where the response ends. Parents come before children.
     """
 
     node: Tensor
@@ -51,7 +51,7 @@ class Tree:
 
     @property
     def last(self) -> Tensor:
-        """Prefixes of which every token ends the response, [S] bool."""
+        """Prefixes after which every token ends the response, [S] bool."""
         return (self.children < 0).all(-1)
 
     def of_tokens(self, logprobs: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class World:
 
 
 def world(names: tuple[str, ...], seed: int, ends: int = 1) -> World:
-    """A random world with models of these names, in a language of so many end tokens."""
+    """A random world with models of these names, in a language with `ends` end tokens."""
     random = torch.Generator().manual_seed(seed)
     tree = grow(ends)
     student = _shares(tree, random)
@@ -112,7 +112,7 @@ def any_model(tree: Tree, random: torch.Generator) -> Tensor:
 
 
 def grow(ends: int = 1) -> Tree:
-    """The language; prefixes are the same, and in the same order, whatever the number of end tokens."""
+    """The language with `ends` end tokens; prefixes and their order do not depend on it."""
     vocabulary = END + ends
     prefixes = sorted(_prefixes(), key=len)
     index = {prefix: place for place, prefix in enumerate(prefixes)}
@@ -137,7 +137,7 @@ def _prefixes() -> Iterator[tuple[int, ...]]:
 
 
 def _shares(tree: Tree, random: torch.Generator) -> Tensor:
-    """Multiples of 1/PARTS, none 0, as log-probs [S, V]."""
+    """Log-probs [S, V] of random probabilities that are positive multiples of 1/PARTS."""
     spread = torch.ones(tree.prefixes, tree.vocabulary, dtype=torch.float64)
     drawn = spread.multinomial(PARTS - tree.vocabulary, replacement=True, generator=random)
     counts = spread.scatter_add(-1, drawn, torch.ones_like(drawn, dtype=torch.float64))
@@ -145,7 +145,7 @@ def _shares(tree: Tree, random: torch.Generator) -> Tensor:
 
 
 def _drifted(logprobs: Tensor, random: torch.Generator) -> Tensor:
-    """The same with one part of every prefix's likeliest token given to another one."""
+    """The log-probs with 1/PARTS moved at each prefix from its likeliest token to another."""
     counts = (logprobs.exp() * PARTS).round()
     likeliest = counts.argmax(-1)
     vocabulary = logprobs.shape[-1]

@@ -1,4 +1,4 @@
-"""The same responses with what a real batch also holds: padding, places that no token uses, tokens of probability 0."""
+"""Responses with what a real batch also has: padding, unused places of a support, tokens of probability 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from objectives.tokens import Scores, Tokens
 
 
 def padded(draws: Draws, fill: float | None = None, count: int = 5) -> Draws:
-    """The same with `count` positions behind its last response that carry no loss; `fill`: all log-probs there.
+    """The responses with `count` positions without loss after the last one; `fill`: all log-probs there.
 
     They hold the end token, as where padding and end share an id.
     """
@@ -68,7 +68,7 @@ def with_a_zero(draws: Draws) -> Draws:
 
 
 def with_unused_places(draws: Draws) -> Draws:
-    """Supports with one place more, which none of the tokens uses."""
+    """Supports with one more place, unused at every token."""
 
     def wider(score: Scores) -> Scores:
         if score.support_ids is None or score.support_logprobs is None:

@@ -1,4 +1,4 @@
-"""What a measured gradient is, against gradients that are known."""
+"""Compares a measured gradient with known ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLAIMED = {
     "forward_kl": ("token forward KL", "sequence forward KL", "top-k forward KL with its tail"),
 }
 OTHER: dict[Claim, Claim] = {"reverse_kl": "forward_kl", "forward_kl": "reverse_kl"}
-EXPLAINS = {  # why the gradient is not the target's
+EXPLAINS = {  # findings that explain why the gradient is not the target's
     "no_signal",
     "ignores_teacher",
     "tail_dropped",
@@ -32,7 +32,7 @@ EXPLAINS = {  # why the gradient is not the target's
 
 
 def known(bench: Bench) -> dict[str, Tensor]:
-    """Gradients of the four KLs and the reward, those that exist here, flat [S * V]."""
+    """Gradients of the KLs and the reward that exist here, by name, flat [S * V]."""
     student = bench.world.student.clone().requires_grad_()
     values = promise.known(bench, student.log_softmax(-1))
     return {name: targets.gradient(value, student) for name, value in values.items()}
@@ -52,7 +52,7 @@ def matches(measured: Estimate, known: dict[str, Tensor]) -> tuple[Match, ...]:
 
 
 def direction(measured: Estimate, against: dict[str, Tensor], claimed: Claim, asked: bool) -> list[str]:
-    """Whether it is the KL that it claims; `asked`: somebody claimed it, and it has to be."""
+    """Findings where the gradient is not of the claimed KL; `asked`: the user claimed it, so any other is biased."""
 
     def near(names: tuple[str, ...]) -> bool:
         return any(cosine(measured.mean, against[name]) > 1.0 - 1e-6 for name in names if name in against)
@@ -68,7 +68,7 @@ def direction(measured: Estimate, against: dict[str, Tensor], claimed: Claim, as
 
 
 def settled(names: list[str]) -> bool:
-    """What was found says already why the gradient is not the target's."""
+    """Whether a finding already explains why the gradient is not the target's."""
     return not EXPLAINS.isdisjoint(names)
 
 

@@ -1,7 +1,7 @@
-"""What float32 logits of a bf16 head cost: the product as it was (bf16, then float32) against ours, A B A B.
+"""The cost of float32 logits of a bf16 LM head: bf16 product then float32, against ours, alternating.
 
 `python -m benchmarks head [--tokens 256] [--width 576] [--vocabulary 49152] [--rounds 7] [--backward]`
-Prints the median seconds of a chunk either way, and the error of its log-probs to a float64 head, p99 in nats.
+Prints the median seconds a chunk of each, and the p99 error of its log-probs against a float64 head, nats.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python -m benchmarks orchestrator --ray           16 rollouts and 2 scorers as Ray actors
     python -m benchmarks orchestrator --samples N     how many samples to train (1,000,000 for the memory to be seen)
 
-Lengths are long-tailed. Members yield blocks whose rows hold one token, so that what is measured is the orchestrator
-and not the making of tokens; headers say the drawn length. Reports samples/s, CPU of the driver's process per sample,
-its memory, and how long the learner waited: over the steps in which the pipeline is neither filling nor emptying.
-Members in this process run once more without an orchestrator: what they take by themselves is not the orchestrator's.
+Lengths are long-tailed. Payloads are constant bytes and headers have the drawn lengths, so that the orchestrator is
+measured and not the making of tokens. Reports samples/s, the driver's CPU per sample, its memory and how long the
+learner waited, over the steps in which the pipeline neither fills nor empties. In this process the members also run
+once without an orchestrator, to subtract their own CPU.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from orchestrator.samples.prompts import Prompt
 from orchestrator.surface.driver import collect_seldom
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
-EXCESS = 1.2  # what the rollouts could sample, to what the learner takes
+EXCESS = 1.2  # rollouts' capacity relative to the learner's
 NORMAL = NormalDist()
 NOTHING = b"\0" * 64
 PLACE = Resources(cpus=0.01, threads=1)
 
 
 class SleepingRollout(Member):
-    """Responses of long-tailed length, a token every `seconds`; blocks by the recipe's window."""
+    """Responses of long-tailed length, a token every `seconds`, in blocks by `stream`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._version = 0
-        self._running: list[tuple[float, str, Request, int]] = []  # by when they end
+        self._running: list[tuple[float, str, Request, int]] = []  # with the times at which they end
         self._arrived = asyncio.Event()
 
     async def start(self) -> None: ...
@@ -108,7 +108,7 @@ class SleepingScorer(Member):
         return NOTHING, ScoreHeader(uids, {}, len(uids), 0, len(NOTHING))
 
     async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
-        """The same in every way to batch them."""
+        """The same readings for every batching."""
         readings = [-1.0 - token % 7 for text in texts for token in text[1:]]
         return [readings for _ in range(len(ways_to_batch(len(texts))) if repeats else 1)]
 
@@ -150,13 +150,13 @@ class SleepingLearner(Member):
 
 
 def tokens_of(request: Request) -> int:
-    """A response's length: the quantile of the log-normal that its seed stands for."""
+    """A response's length, tokens: the quantile of the log-normal at its seed."""
     uniform = (request.seed % 2**32 + 0.5) / 2**32
     return min(LONGEST, max(1, int(MEDIAN_TOKENS * math.exp(SPREAD * NORMAL.inv_cdf(uniform)))))
 
 
 class Watcher:
-    """Looks at this process's CPU seconds and memory after each step."""
+    """Records this process's CPU seconds and memory after each step."""
 
     def __init__(self) -> None:
         self.lines: list[Mapping[str, Any]] = []
@@ -219,7 +219,7 @@ def members_of(arguments: argparse.Namespace) -> MemberSpecs:
 
 
 def capacity(arguments: argparse.Namespace) -> float:
-    """Samples a second that the rollouts could sample at most."""
+    """The most samples a second that the rollouts could make."""
     mean_tokens = MEDIAN_TOKENS * math.exp(SPREAD**2 / 2)
     return arguments.rollouts * arguments.concurrent / (mean_tokens * arguments.token_seconds)
 
@@ -237,12 +237,12 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
     assert code == runs.DONE
     samples = settings.run.steps * settings.samples_per_step
     found = summary(watcher, settings)
-    stepping = found["samples_per_second"] / arguments.learner_rate  # the rest is between its steps, or waiting for one
+    stepping = found["samples_per_second"] / arguments.learner_rate  # the rest is between steps, or waiting
     return {"samples": samples, "rollout_capacity": capacity(arguments), **found, "learner_stepping_share": stepping}
 
 
 def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
-    """Of the steps between the first filling of the pipeline and its last emptying; of short runs, the middle half."""
+    """Figures of the steps after the pipeline fills and before it empties; in short runs, of the middle half."""
     steps = len(watcher.lines)
     edge = min(settings.max_staleness + 1, steps // 4)
     settled = watcher.lines[edge : steps - edge]
@@ -261,7 +261,7 @@ def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
 
 
 async def members_alone(arguments: argparse.Namespace) -> float:
-    """CPU milliseconds a sample of the sleeping members and the event loop, at the rate that the learner takes."""
+    """CPU milliseconds a sample of the members and the event loop alone, at the learner's rate."""
     scorers, reward = [SleepingScorer(arguments.score_seconds) for _ in range(arguments.scorers)], CountingReward()
     tickets = [Ticket(index, 0) for index in range(200_000)]
     requests = [Request(ticket.uid, ticket.group, 0, ticket.seed(0), [0] * 50) for ticket in tickets]
@@ -293,7 +293,7 @@ async def members_alone(arguments: argparse.Namespace) -> float:
 
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line's words, with what they leave out."""
+    """The command line's arguments, with defaults by mode."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks orchestrator")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--samples", type=int)

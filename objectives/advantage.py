@@ -1,4 +1,4 @@
-"""Advantages: of whole responses from rewards alone (plain numbers, on headers), and of tokens from their rewards.
+"""Advantages of responses, from their rewards (plain numbers, read in headers), and of tokens, from token rewards.
 
 Shao et al. 2024 (GRPO) for the group mean and its std, Ahmadian et al. 2024 (RLOO) for leave-one-out, Schulman et al.
 2016 (GAE). Dr. GRPO (arXiv 2503.20783) is the mean without the std.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STD_EPSILON = 1e-6  # a group of equal rewards has advantage 0, not 0/0
-ROUNDING = 2.0**-48  # of a group's largest reward: 16 units in the last place of a float64, what sums of rewards lose
+ROUNDING = 2.0**-48  # relative to a group's largest reward: 16 units in the last place of a float64, lost in sums
 
 
 def group_advantages(
@@ -25,9 +25,9 @@ def group_advantages(
     """Reward minus its group's baseline, one number a response.
 
     `none`: the reward itself. `mean`: the group's mean, the sample included, which scales the mean gradient by
-    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both, and so have groups of
-    equal rewards: exactly 0, since a sign or a gate reads it. `scale: std` divides by the group's sample standard
-    deviation. Raises ValueError for an unknown baseline or scale.
+    (n-1)/n. `rloo`: the mean of the others; unbiased. A group of one has advantage 0 under both. Groups
+    of equal rewards have exactly 0, since a sign or a gate reads it. `scale: std` divides by the group's sample
+    standard deviation. Raises ValueError for an unknown baseline or scale.
     """
     if baseline not in ("none", "mean", "rloo"):
         raise ValueError(f"baseline {baseline!r} is unknown; use none, mean or rloo")
@@ -41,7 +41,7 @@ def group_advantages(
 
 
 def all_equal(rewards: Sequence[float]) -> bool:
-    """Whether rewards differ by no more than rounding does: 0.1 + 0.2 and 0.3 are equal."""
+    """Whether rewards are equal up to rounding: 0.1 + 0.2 and 0.3 are."""
     return max(rewards) - min(rewards) <= ROUNDING * max(map(abs, rewards))
 
 
@@ -59,7 +59,7 @@ def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, discount: float, decay: float) -> Tensor:
-    """GAE: A_t = sum_k (discount * decay)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t, V after the end 0.
+    """GAE: A_t = sum_k (discount * decay)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t, V = 0 after the end.
 
     rewards, values: [T] of one response; values[t] is of the prefix before token t. Returns [T].
     """
@@ -69,7 +69,7 @@ def generalised_advantages(rewards: Tensor, values: Tensor, discount: float, dec
 
 
 def _of_group(rewards: Sequence[float], baseline: str, scale: str) -> list[float]:
-    """Advantages of one group. A deviation from the mean that is no more than rounding is exactly 0."""
+    """Advantages of one group. A deviation from the mean within rounding is exactly 0."""
     n, spread = len(rewards), _spread(rewards, scale)
     if baseline == "none":
         return [reward / spread for reward in rewards]

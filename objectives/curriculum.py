@@ -1,6 +1,6 @@
-"""Response-length schedules: a fixed cap, a ladder, and a ladder whose next rung an entropy gate opens.
+"""Response-length schedules: a fixed cap, a ladder of caps, and a ladder with an entropy gate before each next cap.
 
-A pure state machine: it is told of steps and of measurements, and says the cap and what to do. Stage m trains
+A pure state machine: steps and measurements in, the cap and the next action out. Stage m trains
 `steps_per_stage` steps at cap L_m. Then H_m, the student's entropy per token on held-out prompts at one length for all
 stages, decides (Zhao et al. 2026, arXiv 2605.16826). After a failure the longest cap that passed is L*, L_0 if none.
 """
@@ -15,19 +15,19 @@ from configs.objective import EntropyGate, Length
 
 
 class Action(Enum):
-    """What a judgement asks of the run."""
+    """What the run does after a stage is judged."""
 
     ADVANCE = "advance"  # the next stage, at the next cap
-    FINISH = "finish"  # the last stage passed: go on at its cap
-    HOLD = "hold"  # go on at L*
-    ROLLBACK = "rollback"  # go on at L* from the weights that it passed with
+    FINISH = "finish"  # the last stage passed: continue at its cap
+    HOLD = "hold"  # continue at L*
+    ROLLBACK = "rollback"  # continue at L* from the weights that passed there
     STOP = "stop"  # end the run
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Where a run stands. `stage` indexes the caps, `steps` counts the stage's; `passed` is the last stage that passed,
-    -1 before any; `settled`: no further judgement comes. `first_entropy` is H_0, nats."""
+    """State of a length curriculum. `stage` indexes the caps, `steps` counts the stage's steps; `passed` is the last
+    stage that passed, -1 before any; `settled`: no stage is judged any more. `first_entropy` is H_0, nats."""
 
     stage: int = 0
     steps: int = 0
@@ -40,11 +40,11 @@ class Ladder:
         return length.caps[self.stage]
 
     def stepped(self) -> Ladder:
-        """After a learner step."""
+        """The state after one more learner step."""
         return replace(self, steps=self.steps + 1)
 
     def due(self, length: Length) -> bool:
-        """The stage's steps are done and its judgement is due."""
+        """Whether the stage's steps are done and it has to be judged."""
         return not self.settled and self.steps >= length.steps_per_stage
 
     def to_state(self) -> dict[str, Any]:

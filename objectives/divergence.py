@@ -14,20 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LOGPROB_FLOOR = -50.0  # nats; a teacher's zero becomes finite in reverse terms
+LOGPROB_FLOOR = -50.0  # nats; lower bound of a teacher's log-prob in reverse terms
 
 Name = Literal["linear", "jsd", "skew", "power"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the two directions are joined. With lambda = `reverse_weight`, m a mixture of p and q, and alpha > 0:
+    """How the two directions of KL are combined. With lambda = `reverse_weight`, m a mixture of p and q, and alpha > 0:
 
     linear  lambda KL(q||p) + (1 - lambda) KL(p||q)
     jsd     lambda KL(p||m) + (1 - lambda) KL(q||m), m = lambda p + (1 - lambda) q; the KLs at lambda 0 and 1.
             `unit` divides by lambda (1 - lambda), which makes it continuous there.
     skew    lambda KL(q||(1 - alpha) p + alpha q) + (1 - lambda) KL(p||alpha p + (1 - alpha) q)
-    power   sum_v q^(1+alpha)/(1+alpha) - q p^alpha + alpha p^(1+alpha)/(1+alpha); bounded, lambda has no part in it
+    power   sum_v q^(1+alpha)/(1+alpha) - q p^alpha + alpha p^(1+alpha)/(1+alpha); bounded, without lambda
     """
 
     name: Name = "linear"
@@ -57,10 +57,10 @@ def support_kl(
     floor: float = LOGPROB_FLOOR,
     teacher_tail: Tensor | None = None,
 ) -> Tensor:
-    """The same mixture on a fixed support of K tokens, whose log-probs come from full softmaxes.
+    """token_kl's mixture on a fixed support of K tokens, with log-probs of full softmaxes.
 
     student_logprobs, teacher_logprobs: [..., K], nats; -inf in both marks an unused place. Returns [...], nats.
-    `tail`: see `on_support`. `teacher_tail` [...]: the teacher's log(1 - sum), where it is known better than from
+    `tail`: see `on_support`. `teacher_tail` [...]: the teacher's log(1 - sum), if known more exactly than from
     rounded log-probs. Raises ValueError for an unknown tail.
     """
     student, teacher = on_support(student_logprobs, teacher_logprobs, tail, teacher_tail)
@@ -78,8 +78,8 @@ def divergence(
 ) -> Tensor:
     """The family's divergence over the given outcomes, [..., V] -> [...], nats (power: no unit).
 
-    `element_cap` cuts each direction's term of each outcome from above before the sum (OPSD, arXiv 2601.18734): the
-    sum may then be negative. `token_cap` cuts the sum from above. What is cut has no gradient.
+    `element_cap` caps each direction's term of each outcome before the sum (OPSD, arXiv 2601.18734), so that the sum
+    may be negative. `token_cap` caps the sum. Capped values have no gradient.
     """
     total = torch.zeros((), dtype=student_logprobs.dtype, device=student_logprobs.device)
     for weight, elements in _directions(student_logprobs, teacher_logprobs, reverse_weight, family, floor):
@@ -95,8 +95,8 @@ def on_support(
     teacher_tail: Tensor | None = None,
     student_tail: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Student and teacher over the outcomes that stand for a support of K tokens; the tails [...] are log(1 - sum),
-    where they are known better than from the support.
+    """Log-probs of student and teacher over the outcomes of a support of K tokens. The tails [...] are log(1 - sum), if
+    known more exactly than from the support. Raises ValueError for an unknown `tail`.
 
     bucket       K + 1 outcomes, the last is all other tokens: a true KL, a lower bound of the full one
     renormalise  K outcomes, both renormalised: blind to the mass off the support
@@ -107,7 +107,7 @@ def on_support(
     if tail == "renormalise":
         used = student_logprobs > -torch.inf
         teacher = teacher_logprobs.clamp(min=4 * LOGPROB_FLOOR).masked_fill(~used, -torch.inf)
-        return student_logprobs.log_softmax(-1), teacher.log_softmax(-1)  # a teacher of no mass here is uniform
+        return student_logprobs.log_softmax(-1), teacher.log_softmax(-1)  # a teacher without mass here becomes uniform
     if tail != "bucket":
         raise ValueError(f"tail {tail!r} is unknown; use 'bucket', 'renormalise' or 'drop'")
     if student_tail is None:
@@ -116,7 +116,7 @@ def on_support(
         student = torch.cat([student_logprobs, student_tail.unsqueeze(-1)], dim=-1)
     if teacher_tail is None:
         return student, with_tail(teacher_logprobs)
-    # rounded on the wire: normalise again, or the sum is no KL
+    # log-probs were rounded on the wire: normalise again
     return student, torch.cat([teacher_logprobs, teacher_tail.unsqueeze(-1)], dim=-1).log_softmax(-1)
 
 
@@ -137,7 +137,7 @@ def entropy(logprobs: Tensor) -> Tensor:
 
 def with_tail(logprobs: Tensor) -> Tensor:
     """Append log(1 - sum of the support): [..., K] -> [..., K + 1]. Accurate and differentiable near a full support."""
-    least = 8.0 * torch.finfo(logprobs.dtype).eps  # 1e-6 in float32: what rounding leaves of a tail
+    least = 8.0 * torch.finfo(logprobs.dtype).eps  # 1e-6 in float32: rounding error of a tail
     inside = torch.logsumexp(logprobs, dim=-1, keepdim=True).clamp(max=-least)
     return torch.cat([logprobs, torch.log(-torch.expm1(inside))], dim=-1)
 
@@ -153,7 +153,7 @@ def extrapolated(
 def _directions(
     q: Tensor, p: Tensor, reverse_weight: float, family: Family, floor: float
 ) -> list[tuple[float, Tensor]]:
-    """(weight, elementwise terms) of each direction; a direction of weight 0 is left out, its terms may overflow."""
+    """(weight, elementwise terms) of each direction; those of weight 0, whose terms may overflow, are left out."""
     lam, alpha = reverse_weight, family.alpha
     if family.name == "linear" or (family.name == "jsd" and lam in (0.0, 1.0)):
         parts = [(lam, lambda: _reverse(q, p, floor)), (1.0 - lam, lambda: _forward(q, p))]

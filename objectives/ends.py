@@ -1,8 +1,8 @@
 """End tokens as a class: in each model's distribution the ids of a set E are one outcome (arXiv 2609.20511).
 
-A coarser partition of the vocabulary, formed before anything else, so that every identity of a divergence holds on it.
-The outcome takes the place of the smallest id of E, the columns of the others go: V - |E| + 1 outcomes are left. Its
-log-prob is a log-sum-exp, so a gradient reaches each member of E through its share.
+Distributions are merged before anything else reads them, so that every identity of a divergence holds. The outcome has
+the column of the smallest id of E, the other columns of E are removed: V - |E| + 1 outcomes. Its log-prob is a
+log-sum-exp, so the gradient reaches each id of E by its share.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from objectives.tokens import Scores, Tokens
 
 
 def is_end(token_ids: Tensor, ends: Sequence[int]) -> Tensor:
-    """Which ids are in E, bool."""
+    """Whether each id is in E, bool."""
     return torch.isin(token_ids, torch.tensor(ends, dtype=token_ids.dtype, device=token_ids.device))
 
 
 def class_mass(logprobs: Tensor, ends: Sequence[int]) -> Tensor:
-    """log of the mass on E, [..., V] -> [...], nats."""
+    """Log-prob of E, [..., V] -> [...], nats."""
     return logprobs[..., list(ends)].logsumexp(-1)
 
 
 def class_logprob(logprobs: Tensor, token_ids: Tensor, ends: Sequence[int]) -> Tensor:
-    """log-prob of each token's outcome: its own, or E's. [N, V], [N] -> [N], nats."""
+    """Log-prob of each token's outcome: the token, or E. [N, V], [N] -> [N], nats."""
     own = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
     return torch.where(is_end(token_ids, ends), class_mass(logprobs, ends), own)
 
@@ -41,14 +41,14 @@ def merged(logprobs: Tensor, ends: Sequence[int]) -> Tensor:
 
 
 def places(token_ids: Tensor, ends: Sequence[int]) -> Tensor:
-    """Where each id's outcome stands in `merged`; -1, an unused place, stays."""
+    """Column of each id's outcome in `merged`; -1 (unused) stays -1."""
     first, *others = sorted(ends)
     moved = token_ids - sum((token_ids > end).to(token_ids.dtype) for end in others)
     return torch.where(is_end(token_ids, ends), first, moved)
 
 
 def merged_scores(scores: Scores, ends: Sequence[int]) -> Scores:
-    """A model's scores over outcomes. Of a sampled end token and on a support the scorer has merged them already."""
+    """A model's scores over outcomes. Scorers have already merged `logprob` and the support's log-probs."""
     return replace(
         scores,
         support_ids=None if scores.support_ids is None else places(scores.support_ids, ends),
@@ -57,8 +57,8 @@ def merged_scores(scores: Scores, ends: Sequence[int]) -> Scores:
 
 
 def merged_tokens(tokens: Tokens, student_logprobs: Tensor, teachers: Sequence[str], ends: Sequence[int]) -> Tokens:
-    """Tokens as outcomes, and the scores of these slots. log mu moves by log q(outcome) - log q(token), so that the
-    ratio that a loss of one's own takes to it is still the token's: q(outcome) is never held against mu(token)."""
+    """Tokens as outcomes, with the scores of the slots `teachers` merged. log mu is shifted by log q(outcome) -
+    log q(token), so that q/mu in a user's own loss is still the ratio of the token."""
     token = student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)
     share = (class_logprob(student_logprobs, tokens.token_ids, ends) - token).detach()
     scores = {slot: merged_scores(s, ends) if slot in teachers else s for slot, s in tokens.scores.items()}

@@ -1,12 +1,12 @@
-"""From the recipe's objective to one callable. No [tokens, vocabulary] tensor of a micro-batch ever exists:
+"""From the recipe's objective to one callable, without a [tokens, vocabulary] tensor of a whole micro-batch:
 
-`read` sees a chunk of tokens with the student's whole distribution and keeps one number a token and stream;
-`loss` sees those streams over whole responses, and sums terms:
+`read` maps the student's distributions of a chunk of tokens to streams of one number a token;
+`loss` reads the streams of whole responses and sums terms:
 
     loss = sum over terms, sum_t weight_term,t * term_t
 
-Each term's weights carry its own *global* denominator, so ranks, micro-batches and chunks change nothing. Metrics are
-sums over tokens, to be divided once, globally.
+A term's weights include its *global* denominator, so that the split into ranks, micro-batches and chunks does not
+matter. Metrics are sums over tokens, divided once, globally.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ ROUTED = "routed"  # slot of the target where each prompt has a teacher of its o
 
 
 def build(config: ObjectiveConfig, start_kl: str | None = None, end_tokens: Sequence[int] = ()) -> Objective:
-    """The objective a recipe names. Every combination that reaches here has a meaning: the schema refuses the rest.
-    `start_kl` (sampled | exact) is read beside it, and enters no loss. `end_tokens`: those that are one outcome."""
+    """The objective of a recipe; configs/rules has refused invalid combinations. `start_kl` (sampled | exact) is only a
+    metric. `end_tokens`: ids that count as one outcome."""
     return Objective(config, imported(config.loss) if config.loss else None, start_kl, tuple(end_tokens))
 
 
 def slots(config: ObjectiveConfig, start_kl: str | None = None) -> dict[str, tuple[str, ...]]:
-    """Slots of `Tokens.scores`, and the models that may fill each: one, or those of a route."""
+    """Slots of `Tokens.scores` and the models that fill each: one, or those of a route."""
     found = {name: (name,) for name in config.support_of}
     if isinstance(config.target, Route):
         teachers = tuple(config.teachers)
@@ -51,13 +51,13 @@ def slots(config: ObjectiveConfig, start_kl: str | None = None) -> dict[str, tup
 
 
 def full_slots(config: ObjectiveConfig, start_kl: str | None = None) -> tuple[str, ...]:
-    """Slots whose scores are whole distributions."""
+    """Slots whose scores cover the whole vocabulary."""
     full = {slot for slot, models in slots(config).items() if config.support_of[models[0]] == "full"}
     return (*sorted(full), *((START,) if start_kl == "exact" else ()))
 
 
 def teacher_slots(config: ObjectiveConfig) -> dict[str, float]:
-    """Slots that the divergence is taken to, and their weights."""
+    """Slots of the distillation term's targets, and their weights."""
     return {ROUTED: 1.0} if isinstance(config.target, Route) else config.teachers
 
 
@@ -69,10 +69,10 @@ class Objective:
     ends: tuple[int, ...] = ()
 
     def read(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
-        """One number a token, [n] each, of a chunk: student_logprobs [n, V] over the common vocabulary, nats.
+        """Streams of a chunk, [n] each. student_logprobs: [n, V] over the common vocabulary, nats.
 
-        `logprob` and `class_logprob` of the sampled token, `distillation` (on topk and full supports, or of a loss of
-        your own) and `reference` (exact) have a graph; all else is detached.
+        `logprob` and `class_logprob` of the sampled token, `distillation` (on topk and full supports, or of a
+        user's own loss) and `reference` (exact) have a graph; the others are detached.
         """
         config = self.config
         streams = {"logprob": student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)}
@@ -90,7 +90,7 @@ class Objective:
         with torch.no_grad():
             if config.baseline == "exact":
                 streams["baseline"] = self._expected_signal(outcomes, of_outcomes, dials)
-                if config.extrapolate is not None and not config.discount:  # returns are towards p* of whole responses
+                if config.extrapolate is not None and not config.discount:  # returns use the unnormalised p*
                     streams["target_logprob"] = self._extrapolated(outcomes, of_outcomes)
             if self.start_kl == "exact":
                 start = tokens.scores[START].logprobs
@@ -101,21 +101,21 @@ class Objective:
         return streams
 
     def _outcomes(self, student_logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
-        """Student and tokens as the distillation term sees them: end tokens merged, where they are a class and more
-        than the sampled token is compared."""
+        """Student and tokens for the distillation term: with end tokens merged where they are a class and a
+        distribution is compared."""
         if not self.ends or (self.config.support == "sampled" and self.own_loss is None):
             return student_logprobs, tokens
         slots = [*teacher_slots(self.config), *([self.config.extrapolate.base] if self.config.extrapolate else ())]
         return ends.merged(student_logprobs, self.ends), ends.merged_tokens(tokens, student_logprobs, slots, self.ends)
 
     def loss(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        """The weighted sum to minimise, over whole responses."""
+        """The loss of whole responses: the weighted sum of terms."""
         terms = self.per_token(streams, tokens, dials)
         return torch.stack([(value * tokens.weights[name]).sum() for name, value in terms.items()]).sum()
 
     @torch.no_grad()
     def metrics(self, streams: Streams, tokens: Tokens, dials: Dials) -> Sums:
-        """Sums over tokens with loss, by name; `actors/metrics.py` says what they become."""
+        """Sums over tokens with loss, by name; `actors/metrics.py` turns them into metrics."""
         sums = readings.sums(self.config, streams, tokens, teacher_slots(self.config))
         if self.start_kl == "sampled":
             k1 = streams["logprob"] - tokens.scores[START].logprob.clamp(min=self.config.logprob_floor)
@@ -127,11 +127,11 @@ class Objective:
 
     @torch.no_grad()
     def each(self, streams: Streams, tokens: Tokens) -> dict[str, Tensor]:
-        """The readings of each token, [N], that evaluations are compared by: KLs and entropy, nats."""
+        """KLs and entropy of each token, [N], nats, for paired comparisons of evaluations."""
         return readings.each(self.config, streams, tokens, teacher_slots(self.config))
 
     def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
-        """What the policy gradients of this objective push by, [N] each, by term."""
+        """Advantages in the policy-gradient terms, [N] each, by term."""
         config = self.config
         signals = {"outcome": self.token_advantages(streams, tokens, dials)} if "outcome" in config.terms else {}
         sampled = config.teachers and not config.distributional and config.estimator in ("reward", "k3_in_reward")
@@ -166,18 +166,18 @@ class Objective:
         return per_token * (tokens.advantage > 0) if config.outcome.combine == "gate" else per_token
 
     def signal(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        """A of each sampled token, detached: the reward of `-sg(A) log q`. [N]"""
+        """The advantage A of each sampled token in `-sg(A) log q`, [N], detached."""
         config, total = self.config, self._signal_returns(streams, tokens, dials)
         if config.baseline == "value":
             total = total - self._values(streams, tokens)
-        if "baseline" in streams:  # of this prefix alone: those of later ones depend on this token
+        if "baseline" in streams:  # of this prefix only: later baselines depend on this token
             total = total - streams["baseline"]
         if config.outcome.combine == "sign":
             total = tokens.advantage.sign() * total.abs()
         return total
 
     def _signal_returns(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        """The signal before any baseline, discounted: what a value head learns to expect. [N] detached."""
+        """The discounted signal before any baseline, the target of a value head. [N] detached."""
         slots, discount = teacher_slots(self.config), self.config.discount
         total = torch.stack([w * self._signal_to(slot, streams, tokens, dials) for slot, w in slots.items()]).sum(0)
         return tokens.by_response(lambda a: returns_to_go(a, discount), total * tokens.on) if discount else total
@@ -196,8 +196,8 @@ class Objective:
         return torch.stack([w * estimate(logprob, targets[s]) for s, w in teacher_slots(self.config).items()]).sum(0)
 
     def _target_logprob(self, slot: str, streams: Streams, tokens: Tokens) -> Tensor:
-        """log p of the sampled token. Under extrapolation log p*: where only sampled tokens are scored, up to its
-        normaliser, a constant of the prefix."""
+        """log p of the sampled token, [N], or log p* under extrapolation; on sampled support without its normaliser, a
+        constant of the prefix."""
         floor, extrapolate = self.config.logprob_floor, self.config.extrapolate
         if "target_logprob" in streams:
             return streams["target_logprob"].clamp(min=floor)
@@ -211,15 +211,15 @@ class Objective:
         return self._policy_gradient(streams, tokens, self.token_advantages(streams, tokens, dials), "outcome")
 
     def token_advantages(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        """A of each token: the response's, less the reference's share, or by the value head. [N] detached."""
+        """Advantage of each token: the response's, or GAE, with the reference's penalties. [N] detached."""
         rewards, penalty = self._penalties(streams, tokens, dials)
         if self.config.outcome.baseline == "value":
             return self._generalised(streams, tokens, rewards) + penalty
         return tokens.advantage + tokens.by_response(lambda r: returns_to_go(r, 1.0), rewards) + penalty
 
     def _penalties(self, streams: Streams, tokens: Tokens, dials: Dials) -> tuple[Tensor, Tensor]:
-        """-beta k1 of each token, of the policy that sampled: as a reward that earlier tokens share in, and as part of
-        its own token's signal alone; 0 in the one that the recipe does not ask for. [N] each"""
+        """-beta k1 of each token, [N] each: under `reward_token` as a reward in the returns, and under `signal_token`
+        in the token's own signal; 0 for the other placement."""
         reference, nothing = self.config.reference, torch.zeros_like(tokens.rollout_logprob)
         if reference is None or reference.placement not in ("reward_token", "signal_token"):
             return nothing, nothing
@@ -241,7 +241,7 @@ class Objective:
         )
 
     def _returns(self, streams: Streams, tokens: Tokens, dials: Dials) -> Tensor:
-        """What the value head is to say of each prefix. [N] detached."""
+        """Targets of the value head, [N] detached."""
         if self.config.baseline == "value":
             return self._signal_returns(streams, tokens, dials)
         rewards, _ = self._penalties(streams, tokens, dials)
@@ -283,7 +283,7 @@ class Objective:
         return mismatch_weight(self.config, logprob, tokens)
 
     def _drawn_from_student(self, streams: Streams, tokens: Tokens, term: str) -> Tensor:
-        """sg of the mismatch weight times q/q_old: what makes the mean of an estimate in the loss one over y ~ q."""
+        """sg(mismatch weight * q/q_old), [N]: the importance weight of an estimator in the loss, for y ~ q."""
         weight, (logprob, old) = self._mismatch(streams, tokens), _student(streams, tokens, term)
         return weight if old is None else weight * trust.ratio_of(logprob.detach(), old)
 
@@ -323,8 +323,8 @@ class Objective:
 
 
 def _student(streams: Streams, tokens: Tokens, term: str) -> tuple[Tensor, Tensor | None]:
-    """The student's log-prob of what a term is about, now and at the start of the step: of the class in the
-    distillation term, of tokens in all others. What is held against mu is always the token's."""
+    """The student's log-prob for a term, now and at the start of the step: of the outcome in the distillation term, of
+    the token in all others. The ratio to mu always takes the token's."""
     if term == "distillation" and "class_logprob" in streams:
         return streams["class_logprob"], tokens.old_class_logprob
     return streams["logprob"], tokens.old_logprob
@@ -344,8 +344,8 @@ def mismatch_weight(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens) ->
 
 
 def token_weight(normalise: str, loss_tokens: int, total_tokens: int, total_sequences: int, constant: int) -> float:
-    """Weight of each loss token of a response with `loss_tokens` of them, given its term's *global* totals. All are
-    counted before masks: what a mask takes out leaves the weights of the rest as they are.
+    """Weight of each of a response's `loss_tokens` loss tokens, given its term's *global* totals. Totals are counted
+    before masks, so that a mask leaves other weights unchanged.
 
     token: 1 / all loss tokens. sequence: 1 / (its own loss tokens * all sequences). constant: 1 / `constant`.
     """

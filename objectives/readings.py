@@ -1,4 +1,4 @@
-"""What is read of every batch, whatever the objective: unclipped, as a clip changes the step and not the distance."""
+"""Metrics of every batch, whatever the objective. Unclipped: a clip changes the update, not the divergence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITION_KL, POSITION_COUNT = "position_kl/", "position_count/"
 def outcomes(
     config: ObjectiveConfig, student_logprobs: Tensor, scores: Scores, base: Scores | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Student and one model over the same outcomes: the vocabulary, or a support and what stands for its tail."""
+    """Log-probs of student and one model over the same outcomes: the vocabulary, or a support with its tail."""
     if scores.logprobs is not None:
         if base is None:
             return student_logprobs, scores.logprobs
@@ -37,10 +37,10 @@ def outcomes(
 def of_chunk(
     config: ObjectiveConfig, student_logprobs: Tensor, tokens: Tokens, teachers: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Readings that need the student's distribution over the outcomes that teachers are compared on, [n] each; means
-    over several teachers by their weights."""
+    """Metrics that need the student's distribution over the outcomes of the distillation term, [n] each; weighted means
+    over the teachers."""
     found: dict[str, Tensor] = {}
-    if config.support == "sampled":  # though a reference may bring whole distributions
+    if config.support == "sampled":  # a reference may still have whole distributions
         return found
     share = sum(teachers.values()) or 1.0
     for slot, weight in teachers.items():
@@ -53,7 +53,7 @@ def of_chunk(
 def sums(
     config: ObjectiveConfig, streams: Mapping[str, Tensor], tokens: Tokens, teachers: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Sums over loss tokens of everything read, and of what needs the sampled token alone."""
+    """Sums over loss tokens of the streams, and of the metrics that need only the sampled token."""
     on, logprob = tokens.on, streams["logprob"]
     against = of_distillation(streams)
     hidden = ("logprob", "class_logprob", "distillation", "reference", "baseline", "target_logprob", "value")
@@ -83,7 +83,7 @@ def sums(
 def each(
     config: ObjectiveConfig, streams: Mapping[str, Tensor], tokens: Tokens, teachers: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """The KLs and the entropy of each token, [n], nats, whose means `sums` leads to; what is not read is left out."""
+    """KLs and entropy of each token, [n], nats; those that the support does not give are left out."""
     found = {name: streams[name] for name in ("reverse_kl", "forward_kl", "entropy") if name in streams}
     if teachers and "reverse_kl" not in found:
         found["reverse_kl"] = _k1(config, of_distillation(streams), tokens, teachers)
@@ -91,15 +91,14 @@ def each(
 
 
 def _k1(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens, teachers: Mapping[str, float]) -> Tensor:
-    """[n] log q - log p of the sampled token, nats; the teachers' mean by their weights."""
+    """[n] log q - log p of the sampled token, nats; weighted mean over the teachers."""
     share = sum(teachers.values()) or 1.0
     ratios = {s: signal.clipped_log_ratio(logprob, _floored(config, tokens.scores[s].logprob)) for s in teachers}
     return -torch.stack([(teachers[s] / share) * r for s, r in ratios.items()]).sum(0)
 
 
 def of_distillation(streams: Mapping[str, Tensor]) -> Tensor:
-    """The student's log-prob that is held against a teacher's, [N]: where end tokens are a class, of the token's
-    outcome."""
+    """The student's log-prob in the distillation term, [N]: of the token, or of its class of end tokens."""
     return streams.get("class_logprob", streams["logprob"])
 
 
@@ -135,16 +134,16 @@ def _on_ids(student_logprobs: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
 
 
 def _off_ids(student_logprobs: Tensor, support_ids: Tensor) -> Tensor:
-    """log of the student's mass off the support: exact, and with a gradient, however little it is."""
-    first = support_ids[..., :1].clamp(min=0)  # stands in for unused places
+    """Log of the student's mass off the support, [...], with a gradient; exact however small."""
+    first = support_ids[..., :1].clamp(min=0)  # fills unused places
     inside = torch.where(support_ids < 0, first, support_ids)
     return student_logprobs.scatter(-1, inside, -torch.inf).logsumexp(-1)
 
 
 def _overlap(support: Tensor, own: Tensor, vocabulary: int) -> Tensor:
-    """Share of the student's own top tokens that are in the support."""
+    """Share of the student's top tokens that are in the support."""
     marks = torch.zeros(*support.shape[:-1], vocabulary + 1, dtype=torch.bool, device=support.device)
-    marks.scatter_(-1, support + 1, True)  # place 0 takes the unused ones
+    marks.scatter_(-1, support + 1, True)  # column 0 collects unused places
     return marks.gather(-1, own + 1).float().mean(-1)
 
 

@@ -1,4 +1,4 @@
-"""Numbers of an objective that move with the step: pure functions, so that a resumed run takes the same path."""
+"""Dials: scheduled numbers of an objective, as pure functions of the step, so that a resumed run repeats them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from configs.objective import Objective as ObjectiveConfig
 
 @dataclass(frozen=True)
 class Dials:
-    """What an objective's movable numbers are at one step. `distillation` and `outcome` are 0 or 1 (a switch)."""
+    """An objective's scheduled numbers at one step. `distillation` and `outcome` are 0 or 1 (a switch)."""
 
     reverse_weight: float = 1.0
     beta: float = 0.0
@@ -20,7 +20,7 @@ class Dials:
 
 
 def dials_at(config: ObjectiveConfig, step: int, beta: float | None = None) -> Dials:
-    """Dials of learner step `step` (the first is 1). `beta` is the adaptive coefficient as it stands, if it adapts."""
+    """Dials of learner step `step` (the first is 1). `beta`: the adaptive coefficient now; None for the recipe's."""
     switched = config.outcome.combine == "switch"
     late = config.outcome.switch_step is not None and step >= config.outcome.switch_step
     if beta is None:
@@ -54,7 +54,7 @@ def initial_beta(config: ObjectiveConfig) -> float:
 def adapted_beta(config: ObjectiveConfig, beta: float, kl: float, samples: int) -> float:
     """beta (1 + clip(kl / target - 1, -0.2, 0.2) samples / horizon): Ziegler et al. 2019 (arXiv 1909.08593).
 
-    `kl` is the mean over responses of sum_t k1_t, nats a response. A fixed beta stays.
+    `kl` is the mean over responses of sum_t k1_t, nats a response. A fixed beta is returned unchanged.
     """
     if config.reference is None or not isinstance(config.reference.beta, Adaptive):
         return beta

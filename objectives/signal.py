@@ -1,4 +1,4 @@
-"""Signals on the sampled token: what a reward or a policy-gradient loss is made of.
+"""Signals on the sampled token, for rewards and policy-gradient losses.
 
 With l = log p(y) - log q(y) on a token y ~ q (teacher p, student q, nats), the loss is -sg(A) * log q(y):
 A = l has the gradient of KL(q||p), A = e^l - 1 that of KL(p||q), and their mixture that of the mixture. For any
@@ -14,7 +14,7 @@ from torch import Tensor
 from objectives.divergence import LINEAR, Family
 
 Clip = float | tuple[float, float] | None  # nats on l: c is [-c, c]
-MAX_LOG_RATIO = 20.0  # nats; keeps e^l finite where no clip is asked for
+MAX_LOG_RATIO = 20.0  # nats; keeps e^l finite without a clip
 
 
 def log_ratio_signal(
@@ -26,7 +26,7 @@ def log_ratio_signal(
     """A = lambda * l + (1 - lambda) * (e^l - 1), detached, for the loss -A * log q.
 
     student_logprob, teacher_logprob: [...], of the sampled token, nats. `clip` (low, high), or c for
-    (-c, c), bounds l first; ValueError for one that is no interval.
+    (-c, c), bounds l first; raises ValueError unless low < high.
     Returns [...]; its mean over y ~ q is -lambda * KL(q||p) when nothing is clipped.
     """
     return family_signal(student_logprob, teacher_logprob, reverse_weight, LINEAR, clip)
@@ -39,10 +39,10 @@ def family_signal(
     family: Family,
     clip: Clip = None,
 ) -> Tensor:
-    """A of a family's divergence, 0 where the two agree; detached. [...] -> [...].
+    """A of a family's divergence, 0 where student and teacher agree; detached. [...] -> [...].
 
     jsd (lambda = b): (1 - b) log(b r + 1 - b), r = e^l. skew: lambda (log u + a/u - a) +
-    (1 - lambda) (1 - a) (r/(a r + 1 - a) - 1), u = (1 - a) r + a. power: p^a - q^a, which no clip touches.
+    (1 - lambda) (1 - a) (r/(a r + 1 - a) - 1), u = (1 - a) r + a. power: p^a - q^a, unclipped.
     """
     lam, alpha = reverse_weight, family.alpha
     ratio = clipped_log_ratio(student_logprob, teacher_logprob, clip)
@@ -65,9 +65,9 @@ def expected_signal(
     family: Family,
     clip: Clip = None,
 ) -> Tensor:
-    """E_q[A] at each prefix, [..., V] -> [...]: the exact baseline of the signal as clipped, detached.
+    """E_q[A] at each prefix, [..., V] -> [...]: the exact baseline of the clipped signal, detached.
 
-    Unclipped and linear it is -lambda KL(q||p). A baseline changes no mean gradient (vOPD, arXiv 2605.07865).
+    Unclipped and linear it is -lambda KL(q||p). A baseline leaves the mean gradient unchanged (vOPD, arXiv 2605.07865).
     """
     signal = family_signal(student_logprobs, teacher_logprobs, reverse_weight, family, clip)
     mass = student_logprobs.detach().exp()
@@ -75,8 +75,7 @@ def expected_signal(
 
 
 def clipped_log_ratio(student_logprob: Tensor, teacher_logprob: Tensor, clip: Clip = None) -> Tensor:
-    """l = log p - log q, detached, inside `clip`. [...] -> [...], nats. Raises ValueError for a `clip` that is no
-    interval."""
+    """l = log p - log q, detached, inside `clip`. [...] -> [...], nats. Raises ValueError unless low < high."""
     ratio = (teacher_logprob - student_logprob).detach()
     if clip is None:
         return ratio
@@ -99,7 +98,7 @@ def k2(student_logprob: Tensor, teacher_logprob: Tensor) -> Tensor:
 
 
 def k3(student_logprob: Tensor, teacher_logprob: Tensor) -> Tensor:
-    """e^l - 1 - l >= 0 with its graph: an unbiased reading of KL(q||p), but in the loss the gradient of KL(p||q).
+    """e^l - 1 - l >= 0 with its graph: an unbiased estimate of KL(q||p), but in the loss the gradient of KL(p||q).
 
     Schulman 2020, "Approximating KL Divergence". [...] -> [...], nats.
     """

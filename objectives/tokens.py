@@ -1,4 +1,4 @@
-"""What an objective reads of a micro-batch: plain tensors over its N response tokens, response after response."""
+"""The inputs of an objective: tensors over the N response tokens of a micro-batch, response after response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """One model's log-probs of N response tokens, nats, float32 or wider. What was not asked for is None.
+    """One model's log-probs of N response tokens, nats, float32 or wider. Supports that were not scored are None.
 
     logprob [N] of the sampled token; support_ids (-1: unused place) and support_logprobs [N, K] with tail_logprob [N];
     logprobs [N, V] over the whole vocabulary.
@@ -34,8 +34,8 @@ class Tokens:
 
     token_ids [N]; sequence [N]: which response of the micro-batch a token is of, non-decreasing; position [N] in its
     response; on [N] bool: carries loss; weights: by term [N], 1 / global denominator or 0; rollout_logprob [N] (mu);
-    scores: by target slot. Of the learner at the start of the step, where it has looked: old_logprob, old_value [N],
-    and old_class_logprob [N] where end tokens are a class. Of the response, on each of its tokens: advantage [N],
+    scores: by target slot. Of the learner at the start of the step, else None: old_logprob, old_value [N], and
+    old_class_logprob [N] where end tokens are a class. The response's, repeated on its tokens: advantage [N],
     reward [N], drawn [N] bool (the student sampled it).
     """
 

@@ -1,4 +1,4 @@
-"""Trust regions: how far one batch may move the policy, and what a token drawn from another policy weighs.
+"""Trust regions, which bound how far one batch moves the policy, and importance weights of off-policy tokens.
 
 Three policies: mu sampled the token (the rollout engine), q_old is the learner at the start of the step, q the learner
 now. w = q/q_old is what a trust region clips or masks; min(q_old/mu, C) corrects the mismatch of engine and version.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Surrogate(NamedTuple):
-    """Per-token losses [N], and where the trust region took the gradient away [N] bool."""
+    """Per-token losses [N], and where the trust region removes the gradient, [N] bool."""
 
     loss: Tensor
     held: Tensor
@@ -31,12 +31,12 @@ def truncated_importance_weight(student_logprob: Tensor, rollout_logprob: Tensor
 
 
 def policy_gradient(logprob: Tensor, advantage: Tensor) -> Surrogate:
-    """-sg(A) log q: REINFORCE, what every surrogate below is at w = 1. [N]"""
+    """-sg(A) log q: REINFORCE, equal to every surrogate below at w = 1. [N]"""
     return Surrogate(-advantage.detach() * logprob, torch.zeros_like(logprob, dtype=torch.bool))
 
 
 def unclipped(logprob: Tensor, old_logprob: Tensor, advantage: Tensor) -> Surrogate:
-    """-w A: importance sampling without a bound. [N]"""
+    """-w A: unbounded importance sampling. [N]"""
     return Surrogate(-ratio_of(logprob, old_logprob) * advantage.detach(), torch.zeros_like(logprob, dtype=torch.bool))
 
 
@@ -55,7 +55,7 @@ def capped(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, low: float, 
 
 
 def masked(logprob: Tensor, old_logprob: Tensor, advantage: Tensor, delta: float) -> Surrogate:
-    """-w A, and nothing where q has already moved by more than `delta` (a probability) the way A pushes. [N]"""
+    """-w A, and 0 where q has already moved by more than `delta` (a probability) in the direction of A. [N]"""
     moved = (logprob.exp() - old_logprob.exp()).detach()
     held = (moved * advantage.sign() > delta).detach()
     return Surrogate(torch.where(held, 0.0, -ratio_of(logprob, old_logprob) * advantage.detach()), held)
@@ -71,5 +71,5 @@ def sequence_ratio(logprob: Tensor, old_logprob: Tensor, on: Tensor) -> Tensor:
 
 
 def ratio_of(logprob: Tensor, old_logprob: Tensor) -> Tensor:
-    """w = q / q_old with its graph, [N]; finite however far apart they are."""
+    """w = q / q_old with its graph, [N]; finite for any log-probs."""
     return (logprob - old_logprob).clamp(max=20.0).exp()

@@ -1,4 +1,4 @@
-"""Rule rewards from a response's text and length: 1 or 0, `overlong` 0 to -1. Pure functions, no code is executed."""
+"""Rule rewards from a response's text and length: 1 or 0, `overlong` 0 to -1. Pure functions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _regex(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
 
 
 def _exact(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> bool:
-    """A row without an answer has no right response."""
+    """False for a row without an answer."""
     return text.strip() == answer_of(row, rule.field)
 
 

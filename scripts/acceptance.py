@@ -1,4 +1,4 @@
-"""Run the tests marked `acceptance` and write what they found to docs/acceptance/summary.md.
+"""Run the tests marked `acceptance` and write their results to docs/acceptance/summary.md.
 
 A test adds a figure to its line with pytest's `record_property(name, value)`. Further arguments go to pytest.
 """
@@ -50,7 +50,7 @@ def result(case: ElementTree.Element) -> str:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with a mark where the working tree differs from it."""
+    """The short hash of HEAD, with a mark if the working tree differs."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 

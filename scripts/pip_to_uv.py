@@ -1,4 +1,4 @@
-"""Print, as shell exports, what pip is configured to do in uv's words: uv does not read pip's configuration."""
+"""Print pip's configuration as shell exports of uv's variables: uv does not read pip's configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEPARATORS = {"find-links": ","}  # elsewhere a space, as in pip
 
 
 def main() -> None:
-    # pip takes the best version of all indexes, uv by default only looks at the first that has the package.
+    # pip takes the best version of all indexes; uv by default stops at the first index that has the package.
     settings = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for option, value in pip_options().items():
         if option in VARIABLES:
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def pip_options() -> dict[str, str]:
-    """By pip's own precedence: the section of the command over the global one, the environment over both."""
+    """Options with pip's precedence: environment, then the command's section, then the global one."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}

@@ -1,8 +1,8 @@
 """Every causal language model of the installed transformers, built tiny and probed: writes docs/models.md.
 
-A model is supported where our packed or padded forward and our head agree with the model's own logits of each sequence
-alone to 1e-4 nats in float32. `blind`: without the boundaries between sequences the same copy is less than 0.1 nats
-off, so that a leak would not be seen.
+A model is supported where our packed or padded forward pass and our LM head agree with the model's own logits of each
+sequence alone to 1e-4 nats in float32. `blind`: without boundaries between sequences the copy is less than 0.1 nats
+off, so that the probe would not detect a leak.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMIT = 1e-4  # nats
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _HYBRID = ["linear_attention", "full_attention"]
 
-# Where the defaults of a configuration do not make a model, or leave out what its published models have.
+# Where a configuration's defaults build no model, or lack what the published models have.
 CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 2},
@@ -44,7 +44,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What the sweep found of one architecture; `note` where it could not be built or is refused."""
+    """The sweep's result for one architecture; `note`: why it could not be built or is refused."""
 
     name: str
     attention: str = ""
@@ -63,7 +63,7 @@ def names() -> list[str]:
 
 
 def configuration(name: str) -> Any:
-    """A model type's default configuration, with what CHANGES says; Gemma 4's has its text's soft-cap."""
+    """A model type's default configuration with CHANGES; for Gemma 4 with the soft-cap of its text model."""
     config = CONFIG_MAPPING[name](**CHANGES.get(name, {}))
     if name == "gemma4":
         config.text_config.final_logit_softcapping = 30.0
@@ -88,7 +88,7 @@ def look(name: str) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """docs/models.md. No numbers that rounding moves: what packs, what pads, what is refused."""
+    """The text of docs/models.md, without numbers that depend on rounding."""
     supported = [row for row in rows if row.supported]
     refused = [row for row in rows if not row.supported]
     lines = [_HEAD.format(version=transformers.__version__, supported=len(supported), refused=len(refused))]

@@ -83,7 +83,7 @@ def test_missing_model_directory(recipe: dict[str, Any], refused: Any) -> None:
     assert "models.teacher.path: /no/such/model is no directory" in error
 
 
-def test_model_directory_whose_copy_broke_off(
+def test_model_directory_with_a_truncated_file(
     recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(models["teacher"], tmp_path / "copy")
@@ -93,7 +93,7 @@ def test_model_directory_whose_copy_broke_off(
     assert "models.teacher.path" in error and "is not whole: model.safetensors has" in error
 
 
-def test_a_swap_is_read_like_the_model_that_it_takes_the_place_of(
+def test_a_swap_directory_is_checked_like_the_model_that_it_replaces(
     recipe: dict[str, Any], refused: Any, models: dict[str, Path], tmp_path: Path
 ) -> None:
     def swapped(path: Path | str, **scorer: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_a_swap_that_reaches_no_run(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379"])
-def test_a_cluster_that_nobody_listens_at(recipe: dict[str, Any], refused: Any, address: str) -> None:
+def test_a_cluster_address_without_a_cluster(recipe: dict[str, Any], refused: Any, address: str) -> None:
     error = refused(merged(recipe, {"cluster": {"address": address}}))
     assert f"cluster.address: {address} cannot be joined" in error and "is it up?" in error
 
@@ -304,9 +304,7 @@ def test_rows_that_lack_a_rules_field_are_warned_of(
     assert "lack 'gold.is', the first in line 3" in said
 
 
-def test_a_recipe_that_was_pasted_behind_another(
-    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path
-) -> None:
+def test_a_recipe_file_with_two_recipes(recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     text = yaml.safe_dump(recipe)
     (tmp_path / "r.yaml").write_text(text + "objective: {target: teacher, support: sampled}\n")
     code, error = _logratio(monkeypatch, capsys, "check", str(tmp_path / "r.yaml"))
@@ -315,7 +313,7 @@ def test_a_recipe_that_was_pasted_behind_another(
 
 
 @pytest.mark.parametrize("key", ["no", "1"])
-def test_a_route_by_a_word_that_yaml_does_not_take_for_one(recipe: dict[str, Any], refused: Any, key: str) -> None:
+def test_a_route_whose_key_yaml_reads_as_a_boolean(recipe: dict[str, Any], refused: Any, key: str) -> None:
     target = {"field": "persona", "models": {yaml.safe_load(key): "teacher"}}
     assert re.search(
         rf"YAML reads th\w+ key.* quote it: '{key}|quote it: 'false'",
@@ -445,7 +443,7 @@ def test_half_a_surrogate_pair_in_a_prompt(recipe: dict[str, Any], refused: Any,
 
 
 @pytest.mark.parametrize("key", ["data.prompts", "recipe"])
-def test_a_pipe_is_not_waited_for(
+def test_a_pipe_is_refused_without_blocking(
     recipe: dict[str, Any], refused: Any, monkeypatch: Any, capsys: Any, tmp_path: Path, key: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -512,12 +510,12 @@ def test_a_run_root_behind_a_broken_link(recipe: dict[str, Any], refused: Any, t
 @pytest.mark.parametrize(
     "address", ["nonsense", "ftp://x:1", "127.0.0.1:99999999", "a b:1", "[::1", ":", "x" * 300 + ":1"]
 )
-def test_an_address_that_is_none(recipe: dict[str, Any], refused: Any, monkeypatch: Any, address: str) -> None:
+def test_a_malformed_cluster_address(recipe: dict[str, Any], refused: Any, monkeypatch: Any, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert f"cluster.address: {address} cannot be joined" in refused(recipe)
 
 
-def test_names_that_a_terminal_would_take_for_more(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+def test_names_with_terminal_markup_are_shown_literally(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
     assert "models.a\\nb: " in refused(merged(recipe, {"models": {"a\nb": 3}}))
     assert "\\x1b[31m" in refused(merged(recipe, {"data": {"prompts": "/\x1b[31m"}}))
 

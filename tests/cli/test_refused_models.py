@@ -94,7 +94,7 @@ def test_an_architecture_that_is_refused_is_exit_2_before_any_actor(
 
 
 @pytest.mark.parametrize("model", WHO)
-def test_what_has_no_kernels_in_its_dtype_is_known_to_check(
+def test_check_refuses_a_model_without_kernels_in_its_dtype(
     recipe: dict[str, Any], mamba: Path, monkeypatch: Any, capsys: Any, tmp_path: Path, model: str
 ) -> None:
     role = {"learner": {"dtype": "bfloat16"}} if model == "student" else {"scorer": {"teacher": {"dtype": "bfloat16"}}}

@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_kl_is_biased_only_where_it_claims_one() -> None:
     assert names(audit(clipped)) == set()
 
 
-def test_a_loss_that_pushes_away_from_the_teacher_itself_is_named() -> None:
+def test_a_loss_with_a_gradient_at_the_teacher_is_named() -> None:
     def smoothed(student_logprobs: Tensor, tokens: Tokens) -> Tensor:
         logprobs = tokens.scores["teacher"].logprobs
         assert logprobs is not None
@@ -197,7 +197,7 @@ def test_a_loss_that_pushes_away_from_the_teacher_itself_is_named() -> None:
     assert names(audit(smoothed)) == {"teacher_not_minimum"}
 
 
-def test_a_joint_loss_whose_teacher_drops_out_is_the_reward_alone() -> None:
+def test_a_joint_loss_without_teacher_gradient_matches_the_reward_alone() -> None:
     found = audit(defects.reward_and_mean_gap)
     assert found.identities == ("reward (-J)",)
 
@@ -244,7 +244,7 @@ def test_what_is_found_does_not_depend_on_the_seed(seed: int) -> None:
     assert names(audit(recipe(support="topk"), seed=seed)) == set()
 
 
-def test_the_step_decides_where_a_schedule_stands() -> None:
+def test_schedules_are_audited_at_the_given_step() -> None:
     config = recipe(support="full", reverse_weight={"start": 1.0, "end": 0.0, "steps": 10})
     assert audit(config, step=1).identities == ("token reverse KL",)
     assert audit(config, step=11).identities == ("token forward KL",)
@@ -281,7 +281,7 @@ def test_a_ratio_brings_an_older_students_responses_nearer_the_on_policy_gradien
     assert stale.bare_cosine < stale.cosine - 0.01
 
 
-def test_without_a_ratio_there_is_nothing_to_take_away() -> None:
+def test_a_loss_without_a_ratio_is_as_stale_without_correction() -> None:
     for target in (recipe(trust={"truncation": None}), recipe(support="full"), defects.ratio_to_itself):
         stale = audit(target).staleness
         assert stale is not None
@@ -295,7 +295,7 @@ def test_importance_weights_without_a_bound_make_a_whole_response_on_policy() ->
     assert (stale.cosine, stale.scale) == pytest.approx((1.0, 1.0), abs=1e-9)
 
 
-def test_staleness_is_nothing_to_responses_that_the_student_does_not_write() -> None:
+def test_responses_of_other_sources_have_no_staleness() -> None:
     assert audit(recipe(target="data", prefix="dataset", reverse_weight=0.0)).staleness is None
 
 

@@ -48,12 +48,12 @@ def write(file: Path, content: dict[str, Any] | str) -> Path:
         ("run.labels", {}, "run.labels: unknown key; allowed: name, root, seed, steps"),
     ],
 )
-def test_an_unknown_key_is_refused_with_those_that_are_known(key: str, value: Any, message: str) -> None:
+def test_an_unknown_key_is_refused_with_the_allowed_keys(key: str, value: Any, message: str) -> None:
     assert refusal({key: value}).startswith(message)
 
 
 @pytest.mark.parametrize("key", ["run", "run.steps", "objective.target", "learner.optimizer.lr"])
-def test_what_is_missing_is_named(key: str) -> None:
+def test_a_missing_key_is_named(key: str) -> None:
     assert refusal({key: REMOVED}) == f"{key}: missing; add it to the recipe"
 
 
@@ -182,13 +182,11 @@ NUMBER_OR_SCHEDULE = "input should be a valid number, unable to parse string as 
         ("target", {"teacher": None}, "target.teacher: None is wrong: input should be a valid number"),
     ],
 )  # fmt: skip
-def test_a_value_of_several_kinds_is_refused_in_one_line_without_internal_names(
-    key: str, value: Any, message: str
-) -> None:
+def test_a_union_is_refused_with_one_error_under_the_kind_that_is_meant(key: str, value: Any, message: str) -> None:
     assert refusal({f"objective.{key}": value}) == f"objective.{message}"
 
 
-def test_every_finding_is_in_the_one_line() -> None:
+def test_all_errors_are_joined_in_one_line() -> None:
     assert refusal({"run.steps": 0, "batch.x": 1, "data.prompts": REMOVED}).count("; ") >= 3
 
 
@@ -244,7 +242,7 @@ def test_the_students_start_is_scored_beside_every_objective(kind: str, support:
     ],
     ids=str,
 )
-def test_the_sampler_is_compared_with_the_learner_where_both_are_of_one_distribution(
+def test_sampler_and_learner_are_compared_only_under_the_same_distribution(
     changes: dict[str, Any], comparable: bool
 ) -> None:
     assert loaded(changes).sampler_matches_learner == comparable
@@ -266,7 +264,7 @@ def test_a_file_extends_another_and_its_keys_win(tmp_path: Path) -> None:
     assert (run.name, run.steps, run.seed) == ("r", 7, 4)
 
 
-def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> None:
+def test_relative_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     base = tree({"data.prompts": "p.jsonl", "models.student.path": "../student", "models.teacher.path": "bundled:T"})
     write(tmp_path / "shared" / "base.yaml", base)
     top = write(tmp_path / "mine" / "top.yaml", {"extends": "../shared/base.yaml", "data": {"heldout": "sub/h.jsonl"}})
@@ -279,7 +277,9 @@ def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> No
     }
 
 
-def test_paths_in_an_override_belong_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_an_override_are_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path / "recipes" / "r.yaml", SMALLEST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
@@ -398,7 +398,7 @@ def test_a_parent_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "message"), [(0, "greater than or equal to 1"), ("x", "a valid integer")])
-def test_what_is_no_format_is_refused(value: Any, message: str) -> None:
+def test_an_invalid_format_is_refused(value: Any, message: str) -> None:
     assert refusal({"format": value}).startswith(f"format: {value!r} is wrong: input should be {message}")
 
 
@@ -427,13 +427,13 @@ def test_auto_on_a_gpu_is_bfloat16_role_by_role() -> None:
     assert (resolved.learner.dtype, resolved.rollout.dtype) == ("bfloat16", "float32")
 
 
-def test_a_dtype_that_was_chosen_stays() -> None:
+def test_an_explicit_dtype_is_kept() -> None:
     resolved = resolve_dtypes(recipe(rollout__dtype="float32", scorer__teacher={"dtype": "float32"}), True)
     assert (resolved.rollout.dtype, resolved.scorer_of("teacher").dtype) == ("float32", "float32")
     assert resolved.learner.dtype == "bfloat16"
 
 
-def test_resolving_changes_nothing_else_and_is_done_once() -> None:
+def test_resolving_dtypes_is_idempotent_and_changes_nothing_else() -> None:
     before = recipe(objective__clip=5, scorer__teacher={"members": 3})
     after = resolve_dtypes(before, True)
     assert resolve_dtypes(after, False) == after
@@ -458,5 +458,5 @@ def test_bf16_is_read_from_the_processor_s_flags(tmp_path: Path, cpuinfo: str, e
     assert cpu_has_bf16(write(tmp_path / "cpuinfo", cpuinfo)) is expected
 
 
-def test_an_unknown_processor_is_taken_to_have_none(tmp_path: Path) -> None:
+def test_a_machine_without_cpuinfo_counts_as_without_bf16(tmp_path: Path) -> None:
     assert cpu_has_bf16(tmp_path / "absent") is False

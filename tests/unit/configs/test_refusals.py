@@ -112,7 +112,7 @@ BIASED: list[tuple[str, Changes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), BIASED, ids=str)
-def test_a_biased_combination_is_refused_and_says_how_to_run_it_all_the_same(
+def test_a_biased_combination_is_refused_with_the_name_that_allows_it(
     name: str, changes: Changes, message: str
 ) -> None:
     said = refusal(changes)
@@ -121,9 +121,7 @@ def test_a_biased_combination_is_refused_and_says_how_to_run_it_all_the_same(
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), BIASED, ids=str)
-def test_a_biased_combination_runs_when_it_is_named_and_is_named_again(
-    name: str, changes: Changes, message: str
-) -> None:
+def test_an_allowed_biased_combination_loads_and_is_reported(name: str, changes: Changes, message: str) -> None:
     assert rules.biases(loaded(changes | with_objective(allow_biased=[name]))) == (name,)
 
 
@@ -131,24 +129,24 @@ def test_every_bias_is_tested() -> None:
     assert {name for name, _, _ in BIASED} == rules.BIASED.keys()
 
 
-def test_a_bias_that_is_allowed_and_not_there_is_not_claimed() -> None:
+def test_an_allowed_bias_that_the_recipe_lacks_is_not_reported() -> None:
     assert rules.biases(loaded(with_objective(allow_biased=["k1_in_loss"]))) == ()
 
 
-def test_one_bias_that_is_allowed_does_not_let_in_another() -> None:
+def test_allowing_one_bias_does_not_allow_another() -> None:
     both = with_objective(estimator="k1_in_loss", allow_biased=["tempered_sampling"]) | {"sampling.top_p": 0.5}
     assert "allow_biased: [k1_in_loss]" in refusal(both)
     named = loaded(both | with_objective(allow_biased=["k1_in_loss", "tempered_sampling"]))
     assert rules.biases(named) == ("k1_in_loss", "tempered_sampling")
 
 
-def test_a_bias_that_does_not_exist_is_refused_with_those_that_do() -> None:
+def test_an_unknown_bias_is_refused_with_the_known_ones() -> None:
     said = refusal(with_objective(allow_biased=["k1_in_loss", "k9"]))
     assert said.startswith("objective.allow_biased: ['k9'] are no names of biases; allowed: [")
     assert all(repr(name) in said for name in rules.BIASED)
 
 
-def test_what_has_no_meaning_is_refused_whatever_is_allowed() -> None:
+def test_a_meaningless_combination_is_refused_whatever_is_allowed() -> None:
     assert "reward.rules" in refusal(with_objective(outcome={"weight": 1.0}, allow_biased=list(rules.BIASED)))
 
 
@@ -611,7 +609,7 @@ MEANINGLESS: dict[str, list[tuple[Changes, str]]] = {
     ("changes", "message"),
     [pytest.param(*case, id=f"{rule}-{i}") for rule, cases in MEANINGLESS.items() for i, case in enumerate(cases)],
 )
-def test_a_combination_without_a_meaning_is_refused(changes: Changes, message: str) -> None:
+def test_a_meaningless_combination_is_refused(changes: Changes, message: str) -> None:
     assert refusal(changes).startswith(message)
 
 
@@ -668,7 +666,7 @@ WARNED: dict[str, tuple[Changes, str]] = {
 
 
 @pytest.mark.parametrize("rule", WARNED)
-def test_what_is_rarely_meant_is_allowed_with_a_warning(rule: str) -> None:
+def test_a_rarely_intended_combination_loads_with_a_warning(rule: str) -> None:
     changes, message = WARNED[rule]
     (said,) = rules.warnings(loaded(changes))
     assert said.startswith(message)
@@ -745,6 +743,6 @@ def test_every_warning_is_tested() -> None:
     ],
     ids=str,
 )
-def test_the_nearest_combinations_that_mean_something_load_without_a_warning(changes: Changes) -> None:
+def test_the_nearest_valid_combinations_load_without_a_warning(changes: Changes) -> None:
     recipe = loaded(changes)
     assert (rules.biases(recipe), rules.warnings(recipe)) == ((), ())

@@ -41,7 +41,7 @@ def test_a_rule_is_fulfilled_or_not(
 @pytest.mark.parametrize(
     ("tokens", "expected"), [(0, 0.0), (10, 0.0), (11, -0.1), (15, -0.5), (20, -1.0), (21, -1.0), (10_000, -1.0)]
 )
-def test_an_overlong_response_pays_more_with_every_token_up_to_one(tokens: int, expected: float) -> None:
+def test_the_overlong_penalty_grows_with_every_token_up_to_one(tokens: int, expected: float) -> None:
     assert rule_reward(Rule(kind="overlong", low=10, high=20), "any text", tokens, {}) == pytest.approx(expected)
 
 

@@ -35,11 +35,11 @@ def refused(text: str) -> str:
         ("a: &a {x: 1, x: 2}\nb: {<<: *a}", "the key 'x' stands twice, in line 1"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_both_lines(text: str, finding: str) -> None:
+def test_a_duplicate_key_is_refused_with_both_lines(text: str, finding: str) -> None:
     assert finding in refused(text)
 
 
-def test_what_is_merged_in_may_be_set_anew() -> None:
+def test_a_key_may_override_one_from_a_merge_key() -> None:
     text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: [*b, *a], y: 4}\nd: {<<: *b, x: 5}"
     assert yaml_tree.parse(text, "r") == {
         "a": {"x": 1, "y": 2},
@@ -49,7 +49,7 @@ def test_what_is_merged_in_may_be_set_anew() -> None:
     }
 
 
-def test_a_key_that_stands_twice_in_a_parent_or_an_override_is_refused_too(tmp_path: Path) -> None:
+def test_a_duplicate_key_in_a_parent_or_an_override_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "run: {name: r, steps: 1}\nbatch: {prompts_per_step: 1}\nrun: {name: s}\n")
     with pytest.raises(RecipeError, match=r"base.yaml: the key 'run' stands twice, in lines 1 and 3"):
         load_recipe(write(tmp_path / "r.yaml", "extends: base.yaml"))
@@ -64,14 +64,14 @@ def test_an_override_names_the_step_of_a_swap_that_the_file_has(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("key", ["no", "Yes", "on", "OFF", "true"])
-def test_a_key_that_yaml_reads_as_a_truth_value_is_to_be_quoted(key: str) -> None:
+def test_an_unquoted_boolean_key_is_refused(key: str) -> None:
     found = refused(f"target:\n  models:\n    {key}: teacher")
     assert found == f"r.yaml line 3: YAML reads the key {key} as a truth value; quote it: '{key}':"
     assert yaml_tree.parse(f"'{key}': x", "r") == {key: "x"}
 
 
 @pytest.mark.parametrize(("key", "kind"), [("~", "null"), ("null", "null"), ("1.5", "a fraction"), (".nan", "a frac")])
-def test_other_keys_that_are_no_words_likewise(key: str, kind: str) -> None:
+def test_null_and_fraction_keys_are_refused(key: str, kind: str) -> None:
     assert f"line 1: YAML reads the key {key} as {kind}" in refused(f"{key}: x")
 
 
@@ -102,7 +102,7 @@ def test_other_keys_that_are_no_words_likewise(key: str, kind: str) -> None:
         ({"autoscale": {3: {"min": 1, "max": 2}}}, "autoscale.3: YAML reads this key as a number; quote it: '3':"),
     ],
 )
-def test_numbers_where_names_are_wanted_are_to_be_quoted(changes: dict[str, Any], message: str) -> None:
+def test_unquoted_numbers_as_names_are_refused(changes: dict[str, Any], message: str) -> None:
     assert message in refusal(changes)
 
 
@@ -141,7 +141,7 @@ def test_numbers_where_names_are_wanted_are_to_be_quoted(changes: dict[str, Any]
         ("\ta: 1", "is no YAML"),
     ],
 )
-def test_a_tree_that_no_person_wrote_is_refused(text: str, finding: str) -> None:
+def test_a_tree_that_is_too_deep_too_large_or_circular_is_refused(text: str, finding: str) -> None:
     assert finding in refused(text)
 
 
@@ -209,7 +209,7 @@ def test_the_ends_of_a_schedule_are_finite(end: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     "key", ["run.seed", "run.steps", "objective.topk", "rollout.members", "cluster.object_store_mib"]
 )
-def test_whole_numbers_are_those_that_files_hold(key: str) -> None:
+def test_whole_numbers_have_a_largest_value(key: str) -> None:
     assert f"{key}: {10**30} is wrong: input should be less than or equal to" in refusal({key: 10**30})
 
 
@@ -235,7 +235,7 @@ def test_a_byte_order_mark_and_carriage_returns_are_read_over(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", ['"/a\\0b"', "~nobody-of-this-name/x", "/" + "x" * 5000])
-def test_what_is_no_path_is_refused(tmp_path: Path, path: str) -> None:
+def test_a_value_that_is_no_path_is_refused(tmp_path: Path, path: str) -> None:
     file = write(tmp_path / "r.yaml", SMALLEST)
     found = f"extends: {path}"
     with pytest.raises(RecipeError):
@@ -245,7 +245,7 @@ def test_what_is_no_path_is_refused(tmp_path: Path, path: str) -> None:
             load_recipe(file, [f"data.prompts={path}"])
 
 
-def test_a_long_line_of_parents_is_refused(tmp_path: Path) -> None:
+def test_a_long_chain_of_parents_is_refused(tmp_path: Path) -> None:
     for i in range(40):
         write(tmp_path / f"{i}.yaml", f"extends: {i + 1}.yaml")
     with pytest.raises(RecipeError, match="is extended through more than 32 files"):
