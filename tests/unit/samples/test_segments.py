@@ -196,7 +196,7 @@ def test_a_scorer_without_earlier_segments_is_given_them(
         monkeypatch.setattr(members, "Beginnings", lambda: Beginnings(tokens=8))
     simulation = Simulation(recipe(tmp_path, **SEGMENTS), speeds=Speeds(rollout=0.1))
     assert in_own_time(story()) == DONE
-    assert len(told) > 5
+    assert len(told) >= 3
     assert_each_once(tmp_path)
     batches.assert_trained(trained(tmp_path))
 
