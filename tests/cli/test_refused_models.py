@@ -46,7 +46,7 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
-    """A learner and a torch scorer that are real, among members that are not."""
+    """Of which nothing starts."""
     small = {"cpus": 0.1, "threads": 1}
     return {
         "run": {"name": "refused", "root": str(tmp_path), "steps": 1},
@@ -56,9 +56,9 @@ def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) ->
         "sampling": {"max_response_tokens": 8},
         "objective": {"target": "teacher", "support": "full"},
         "learner": {"dtype": "float32", "optimizer": {"lr": 0.1}, "resources": small},
-        "rollout": {"engine": "simulated", "max_context_tokens": 64, "resources": small},
+        "rollout": {"max_context_tokens": 64, "resources": small},
         "scorer": {"teacher": {"dtype": "float32", "max_context_tokens": 64, "resources": small}},
-        "reward": {"engine": "simulated", "resources": small},
+        "reward": {"resources": small},
     }
 
 

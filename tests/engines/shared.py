@@ -14,7 +14,7 @@ import pyarrow as pa
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.schema import Recipe
-from orchestrator.pools.layout import build_pools
+from orchestrator.pools.layout import REAL, build_pools
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import RayTransport
@@ -164,7 +164,7 @@ class Engines:
 
     def run(self, recipe: Recipe, watcher: Watcher | None = None) -> Finished:
         """Execute a recipe on the shared pools, which the watcher may see."""
-        sources = recipe.objective.sources
+        sources, inputs = recipe.objective.sources, read_inputs(recipe)
         pools = Pools(
             rollout=self.pools.rollout,
             teacher_rollout=self.pools.teacher_rollout if "teacher" in sources else None,
@@ -172,11 +172,12 @@ class Engines:
             scorers={name: self._scorer(recipe, name) for name in recipe.scored_models},
             reward=self.judge if recipe.reward.model else self.pools.reward,
             learner=self.learners[recipe.learner.ranks],
+            swapped_scorer=lambda recipe, model, swap: REAL.scorer(recipe, model, inputs.vocabulary, swap),
         )
         directory = Path(recipe.run.root) / recipe.run.name
         watcher = watcher or Watcher()
         watcher.pools = pools.all()
-        run = Run(recipe, directory, read_inputs(recipe), pools, watcher)
+        run = Run(recipe, directory, inputs, pools, watcher)
         return Finished(self.runner.run(run.execute()), directory, recipe)
 
     def _scorer(self, recipe: Recipe, name: str) -> Pool:
