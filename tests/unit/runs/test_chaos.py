@@ -121,7 +121,8 @@ def test_twenty_members_of_one_role_fall_sick_and_live(tmp_path: Path, batches: 
     code, simulation, chaos = run_in_chaos(settings(tmp_path), SPEED, 1, [role], STRIKES, 4.0, sick=1.0)
     assert code == DONE and set(chaos.done) == {f"sick {role}"}
     summary = json.loads((simulation.directory / "summary.json").read_text())
-    assert sum(summary["restarts"].values()) + summary["learner_rebuilds"] == STRIKES
+    replaced = sum(summary["restarts"].values()) + summary["learner_rebuilds"]
+    assert STRIKES - 1 <= replaced <= STRIKES, "the last one may fall sick behind its last call"
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)
 
 
