@@ -18,6 +18,7 @@ from configs.text_file import read_text
 BUNDLED = "bundled:"
 LONGEST_FILE = 2**24  # bytes
 MOST_PARENTS = 32
+NAMED = 8  # wrong keys that a refusal names
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -33,12 +34,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
-    """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with every wrong key,
-    or the first rule that the recipe breaks."""
+    """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with the first NAMED
+    wrong keys, or the first rule that the recipe breaks."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("; ".join(wording.lines(Recipe, tree, error))) from None
+        lines = wording.lines(Recipe, tree, error)
+        more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+        raise RecipeError("; ".join([*lines[:NAMED], *more])) from None
     rules.refuse(recipe)
     return recipe
 

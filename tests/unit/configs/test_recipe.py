@@ -460,3 +460,8 @@ def test_bf16_is_read_from_the_processor_s_flags(tmp_path: Path, cpuinfo: str, e
 
 def test_a_machine_without_cpuinfo_counts_as_without_bf16(tmp_path: Path) -> None:
     assert cpu_has_bf16(tmp_path / "absent") is False
+
+
+def test_a_refusal_names_the_first_wrong_keys_and_counts_the_others() -> None:
+    said = refusal({f"wrong{i:02d}": i for i in range(20)})
+    assert said.count("unknown key") == 8 and said.endswith("; and 12 more")
