@@ -161,8 +161,7 @@ class Flow:
     ) -> tuple[list[tuple[Any, ScoreHeader]], dict[str, str]]:
         """Score the samples that `model` scores. Returns (reference, header) pairs, and the reasons of samples that
         kill its members. A scorer that lacks earlier segments of a response is called again with their payloads."""
-        objective, pool = self._recipe.objective, self._pools.scorers[model]
-        support = self._recipe.support_of[model]
+        pool = self._pools.scorers[model]
         mine = [s for s in block.samples if self._scores(prompts[s.uid], model)]
         near = block.member if self._segment_tokens else None  # the scorer that holds the KV cache of earlier segments
 
@@ -173,25 +172,14 @@ class Flow:
                 )
 
         async def call(samples: Sequence[SampleHeader], patience: Patience, *earlier: Any) -> tuple[Any, ScoreHeader]:
-            request = ScoreRequest(
-                support=support,
-                topk=objective.topk if support == "topk" else 0,
-                topk_of=objective.topk_of if block.source == "student" else "teacher",
-                prompts={s.uid: prompts[s.uid].ids[model] for s in samples},
-                reusable=block.source != "student",
-                channel=block.channel,
-                ends=objective.merged_ends(self._end_token_ids, model),
-            )
+            request = self._score_request(block, {s.uid: prompts[s.uid].ids[model] for s in samples}, model)
             tokens = sum(s.prompt_tokens + s.response_tokens for s in samples)
             ref, header = await score(request, tokens, patience, *earlier)
             if header.suspicion:
                 self._meter.count("scores_suspicious", header.tokens)
                 if await self.alarm(model, header.suspicion):  # the scorer is being replaced
                     ref, header = await score(request, tokens, patience, *earlier)
-            self._meter.count("tokens_scored", header.tokens)
-            self._meter.count("score_bytes", header.payload_bytes)
-            self._meter.count("tails_floored", header.tails_floored)
-            self._meter.payload(header.payload_bytes)
+            self._count_scores(header)
             return ref, header
 
         async def ask(samples: Sequence[SampleHeader], patience: Patience) -> list[tuple[Any, ScoreHeader]]:
@@ -203,6 +191,25 @@ class Flow:
 
         answers, killers = await isolate(ask, mine, pool.alone, f"scorer.{model}")
         return [answer for several in answers for answer in several], killers
+
+    def _score_request(self, block: Block, prompt_ids: dict[str, list[int]], model: str) -> ScoreRequest:
+        """What `model` is asked for, of the samples of a block whose prompt ids under it are given by uid."""
+        objective, support = self._recipe.objective, self._recipe.support_of[model]
+        return ScoreRequest(
+            support=support,
+            topk=objective.topk if support == "topk" else 0,
+            topk_of=objective.topk_of if block.source == "student" else "teacher",
+            prompts=prompt_ids,
+            reusable=block.source != "student",
+            channel=block.channel,
+            ends=objective.merged_ends(self._end_token_ids, model),
+        )
+
+    def _count_scores(self, header: ScoreHeader) -> None:
+        self._meter.count("tokens_scored", header.tokens)
+        self._meter.count("score_bytes", header.payload_bytes)
+        self._meter.count("tails_floored", header.tails_floored)
+        self._meter.payload(header.payload_bytes)
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
         if not self._recipe.reward.gives_rewards:
