@@ -176,31 +176,27 @@ class Scorer(Member):
     async def _scored(self, item: Item, request: ScoreRequest) -> Score:
         """The scores of an item, from the cache if the request is `reusable` and the version is the same."""
         if not (request.reusable and item.whole):
-            return await self._enqueue(item, request)
+            return await self._computed(item, request)
         key = key_of(_kind(request), item.prompt_ids, item.response_ids, item.support_ids)
         kept = self._cache.get(key, item.uid)
         if kept is not None and kept.version == self._version:
             return kept
-        score = await self._enqueue(item, request)
+        score = await self._computed(item, request)
         self._cache.put(key, score)
         return score
 
-    async def _enqueue(self, item: Item, request: ScoreRequest) -> Score:
+    async def _computed(self, item: Item, request: ScoreRequest) -> Score:
+        """The scores of an item from the engine: at once if it is continuous, else with others off the queue."""
         assert self._engine is not None
         with self._idle.busy():
             if self._engine.continuous:
-                return await self._hand_on(item, request)
+                async with self._weights_lock.shared():
+                    (score,) = await self._engine.score([item], request)
+                    return replace(score, version=self._version)
             future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
             self._queue.append((item, request, future))
             self._arrived.set()
             return await future
-
-    async def _hand_on(self, item: Item, request: ScoreRequest) -> Score:
-        """Score an item on a continuous engine, past the queue."""
-        async with self._weights_lock.shared():
-            assert self._engine is not None
-            (score,) = await self._engine.score([item], request)
-            return replace(score, version=self._version)
 
     async def _serve(self) -> None:
         while True:

@@ -74,15 +74,8 @@ class Flow:
     ) -> AsyncIterator[Block]:
         """Yield the blocks of a member's channel while the member lives; `since` as in Pool.stream. Raises
         MemberDied."""
-        stream = pool.stream(member, "blocks", channel, self._recipe.stream, since=since)
-        async for block in self._blocks(member, stream, source, channel):
-            yield block
-
-    async def _blocks(
-        self, member: PoolMember, stream: AsyncIterator[Any], source: str, channel: str = ""
-    ) -> AsyncIterator[Block]:
         header: BlockHeader
-        async for payload, header in stream:
+        async for payload, header in pool.stream(member, "blocks", channel, self._recipe.stream, since=since):
             self._meter.count("tokens_generated", sum(s.response_tokens for s in header.samples))
             self._meter.payload(header.payload_bytes)
             yield Block(payload, header.samples, source, member.number, channel)

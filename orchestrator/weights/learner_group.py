@@ -169,22 +169,23 @@ class LearnerGroup:
         batch as a whole did not."""
         needed = {id(ref): (rank, ref) for rank, share in enumerate(shares) for ref in share.payloads}
 
-        async def gone(rank: int, ref: Any) -> bool:
+        async def gone(actor: Any, ref: Any) -> bool:
             try:
-                await self._value("fetch", self._call(rank, "fetch", ref))
+                await self._ask(actor, "fetch", ref)
             except ValueLost:
                 return True
             return False
 
-        async with self._alive("fetch"):
-            found = await asyncio.gather(*(gone(*place) for place in needed.values()))
+        async with self._alive("fetch") as member:
+            found = await asyncio.gather(*(gone(member.actors[rank], ref) for rank, ref in needed.values()))
         return {key for key, is_gone in zip(needed, found, strict=True) if is_gone} or set(needed)
 
     async def _together(self, method: str, arguments: Callable[[int], Sequence[Any]]) -> list[Any]:
+        """Call a method of every rank with the arguments of its rank; returns the answers in the order of the ranks."""
         async with self._alive(method) as member:
-            calls = [self._call(rank, method, *arguments(rank)) for rank in range(len(member.actors))]
             with self._pool.clock.busy(member.number):
-                return await together([self._value(method, call) for call in calls])
+                calls = [self._ask(actor, method, *arguments(rank)) for rank, actor in enumerate(member.actors)]
+                return await together(calls)
 
     async def _published(self, actor: Any, model: str | None) -> list[tuple[Any, Any]]:
         stream = aiter(self._pool.transport.stream(actor, "publish", model))
@@ -193,11 +194,10 @@ class LearnerGroup:
             pairs.append(pair)
         return pairs
 
-    def _call(self, rank: int, method: str, *arguments: Any) -> Any:
-        return self._pool.transport.call(self.member.actors[rank], method, *arguments)[0]
-
-    async def _value(self, method: str, ref: Any) -> Any:
-        return await self._pool.watch.in_time(method, self._pool.transport.value(ref))
+    async def _ask(self, actor: Any, method: str, *arguments: Any) -> Any:
+        """One rank's answer, within the method's deadline."""
+        (answer,) = self._pool.transport.call(actor, method, *arguments)
+        return await self._pool.watch.in_time(method, self._pool.transport.value(answer))
 
     @property
     def member(self) -> PoolMember:

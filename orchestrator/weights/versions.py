@@ -51,13 +51,13 @@ class Versions:
         """
         while (version := self.current) is not None and member.version != version.number:
             try:
-                await self._pull(version, pool, member)
+                await self._load(version, pool, member)
             except ValueLost:
                 await self._renew(version)
 
     async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
         """Bring one member to a version that is not current. Raises as `pull` does."""
-        await self._pull(await self._carrier.publish(self._learner, number, self._model), pool, member, Occasion.TRIAL)
+        await self._load(await self._carrier.publish(self._learner, number, self._model), pool, member, Occasion.TRIAL)
 
     async def pull_all(self, pool: Pool) -> None:
         """Bring every serving member to the current version. One that dies is replaced and admitted with it."""
@@ -66,28 +66,27 @@ class Versions:
             if isinstance(failure, BaseException) and not isinstance(failure, MemberDied):
                 raise failure
 
-    async def _pull(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
+    async def _load(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
+        """Load one version into one member, and check it. Raises as `pull` does, and ValueLost."""
         async with self._learner.turns.engine(), member.loading:  # the lock lets two pulls load a version once
             if member not in pool.members:  # it died in an earlier pull: do not begin a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
-            if member.version != version.number:
-                with self._kept_back(pool, member):  # a wrong member must not score before its check
-                    member.version = await self._load(version, pool, member)
-                    if self._watch:
-                        await self._watch.check(pool, member, version.number, occasion)
+            if member.version == version.number:
+                return
+            with self._kept_back(pool, member):  # a wrong member must not score before its check
+                try:
+                    member.version = await self._carrier.pull(version, self._learner, pool, member)
+                except (MemberDied, LearnerDied, ValueLost, SwapRefused):
+                    raise
+                except Exception as error:
+                    if member.serving:
+                        pool.members.replace(member, error)
+                    raise MemberDied(f"loading version {version.number} failed: {error}") from error
+                if self._watch:
+                    await self._watch.check(pool, member, version.number, occasion)
 
     def _kept_back(self, pool: Pool, member: PoolMember) -> AbstractContextManager[None]:
         return pool.members.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()
-
-    async def _load(self, version: Version, pool: Pool, member: PoolMember) -> int:
-        try:
-            return await self._carrier.pull(version, self._learner, pool, member)
-        except (MemberDied, LearnerDied, ValueLost, SwapRefused):
-            raise
-        except Exception as error:
-            if member.serving:
-                pool.members.replace(member, error)
-            raise MemberDied(f"loading version {version.number} failed: {error}") from error
 
     async def _renew(self, lost: Version) -> None:
         """Publish a version that was lost with a node again, under its number, from unchanged weights."""
