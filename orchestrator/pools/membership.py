@@ -2,7 +2,7 @@
 
 A member is a lead and its further actors; if one actor dies, the member is replaced. A member that dies while it starts
 is started once more. A role fails when no replacement can be started, or when DEATHS_IN_A_ROW members die without an
-answer between them.
+answer between them. A serving member that dies without work does not count: it failed at nothing.
 """
 
 from __future__ import annotations
@@ -132,8 +132,9 @@ class Membership(Sequence[PoolMember]):
 
     # --- deaths and failure ---
 
-    def replace(self, member: PoolMember, death: Exception | None = None) -> None:
-        """Remove a member, kill it, and start another in the background. Does nothing for a member already removed."""
+    def replace(self, member: PoolMember, death: Exception | None = None, idle: bool = False) -> None:
+        """Remove a member, kill it, and start another in the background. Does nothing for a member already removed.
+        `idle`: it died without work, which says nothing about the members after it."""
         if member not in self:
             return
         self._members.remove(member)
@@ -143,7 +144,7 @@ class Membership(Sequence[PoolMember]):
             return
         why = f" ({death})" if death else ""
         self.in_background(self._report_death(member, why))
-        self._succeed(member, why)
+        self._succeed(member, why, idle)
 
     def note_answer(self) -> None:
         """A member answered: deaths in a row count from zero again."""
@@ -219,10 +220,10 @@ class Membership(Sequence[PoolMember]):
         log = await quoted(member.log)
         self.notice(f"{self._role}-{member.number} is gone and is being replaced{why}{log}")
 
-    def _succeed(self, dead: PoolMember, why: str) -> None:
+    def _succeed(self, dead: PoolMember, why: str, idle: bool = False) -> None:
         """Count a death, and start a successor unless too many died in a row."""
         self.restarts += 1
-        self._deaths_in_a_row += 1
+        self._deaths_in_a_row += not idle
         if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
             self._start_failure = RoleFailed(
                 f"{self._role}: {DEATHS_IN_A_ROW} members died one after the other without an answer{why}"

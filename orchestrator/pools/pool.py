@@ -117,7 +117,7 @@ class Pool:
                 self._note_answer(method, member.load)
                 yield pair
         except MemberDied as death:
-            self._lose(member, method, member.load, death)
+            self._lose(member, method, member.load, death, idle=not member.load)
             raise
         finally:
             await pairs.aclose()  # type: ignore[attr-defined]
@@ -164,9 +164,10 @@ class Pool:
         self.members.note_answer()
         self._shortages.answered(method, load)
 
-    def _lose(self, member: PoolMember, method: str, load: int, death: MemberDied) -> None:
-        """Replace a member that died in a call. Raises RoleFailed if work of this size ran out of memory too often."""
-        self.members.replace(member, death)
+    def _lose(self, member: PoolMember, method: str, load: int, death: MemberDied, idle: bool = False) -> None:
+        """Replace a member that died in a call, or `idle`. Raises RoleFailed if work of this size ran out of memory too
+        often."""
+        self.members.replace(member, death, idle)
         if isinstance(death, MemberSick) and death.fault == "memory" and self._shortages.note(method, load):
             raise RoleFailed(shortage(self.role, method, str(death))) from death
 

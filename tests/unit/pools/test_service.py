@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from actors.member import Member
 from actors.simulated.members import SimulatedScorer, Speeds
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
 from configs.roles import Deadlines, Resources
+from orchestrator.pools.membership import DEATHS_IN_A_ROW
 from orchestrator.pools.pool import CallFailed, Patience, Pool
-from orchestrator.pools.startup import DiedStarting
+from orchestrator.pools.startup import DiedStarting, RoleFailed
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.pools.waiting import WaitingLine
 from orchestrator.run import DONE, Run
@@ -40,6 +41,11 @@ class Worker(Member):
         self.asked += 1
         await asyncio.sleep(self._delays.get(self._number, 0.0))
         return self._number
+
+    async def blocks(self) -> AsyncIterator[Any]:
+        """Never yields."""
+        await asyncio.Event().wait()
+        yield
 
 
 def pool(delays: dict[int, float], **more: Any) -> Pool:
@@ -283,6 +289,30 @@ def test_waiting_calls_raise_when_no_replacement_can_start() -> None:
         with pytest.raises(RuntimeError, match="no place"):
             await workers.call("work")
         calls[0].cancel()
+
+    in_own_time(story())
+
+
+@pytest.mark.parametrize("load", [0, 1])
+def test_deaths_at_work_end_a_role_and_deaths_without_work_do_not(load: int) -> None:
+    async def story() -> None:
+        workers = pool({})
+        await workers.members.start(1)
+        for _ in range(DEATHS_IN_A_ROW):
+            workers.members.check()
+            (member,) = workers.members
+            workers.add_load(member, load)
+            reading = asyncio.ensure_future(anext(workers.stream(member, "blocks")))
+            await asyncio.sleep(0.01)
+            await workers.transport.kill(member.actors)
+            with pytest.raises(MemberDied):
+                await reading
+            await asyncio.sleep(0.01)
+        if load:
+            with pytest.raises(RoleFailed, match=f"{DEATHS_IN_A_ROW} members died one after the other"):
+                await workers.call("work")
+        else:
+            assert await workers.call("work") == [DEATHS_IN_A_ROW]
 
     in_own_time(story())
 
