@@ -21,7 +21,10 @@ from configs.load import RecipeError, absolute_path, current_folder, load_recipe
 from configs.own_code import imported
 from configs.refusal import printable, reason
 from configs.schema import Recipe
+from orchestrator.surface import submission
+from orchestrator.surface.carry_out import STOPPED
 from orchestrator.surface.outcome import console, say_error
+from orchestrator.surface.submission import Standing
 
 if TYPE_CHECKING:
     from orchestrator.pools.layout import MemberSpecs
@@ -36,15 +39,24 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or it
 
 @app.command()
 def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train RECIPE in a new run directory."""
-    resolved = _load(recipe, overrides)
-    directory = run_directory(resolved)
-    _check_environment(resolved, directory)
-    if (directory / "recipe.yaml").exists() and not _is_alive(directory):
-        raise RecipeError(
-            f"run.name: {directory} exists; go on with it (`logratio resume {directory.name}`) "
-            "or choose another run.name"
+    """Train RECIPE in its run directory. Run again, it goes on where it was cut short; a run that is done stays as it
+    is, one that a person stopped waits for `resume`, and one of another recipe is refused."""
+    loaded = load_recipe(recipe, overrides or ())
+    directory = run_directory(loaded)
+    stands = submission.standing(directory)
+    if stands is Standing.NEW:
+        resolved = resolve_dtypes(loaded, cpu_has_bf16())
+    else:
+        resolved = submission.same_recipe(directory, loaded)
+    if stands is Standing.DONE:
+        console.print(f"{directory} is done; choose another run.name to train anew", markup=False, soft_wrap=True)
+        return
+    if stands is Standing.STOPPED and not _is_alive(directory):
+        console.print(
+            f"{directory} was stopped by a person; go on with: logratio resume {directory.name}", markup=False
         )
+        raise typer.Exit(STOPPED)
+    _check_environment(resolved, directory)
     _execute(resolved, directory, context)
 
 
@@ -52,10 +64,12 @@ def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None)
 def resume(context: typer.Context, run: RunName) -> None:
     """Continue RUN from its newest whole checkpoint, with the same data order and seeds."""
     directory = _find(run)
-    if not (directory / "recipe.yaml").exists():
+    if not (directory / submission.RECIPE).exists():
         raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
-    recipe = load_recipe(directory / "recipe.yaml")
+    recipe = submission.recorded_recipe(directory)
     _check_environment(recipe, directory)
+    if not _is_alive(directory):
+        submission.forget_stop(directory)
     _execute(recipe, directory, context)
 
 

@@ -32,14 +32,17 @@ class StopAsked(Exception):
 
 
 class Signals:
-    """Turns signals into requests to stop. A state machine without handlers or clock."""
+    """Turns signals into requests to stop. A state machine without handlers or clock. `by_person`: whether one of them
+    came from a person; SIGTERM comes from a scheduler that takes the machine back."""
 
     def __init__(self) -> None:
         self._heard: list[int] = []
+        self.by_person = False
 
     def heard(self, number: int) -> Ask:
         """The request of a signal. Ctrl-C: gently; SIGTERM: in time. Either after a Ctrl-C, or Ctrl-C after SIGTERM:
         at once. `logratio stop`: gently, always."""
+        self.by_person |= number != signal.SIGTERM
         if number == STOP_COMMAND:
             return Ask.GENTLY
         again = signal.SIGINT in self._heard or (number == signal.SIGINT and bool(self._heard))

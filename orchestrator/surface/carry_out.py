@@ -15,6 +15,7 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals
+from orchestrator.surface import submission
 from orchestrator.surface.ending import end, fail
 from orchestrator.surface.outcome import Outcome, console, say_error
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.surface.display import Display
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, STOP_COMMAND)
-STOPPED = 3
+STOPPED = 3  # exit code
 
 
 class StoppedEarly(BaseException):
@@ -35,11 +36,12 @@ class StoppedEarly(BaseException):
 
 class Handlers:
     """Signal handlers: before the event loop runs they raise StoppedEarly, then they ask the run to stop. A signal that
-    asks AT_ONCE again ends this process, and with it all that it started."""
+    asks AT_ONCE again ends this process, and with it all that it started. `leave` writes what a resume needs of a run
+    that has not begun."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
-        self._signals = Signals()
-        self._leave = leave  # writes what a resume needs of a run that has not begun
+        self.signals = Signals()
+        self._leave = leave
 
     def before_the_loop(self) -> None:
         """Install the handlers; again after code that replaces them, as starting Ray does."""
@@ -51,15 +53,16 @@ class Handlers:
             asyncio.get_running_loop().add_signal_handler(number, self._ask, run, number)
 
     def _raise(self, number: int, frame: Any) -> None:
-        if self._signals.heard(number) is Ask.AT_ONCE:
+        if self.signals.heard(number) is Ask.AT_ONCE:
             self._leave()
             sys.stdout.flush()
             os._exit(STOPPED)
         raise StoppedEarly
 
     def _ask(self, run: Run, number: int) -> None:
-        ask = self._signals.heard(number)
+        ask = self.signals.heard(number)
         if ask is Ask.AT_ONCE and run.stopping.ask is Ask.AT_ONCE:
+            submission.mark_stopped(run.directory)  # twice at once is a person
             os._exit(STOPPED)
         run.stop(ask)
 
@@ -73,6 +76,7 @@ def carry_out(recipe: Recipe, directory: Path, members: MemberSpecs | None = Non
     def leave() -> None:
         try:
             checkpoint.keep_recipe(directory, dump_recipe(recipe))
+            _mark_if_stopped(directory, handlers)
         except OSError as error:  # a full disk: there is nothing yet that a resume would go on from
             say_error(f"recipe.yaml could not be written: {error}; run it again")
             return
@@ -88,12 +92,23 @@ def carry_out(recipe: Recipe, directory: Path, members: MemberSpecs | None = Non
         except (StoppedEarly, SystemExit):  # Ray's handler of SIGTERM exits while Ray starts
             leave()
             return STOPPED
+        if outcome.code == STOPPED:
+            _mark_if_stopped(directory, handlers)
         outcome.say(directory)
     if outcome.code == STOPPED:  # a thread may still be reading a checkpoint
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(STOPPED)
     return outcome.code
+
+
+def _mark_if_stopped(directory: Path, handlers: Handlers) -> None:
+    """Leave a mark if a person's signal stopped the run. A full disk leaves none, and is said."""
+    try:
+        if handlers.signals.by_person:
+            submission.mark_stopped(directory)
+    except OSError as error:
+        say_error(submission.unmarked(error))
 
 
 def _run_on_cluster(

@@ -13,6 +13,7 @@ from actors.control import Control, control_name
 from configs.load import RecipeError
 from orchestrator.run import Run
 from orchestrator.scaling.elastic import Elastic
+from orchestrator.surface import submission
 from orchestrator.surface.display import Display
 from orchestrator.surface.status import status_of
 
@@ -66,6 +67,10 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
     while True:
         command, arguments = await control.next_command.remote()
         if command == "stop":
+            try:
+                await asyncio.to_thread(submission.mark_stopped, run.directory)
+            except OSError as error:
+                run.observer.notice(f"stop: {submission.unmarked(error)}")
             run.stop()
         elif command == "scale":
             elastic.scale(arguments)

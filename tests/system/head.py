@@ -1,0 +1,129 @@
+"""A Ray cluster of its own, started by `ray start --head` as a person does, and jobs that are submitted to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass
+class Head:
+    """`address`: of the job server; `metrics`: of Ray's exporter."""
+
+    environment: dict[str, str]
+    address: str
+    metrics: str
+    pid: int
+
+    def submit(self, *entrypoint: str) -> str:
+        """`ray job submit` without waiting; returns the job's id."""
+        command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", ".", "--no-wait"]
+        return self._submitted([*command, "--", *entrypoint], time.monotonic() + 180.0)
+
+    def _submitted(self, command: Sequence[str], until: float) -> str:
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        said = done.stdout + done.stderr
+        if "No available agent" in said and time.monotonic() < until:  # the head node has just started
+            time.sleep(1.0)
+            return self._submitted(command, until)
+        found = re.search(r"Job '(raysubmit_\w+)' submitted", said)
+        assert found, said
+        return found[1]
+
+    def stop(self, job: str) -> None:
+        self._call(f"/api/jobs/{job}/stop", "POST")
+
+    def job(self, job: str) -> dict[str, Any]:
+        """What the job server says: `status`, `driver_exit_code`."""
+        return json.loads(self._call(f"/api/jobs/{job}"))
+
+    def logs(self, job: str) -> str:
+        return json.loads(self._call(f"/api/jobs/{job}/logs"))["logs"]
+
+    def ended(self, job: str, seconds: float = 120.0) -> tuple[str, int | None]:
+        """Status and exit code of a job, once it has ended."""
+        wait_for(lambda: self.job(job)["status"] in ENDED, f"{job} to end", seconds)
+        found = self.job(job)
+        return found["status"], found["driver_exit_code"]
+
+    def scrape(self) -> str:
+        """The page of Ray's metrics exporter."""
+        with urllib.request.urlopen(self.metrics, timeout=30) as answer:
+            return answer.read().decode()
+
+    def _call(self, path: str, method: str = "GET") -> bytes:
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.address + path, method=method, headers=token)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+
+@contextmanager
+def started_head(**variables: str) -> Iterator[Head]:
+    """A head node on loopback, with a token. Its processes are gone afterwards."""
+    folder = tempfile.mkdtemp(prefix="lr-", dir="/tmp")  # a short path: Ray's sockets lie below it
+    dashboard, metrics = free_port(), free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {
+        "PATH": f"{BIN}:{kept['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        **variables,
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", "0"]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "8"]
+    command += ["--metrics-export-port", str(metrics), "--object-store-memory", "300000000", "--temp-dir", folder]
+    command += ["--ray-client-server-port", str(free_port())]
+    log = Path(folder) / "head.log"
+    with log.open("w") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        wait_for(lambda: _answers(dashboard) or head.poll() is not None, "the head node", 90.0)
+        assert head.poll() is None, log.read_text()
+        addresses = (f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
+        yield Head(environment, *addresses, head.pid)
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.2)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

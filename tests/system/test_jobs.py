@@ -1,0 +1,138 @@
+"""The life of a run as jobs of a Ray cluster: submit, scale, stop, submit again, resume, kill, submit again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.processes import alive, descendants
+from tests.system.head import ENDED, ROOT, Head, started_head, wait_for
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+STEPS = 30
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    with started_head() as found:
+        yield found
+        below = descendants(found.pid)
+    wait_for(lambda: not alive(below), "the cluster's processes to end", 30.0)
+
+
+def test_a_run_lives_through_its_jobs(
+    head: Head, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Jobs(head, _recipe(models, prompts, tmp_path), tmp_path)
+
+    first = run.submit(seconds=0.1)
+    run.until(first, lambda: run.steps() >= 2)
+    assert "is alive" in run.refused(seconds=0.0), "a second job of a live run"
+    assert "scaling" in run.command("scale", "rollout=2")
+    run.until(first, lambda: "rollout-1" in run.command("status"))
+    run.command("stop")
+    assert head.ended(first) == ("FAILED", 3)
+    assert "stopped at step" in head.logs(first) and "step 2/" in head.logs(first)
+
+    stopped_at = run.steps()
+    again = run.submit(seconds=0.0)
+    assert head.ended(again) == ("FAILED", 3), "what a person stopped is not started by a retry"
+    assert "logratio resume jobs" in head.logs(again) and run.steps() == stopped_at
+
+    resumed = run.submit(seconds=0.1, command=("resume", str(run.directory)))
+    run.until(resumed, lambda: run.steps() > stopped_at)
+    head.stop(resumed)
+    assert head.ended(resumed) == ("STOPPED", None)
+    wait_for(lambda: run.summary().get("exit") == 3, "the stopped run's summary")
+    taken_away = run.steps()
+
+    killed = run.submit(seconds=0.1)
+    run.until(killed, lambda: run.steps() > taken_away)
+    os.kill(json.loads((run.directory / "lock").read_text())["pid"], signal.SIGKILL)
+    assert head.ended(killed)[0] == "FAILED"
+
+    last = run.submit(seconds=0.0)
+    assert head.ended(last) == ("SUCCEEDED", 0), head.logs(last)
+    assert [line["step"] for line in run.lines()] == list(range(1, STEPS + 1))
+
+    done = run.submit(seconds=0.0)
+    assert head.ended(done) == ("SUCCEEDED", 0)
+    assert "is done" in head.logs(done) and run.steps() == STEPS
+    assert "run.steps was 30, now 31" in run.refused(seconds=0.0, overrides=("run.steps=31",))
+    assert head.environment["RAY_AUTH_TOKEN"] not in _everything_written(tmp_path)
+
+
+class Jobs:
+    """Jobs of one run, over simulated members."""
+
+    def __init__(self, head: Head, recipe: dict[str, Any], folder: Path) -> None:
+        self._head = head
+        self._file = folder / "recipe.yaml"
+        self._file.write_text(yaml.safe_dump(recipe))
+        self.directory = folder / "jobs"
+
+    def submit(self, seconds: float, command: tuple[str, ...] = (), overrides: tuple[str, ...] = ()) -> str:
+        """`seconds` is how long a rollout member sleeps, a token."""
+        what = command or ("run", str(self._file), *overrides)
+        return self._head.submit("python", "-m", "tests.cli.simulated", str(seconds), *what)
+
+    def until(self, job: str, condition: Callable[[], bool]) -> None:
+        """Wait while the job runs."""
+        wait_for(lambda: condition() or self._head.job(job)["status"] in ENDED, job)
+        assert condition(), self._head.logs(job)
+
+    def refused(self, seconds: float, overrides: tuple[str, ...] = ()) -> str:
+        """What a job says that ends with 2."""
+        job = self.submit(seconds, overrides=overrides)
+        assert self._head.ended(job) == ("FAILED", 2), self._head.logs(job)
+        return self._head.logs(job)
+
+    def command(self, name: str, *arguments: str) -> str:
+        """A command of a person beside the cluster."""
+        command = [sys.executable, "-m", "orchestrator.cli", name, str(self.directory), *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._head.environment, capture_output=True, text=True, check=False, timeout=90
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def lines(self) -> list[dict[str, Any]]:
+        file = self.directory / "metrics.jsonl"
+        text = file.read_text() if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def steps(self) -> int:
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def summary(self) -> dict[str, Any]:
+        file = self.directory / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _everything_written(folder: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
+
+
+def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict[str, Any]:
+    small = {"cpus": 0.1}
+    return {
+        "run": {"name": "jobs", "root": str(root), "steps": STEPS},
+        "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
+        "data": {"prompts": str(prompts["train"])},
+        "batch": {"prompts_per_step": 4},
+        "sampling": {"max_response_tokens": 8},
+        "objective": {"target": "teacher", "support": "sampled"},
+        "learner": {"optimizer": {"lr": 0.01}, "resources": small},
+        "rollout": {"max_context_tokens": 64, "resources": small},
+        "scorer": {"teacher": {"max_context_tokens": 64, "resources": small}},
+        "checkpoint": {"every": 1},
+    }
