@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Item(NamedTuple):
+class SampleSize(NamedTuple):
     """One sample as the packer sees it: `tokens` counts prompt and response."""
 
     uid: str
@@ -28,7 +28,7 @@ class Plan:
     loss_tokens: int
 
 
-def plan(items: Sequence[Item], ranks: int, tokens_per_microbatch: int) -> Plan:
+def plan(items: Sequence[SampleSize], ranks: int, tokens_per_microbatch: int) -> Plan:
     """Best-fit decreasing into micro-batches, then longest-first onto ranks.
 
     A sample longer than the budget has a micro-batch of its own. Order of `items` does not matter.
@@ -36,7 +36,7 @@ def plan(items: Sequence[Item], ranks: int, tokens_per_microbatch: int) -> Plan:
     bins = _fit(sorted(items, key=lambda item: (-item.tokens, item.uid)), tokens_per_microbatch)
     while len(bins) % ranks:
         _split_largest(bins)
-    shares: list[list[list[Item]]] = [[] for _ in range(ranks)]
+    shares: list[list[list[SampleSize]]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     order = sorted(enumerate(bins), key=lambda numbered: (-_tokens(numbered[1]), numbered[0]))
     for start in range(0, len(order), ranks):
@@ -60,29 +60,29 @@ def take_by_budget(lengths: Sequence[int], budget: int) -> int:
     return len(lengths)
 
 
-def _fit(items: Sequence[Item], budget: int) -> list[list[Item]]:
-    """Put each item into the fullest bin with room for it."""
-    bins: list[list[Item]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+def _fit(items: Sequence[SampleSize], budget: int) -> list[list[SampleSize]]:
+    """Put each item into the fullest bin that holds it."""
+    bins: list[list[SampleSize]] = []
+    gaps: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for item in items:
-        place = bisect_left(rooms, (item.tokens, -1))
-        if place < len(rooms):
-            room, index = rooms.pop(place)
+        place = bisect_left(gaps, (item.tokens, -1))
+        if place < len(gaps):
+            gap, index = gaps.pop(place)
         else:
-            room, index = budget, len(bins)
+            gap, index = budget, len(bins)
             bins.append([])
         bins[index].append(item)
-        if room > item.tokens:
-            insort(rooms, (room - item.tokens, index))
+        if gap > item.tokens:
+            insort(gaps, (gap - item.tokens, index))
     return bins or [[]]
 
 
-def _split_largest(bins: list[list[Item]]) -> None:
+def _split_largest(bins: list[list[SampleSize]]) -> None:
     largest = max(bins, key=lambda b: (len(b) > 1, _tokens(b)))
     moved = largest[1::2]
     del largest[1::2]
     bins.append(moved)
 
 
-def _tokens(items: Sequence[Item]) -> int:
+def _tokens(items: Sequence[SampleSize]) -> int:
     return sum(item.tokens for item in items)

@@ -75,7 +75,7 @@ def check(folder: Path) -> None:
         sys.exit("convert: the saved tokenizer has no chat template")
     ends = {tokenizer.eos_token_id, GenerationConfig.from_pretrained(folder).eos_token_id}
     if ends != {tokenizer.convert_tokens_to_ids(END_OF_TURN)}:
-        sys.exit(f"convert: a turn does not end with {END_OF_TURN} but with tokens {ends}")
+        sys.exit(f"convert: a message does not end with {END_OF_TURN} but with tokens {ends}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from actors.models.foresight import small_copy
-from actors.models.probe import Verdict, probe, unbounded_gap
+from actors.models.probe import ProbeResult, probe, unbounded_gap
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 LIMIT = 1e-4  # nats
@@ -48,13 +48,13 @@ class Row:
 
     name: str
     attention: str = ""
-    verdict: Verdict | None = None
+    probed: ProbeResult | None = None
     unbounded: float | None = None
     note: str = ""
 
     @property
     def supported(self) -> bool:
-        return self.verdict is not None and self.verdict.refusal is None
+        return self.probed is not None and self.probed.refusal is None
 
 
 def names() -> list[str]:
@@ -76,14 +76,14 @@ def look(name: str) -> Row:
     for attention in ("sdpa", "eager"):
         try:
             model = small_copy(configuration(name), attention)
-            verdict = probe(model, thorough=True)
+            probed = probe(model, thorough=True)
         except Exception as error:
             note = note or f"cannot be built tiny: {type(error).__name__}: {str(error).strip()}".splitlines()[0][:140]
             continue
-        if verdict.unseen:
-            note = note or f"cannot be run: {verdict.gaps.reasons['head']}"
-        elif not verdict.inexact:
-            return Row(name, attention, verdict, unbounded_gap(model, verdict), verdict.refusal or "")
+        if probed.unseen:
+            note = note or f"cannot be run: {probed.gaps.reasons['head']}"
+        elif not probed.inexact:
+            return Row(name, attention, probed, unbounded_gap(model, probed), probed.refusal or "")
     return Row(name, note=note)
 
 
@@ -100,8 +100,8 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    assert row.verdict is not None
-    handling = row.verdict.handling
+    assert row.probed is not None
+    handling = row.probed.handling
     logits = []
     if handling.neck:
         logits.append(f"`{handling.neck}` before the head")
@@ -114,7 +114,7 @@ def _line(row: Row) -> str:
 
 
 def _why(row: Row) -> str:
-    gaps = row.verdict.gaps if row.verdict else None
+    gaps = row.probed.gaps if row.probed else None
     if gaps is None or gaps.head is None:
         return row.note.replace("|", "/")
     if gaps.head > LIMIT:
@@ -146,7 +146,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:]:
         for row in map(look, sys.argv[1:]):
-            print(row.name, row.attention, row.unbounded, row.note, row.verdict.line if row.verdict else "")
+            print(row.name, row.attention, row.unbounded, row.note, row.probed.line if row.probed else "")
         return
     PAGE.write_text(table([look(name) for name in names()]))
 

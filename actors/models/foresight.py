@@ -14,25 +14,23 @@ import torch
 from torch import nn
 
 from actors.models.model_faults import quiet_transformers
-from actors.models.probe import Packing, Verdict, probe, tolerance
+from actors.models.probe import Packing, ProbeResult, probe, tolerance
 from actors.models.shrink import VOCABULARY, shrunk
 
 
 @dataclass(frozen=True)
 class Foresight:
-    """`attention`: to load the model with. `verdict`: of the small copy; None if none can be built, for the reason in
+    """`attention`: to load the model with. `probed`: of the small copy; None if none can be built, for the reason in
     `note`: then the probe of the loaded model decides alone."""
 
     attention: str
-    verdict: Verdict | None
+    probed: ProbeResult | None
     refusal: str | None = None
     note: str = ""
 
     @property
     def line(self) -> str:
-        said = (
-            self.verdict.line if self.verdict else f"no small copy can be built ({self.note}); seen when it is loaded"
-        )
+        said = self.probed.line if self.probed else f"no small copy can be built ({self.note}); seen when it is loaded"
         return f"attention {self.attention}; {said}"
 
 
@@ -82,7 +80,7 @@ def _foresee(known: _Known, attention: str, packing: Packing, dtype: str | None)
     if attention != "auto":
         return _with(parsed, attention, packing, dtype)
     fast = _with(parsed, "sdpa", packing, dtype)
-    if not fast.note and (fast.verdict is None or not fast.verdict.inexact):
+    if not fast.note and (fast.probed is None or not fast.probed.inexact):
         return fast
     plain = _with(parsed, "eager", packing, dtype)
     return fast if fast.note and plain.note and fast.attention != "eager" else plain
@@ -113,19 +111,19 @@ def _with(config: Any, attention: str, packing: Packing, dtype: str | None) -> F
         if _lacks(error):
             return Foresight(attention, None, f"it has no attention: {attention}; set attention: auto", "no attention")
         return Foresight(attention, None, None, _first_line(error))
-    verdict = probe(model, packing)
-    if verdict.unseen:
-        return Foresight(attention, None, None, verdict.gaps.reasons["head"])
-    refusal = None if attention.startswith("flash") and verdict.inexact else verdict.refusal
-    return Foresight(attention, verdict, refusal or _unrunnable(model, dtype))
+    probed = probe(model, packing)
+    if probed.unseen:
+        return Foresight(attention, None, None, probed.gaps.reasons["head"])
+    refusal = None if attention.startswith("flash") and probed.inexact else probed.refusal
+    return Foresight(attention, probed, refusal or _unrunnable(model, dtype))
 
 
 def _unrunnable(model: Any, dtype: str | None) -> str | None:
     """Why the model raises in the role's dtype, where it does: what bf16 rounds is seen on the loaded model alone."""
     if dtype != "bfloat16":
         return None
-    verdict = probe(model.to(torch.bfloat16))
-    return verdict.refusal if verdict.unseen else None
+    probed = probe(model.to(torch.bfloat16))
+    return probed.refusal if probed.unseen else None
 
 
 def _lacks(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import torch
 from actors.models import causal_lm
 from actors.models.foresight import classifier_attention, foresee
 from actors.models.handling import Handling
-from actors.models.probe import Packing, Verdict, probe
+from actors.models.probe import Packing, ProbeResult, probe
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class ModelRefused(ValueError):
 
 
 def load(directory: Path, dtype: str, attention: str, packing: Packing, device: torch.device) -> Loaded:
-    """Load and probe; the verdict goes to the member's log. Raises ModelRefused, and what `load_model` does."""
+    """Load and probe; the probed goes to the member's log. Raises ModelRefused, and what `load_model` does."""
     ahead = foresee(directory, attention, packing)
     if ahead.refusal:
         raise ModelRefused(f"{directory}: {ahead.refusal}")
     model = causal_lm.load_model(directory, dtype, ahead.attention).eval().to(device)
     _refuse_unfinite(directory, model)
-    verdict = _probed(model, packing)
-    if verdict.refusal:
-        raise ModelRefused(f"{directory}: {verdict.refusal}")
-    handling = _both(verdict.handling, ahead.verdict)
-    print(f"{directory}: attention {ahead.attention}, {replace(verdict, handling=handling).line}", flush=True)
+    probed = _probed(model, packing)
+    if probed.refusal:
+        raise ModelRefused(f"{directory}: {probed.refusal}")
+    handling = _both(probed.handling, ahead.probed)
+    print(f"{directory}: attention {ahead.attention}, {replace(probed, handling=handling).line}", flush=True)
     return Loaded(model, handling)
 
 
@@ -68,7 +68,7 @@ def _refuse_unfinite(directory: Path, model: Any) -> None:
             )
 
 
-def _probed(model: Any, packing: Packing) -> Verdict:
+def _probed(model: Any, packing: Packing) -> ProbeResult:
     """Probe the loaded model. On the host, as before ZeRO-3 partitions it, `sdpa` stands in for flash attention."""
     used = model.config._attn_implementation
     if not used.startswith("flash") or model.device.type != "cpu":
@@ -80,7 +80,7 @@ def _probed(model: Any, packing: Packing) -> Verdict:
         model.set_attn_implementation(used)
 
 
-def _both(loaded: Handling, ahead: Verdict | None) -> Handling:
+def _both(loaded: Handling, ahead: ProbeResult | None) -> Handling:
     """The loaded model's handling, without what the small copy could not do: real weights or bf16 may hide a leak."""
     if ahead is None:
         return loaded

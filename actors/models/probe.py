@@ -38,7 +38,7 @@ class Gaps:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProbeResult:
     """How to run the model, or why not: `refusal` has a number and a remedy."""
 
     handling: Handling
@@ -112,7 +112,7 @@ def decide(gaps: Gaps, found: Handling, packing: Packing, dtype: torch.dtype) ->
 
 
 @torch.no_grad()
-def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> Verdict:
+def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> ProbeResult:
     """Probe a model on its device, in its dtype and attention. `thorough`: measure also what `decide` does not need."""
     training = model.training
     model.eval()
@@ -123,16 +123,16 @@ def probe(model: Any, packing: Packing = "auto", thorough: bool = False) -> Verd
 
 
 @torch.no_grad()
-def unbounded_gap(model: Any, verdict: Verdict) -> float:
+def unbounded_gap(model: Any, probed: ProbeResult) -> float:
     """Nats that a full leak would cause: the second sequence after the first as if they were one, against it alone."""
     first, second = _sequences(model)
     columns = torch.arange(min(COLUMNS, model.get_output_embeddings().weight.shape[0]), device=model.device)
-    read = _Reader(model, verdict.handling, columns)
+    read = _Reader(model, probed.handling, columns)
     alone, joined = read.batch([second])[0], read.batch([[*first, *second]])[0]
-    return gap(alone, joined[-len(alone) :], verdict.dtype)
+    return gap(alone, joined[-len(alone) :], probed.dtype)
 
 
-def _probe(model: Any, packing: Packing, thorough: bool) -> Verdict:
+def _probe(model: Any, packing: Packing, thorough: bool) -> ProbeResult:
     dtype = next(model.parameters()).dtype
     sequences = _sequences(model)
     reasons: dict[str, str] = {}
@@ -152,12 +152,12 @@ def _probe(model: Any, packing: Packing, thorough: bool) -> Verdict:
 
     found = tried("head", lambda: _find(model, sequences))
     if found is None:
-        return _verdict(Handling(), Gaps(reasons=reasons), packing, dtype)
+        return _result(Handling(), Gaps(reasons=reasons), packing, dtype)
     handling, columns, own = found
     read = _Reader(model, handling, columns)
     alone = tried("head", lambda: [read.batch([ids])[0] for ids in sequences])
     if alone is None:
-        return _verdict(handling, Gaps(reasons=reasons), packing, dtype)
+        return _result(handling, Gaps(reasons=reasons), packing, dtype)
     head = max(measured(o[: len(a)], a) for o, a in zip(own, alone, strict=True))
     packed = tried("packed", lambda: [measured(*pair) for pair in zip(alone, read.batch(sequences), strict=True)])
     first, second = packed or (None, None)
@@ -167,12 +167,12 @@ def _probe(model: Any, packing: Packing, thorough: bool) -> Verdict:
     continued = tried("continued", lambda: measured(alone[1], read.continued(sequences[1])))
     attention = tried("attention", lambda: _against_plain(model, sequences[1], own[1], columns))
     gaps = Gaps(head, second, first, padded, continued, attention, reasons)
-    return _verdict(handling, gaps, packing, dtype)
+    return _result(handling, gaps, packing, dtype)
 
 
-def _verdict(found: Handling, gaps: Gaps, packing: Packing, dtype: torch.dtype) -> Verdict:
+def _result(found: Handling, gaps: Gaps, packing: Packing, dtype: torch.dtype) -> ProbeResult:
     handling, refusal = decide(gaps, found, packing, dtype)
-    return Verdict(handling, gaps, dtype, refusal)
+    return ProbeResult(handling, gaps, dtype, refusal)
 
 
 def gap(own: Tensor, other: Tensor, dtype: torch.dtype) -> float:

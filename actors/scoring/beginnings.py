@@ -1,7 +1,7 @@
 """Beginnings of responses that arrive in segments: the token ids that a scorer remembers of each.
 
 A segment's row holds its new tokens only, and the last row the whole response: no token travels more than twice. A
-scorer that lacks a beginning, because it started late or ran out of room, is sent the earlier payloads again.
+scorer that lacks a beginning, because it started late or ran out of space, is sent the earlier payloads again.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Scored
 from orchestrator.samples.credit import groups_without_signal, rewards_by_group
-from orchestrator.samples.signals import Signals
+from orchestrator.samples.silent_rewards import SilentRewards
 
 SAMPLES_LOST = ("samples_cut", "samples_aged", "samples_dropped")
 
@@ -26,7 +26,7 @@ class Bookkeeping:
         self._progress = progress
         self._meter = meter
         self._notice = notice
-        self._signals = Signals()
+        self._signals = SilentRewards()
 
     def stepped(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
         """Adapt coefficients and counts after a step, and check its rewards for a signal."""

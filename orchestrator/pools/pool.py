@@ -1,6 +1,6 @@
 """The pool of one role: sends each call to a member, within its deadline, and again if that member dies.
 
-A call goes to the least-loaded member with room, or waits in line for one. A call that is not answered within its
+A call goes to the least-loaded member if it is free, or waits in line. A call that is not answered within its
 deadline counts as its member's death. The deadline counts from when the member's earlier calls are answered, so a full
 queue is no hang. `membership` starts and replaces the members.
 """
@@ -73,7 +73,7 @@ class Pool:
         near: int | None = None,
         patience: Patience = "retry",
     ) -> list[Any]:
-        """Call an idempotent method on the least-loaded member with room; if that one dies, on another. Calls with the
+        """Call an idempotent method on the least-loaded free member; if that one dies, on another. Calls with the
         same number `near` go to the same member while the members stay the same.
 
         Returns references to all results but the last, and the value of the last: [ref, ..., value]. Raises CallFailed
@@ -143,7 +143,7 @@ class Pool:
         asked = {asyncio.ensure_future(self._answer(first, method, args, load, returns))}
         try:
             done, _ = await asyncio.wait(asked, timeout=self._hedge)
-            second = None if done else self.line.with_room([m for m in self.members.serving() if m is not first])
+            second = None if done else self.line.free([m for m in self.members.serving() if m is not first])
             if second:
                 self.add_load(second, load)
                 asked.add(asyncio.ensure_future(self._answer(second, method, args, load, returns)))
@@ -174,7 +174,7 @@ class Pool:
     # --- routes ---
 
     async def route(self, near: int | None = None, load: int = 0) -> PoolMember:
-        """Wait for the least-loaded serving member with room, or for the one that `near` stands for, and add `load` to
+        """Wait for the least-loaded free member that serves, or for the one that `near` stands for, and add `load` to
         it. Raises the role's failure if none can come."""
         if not (members := self.members.serving()):
             self.members.check()
@@ -187,7 +187,7 @@ class Pool:
             return await call.place
         except asyncio.CancelledError:
             self.line.leave(call)
-            if call.given:  # in this very turn of the event loop
+            if call.given:  # in this very iteration of the event loop
                 self.remove_load(call.place.result(), load)
             raise
 
@@ -215,7 +215,7 @@ class Pool:
         member.load += load
 
     def remove_load(self, member: PoolMember, load: int) -> None:
-        """Take answered or lost work off a member, and give its room to the calls in line."""
+        """Take answered or lost work off a member, and give it to the calls in line if it is free."""
         member.load -= load
         if load and not member.load:
             self.clock.end(member.number)
@@ -223,7 +223,7 @@ class Pool:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give members with room to the calls in line."""
+        """Give free members to the calls in line."""
         while self.line and (found := self.line.next(self.members.serving())):
             call, member = found
             if not call.place.cancelled():

@@ -1,7 +1,7 @@
-"""Calls that wait for a member with room: first come, first served. A state machine: it owns no tasks and no members.
+"""Calls that wait for a free member: first come, first served. A state machine: it owns no tasks and no members.
 
-A member takes calls until its load reaches the bound. Further calls wait here for the first member with room, which may
-be one that joins later.
+A member is free until its load reaches the bound. Further calls wait here for the first free member, which may be one
+that joins later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Waiting:
 
 @dataclass
 class WaitingLine:
-    """Waiting calls, and their total `load`. A member whose load reaches `bound` has no room; None: no bound."""
+    """Waiting calls, and their total `load`. A member whose load reaches `bound` is not free; None: no bound."""
 
     bound: int | None = None
     load: int = 0
@@ -48,16 +48,16 @@ class WaitingLine:
             self._remove(call)
 
     def at_once(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
-        """A member for a call that need not wait; None if calls wait already or no member has room."""
+        """A member for a call that need not wait; None if calls wait already or no member is free."""
         return None if self._calls else self._place(members, near)
 
     def next(self, members: Sequence[PoolMember]) -> tuple[Waiting, PoolMember] | None:
-        """Remove the first call that one of these members has room for; return it with that member."""
+        """Remove the first call that one of these members is free for; return it with that member."""
         for call in self._calls:
             if member := self._place(members, call.near):
                 self._remove(call)
                 return call, member
-            if call.near is None:  # no member has room
+            if call.near is None:  # no member is free
                 break
         return None
 
@@ -68,13 +68,13 @@ class WaitingLine:
             if not call.place.cancelled():
                 call.place.set_exception(error)
 
-    def with_room(self, members: Sequence[PoolMember]) -> PoolMember | None:
-        """The least-loaded member, if it has room."""
+    def free(self, members: Sequence[PoolMember]) -> PoolMember | None:
+        """The least-loaded member, if it is free."""
         best = min(members, key=lambda m: (m.load, m.number), default=None)
         return best if best and (self.bound is None or best.load < self.bound) else None
 
     def _place(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
-        return self.with_room(members if near is None or not members else [members[near % len(members)]])
+        return self.free(members if near is None or not members else [members[near % len(members)]])
 
     def _remove(self, call: Waiting) -> None:
         self._calls.remove(call)

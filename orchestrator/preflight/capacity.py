@@ -145,7 +145,7 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
     return Comparison("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
 
 
-def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Comparison:
+def _disk(recipe: Recipe, parameters: int, samples: int, available: int) -> Comparison:
     """Checkpoints and export are exact; samples are an upper bound, so what only they exceed is tight."""
     length = recipe.objective.length
     anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
@@ -157,12 +157,12 @@ def _disk(recipe: Recipe, parameters: int, samples: int, room: int) -> Compariso
         f"{count} checkpoints of {size(each)}, an exported model of {size(export)} and samples of at most "
         f"{size(samples)} take {size(certain + samples)}"
     )
-    there = f"{recipe.run.root} has {size(room)} for this run"
-    if certain > room:
+    there = f"{recipe.run.root} has {size(available)} for this run"
+    if certain > available:
         remedy = "free space, set run.root to a larger disk, or lower checkpoint.keep"
         return Comparison("short", "run.root", asked, there, remedy)
     remedy = "free space, set run.root to a larger disk, or raise record.every"
-    return Comparison("tight" if certain + samples > room else "fits", "run.root", asked, there, remedy)
+    return Comparison("tight" if certain + samples > available else "fits", "run.root", asked, there, remedy)
 
 
 def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[Comparison]:
@@ -177,17 +177,17 @@ def _caches(recipe: Recipe, sizes: Mapping[str, Size], roles: set[str]) -> list[
 
 def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
     """One response of full length must fit, or vLLM does not start; `max_concurrent` responses should."""
-    context, room = engine.max_context_tokens, engine.kv_cache_gib * GIB
+    context, available = engine.max_context_tokens, engine.kv_cache_gib * GIB
     concurrent = engine.max_concurrent if isinstance(engine, Rollout) else 1
     one = estimates.key_value_bytes(key_values, context, engine.dtype)
     asked = f"{concurrent} x {context} tokens take {size(concurrent * one)}"
-    there, key = f"the cache has {engine.kv_cache_gib} GiB, room for {room // one}", f"{role}.kv_cache_gib"
-    if one > room:
+    there, key = f"the cache has {engine.kv_cache_gib} GiB, room for {available // one}", f"{role}.kv_cache_gib"
+    if one > available:
         return Comparison(
             "short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role}.max_context_tokens"
         )
     remedy = f"vLLM lets what is beyond wait; raise it to {ceil(concurrent * one / GIB)} if responses are that long"
-    return Comparison("tight" if concurrent * one > room else "fits", key, asked, there, remedy)
+    return Comparison("tight" if concurrent * one > available else "fits", key, asked, there, remedy)
 
 
 def _kinds(nodes: Sequence[Node]) -> str:

@@ -30,9 +30,9 @@ class Comparison:
         return text if self.grade == "fits" else f"{text}; {self.remedy}"
 
 
-def compared(key: str, asked: str, need: int, there: str, room: int, remedy: str) -> Comparison:
-    """Compare two amounts: short if `need` exceeds `room`."""
-    return Comparison("short" if need > room else "fits", key, asked, there, remedy, need / max(1, room))
+def compared(key: str, asked: str, need: int, there: str, available: int, remedy: str) -> Comparison:
+    """Compare two amounts: short if `need` exceeds `available`."""
+    return Comparison("short" if need > available else "fits", key, asked, there, remedy, need / max(1, available))
 
 
 def notable(comparisons: Iterable[Comparison]) -> list[Comparison]:

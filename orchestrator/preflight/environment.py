@@ -76,10 +76,10 @@ def _sockets() -> str | None:
     length = len(os.fsencode(os.path.join(folder, SESSION)))
     if length <= SOCKET_BYTES:
         return None
-    room = SOCKET_BYTES - len(SESSION) - 1
+    longest = SOCKET_BYTES - len(SESSION) - 1
     return (
         f"{variable}: {folder} has {len(os.fsencode(folder))} bytes; Ray's sockets below it would have paths of "
-        f"{length}, {SOCKET_BYTES} are the most; set {variable} to a folder of at most {room} bytes, e.g. /tmp"
+        f"{length}, {SOCKET_BYTES} are the most; set {variable} to a folder of at most {longest} bytes, e.g. /tmp"
     )
 
 

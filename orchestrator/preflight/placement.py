@@ -1,7 +1,7 @@
 """Places the bundles of a layout on nodes. Pure.
 
 A bundle lies on one node; the bundles of a member may lie on several. First-fit: bundles with the fewest possible nodes
-first, larger before smaller, each on the first node with room, nodes with fewer GPUs first. It is conservative: a
+first, larger before smaller, each on the first node that holds it, nodes with fewer GPUs first. It is conservative: a
 placement that it finds is valid, but another order may find one where it does not.
 """
 
@@ -36,7 +36,7 @@ class Node:
 
     def holds(self, bundle: Bundle) -> bool:
         """Whether the bundle would fit if the node were empty."""
-        return _Room(self).has_room(bundle)
+        return _Left(self).fits(bundle)
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Placed:
 
 
 def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placed:
-    """Place every bundle on the first node with room. Names of nodes must be distinct."""
-    rooms = [_Room(node) for node in sorted(nodes, key=lambda node: node.gpus)]
+    """Place every bundle on the first node that holds it. Names of nodes must be distinct."""
+    nodes_left = [_Left(node) for node in sorted(nodes, key=lambda node: node.gpus)]
     possible = [sum(node.holds(bundle) for node in nodes) for bundle in bundles]
     homes: list[str | None] = [None] * len(bundles)
     for i in sorted(range(len(bundles)), key=lambda i: (possible[i], -bundles[i].gpus, -bundles[i].cpus)):
-        room = next((room for room in rooms if room.has_room(bundles[i])), None)
-        if room is not None:
-            room.take(bundles[i])
-            homes[i] = room.node.name
+        left = next((left for left in nodes_left if left.fits(bundles[i])), None)
+        if left is not None:
+            left.take(bundles[i])
+            homes[i] = left.node.name
     return Placed(bundles, tuple(homes))
 
 
@@ -88,7 +88,7 @@ def _matches(label: str | None, selector: str) -> bool:
     return (label in values) != negated
 
 
-class _Room:
+class _Left:
     """What is left of a node while bundles are placed, in units of 1/UNIT CPU or GPU."""
 
     def __init__(self, node: Node) -> None:
@@ -96,9 +96,9 @@ class _Room:
         self._cpus = _units(node.cpus)
         self._gpus = [UNIT] * int(node.gpus)
 
-    def has_room(self, bundle: Bundle) -> bool:
-        fits = _units(bundle.cpus) <= self._cpus and _without(self._gpus, _units(bundle.gpus)) is not None
-        return fits and matches(self.node.labels, bundle.labels)
+    def fits(self, bundle: Bundle) -> bool:
+        enough = _units(bundle.cpus) <= self._cpus and _without(self._gpus, _units(bundle.gpus)) is not None
+        return enough and matches(self.node.labels, bundle.labels)
 
     def take(self, bundle: Bundle) -> None:
         self._cpus -= _units(bundle.cpus)
@@ -110,7 +110,7 @@ def _units(amount: float) -> int:
 
 
 def _without(gpus: Sequence[int], wanted: int) -> list[int] | None:
-    """What is left of each GPU, or None without room. A share comes from the fullest GPU that has it; 1 and more are
+    """What is left of each GPU, or None if too little. A share comes from the fullest GPU that has it; 1 and more are
     whole GPUs."""
     left = sorted(gpus)
     if wanted < UNIT:

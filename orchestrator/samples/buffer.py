@@ -1,4 +1,4 @@
-"""Scored samples between rollout and learner: admit, drop, select. Holds references, opens no payload.
+"""Scored samples between rollout and learner: add, drop, select. Holds references, opens no payload.
 
 A batch holds whole groups in lease order, and their samples in uid order. The learner may skip a group that is still
 being sampled and train a later one first. `on_stale` decides what happens when the skipped group passes the staleness
@@ -130,7 +130,7 @@ class Buffer:
         if index not in self._groups:
             self._put(index, Group(version))
 
-    def admit(self, scored: Scored) -> None:
+    def add(self, scored: Scored) -> None:
         """Add a sample. A second copy of a uid, from a lease presumed lost, is ignored."""
         self._place(scored.header.uid, scored)
 

@@ -55,18 +55,18 @@ class Lease:
     tickets: tuple[Ticket, ...]
 
 
-class Room(NamedTuple):
-    """How many responses a member can take, and whether it has none now."""
+class FreeSlots(NamedTuple):
+    """How many more responses a member can be given now, and whether it has none."""
 
-    slots: int
+    count: int
     idle: bool
 
 
-def room_for(slots: int, load: int) -> Room:
-    """Room of a member that decodes `slots` responses at a time and has `load`. Room below an eighth of the slots is
+def free_slots(slots: int, load: int) -> FreeSlots:
+    """Free slots of a member that decodes `slots` responses at a time and has `load`. Fewer than an eighth of all are
     not offered: a call per free slot would cost more than it gains."""
     free = slots - load
-    return Room(free if free >= min(slots // 8, load) else 0, idle=not load)
+    return FreeSlots(free if free >= min(slots // 8, load) else 0, idle=not load)
 
 
 def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
@@ -104,21 +104,24 @@ class Dispatch:
     _reserved: dict[tuple[str, int], frozenset[int]] = field(init=False, default_factory=dict)  # member -> suspects
 
     def __post_init__(self) -> None:
-        self._next, self._opened = self.ledger.floor, self.ledger.count
+        self._next, self._opened = self.ledger.all_below, self.ledger.count
 
     def pass_over(self, groups: int) -> None:
         """Count groups that are done without having been trained: as many more may be leased."""
         self.passed_over += groups
 
     def has_work(self, steps_done: int, until: int | None = None) -> bool:
-        """Whether there are tickets to lease, given room; `until` as in `grant`."""
+        """Whether there are tickets to lease, given free slots; `until` as in `grant`."""
         return any(self._open.values()) or self._unopened(steps_done, until) > 0
 
-    def grant(self, steps_done: int, room: Mapping[str, Mapping[int, Room]], until: int | None = None) -> list[Lease]:
-        """Leases for members with room (source -> member -> its room), lost tickets first. Groups of steps beyond
+    def grant(
+        self, steps_done: int, free: Mapping[str, Mapping[int, FreeSlots]], until: int | None = None
+    ) -> list[Lease]:
+        """Leases for members with free slots (by source and member), lost tickets first. Groups of steps beyond
         `until` are not leased yet.
 
-        A group goes to the member with most room, whole, for the prefix cache. A source without room delays no other.
+        A group goes whole, for the prefix cache, to the member with most free slots. A source without any delays no
+        other.
         """
         for _ in range(self._unopened(steps_done, until)):
             while self._next in self.ledger.beyond:
@@ -126,7 +129,7 @@ class Dispatch:
             group = [Ticket(self._next, sample) for sample in range(self.samples_per_group)]
             self._open[self.source(self._next)].append(group)
             self._next, self._opened = self._next + 1, self._opened + 1
-        return [lease for source, members in room.items() for lease in self._grant(source, members)]
+        return [lease for source, members in free.items() for lease in self._grant(source, members)]
 
     def settle(self, lease: Lease) -> None:
         """End a lease: each of its responses has ended or is lost."""
@@ -155,10 +158,10 @@ class Dispatch:
         horizon = min(steps_done + 1 + self.max_staleness, self.steps if until is None else min(until, self.steps))
         return max(0, horizon * self.groups_per_step + self.passed_over - self._opened)
 
-    def _grant(self, source: str, members: Mapping[int, Room]) -> list[Lease]:
-        free = {m: room for m, room in members.items() if room.slots > 0 and (source, m) not in self._reserved}
+    def _grant(self, source: str, members: Mapping[int, FreeSlots]) -> list[Lease]:
+        free = {m: slots for m, slots in members.items() if slots.count > 0 and (source, m) not in self._reserved}
         leases, free = self._grant_suspects(source, free)
-        heap = [(-room.slots, member) for member, room in free.items()]
+        heap = [(-slots.count, member) for member, slots in free.items()]
         heapify(heap)
         granted: dict[int, list[Ticket]] = {}
         waiting, held = self._open[source], []
@@ -179,7 +182,7 @@ class Dispatch:
         waiting[:taken] = held
         return leases + [Lease(source, member, tuple(tickets)) for member, tickets in granted.items()]
 
-    def _grant_suspects(self, source: str, free: dict[int, Room]) -> tuple[list[Lease], dict[int, Room]]:
+    def _grant_suspects(self, source: str, free: dict[int, FreeSlots]) -> tuple[list[Lease], dict[int, FreeSlots]]:
         """Leases of suspect groups to idle members, one cell a member; and the members left over."""
         leases: list[Lease] = []
         if not self.suspects.deaths:
@@ -187,11 +190,11 @@ class Dispatch:
         suspects = {group[0].index for group in self._open[source] if self.suspects.suspected(group[0].index)}
         untested = suspects.difference(*self._reserved.values())
         idle = [member for member in free if free[member].idle]
-        most = min((max(1, free[member].slots // self.samples_per_group) for member in idle), default=1)
+        most = min((max(1, free[member].count // self.samples_per_group) for member in idle), default=1)
         for cell, member in zip(self.suspects.cells(untested, most), idle, strict=False):
             tickets = [t for group in self._open[source] for t in group if t.index in cell]
             self._open[source] = [group for group in self._open[source] if group[0].index not in cell]
             self._reserved[source, member] = frozenset(cell)
             leases.append(Lease(source, member, tuple(tickets)))
         taken = {lease.member for lease in leases}
-        return leases, {member: room for member, room in free.items() if member not in taken}
+        return leases, {member: slots for member, slots in free.items() if member not in taken}

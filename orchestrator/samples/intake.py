@@ -1,6 +1,6 @@
-"""Collects what leases yield: blocks are scored as they arrive, segments joined, samples admitted to the buffer.
+"""Collects what leases yield: blocks are scored as they arrive, segments joined, samples put into the buffer.
 
-Every response of a lease is admitted, resampled or skipped: resampled if its member died, its payload was lost or it
+Every response of a lease is buffered, resampled or skipped: resampled if its member died, its payload was lost or it
 grew too old; skipped, with a reason, if it cannot be trained.
 """
 
@@ -78,7 +78,7 @@ class _Work:
 
 @dataclass
 class Intake:
-    """Collects from the members of `writers` (source -> pool). `changed` is called when there may be room for a lease
+    """Collects from the members of `writers` (source -> pool). `changed` is called when there may be free slots
     or a complete batch; `skipped` is uid -> reason."""
 
     flow: Flow
@@ -164,7 +164,7 @@ class Intake:
         work.last_activity = time.monotonic()
         self._free(source, work, sum(s.last for s in block.samples))
         responses = self._select(block, work)
-        scoring.create_task(self._score_and_admit(_selected(block, responses), work, responses))
+        scoring.create_task(self._score_and_buffer(_selected(block, responses), work, responses))
         self.changed()
 
     def _free(self, source: str, work: _Work, places: int) -> None:
@@ -196,8 +196,8 @@ class Intake:
             nodes.note(node, now)
         return groups
 
-    async def _score_and_admit(self, block: Block, work: _Work, responses: Mapping[str, _Response]) -> None:
-        """Score, reward and admit the responses of a block. Resample them if the payload is lost; cut those that are
+    async def _score_and_buffer(self, block: Block, work: _Work, responses: Mapping[str, _Response]) -> None:
+        """Score, reward and buffer the responses of a block. Resample them if the payload is lost; cut those that are
         rejected or meet the early-stop rule."""
         try:
             good, rejected = await self.flow.score_and_reward(block, {uid: r.prompt for uid, r in responses.items()})
@@ -209,7 +209,7 @@ class Intake:
             good = [part for part in good if not responses[part.header.uid].gone]
             for part in good:
                 if whole := self.segments.join(part):
-                    self.buffer.admit(whole)
+                    self.buffer.add(whole)
             bad = [r for uid, r in responses.items() if uid in rejected and not r.gone]
             for response in bad:
                 self._reject(response, rejected[response.uid])

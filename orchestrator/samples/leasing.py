@@ -1,6 +1,6 @@
-"""Rolling out: collect from members that joined, and lease prompt groups to members with room.
+"""Rolling out: collect from members that joined, and lease prompt groups to members with free slots.
 
-A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
+Training and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from configs.schema import EarlyStop, Recipe, Sampling
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Batch, Buffer
-from orchestrator.samples.dispatch import Dispatch, Room, room_for
+from orchestrator.samples.dispatch import Dispatch, FreeSlots, free_slots
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.intake import Intake
 from orchestrator.samples.prompts import Prompts
@@ -34,7 +34,7 @@ class Leasing:
     notice: Callable[[str], None]
     skipped: dict[str, str]
     early_stop: EarlyStop | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)  # there may be room, or a complete batch
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # there may be free slots, or a complete batch
 
     def __post_init__(self) -> None:
         self.intake = Intake(
@@ -74,7 +74,7 @@ class Leasing:
             tasks.create_task(self.intake.collect(source, member))
         if version is None or not self.dispatch.has_work(step, until):  # most changes make no work
             return
-        for lease in self.dispatch.grant(step, self.room(version), until):
+        for lease in self.dispatch.grant(step, self.free_slots(version), until):
             for index in {ticket.index for ticket in lease.tickets}:
                 self.buffer.open(index, version)
             tasks.create_task(self.intake.lease(lease, sampling))
@@ -87,14 +87,14 @@ class Leasing:
                 return batch
             await self.changed.wait()
 
-    def room(self, version: int) -> dict[str, dict[int, Room]]:
-        """Room on members that serve a version (source -> member -> room); none while the scorers are congested."""
+    def free_slots(self, version: int) -> dict[str, dict[int, FreeSlots]]:
+        """Of members that serve a version, by source and member; none while the scorers are congested."""
         if self.flow.congested():
             return {}
         slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {
             source: {
-                m.number: room_for(slots.get(source, self.recipe.samples_per_step), m.load)
+                m.number: free_slots(slots.get(source, self.recipe.samples_per_step), m.load)
                 for m in pool.members.serving()
                 if m.version == version
             }

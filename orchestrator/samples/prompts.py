@@ -62,14 +62,15 @@ class PromptStream:
 
 def tokenize(rows: Rows, chats: Mapping[str, Chat], where: Path) -> list[Prompt]:
     """Tokenise rows as prompts, without responses. Raises RecipeError if a row lacks a field of a model's prompt, or
-    if a chat template rejects the turns."""
+    if a chat template rejects the messages."""
     for chat in chats.values():
         chat.check()
     return [
         Prompt(
             row=row,
             ids={
-                name: chat.ids(chat.prompt(_turns(row, chat, f"{where} line {line}"))) for name, chat in chats.items()
+                name: chat.ids(chat.prompt(_messages(row, chat, f"{where} line {line}")))
+                for name, chat in chats.items()
             },
             response_ids=None,
             line=line,
@@ -88,19 +89,19 @@ def with_responses(
     altered: list[int] = []
     for prompt in prompts:
         at = f"{where} line {prompt.line}"
-        turns = _turns(prompt.row, student, at)
-        answer = demonstrations.answer(turns, prompt.row["response"], at)
-        whole.append(replace(prompt, response_ids=answer.ids))
-        altered += [prompt.line] if answer.altered else []
+        messages = _messages(prompt.row, student, at)
+        written = demonstrations.write(messages, prompt.row["response"], at)
+        whole.append(replace(prompt, response_ids=written.ids))
+        altered += [prompt.line] if written.altered else []
     return whole, _warnings(demonstrations, altered, len(whole), where)
 
 
 def _warnings(demonstrations: Demonstrations, altered: Sequence[int], count: int, where: Path) -> list[str]:
     warnings: list[str] = []
-    if demonstrations.lead:
+    if demonstrations.opening:
         warnings.append(
-            f"{where}: the student's chat template begins an assistant's turn with {demonstrations.lead!r}; responses "
-            "that do not begin with it are trained behind it"
+            f"{where}: the student's chat template begins an assistant's message with {demonstrations.opening!r}; "
+            "responses that do not begin with it are trained behind it"
         )
     if altered:
         warnings.append(
@@ -110,8 +111,8 @@ def _warnings(demonstrations: Demonstrations, altered: Sequence[int], count: int
     return warnings
 
 
-def _turns(row: Mapping[str, Any], chat: Chat, where: str) -> list[dict[str, str]]:
-    """The turns of a row's prompt under a model."""
+def _messages(row: Mapping[str, Any], chat: Chat, where: str) -> list[dict[str, str]]:
+    """The messages of a row's prompt under a model."""
     model = chat.model
     try:
         text = _TEMPLATE.fill(model.prompt, row)
@@ -121,4 +122,4 @@ def _turns(row: Mapping[str, Any], chat: Chat, where: str) -> list[dict[str, str
         raise RecipeError(
             f"models: prompt {shown(model.prompt)} is no format string over a row's fields ({error})"
         ) from None
-    return chat.turns(text)
+    return chat.messages(text)

@@ -1,4 +1,4 @@
-"""Chat templates: turns to the text of a prompt, and of a demonstration behind it.
+"""Chat templates: messages to the text of a prompt, and of a demonstration behind it.
 
 A template is a program from the model's directory; its errors become RecipeErrors.
 """
@@ -16,7 +16,7 @@ from configs.schema import Model
 
 _PROBE = "answer4711"  # a text that no template alters
 
-Turns = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Chat:
     model: Model
     tokenizer: Any
 
-    def turns(self, text: str) -> list[dict[str, str]]:
-        """The turns before a response: the system turn, if the model has one, and the user's."""
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The messages before a response: the system message, if the model has one, and the user's."""
         system = [{"role": "system", "content": self.model.system}] if self.model.system else []
         return [*system, {"role": "user", "content": text}]
 
-    def prompt(self, turns: Turns) -> str:
-        """The prompt text of turns; without a template, one line per turn."""
+    def prompt(self, messages: Messages) -> str:
+        """The prompt text of messages; without a template, one line per message."""
         if not self.has_template:
-            return "\n".join(turn["content"] for turn in turns)
-        return self.render(turns, begin=True)
+            return "\n".join(message["content"] for message in messages)
+        return self.render(messages, begin=True)
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt text. Special tokens are added only without a template, which writes its own."""
@@ -56,23 +56,24 @@ class Chat:
     def has_template(self) -> bool:
         return self.tokenizer.chat_template is not None
 
-    def render(self, turns: Turns, begin: bool) -> str:
-        """The template's text for turns; with `begin`, also how an assistant's turn begins. Raises RecipeError."""
+    def render(self, messages: Messages, begin: bool) -> str:
+        """The template's text for messages; with `begin`, also the beginning of an assistant's message. Raises
+        RecipeError."""
         try:
             return self.tokenizer.apply_chat_template(
-                list(turns), add_generation_prompt=begin, tokenize=False, **self.model.template
+                list(messages), add_generation_prompt=begin, tokenize=False, **self.model.template
             )
         except Exception as error:  # a template may raise anything
             remedy = "put the text of `system` into `prompt`, or " if self.model.system else ""
             said = (str(error).splitlines() or [""])[0]
-            roles = " and ".join(turn["role"] for turn in turns)
+            roles = " and ".join(message["role"] for message in messages)
             raise RecipeError(
-                f"models.{self.name}: its chat template does not take the turns {roles} "
+                f"models.{self.name}: its chat template does not take the messages {roles} "
                 f"({type(error).__name__}: {said}); {remedy}give it another chat_template"
             ) from None
 
     def check(self) -> None:
-        """Raise RecipeError if the template ignores an argument or a turn that the recipe gives."""
+        """Raise RecipeError if the template ignores an argument or a message that the recipe gives."""
         if not self.has_template:
             if self.model.template:
                 raise RecipeError(f"models.{self.name}.template: its tokenizer has no chat template; leave it out")
@@ -84,14 +85,15 @@ class Chat:
                     f"models.{self.name}.template: its chat template does not read {argument!r}; look for "
                     "the argument's name in the template, or leave it out"
                 )
-        written = _bare(self.prompt(self.turns(_PROBE))).casefold()
+        written = _bare(self.prompt(self.messages(_PROBE))).casefold()
         if self.model.system and _bare(self.model.system).casefold() not in written:
             raise RecipeError(
-                f"models.{self.name}.system: its chat template leaves the system turn out; put the text into `prompt`"
+                f"models.{self.name}.system: its chat template leaves the system message out; put the text into "
+                "`prompt`"
             )
         if _PROBE not in written:
             raise RecipeError(
-                f"models.{self.name}: its chat template leaves the user's turn out, so that all prompts are alike; "
+                f"models.{self.name}: its chat template leaves the user's message out, so that all prompts are alike; "
                 "give it another chat_template"
             )
 
@@ -102,7 +104,7 @@ class Chat:
             raise RecipeError(f"models.{self.name}: {str(error).splitlines()[0]}") from None
 
 
-class Answer(NamedTuple):
+class Demonstration(NamedTuple):
     """A demonstration's token ids, end token included. `altered`: the template would write it differently."""
 
     ids: list[int]
@@ -111,15 +113,15 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Writes demonstrations of one model: the row's response, behind what the template begins an assistant's turn with
-    (such as an empty thinking block), up to the token that ends the turn."""
+    """Writes demonstrations of one model: the row's response, behind what the template begins an assistant's message
+    with (such as an empty thinking block), up to the token that ends the message."""
 
     chat: Chat
     end_token_ids: Collection[int]
 
-    def answer(self, turns: Turns, response: str, where: str) -> Answer:
-        """The ids of a response behind `turns`. Raises RecipeError, naming `where`, if it holds an end token."""
-        text, altered = self._text(turns, response)
+    def write(self, messages: Messages, response: str, where: str) -> Demonstration:
+        """The ids of a response behind `messages`. Raises RecipeError, naming `where`, if it holds an end token."""
+        text, altered = self._text(messages, response)
         ids = self.chat.encoded(text)
         if not self.chat.has_template:
             ids.append(self._plain_end)
@@ -130,10 +132,10 @@ class Demonstrations:
                 f"{where}: its response holds the end token {self._ends[inside[0]]!r}; leave it out, a response's end "
                 "is written by the chat template"
             )
-        return Answer(ids, altered)
+        return Demonstration(ids, altered)
 
     @cached_property
-    def lead(self) -> str:
+    def opening(self) -> str:
         """What the template writes between a prompt and an assistant's text. Empty if the rendering with the text does
         not start with the prompt."""
         if not self.chat.has_template:
@@ -150,20 +152,20 @@ class Demonstrations:
         start, length = min(found)
         return behind[: start - length]
 
-    def _text(self, turns: Turns, response: str) -> tuple[str, bool]:
+    def _text(self, messages: Messages, response: str) -> tuple[str, bool]:
         """The response as it is trained, and whether the template would write it differently, spaces aside."""
         if not self.chat.has_template:
             return response, False
-        prompt = self.chat.prompt(turns)
-        written = self.chat.render([*turns, {"role": "assistant", "content": response}], begin=False)
+        prompt = self.chat.prompt(messages)
+        written = self.chat.render([*messages, {"role": "assistant", "content": response}], begin=False)
         own = _bare(response)
         end = self.end
         if not written.startswith(prompt):
             return response + end, own not in _bare(written)
         body = _bare(written[len(prompt) :]).removesuffix(_bare(self._behind))
-        if body == _bare(self.lead) + own:
-            return self.lead + response + end, False
-        if body == own:  # it begins with the lead itself
+        if body == _bare(self.opening) + own:
+            return self.opening + response + end, False
+        if body == own:  # it begins with the opening itself
             return response + end, False
         begun = len(own) - len(body)
         if (
@@ -194,12 +196,12 @@ class Demonstrations:
 
     @cached_property
     def _prompt(self) -> str:
-        return self.chat.prompt(self.chat.turns("question"))
+        return self.chat.prompt(self.chat.messages("question"))
 
     @cached_property
     def _written(self) -> str:
-        turns = [*self.chat.turns("question"), {"role": "assistant", "content": _PROBE}]
-        written = self.chat.render(turns, begin=False)
+        messages = [*self.chat.messages("question"), {"role": "assistant", "content": _PROBE}]
+        written = self.chat.render(messages, begin=False)
         if _PROBE not in written:
             raise RecipeError(
                 f"models.{self.chat.name}: its chat template does not write an assistant's text, so nothing says how "
@@ -217,9 +219,9 @@ class Demonstrations:
 
     def _endless(self) -> RecipeError:
         return RecipeError(
-            f"models.{self.chat.name}: its chat template ends an assistant's turn with {self._behind!r}, which holds "
-            f"none of the end tokens {list(self._ends.values())} that generation stops at; put the id of the one it "
-            "ends with into eos_token_id of generation_config.json"
+            f"models.{self.chat.name}: its chat template ends an assistant's message with {self._behind!r}, which "
+            f"holds none of the end tokens {list(self._ends.values())} that generation stops at; put the id of the one "
+            "it ends with into eos_token_id of generation_config.json"
         )
 
 

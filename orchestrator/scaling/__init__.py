@@ -2,5 +2,5 @@
 
 In come the seconds that roles were busy or waited; out go the bottleneck and better sizes.
 
-The rule: a verdict rests on measured steps with the current members; a change of members discards earlier readings.
+The rule: a diagnosis rests on measured steps with the current members; a change of members discards earlier readings.
 """

@@ -50,7 +50,7 @@ class Prospect:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """`busy`: share of the bottleneck; `throughput`: measured samples/s; `prospects`: by elastic role."""
 
     bottleneck: str
@@ -59,7 +59,7 @@ class Verdict:
     prospects: Mapping[str, Prospect]
 
 
-def find_bottleneck(figures: Figures) -> Verdict | None:
+def find_bottleneck(figures: Figures) -> Diagnosis | None:
     """None if nothing was trained, or no role was busy."""
     if figures.throughput <= 0.0 or figures.learner not in figures.roles:
         return None
@@ -68,7 +68,7 @@ def find_bottleneck(figures: Figures) -> Verdict | None:
     if not work[bottleneck]:
         return None
     prospects = {name: _prospect(figures, work, name) for name, role in figures.roles.items() if role.elastic}
-    return Verdict(bottleneck, figures.roles[bottleneck].busy, figures.throughput, prospects)
+    return Diagnosis(bottleneck, figures.roles[bottleneck].busy, figures.throughput, prospects)
 
 
 def _work(figures: Figures) -> dict[str, float]:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.run import Run
 from orchestrator.scaling.autoscale import Autoscaler
-from orchestrator.scaling.bottleneck import Figures, RoleFigures, Verdict, find_bottleneck
+from orchestrator.scaling.bottleneck import Diagnosis, Figures, RoleFigures, find_bottleneck
 from orchestrator.scaling.utilisation import Reading, Use, Window
 
-JUDGED_EVERY = 10.0  # seconds between verdicts for autoscaling, at least
+JUDGED_EVERY = 10.0  # seconds between diagnoses for autoscaling, at least
 
 
 class Elastic:
@@ -49,14 +49,14 @@ class Elastic:
             return
         self._judged_at, self._judged_step = now, step
         sizes = {role: len(pool.members.serving()) for role, pool in self._pools.items()}
-        if decision := self._autoscaler.decide(self.verdict(), sizes, self._settled()):
+        if decision := self._autoscaler.decide(self.diagnosis(), sizes, self._settled()):
             self._notice(f"autoscale: {decision.role} {sizes[decision.role]} -> {decision.size} ({decision.why})")
             self.scale({decision.role: decision.size}, by_itself=True)
 
     def last_minute(self) -> Use | None:
         return self._window.last_minute()
 
-    def verdict(self) -> Verdict | None:
+    def diagnosis(self) -> Diagnosis | None:
         """The bottleneck; None before enough steps with the current members."""
         use, recipe = self._window.whole_steps(), self._run.recipe
         if use is None:

@@ -1,7 +1,7 @@
-"""How busy each role is: over the last minute for a person, and over whole steps for verdicts.
+"""How busy each role is: over the last minute for a person, and over whole steps for diagnoses.
 
 Cumulative readings come in, about one a second; a share is the difference of two. A minute that begins or ends within a
-step weighs its phases wrongly, and a step may be longer than a minute. So verdicts use a whole number of steps: those
+step weighs its phases wrongly, and a step may be longer than a minute. So diagnoses use a whole number of steps: those
 of the last minute, and at least one.
 """
 
@@ -28,7 +28,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Share:
+class RoleUse:
     """Shares of a role's member-seconds: busy, and waiting for work. The learner's need not add up to 1."""
 
     members: float  # mean
@@ -42,7 +42,7 @@ class Use:
 
     seconds: float
     steps: int
-    shares: Mapping[str, Share]
+    shares: Mapping[str, RoleUse]
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Window:
             return None
         first, last = readings[0], readings[-1]
         seconds = last.at - first.at
-        shares: dict[str, Share] = {}
+        shares: dict[str, RoleUse] = {}
         for role, there in last.presence.items():
             there -= first.presence.get(role, 0.0)
             if there <= 0.0:
@@ -90,7 +90,7 @@ class Window:
             # presence is counted when read, work when it changes: they differ by what came or went within a second
             busy = min(1.0, (last.work[role] - first.work.get(role, 0.0)) / there)
             waited = (last.waited - first.waited) / seconds if role == self.learner else 1.0 - busy
-            shares[role] = Share(there / seconds, busy, min(1.0, waited))
+            shares[role] = RoleUse(there / seconds, busy, min(1.0, waited))
         return Use(seconds, last.step - first.step, shares)
 
 

@@ -20,7 +20,7 @@ Status = Mapping[str, Any]
 
 def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
     """The run's status in plain values that any process can unpickle."""
-    use, verdict = elastic.last_minute(), elastic.verdict()
+    use, verdict = elastic.last_minute(), elastic.diagnosis()
     pools, elastic_roles = run.pools.all(), run.recipe.elastic_roles
     return {
         "step": run.progress.step,

@@ -55,7 +55,7 @@ class Examined(NamedTuple):
     newest: int
 
 
-class Verdict(NamedTuple):
+class CanaryResult(NamedTuple):
     """Numbers of the members to replace, and why. `final`: two members in a row were wrong."""
 
     wrong: frozenset[int] = frozenset()
@@ -94,7 +94,7 @@ class Canaries:
         noise, floor = self.noise or Distance(0.0, 0.0), FLOORS.get(self.dtype, FLOORS["bfloat16"])
         return Distance(*(max(low, MARGIN * value) for value, low in zip(noise, floor, strict=True)))
 
-    def judge(self, member: Examined, version: int, occasion: Occasion, readings: Sequence[Reading]) -> Verdict:
+    def judge(self, member: Examined, version: int, occasion: Occasion, readings: Sequence[Reading]) -> CanaryResult:
         """Judge a member by its readings: the first counts, others are repeats in other batches."""
         if occasion is Occasion.TRIAL:  # a directory that failed before is no reference
             self._claims.pop(version, None)
@@ -112,7 +112,7 @@ class Canaries:
             return self._right(member, occasion, sure=len(reference.places) > 1)
         if occasion is Occasion.LOAD and self._outvotes(claims, reading, member):
             why = f"{len(claims[0].places)} members load version {version} otherwise; {self._against_tolerance(gap)}"
-            return Verdict(frozenset({reference.author}), why)
+            return CanaryResult(frozenset({reference.author}), why)
         disputed = len(reference.places) == 1 and reference.places != {member.place} and occasion is Occasion.LOAD
         wrong = {member.number, reference.author} if disputed else {member.number}
         differ = self._against_tolerance(gap)
@@ -149,20 +149,20 @@ class Canaries:
         claims.insert(0, alike[0])
         return True
 
-    def _right(self, member: Examined, occasion: Occasion, sure: bool) -> Verdict:
+    def _right(self, member: Examined, occasion: Occasion, sure: bool) -> CanaryResult:
         strike = self._strikes.get(occasion)
         if strike and member.number >= strike.since and (sure or not strike.disputed):
             del self._strikes[occasion]
-        return Verdict()
+        return CanaryResult()
 
-    def _wrong(self, member: Examined, occasion: Occasion, wrong: set[int], why: str, disputed: bool) -> Verdict:
+    def _wrong(self, member: Examined, occasion: Occasion, wrong: set[int], why: str, disputed: bool) -> CanaryResult:
         """Final if this member started after the last one that was wrong on such an occasion; for a load, on any
         occasion."""
         earlier = self._strikes.values() if occasion is Occasion.LOAD else [self._strikes.get(occasion)]
         again = any(strike is not None and member.number >= strike.since for strike in earlier)
         if occasion is not Occasion.TRIAL:
             self._strikes[occasion] = _Strike(member.newest, disputed)
-        return Verdict(frozenset(wrong), why, again and occasion is not Occasion.TRIAL)
+        return CanaryResult(frozenset(wrong), why, again and occasion is not Occasion.TRIAL)
 
     def _forget(self) -> None:
         for version in list(self._claims)[:-KEPT]:

@@ -13,7 +13,7 @@ from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import MemberDied
-from orchestrator.weights.canaries import Canaries, Examined, Occasion, Verdict
+from orchestrator.weights.canaries import Canaries, CanaryResult, Examined, Occasion
 
 
 class TeacherWrong(RoleFailed):
@@ -47,9 +47,9 @@ class CanaryWatch:
         repeats = canaries.noise is None
         readings = await pool.call_member(member, "canary", self._texts[model], repeats)
         examined = Examined(member.number, member.place, pool.members.newest)
-        verdict = canaries.judge(examined, version, occasion, readings)
-        if verdict.wrong:
-            await self._replace(pool, member, verdict)
+        result = canaries.judge(examined, version, occasion, readings)
+        if result.wrong:
+            await self._replace(pool, member, result)
 
     async def check_woken(self, pool: Pool, member: PoolMember) -> None:
         """Check a member that has woken up. Raises TeacherWrong."""
@@ -77,19 +77,19 @@ class CanaryWatch:
             return True
         return False
 
-    async def _replace(self, pool: Pool, member: PoolMember, verdict: Verdict) -> None:
-        if verdict.final:
+    async def _replace(self, pool: Pool, member: PoolMember, result: CanaryResult) -> None:
+        if result.final:
             failure = TeacherWrong(
-                f"{pool.role}-{member.number}: {verdict.why}, as it was with the member before it; "
+                f"{pool.role}-{member.number}: {result.why}, as it was with the member before it; "
                 f"are the model's files whole and alike on every node?"
             )
             await pool.members.fail(failure)
             raise failure
-        death = MemberDied(f"{pool.role}-{member.number}: {verdict.why}")
-        for other in [m for m in pool.members if m.number in verdict.wrong]:
+        death = MemberDied(f"{pool.role}-{member.number}: {result.why}")
+        for other in [m for m in pool.members if m.number in result.wrong]:
             if other.serving:
                 pool.members.replace(other, death)
             elif other is not member:  # it is joining: its pool finds it dead
                 await pool.transport.kill(other.actors)
-        if member.number in verdict.wrong:
+        if member.number in result.wrong:
             raise death

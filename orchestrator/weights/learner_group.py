@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actors.packing import Item, Plan, plan
+from actors.packing import Plan, SampleSize, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
 from configs.schema import Recipe
 from objectives.schedule import Dials
@@ -224,7 +224,9 @@ class LearnerGroup:
 
 def plan_batch(recipe: Recipe, batch: Sequence[Scored]) -> Plan:
     """Micro-batches of a batch, from headers alone."""
-    items = [Item(s.header.uid, s.header.prompt_tokens + s.header.response_tokens, s.header.loss_tokens) for s in batch]
+    items = [
+        SampleSize(s.header.uid, s.header.prompt_tokens + s.header.response_tokens, s.header.loss_tokens) for s in batch
+    ]
     return plan(items, recipe.learner.ranks, recipe.batch.tokens_per_microbatch)
 
 

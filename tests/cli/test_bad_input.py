@@ -144,7 +144,7 @@ def test_a_chat_template_that_does_not_take_the_turns(
     folder = shutil.copytree(models["teacher"], tmp_path / "strict")
     (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
     error = refused(merged(recipe, {"models": {"teacher": {"path": str(folder), "system": "be brief"}}}))
-    assert "models.teacher: its chat template does not take the turns system and user" in error
+    assert "models.teacher: its chat template does not take the messages system and user" in error
     assert "System role not supported" in error and "put the text of `system` into `prompt`" in error
 
 
@@ -390,12 +390,12 @@ def _spoilt(models: dict[str, Path], folder: Path, file: str, content: bytes | s
         ("model.safetensors", b"", "model.safetensors is no safetensors file"),
         ("model.safetensors.index.json", '{"weight_map": [1]}', "has no weight_map from tensors to files"),
         ("model.safetensors.index.json", '{"weight_map": {"a": "b.safetensors"}}', "of 1 files are missing"),
-        ("chat_template.jinja", "{% for", "its chat template does not take the turns"),
-        ("chat_template.jinja", "{{ a.b.c }}", "its chat template does not take the turns"),
+        ("chat_template.jinja", "{% for", "its chat template does not take the messages"),
+        ("chat_template.jinja", "{{ a.b.c }}", "its chat template does not take the messages"),
         (
             "chat_template.jinja",
             "{% for i in range(10 ** 9) %}{% endfor %}",
-            "its chat template does not take the turns",
+            "its chat template does not take the messages",
         ),
         ("chat_template.jinja", b"\xff\xfe{", "has no tokenizer that loads"),
     ],
@@ -473,10 +473,10 @@ def test_the_longest_temporary_folder_is_the_one_that_rays_own_check_takes() -> 
 
     from orchestrator.preflight import environment
 
-    room = environment.SOCKET_BYTES - len(environment.SESSION) - 1
-    validate_socket_filepath("/" + "t" * (room - 1) + "/" + environment.SESSION)
+    longest = environment.SOCKET_BYTES - len(environment.SESSION) - 1
+    validate_socket_filepath("/" + "t" * (longest - 1) + "/" + environment.SESSION)
     with pytest.raises(OSError):
-        validate_socket_filepath("/" + "t" * room + "/" + environment.SESSION)
+        validate_socket_filepath("/" + "t" * longest + "/" + environment.SESSION)
 
 
 @pytest.mark.parametrize(

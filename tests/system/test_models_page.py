@@ -17,8 +17,8 @@ def test_the_page_says_what_the_sweep_finds() -> None:
     torch.set_num_threads(1)
     rows = [look(name) for name in names()]
     for row in (row for row in rows if row.supported):
-        assert row.verdict is not None
-        gaps, packs = row.verdict.gaps, row.verdict.handling.packs
+        assert row.probed is not None
+        gaps, packs = row.probed.gaps, row.probed.handling.packs
         measured = (gaps.head, gaps.packed if packs else gaps.padded)
         assert all(value is not None and value < LIMIT for value in measured), row
     assert {row.name for row in rows if row.supported} >= set(REQUIRED)

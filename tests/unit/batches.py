@@ -39,7 +39,7 @@ class Batches:
         monkeypatch.setattr(LearnerGroup, "step", noted)
 
     def assert_trained(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Every row is the response whose header was admitted, and its scores are of its own tokens."""
+        """Every row is the response whose header was buffered, and its scores are of its own tokens."""
         for row in rows:
             header = self.headers[int(row["step"].removeprefix("step_"))][row["uid"]]
             found = (row["attempt"], len(row["response_ids"]), row["finish"])

@@ -49,8 +49,8 @@ def scorer(dtype: str) -> Scorer:
 def test_packed_padded_and_head_logprobs_are_the_models_own(name: str) -> None:
     row = look(name)
     assert row.supported, row.note
-    assert row.verdict is not None and row.unbounded is not None
-    gaps, handling = row.verdict.gaps, row.verdict.handling
+    assert row.probed is not None and row.unbounded is not None
+    gaps, handling = row.probed.gaps, row.probed.handling
     assert gaps.head is not None and gaps.head < LIMIT
     assert gaps.padded is not None and gaps.padded < LIMIT
     assert gaps.packed is not None and (gaps.packed < LIMIT) == handling.packs
@@ -119,15 +119,15 @@ def test_segments_are_scored_as_the_whole_response(written: Callable[[str], Path
 @pytest.mark.parametrize("name", ["qwen3_5_text", "falcon_h1", "gpt_oss"])
 def test_a_leak_is_found_in_bf16_too(name: str) -> None:
     model = small_copy(configuration(name), "eager", dtype=torch.bfloat16)
-    verdict = probe(model)
-    assert verdict.refusal is None and not verdict.handling.packs, verdict.line
+    probed = probe(model)
+    assert probed.refusal is None and not probed.handling.packs, probed.line
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "granite", "deepseek_v3", "qwen3_moe"])
 def test_what_bf16_rounds_is_no_leak(name: str) -> None:
     model = small_copy(configuration(name), "eager", dtype=torch.bfloat16)
-    verdict = probe(model)
-    assert verdict.refusal is None and verdict.handling.packs, verdict.line
+    probed = probe(model)
+    assert probed.refusal is None and probed.handling.packs, probed.line
 
 
 def test_the_default_attention_computes_soft_caps_and_a_wrong_one_is_refused(written: Callable[[str], Path]) -> None:
@@ -143,7 +143,7 @@ def test_the_default_attention_computes_soft_caps_and_a_wrong_one_is_refused(wri
 def test_what_leaks_is_padded_or_refused_with_the_number(written: Callable[[str], Path]) -> None:
     folder = written("qwen3_5_text")
     ahead = foresee(folder, "auto", "auto")
-    assert ahead.verdict and not ahead.verdict.handling.packs and ahead.refusal is None
+    assert ahead.probed and not ahead.probed.handling.packs and ahead.refusal is None
     refusal = foresee(folder, "auto", True).refusal
     assert refusal and "nats off the same ones alone" in refusal and "packing: auto" in refusal
     with pytest.raises(loading.ModelRefused, match="packing: auto"):
@@ -220,8 +220,8 @@ def test_a_scale_and_a_cap_are_found_under_any_name() -> None:
 def test_the_probe_leaves_the_model_as_it_was() -> None:
     model = small_copy(configuration("llama"), "sdpa").train()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    verdict = probe(model)
+    probed = probe(model)
     assert model.training and model.config._attn_implementation == "sdpa"
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert unbounded_gap(model, verdict) > 0.1 > tolerance(torch.float32)
+    assert unbounded_gap(model, probed) > 0.1 > tolerance(torch.float32)

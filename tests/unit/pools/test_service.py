@@ -249,7 +249,7 @@ def test_a_call_that_waits_for_one_member_delays_no_other() -> None:
 
 
 async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]]]:
-    """A pool whose only member has room for one call, and three calls; the first is half done."""
+    """A pool whose only member takes one call at a time, and three calls; the first is half done."""
     workers = queues(10)
     await workers.members.start(1)
     calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
@@ -267,7 +267,7 @@ def test_a_cancelled_call_leaves_no_load() -> None:
         calls[0].cancel()  # it is being answered: its place goes to the third
         await asyncio.sleep(0)
         assert member.load == 10
-        calls[2].cancel()  # perhaps in the turn in which it was given its place
+        calls[2].cancel()  # perhaps in the iteration in which it was given its place
         await asyncio.gather(*calls, return_exceptions=True)
         assert workers.load() == 0 and await workers.call("work") == [0]
 
@@ -385,22 +385,22 @@ def test_a_failed_call_names_the_number_of_dead_members() -> None:
 
 
 def test_nothing_is_leased_while_scorers_are_congested(tmp_path: Path) -> None:
-    rooms: list[tuple[int, bool]] = []
+    free: list[tuple[int, bool]] = []
 
     def look(run: Run, line: Mapping[str, Any]) -> None:
-        if run.stage is None or rooms:
+        if run.training is None or free:
             return
         (first, second), rollouts = run.pools.scorers["teacher"].members, run.pools.rollout
         assert rollouts is not None
         held = first.load, second.load
         for load in (80, 81):  # of two members that may each hold 40
             first.load, second.load = load, 0
-            rooms.append((load, bool(run.stage.leasing.room(run.progress.version))))
+            free.append((load, bool(run.training.leasing.free_slots(run.progress.version))))
         first.load, second.load = held
 
     queue = {"members": 2, "max_queued_tokens": 40}
     assert Simulation(recipe(tmp_path, scorer={"teacher": queue}), look).go() == DONE
-    assert rooms == [(80, True), (81, False)]
+    assert free == [(80, True), (81, False)]
     assert_each_once(tmp_path)
 
 

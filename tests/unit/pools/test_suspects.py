@@ -15,7 +15,7 @@ from actors.simulated.members import SimulatedRollout, Speeds
 from orchestrator.pools.pool import CallFailed
 from orchestrator.pools.suspects import DEATHS, MOMENT, Nodes, Suspects
 from orchestrator.run import DONE, Run
-from orchestrator.samples.dispatch import Dispatch, Room
+from orchestrator.samples.dispatch import Dispatch, FreeSlots
 from orchestrator.samples.flow import isolate
 from tests.unit import chaos
 from tests.unit.simulation import Simulation, assert_each_once, recipe
@@ -28,15 +28,15 @@ def found(guilty: set[int], members: int, seed: int = 0) -> tuple[int, int, set[
     a round every idle member has one lease; it dies where a guilty group is among it, at a moment of its own."""
     rng, suspects = random.Random(seed), Suspects()
     dispatch = Dispatch(GROUPS, 2, 0, 1, suspects=suspects)
-    room = {"student": {member: Room(64, idle=True) for member in range(members)}}
-    two = {"student": {0: Room(GROUPS, idle=True), 1: Room(GROUPS, idle=True)}}
+    many = {"student": {member: FreeSlots(64, idle=True) for member in range(members)}}
+    two = {"student": {0: FreeSlots(GROUPS, idle=True), 1: FreeSlots(GROUPS, idle=True)}}
     for _ in range(2):
         for lease in dispatch.grant(0, two):
             dispatch.settle(lease)
             dispatch.lose(lease.tickets, died=True)
     assert all(suspects.suspected(index) for index in range(GROUPS))
     rounds, deaths, blamed = 0, 0, set[int]()
-    while leases := dispatch.grant(0, room):
+    while leases := dispatch.grant(0, many):
         rounds += 1
         for lease in leases:
             groups = sorted({ticket.index for ticket in lease.tickets})

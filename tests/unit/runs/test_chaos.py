@@ -58,7 +58,7 @@ def assert_nothing_lost(
         carries = Counter(t for start, end in row["loss_spans"] for t in range(start, end))
         assert set(carries) == {t for t, age in enumerate(ages) if age <= bound} and set(carries.values()) <= {1}
     run = simulation.run
-    assert run.stage is not None and not len(run.stage.leasing.intake.segments)
+    assert run.training is not None and not len(run.training.leasing.intake.segments)
     sizes = {role: role_sizes(run.recipe)[role] for role in simulation.pools.all()}
     assert {role: len(pool.members) for role, pool in simulation.pools.all().items()} == sizes
     ours = {id(actor) for pool in simulation.pools.all().values() for m in pool.members for actor in m.actors}
@@ -145,7 +145,7 @@ def test_chaos_where_learner_and_engines_take_turns(tmp_path: Path, batches: Bat
 def test_chaos_beside_a_poisoned_sample(
     tmp_path: Path, batches: Batches, monkeypatch: pytest.MonkeyPatch, on_stale: str
 ) -> None:
-    """The other sample of its group may be lost with a node or age, before the verdict and after."""
+    """The other sample of its group may be lost with a node or age, before the scores and after."""
     poison(monkeypatch, f"{GROUPS:08d}.000", 10.0)
     changed = settings(tmp_path, max_staleness=1, on_stale=on_stale)
     code, simulation, chaos = run_in_chaos(changed, SPEED, 3, ROLES, STRIKES, 4.0, nodes=True)

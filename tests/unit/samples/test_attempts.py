@@ -48,7 +48,7 @@ class Drawn:
         ]
 
 
-def admitted(segment: int, *together: Sequence[Drawn]) -> dict[str, Scored]:
+def buffered(segment: int, *together: Sequence[Drawn]) -> dict[str, Scored]:
     """The last whole response of each uid, where those in a tuple leave in the same blocks and are scored together."""
     segments, whole = Segments(), dict[str, Scored]()
     for responses in together:
@@ -70,7 +70,7 @@ def test_an_earlier_attempt_in_a_mates_block_is_neither_trained_nor_are_its_scor
     """An evaluation asks again under the same number."""
     earlier, mate = Drawn(AGAIN, 0, range(10, 18), -9.0), Drawn(MATE, 0, range(30, 38), -2.0)
     again = Drawn(AGAIN, number, range(50, 50 + tokens), -0.5)
-    batch = list(admitted(segment, (earlier, mate), (again,)).values())
+    batch = list(buffered(segment, (earlier, mate), (again,)).values())
     whole = Share(1, 0, (), 18, {"distillation": Total(18, 2)}, 0, Dials(), record=str(tmp_path / "step"))
     share, payloads = share_of_rank(whole, batch, ((AGAIN, MATE),), set())
     assert sum(AGAIN in payload.column("uid").to_pylist() for payload in payloads) > 2, "of both attempts"

@@ -40,7 +40,7 @@ def test_a_batch_waits_for_its_last_sample() -> None:
     buffer = leased(2, 2)
     for uid in GROUPS:
         assert buffer.next_batch(0) is None
-        buffer.admit(scored(uid))
+        buffer.add(scored(uid))
     assert uids(buffer.next_batch(0)) == GROUPS
     assert buffer.next_batch(0) is None and len(buffer) == 0
 
@@ -49,30 +49,30 @@ def test_any_order_of_arrival_gives_the_same_batch() -> None:
     for order in itertools.permutations(GROUPS):
         buffer = leased(2, 2)
         for uid in order:
-            buffer.admit(scored(uid))
+            buffer.add(scored(uid))
         assert uids(buffer.next_batch(0)) == GROUPS
 
 
 def test_the_first_copy_of_a_uid_counts() -> None:
     buffer = leased(1, 1)
-    buffer.admit(scored(GROUPS[0]))
-    buffer.admit(scored(GROUPS[0], "second"))
+    buffer.add(scored(GROUPS[0]))
+    buffer.add(scored(GROUPS[0], "second"))
     batch = buffer.next_batch(0)
     assert batch and [s.samples for s in batch.samples] == ["first"]
 
 
 def test_a_copy_that_comes_after_its_batch_is_ignored() -> None:
     buffer = leased(1, 1)
-    buffer.admit(scored(GROUPS[0]))
+    buffer.add(scored(GROUPS[0]))
     buffer.next_batch(0)
-    buffer.admit(scored(GROUPS[0], "late"))
+    buffer.add(scored(GROUPS[0], "late"))
     assert len(buffer) == 0 and buffer.next_batch(0) is None
 
 
 def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None:
     buffer = leased(2, 2)
     for uid in GROUPS[1:]:
-        buffer.admit(scored(uid))
+        buffer.add(scored(uid))
     buffer.drop(GROUPS[0], "too long")
     assert uids(buffer.next_batch(0)) == GROUPS[1:]
     assert buffer.last_dropped == (GROUPS[0], "too long")
@@ -81,7 +81,7 @@ def test_a_dropped_sample_leaves_its_place_empty_and_its_reason_behind() -> None
 def test_nothing_is_missing_of_a_group_that_is_trained() -> None:
     buffer = leased(1, 1)
     assert buffer.missing(0) == [GROUPS[0]]
-    buffer.admit(scored(GROUPS[0]))
+    buffer.add(scored(GROUPS[0]))
     buffer.next_batch(0)
     assert buffer.missing(0) == []
 
@@ -99,28 +99,28 @@ def test_a_wholly_dropped_batch_is_empty_and_not_awaited_for_ever() -> None:
 def test_a_group_still_sampled_is_passed_over_while_within_the_bound() -> None:
     buffer = leased(1, 1, max_staleness=1)
     buffer.open(1, 0)
-    buffer.admit(scored(SINGLES[1]))
+    buffer.add(scored(SINGLES[1]))
     assert uids(buffer.next_batch(0)) == [SINGLES[1]]
     buffer.open(2, 1)
-    buffer.admit(scored(SINGLES[2], version=1))
+    buffer.add(scored(SINGLES[2], version=1))
     assert buffer.next_batch(1) is None, "group 0 would be too old for the step after this one"
-    buffer.admit(scored(SINGLES[0]))
+    buffer.add(scored(SINGLES[0]))
     assert uids(buffer.next_batch(1)) == [SINGLES[0]], "lease order"
     assert uids(buffer.next_batch(2)) == [SINGLES[2]]
 
 
 def test_strictly_on_policy_is_lease_order() -> None:
     buffer = leased(2, 1)
-    buffer.admit(scored(SINGLES[1]))
+    buffer.add(scored(SINGLES[1]))
     assert buffer.next_batch(0) is None
-    buffer.admit(scored(SINGLES[0]))
+    buffer.add(scored(SINGLES[0]))
     assert uids(buffer.next_batch(0)) == SINGLES[:2]
 
 
 def test_with_mask_tokens_no_group_is_waited_for_and_old_tokens_are_not_counted() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
     header = SampleHeader(SINGLES[0], "00000000", 0, 3, 9, 9, "stop", ((0, 4), (1, 3), (2, 2)))
-    buffer.admit(Scored(header, "long"))
+    buffer.add(Scored(header, "long"))
     batch = buffer.next_batch(2)
     assert batch and batch.oldest == 1 and batch.tokens_masked == 4
     (sample,) = batch.samples
@@ -134,11 +134,11 @@ def test_with_mask_tokens_no_group_is_waited_for_and_old_tokens_are_not_counted(
 
 def test_a_sample_with_only_old_tokens_is_resampled_alone() -> None:
     buffer = leased(1, 2, max_staleness=1, on_stale="mask_tokens")
-    buffer.admit(scored(GROUPS[0]))
-    buffer.admit(scored(GROUPS[1], version=5))
+    buffer.add(scored(GROUPS[0]))
+    buffer.add(scored(GROUPS[1], version=5))
     assert [s.header.uid for s in buffer.expire(5)] == [GROUPS[0]]
     assert buffer.next_batch(5) is None and buffer.missing(0) == [GROUPS[0]]
-    buffer.admit(scored(GROUPS[0], "again", version=5))
+    buffer.add(scored(GROUPS[0], "again", version=5))
     assert uids(buffer.next_batch(5)) == GROUPS[:2]
 
 
@@ -147,7 +147,7 @@ def test_samples_in_the_second_half_of_the_bound_are_resampled_with_an_expired_o
     buffer.open(0, 0)
     old, older_half, younger_half = [f"00000000.{sample:03d}" for sample in range(3)]
     for uid, version in ((old, 1), (older_half, 5), (younger_half, 6)):
-        buffer.admit(scored(uid, version=version))
+        buffer.add(scored(uid, version=version))
     assert [s.header.uid for s in buffer.expire(10)] == [old, older_half]
     assert buffer.missing(0) == [old, older_half]
 
@@ -162,22 +162,22 @@ def test_the_third_time_a_group_is_resampled_whole_and_waited_for() -> None:
         (15, {first: 10, second: 14}, [first, second]),
     ):
         for uid, version in drawn_with.items():
-            buffer.admit(scored(uid, version=version))
+            buffer.add(scored(uid, version=version))
         assert sorted(s.header.uid for s in buffer.expire(now)) == out
     for index, now in ((1, 18), (2, 19)):
         buffer.open(index, now)
         for uid in others[2 * index - 2 : 2 * index]:
-            buffer.admit(scored(uid, version=now))
+            buffer.add(scored(uid, version=now))
     assert uids(buffer.next_batch(18)) == others[:2], "nobody is waited for yet"
     assert buffer.next_batch(19) is None
-    buffer.admit(scored(first, version=15))
-    buffer.admit(scored(second, version=17))
+    buffer.add(scored(first, version=15))
+    buffer.add(scored(second, version=17))
     assert uids(buffer.next_batch(19)) == [first, second]
 
 
 def test_samples_of_other_sources_do_not_age() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="mask_tokens")
-    buffer.admit(replace(scored(SINGLES[0]), source="teacher"))
+    buffer.add(replace(scored(SINGLES[0]), source="teacher"))
     batch = buffer.next_batch(5)
     assert buffer.expire(5) == [] and batch and uids(batch) == [SINGLES[0]] and batch.tokens_masked == 0
 
@@ -192,39 +192,39 @@ def test_samples_of_other_sources_are_waited_for_where_scores_age(source: str, s
     for index, leased_at in enumerate((0, 0, 1)):
         buffer.open(index, leased_at)
     for uid in (half, *others):
-        buffer.admit(replace(scored(uid), source=source))
+        buffer.add(replace(scored(uid), source=source))
     assert uids(buffer.next_batch(0)) == others[:2], "there is time for the oldest yet"
     assert uids(buffer.next_batch(1)) == ([] if waits else others[2:])
-    buffer.admit(replace(scored(missing), source=source))
+    buffer.add(replace(scored(missing), source=source))
     assert uids(buffer.next_batch(1)) == [half, missing]
 
 
 def test_dropped_for_age_a_group_is_open_again_and_after_the_third_time_waited_for() -> None:
     buffer = leased(1, 1, max_staleness=1, on_stale="drop")
     for version in (2, 4, 6):
-        buffer.admit(scored(SINGLES[0], version=version - 2))
+        buffer.add(scored(SINGLES[0], version=version - 2))
         expired = buffer.expire(version)
         assert [s.header.uid for s in expired] == [SINGLES[0]]
     buffer.open(1, 6)
-    buffer.admit(scored(SINGLES[1], version=6))
+    buffer.add(scored(SINGLES[1], version=6))
     assert uids(buffer.next_batch(6)) == [SINGLES[1]]
     buffer.open(2, 7)
-    buffer.admit(scored(SINGLES[2], version=7))
+    buffer.add(scored(SINGLES[2], version=7))
     assert buffer.next_batch(7) is None, "dropped three times: the learner waits"
-    buffer.admit(scored(SINGLES[0], version=6))
+    buffer.add(scored(SINGLES[0], version=6))
     assert buffer.expire(7) == [] and uids(buffer.next_batch(7)) == [SINGLES[0]]
 
 
 def test_a_batch_that_is_given_back_keeps_its_place_and_its_age() -> None:
     buffer = leased(2, 2, max_staleness=1)
     for uid in GROUPS[1:]:
-        buffer.admit(scored(uid))
+        buffer.add(scored(uid))
     buffer.drop(GROUPS[0], "bad")
     batch = buffer.next_batch(0)
     assert batch
     buffer.give_back(batch, {GROUPS[2]})
     assert buffer.next_batch(1) is None and buffer.missing(1) == [GROUPS[2]]
-    buffer.admit(scored(GROUPS[2], "again"))
+    buffer.add(scored(GROUPS[2], "again"))
     again = buffer.next_batch(1)
     assert again and uids(again) == GROUPS[1:]
     assert [s.samples for s in again.samples] == ["first", "again", "first"]
@@ -258,7 +258,7 @@ def test_whatever_the_course_no_trained_token_passes_the_bound_and_every_group_i
                 del running[index, sample]
                 versions = tuple(sorted(Counter(tokens).items()))
                 uid = f"{index:08d}.{sample:03d}"
-                buffer.admit(Scored(SampleHeader(uid, uid[:8], 0, 1, len(tokens), len(tokens), "stop", versions), None))
+                buffer.add(Scored(SampleHeader(uid, uid[:8], 0, 1, len(tokens), len(tokens), "stop", versions), None))
         aged = [s.header.uid for s in buffer.expire(version)]
         running |= {(int(uid[:8]), int(uid[9:])): [] for uid in aged}
         again.update({int(uid[:8]) for uid in aged})

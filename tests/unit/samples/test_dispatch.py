@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.pools.suspects import DEATHS, SUSPECTED
-from orchestrator.samples.dispatch import Dispatch, Lease, Room, Ticket, source_of
+from orchestrator.samples.dispatch import Dispatch, FreeSlots, Lease, Ticket, source_of
 from orchestrator.samples.ledger import Ledger
 
 SHAPES = st.builds(
@@ -21,9 +21,11 @@ SHAPES = st.builds(
 FREE = st.dictionaries(st.integers(0, 3), st.integers(-2, 6), max_size=4)
 
 
-def room(**slots: dict[int, int]) -> dict[str, dict[int, Room]]:
+def free(**slots: dict[int, int]) -> dict[str, dict[int, FreeSlots]]:
     """What members can take, all of them idle."""
-    return {source: {m: Room(free, idle=True) for m, free in members.items()} for source, members in slots.items()}
+    return {
+        source: {m: FreeSlots(count, idle=True) for m, count in members.items()} for source, members in slots.items()
+    }
 
 
 @settings(max_examples=150, deadline=None)
@@ -52,19 +54,19 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
             waiting |= {Ticket(t.index, t.sample, t.attempt + 1) for t in lost}
             open_tickets = [t for t in open_tickets if t not in lost]
         elif action == "grant":
-            free, allowed = data.draw(FREE), unleased()
+            counts, allowed = data.draw(FREE), unleased()
             wants = dispatch.has_work(done)
             assert wants == bool(waiting or allowed)
-            leases = dispatch.grant(done, room(student=free))
+            leases = dispatch.grant(done, free(student=counts))
             tickets = [t for lease in leases for t in lease.tickets]
             granted.update(tickets)
             open_tickets += tickets
             waiting -= set(tickets)
             new_groups = {t.index for t in tickets if t.attempt == 0}
-            assert bool(leases) == (wants and any(slots > 0 for slots in free.values()))
+            assert bool(leases) == (wants and any(count > 0 for count in counts.values()))
             assert new_groups <= allowed and dispatch.has_work(done) == bool(waiting or unleased())
-            assert all(len(x.tickets) < free[x.member] + shape["samples_per_group"] for x in leases)
-            assert all(free[x.member] > 0 for x in leases)
+            assert all(len(x.tickets) < counts[x.member] + shape["samples_per_group"] for x in leases)
+            assert all(counts[x.member] > 0 for x in leases)
     assert set(granted.values()) <= {1}, "a ticket was granted twice under one attempt"
     assert all(Ticket(t.index, t.sample, a) in granted for t in granted for a in range(t.attempt))
 
@@ -74,7 +76,7 @@ def test_leases_under_any_course_of_grants_losses_and_steps(shape: dict[str, int
 def test_a_whole_run_leases_every_sample_of_every_group_in_order(shape: dict[str, int]) -> None:
     dispatch, tickets = Dispatch(**shape), []
     for done in range(shape["steps"]):
-        while leases := dispatch.grant(done, room(student={0: 1})):
+        while leases := dispatch.grant(done, free(student={0: 1})):
             tickets += leases[0].tickets
     groups = range(shape["steps"] * shape["groups_per_step"])
     assert tickets == [Ticket(i, k) for i in groups for k in range(shape["samples_per_group"])]
@@ -100,15 +102,15 @@ def test_nothing_is_leased_beyond_the_last_step() -> None:
 
 def test_a_group_stays_on_the_member_with_most_room() -> None:
     dispatch = Dispatch(groups_per_step=2, samples_per_group=4, max_staleness=0, steps=1)
-    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, room(student={0: 5, 1: 6}))}
+    leases = {lease.member: lease.tickets for lease in dispatch.grant(0, free(student={0: 5, 1: 6}))}
     assert {member: {t.index for t in tickets} for member, tickets in leases.items()} == {1: {0}, 0: {1}}
 
 
 def test_lost_tickets_come_first_under_the_next_attempt() -> None:
     dispatch = Dispatch(groups_per_step=1, samples_per_group=2, max_staleness=1, steps=9)
-    dispatch.grant(0, room(student={0: 2}))
+    dispatch.grant(0, free(student={0: 2}))
     dispatch.lose([Ticket(0, 1), Ticket(0, 0)])
-    (lease,) = dispatch.grant(0, room(student={3: 4}))
+    (lease,) = dispatch.grant(0, free(student={3: 4}))
     assert lease.tickets == (Ticket(0, 0, 1), Ticket(0, 1, 1), Ticket(1, 0), Ticket(1, 1))
 
 
@@ -159,25 +161,25 @@ def test_a_group_that_moves_to_another_source_does_so_once_as_its_fraction_grows
 
 def test_a_source_without_room_delays_no_other_and_keeps_its_groups() -> None:
     dispatch = Dispatch(4, 1, 0, 1, source=lambda index: ("student", "teacher")[index % 2])
-    leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 0}))
+    leases = dispatch.grant(0, free(student={0: 9}, teacher={0: 0}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("student", [0, 2])]
     assert dispatch.has_work(0), "two groups still wait for the teacher"
-    leases = dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
+    leases = dispatch.grant(0, free(student={0: 9}, teacher={0: 9}))
     assert [(x.source, [t.index for t in x.tickets]) for x in leases] == [("teacher", [1, 3])]
     assert not dispatch.has_work(0)
 
 
 def test_members_of_two_sources_may_share_a_number() -> None:
     dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "dataset")[index])
-    leases = dispatch.grant(0, room(student={0: 9}, dataset={0: 9}))
+    leases = dispatch.grant(0, free(student={0: 9}, dataset={0: 9}))
     assert {x.source: [t.index for t in x.tickets] for x in leases} == {"student": [0], "dataset": [1]}
 
 
 def test_a_lost_ticket_goes_back_to_the_source_that_wrote_it() -> None:
     dispatch = Dispatch(2, 1, 0, 1, source=lambda index: ("student", "teacher")[index])
-    dispatch.grant(0, room(student={0: 9}, teacher={0: 9}))
+    dispatch.grant(0, free(student={0: 9}, teacher={0: 9}))
     dispatch.lose([Ticket(1, 0)])
-    (lease,) = dispatch.grant(0, room(student={0: 9}, teacher={3: 9}))
+    (lease,) = dispatch.grant(0, free(student={0: 9}, teacher={3: 9}))
     assert (lease.source, lease.member, lease.tickets) == ("teacher", 3, (Ticket(1, 0, 1),))
 
 
@@ -201,7 +203,7 @@ def die(dispatch: Dispatch, lease: Lease) -> set[int]:
 def suspect(dispatch: Dispatch) -> None:
     """Let members die under the first groups until these are suspects."""
     for _ in range(SUSPECTED):
-        (lease,) = dispatch.grant(0, room(student={0: 9}))
+        (lease,) = dispatch.grant(0, free(student={0: 9}))
         assert die(dispatch, lease) == set() and {t.index for t in lease.tickets} == {0, 1}
 
 
@@ -209,12 +211,12 @@ def test_a_poisoned_group_is_quarantined_after_three_deaths_alone_and_its_neighb
     dispatch = Dispatch(2, 2, 0, 1)
     suspect(dispatch)
     for death in range(1, DEATHS + 1):
-        leases = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
+        leases = dispatch.grant(0, free(student={0: 9, 1: 9, 2: 9}))
         assert [{t.index for t in lease.tickets} for lease in leases] == ([{0}, {1}] if death == 1 else [{0}]), "alone"
         assert die(dispatch, leases[0]) == ({0} if death == DEATHS else set())
         for innocent in leases[1:]:
             dispatch.settle(innocent)
-    assert dispatch.grant(0, room(student={0: 9})) == [] and dispatch.suspects.guilty(0)
+    assert dispatch.grant(0, free(student={0: 9})) == [] and dispatch.suspects.guilty(0)
 
 
 def test_a_guilty_group_that_loses_more_is_returned_and_not_leased_again() -> None:
@@ -223,7 +225,7 @@ def test_a_guilty_group_that_loses_more_is_returned_and_not_leased_again() -> No
     for _ in range(DEATHS):
         dispatch.lose([Ticket(0, 1)], died=True)
     assert dispatch.lose([Ticket(0, 0), Ticket(1, 0)]) == {0} == dispatch.lose([Ticket(0, 0)], died=True)
-    (lease,) = dispatch.grant(0, {"student": {0: Room(9, idle=True)}})
+    (lease,) = dispatch.grant(0, {"student": {0: FreeSlots(9, idle=True)}})
     assert {t.index for t in lease.tickets} == {1}
 
 
@@ -239,41 +241,45 @@ def test_a_death_beside_a_guilty_group_is_no_death_alone() -> None:
 def test_deaths_in_company_make_suspects_and_never_a_verdict() -> None:
     dispatch = Dispatch(2, 2, 0, 1)
     suspect(dispatch)
-    leases = dispatch.grant(0, room(student={0: 9, 1: 9}))
+    leases = dispatch.grant(0, free(student={0: 9, 1: 9}))
     for _ in range(2 * DEATHS):
         assert dispatch.lose([t for lease in leases for t in lease.tickets], died=True) == set()
-        leases = dispatch.grant(0, room(student={0: 9, 1: 9, 2: 9}))
+        leases = dispatch.grant(0, free(student={0: 9, 1: 9, 2: 9}))
 
 
 def test_a_member_that_tests_a_suspect_is_given_nothing_else() -> None:
     dispatch = Dispatch(2, 1, 1, 2)
     for _ in range(SUSPECTED):
-        (lease,) = dispatch.grant(0, {"student": {0: Room(1, idle=True)}})
+        (lease,) = dispatch.grant(0, {"student": {0: FreeSlots(1, idle=True)}})
         die(dispatch, lease)
-    (suspect,) = dispatch.grant(0, {"student": {3: Room(9, idle=True)}})
+    (suspect,) = dispatch.grant(0, {"student": {3: FreeSlots(9, idle=True)}})
     assert [t.index for t in suspect.tickets] == [0]
-    assert dispatch.grant(0, {"student": {3: Room(8, idle=False)}}) == []
+    assert dispatch.grant(0, {"student": {3: FreeSlots(8, idle=False)}}) == []
     dispatch.settle(suspect)
-    assert [t.index for lease in dispatch.grant(0, {"student": {3: Room(9, True)}}) for t in lease.tickets] == [1, 2, 3]
+    assert [t.index for lease in dispatch.grant(0, {"student": {3: FreeSlots(9, True)}}) for t in lease.tickets] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_suspect_waits_for_an_idle_member_and_delays_no_other() -> None:
     dispatch = Dispatch(2, 1, 0, 1)
     for _ in range(SUSPECTED):
-        (lease,) = dispatch.grant(0, room(student={0: 1}))
+        (lease,) = dispatch.grant(0, free(student={0: 1}))
         die(dispatch, lease)
-    (lease,) = dispatch.grant(0, {"student": {0: Room(9, idle=False)}})
+    (lease,) = dispatch.grant(0, {"student": {0: FreeSlots(9, idle=False)}})
     assert [t.index for t in lease.tickets] == [1]
 
 
 def test_a_loss_without_a_death_makes_no_suspect() -> None:
     dispatch = Dispatch(1, 1, 0, 1)
     for attempt in range(2 * DEATHS):
-        (lease,) = dispatch.grant(0, room(student={0: 1}))
+        (lease,) = dispatch.grant(0, free(student={0: 1}))
         assert lease.tickets[0].attempt == attempt
         dispatch.settle(lease)
         assert dispatch.lose(lease.tickets) == set()
 
 
 def _indices(dispatch: Dispatch, done: int) -> list[int]:
-    return [t.index for lease in dispatch.grant(done, room(student={0: 100})) for t in lease.tickets]
+    return [t.index for lease in dispatch.grant(done, free(student={0: 100})) for t in lease.tickets]

@@ -52,7 +52,7 @@ def test_the_learner_is_woken_before_a_cut_is_awaited(lost: bool) -> None:
         work = _Work(member, running={response.uid: response})
         block: Any = SimpleNamespace(source="student", samples=())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(intake._score_and_admit(block, work, {response.uid: response}), 0.05)
+            await asyncio.wait_for(intake._score_and_buffer(block, work, {response.uid: response}), 0.05)
 
     asyncio.run(story())
     assert done == ["changed", "cut"]

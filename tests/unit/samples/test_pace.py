@@ -13,7 +13,7 @@ import pytest
 
 from actors.wire.records import SampleHeader
 from orchestrator.samples.buffer import DROPS, Buffer, Scored
-from orchestrator.samples.dispatch import Dispatch, Room, Ticket
+from orchestrator.samples.dispatch import Dispatch, FreeSlots, Ticket
 
 GROUPS, EACH, BOUND, STEPS = 32, 4, 16, 600
 MEDIAN, SPREAD, LONGEST = 2.0, 0.8, 20.0  # steps that a response takes: log-normal, and sometimes more than the bound
@@ -55,8 +55,8 @@ class Course:
                 self.end_one()
 
     def lease(self) -> None:
-        room = Room(self.slots - len(self.running), not self.running)
-        for lease in self.dispatch.grant(self.version, {"student": {0: room}}):
+        free = FreeSlots(self.slots - len(self.running), not self.running)
+        for lease in self.dispatch.grant(self.version, {"student": {0: free}}):
             for ticket in lease.tickets:
                 self.buffer.open(ticket.index, self.version)
                 heappush(self.running, (self.now + duration(ticket), ticket))
@@ -66,7 +66,7 @@ class Course:
         self.now, ticket = heappop(self.running)
         versions = ((self.version, 1),)
         header = SampleHeader(ticket.uid, ticket.group, ticket.attempt, 1, 1, 1, "stop", versions)
-        self.buffer.admit(Scored(header, None))
+        self.buffer.add(Scored(header, None))
 
 
 @pytest.mark.parametrize("on_stale", ["mask_tokens", "drop"])

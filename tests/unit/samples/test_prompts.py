@@ -17,7 +17,7 @@ from orchestrator.samples.templates import Chat
 
 
 class Letters:
-    """A token a letter; the chat template puts role letters before turns and a `>` at the end."""
+    """A token a letter; the chat template puts role letters before messages and a `>` at the end."""
 
     eos_token_id = 0
 
@@ -28,10 +28,10 @@ class Letters:
         return {"input_ids": [ord(c) for c in ("^" if add_special_tokens else "") + text]}
 
     def apply_chat_template(
-        self, turns: list[dict[str, str]], add_generation_prompt: bool, tokenize: bool, **arguments: Any
+        self, conversation: list[dict[str, str]], add_generation_prompt: bool, tokenize: bool, **arguments: Any
     ) -> str:
         assert add_generation_prompt and not tokenize
-        written = "".join(f"{t['role'][0]}:{t['content']};" for t in turns)
+        written = "".join(f"{m['role'][0]}:{m['content']};" for m in conversation)
         return written + "".join(f"{name}={value};" for name, value in arguments.items()) + ">"
 
     def get_chat_template(self) -> str | None:

@@ -159,7 +159,7 @@ def test_a_lost_segment_resamples_its_response_and_no_other(tmp_path: Path, monk
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
     assert sum(row["attempt"] for row in trained(tmp_path)) == 1
-    assert simulation.run.stage and len(simulation.run.stage.leasing.intake.segments) == 0
+    assert simulation.run.training and len(simulation.run.training.leasing.intake.segments) == 0
 
 
 @pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])
@@ -236,14 +236,14 @@ def test_a_response_below_the_early_stop_log_ratio_is_cut_and_trained(
     assert len(cut) <= counted <= sum(int(row["uid"].split(".")[0]) % 2 for row in rows)
 
 
-# --- verdicts that come late ---
+# --- outcomes that come late ---
 
 LATE = expected_order()[9][1]  # the response that is spoken of
 NOT_FINITE = "log-probs are not finite"
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, str]]:
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, str]]:
     """Segments of the first attempt at LATE, by where they start: how long they are scored, and what comes of it.
     All responses are as long as they may be."""
     told: dict[int, tuple[float, str]] = {}
@@ -273,9 +273,9 @@ def run_with_verdicts(root: Path) -> Simulation:
 
 
 def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
-    tmp_path: Path, verdicts: dict[int, tuple[float, str]]
+    tmp_path: Path, outcomes: dict[int, tuple[float, str]]
 ) -> None:
-    verdicts |= {0: (0.5, NOT_FINITE), 4: (0.5, NOT_FINITE)}
+    outcomes |= {0: (0.5, NOT_FINITE), 4: (0.5, NOT_FINITE)}
     simulation = run_with_verdicts(tmp_path)
     assert [text for text in simulation.notices if "skipped" in text] == [f"skipped {LATE}: {NOT_FINITE}"]
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == 1
@@ -284,10 +284,10 @@ def test_a_response_of_which_two_segments_are_rejected_is_skipped_once(
 
 @pytest.mark.parametrize("later", ["lost", NOT_FINITE, ""])
 def test_a_late_result_of_a_lost_attempt_does_not_touch_the_next(
-    tmp_path: Path, verdicts: dict[int, tuple[float, str]], later: str
+    tmp_path: Path, outcomes: dict[int, tuple[float, str]], later: str
 ) -> None:
     """The next attempt is being sampled, by the same rollout, when the second segment of the first is judged."""
-    verdicts |= {0: (0.5, "lost"), 4: (1.0, later)}
+    outcomes |= {0: (0.5, "lost"), 4: (1.0, later)}
     simulation = run_with_verdicts(tmp_path)
     assert_each_once(tmp_path)
     (row,) = [row for row in trained(tmp_path) if row["uid"] == LATE]

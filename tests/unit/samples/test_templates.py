@@ -61,7 +61,7 @@ def test_the_beginning_of_a_turn_is_trained_and_reported() -> None:
     (prompt,), said = demonstrated("three!", THINKS)
     assert read(prompt) == "<think>\n\n</think>\n\nthree!<|im_end|>"
     assert said == [
-        "p.jsonl: the student's chat template begins an assistant's turn with '<think>\\n\\n</think>\\n\\n'; "
+        "p.jsonl: the student's chat template begins an assistant's message with '<think>\\n\\n</think>\\n\\n'; "
         "responses that do not begin with it are trained behind it"
     ]
     (prompt,), said = demonstrated("three!", OPENS)  # the prompt has opened it
@@ -95,7 +95,10 @@ def test_a_template_that_would_forget_thoughts_takes_none_away_and_is_named() ->
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (CHAT_TEMPLATE.replace("<|im_end|>", ""), "ends an assistant's turn with '\\n', which holds none of the end"),
+        (
+            CHAT_TEMPLATE.replace("<|im_end|>", ""),
+            "ends an assistant's message with '\\n', which holds none of the end",
+        ),
         (CHAT_TEMPLATE.replace("<|im_end|>", "<|end|>"), "holds none of the end tokens ['<|im_end|>'] that generation"),
         (CHAT_TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if m.role == 'user' }}"), "does not write an"),
     ],
@@ -130,20 +133,24 @@ def test_an_error_of_a_template_is_one_line_that_names_the_model(template: str, 
     with pytest.raises(RecipeError) as refusal:
         prompts_of(template, system="be brief")
     said = str(refusal.value)
-    assert said.startswith("models.student: its chat template does not take the turns") and message in said
+    assert said.startswith("models.student: its chat template does not take the messages") and message in said
     assert "put the text of `system` into `prompt`" in said and "\n" not in said
 
 
 def test_a_template_that_leaves_the_system_turn_out_is_refused() -> None:
     deaf = CHAT_TEMPLATE.replace("in messages", "in messages if m.role != 'system'")
     assert prompts_of(deaf)
-    with pytest.raises(RecipeError, match=r"models.student.system: its chat template leaves the system turn out; put"):
+    with pytest.raises(
+        RecipeError, match=r"models.student.system: its chat template leaves the system message out; put"
+    ):
         prompts_of(deaf, system="be brief")
 
 
 @pytest.mark.parametrize("template", ["", "say something", CHAT_TEMPLATE.replace("m['content']", "m['text']")])
 def test_a_template_that_leaves_the_users_turn_out_is_refused(template: str) -> None:
-    with pytest.raises(RecipeError, match=r"models.student: its chat template leaves the user's turn out, so that all"):
+    with pytest.raises(
+        RecipeError, match=r"models.student: its chat template leaves the user's message out, so that all"
+    ):
         prompts_of(template)
 
 

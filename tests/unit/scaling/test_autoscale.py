@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from configs.roles import Bounds
 from orchestrator.scaling.autoscale import GROW_AFTER, SHRINK_AFTER, Autoscaler, Decision
-from orchestrator.scaling.bottleneck import Figures, Prospect, Verdict, find_bottleneck
+from orchestrator.scaling.bottleneck import Diagnosis, Figures, Prospect, find_bottleneck
 from tests.unit.scaling.test_bottleneck import COSTS, MEMBERS, alternation, pipeline
 
 BOUNDS = {"rollout": Bounds(min=1, max=4)}
 SIZES = {"rollout": 2, "reward": 2, "learner": 1}
-GROWS = Verdict("rollout", 0.97, 10.0, {"rollout": Prospect(0.3, -0.5), "reward": Prospect(0.0, 0.0, 0.1)})
-IDLES = Verdict("learner", 0.97, 10.0, {"rollout": Prospect(0.0, 0.0, 0.4), "reward": Prospect(0.0, 0.0, 0.1)})
+GROWS = Diagnosis("rollout", 0.97, 10.0, {"rollout": Prospect(0.3, -0.5), "reward": Prospect(0.0, 0.0, 0.1)})
+IDLES = Diagnosis("learner", 0.97, 10.0, {"rollout": Prospect(0.0, 0.0, 0.4), "reward": Prospect(0.0, 0.0, 0.1)})
 
 
 def decisions(
-    verdicts: list[Verdict | None], sizes: dict[str, int] = SIZES, bounds: dict[str, Bounds] = BOUNDS
+    diagnoses: list[Diagnosis | None], sizes: dict[str, int] = SIZES, bounds: dict[str, Bounds] = BOUNDS
 ) -> list[tuple[str, int] | None]:
     scaler = Autoscaler(bounds)
-    return [d and (d.role, d.size) for d in (scaler.decide(verdict, sizes, settled=True) for verdict in verdicts)]
+    return [d and (d.role, d.size) for d in (scaler.decide(diagnosis, sizes, settled=True) for diagnosis in diagnoses)]
 
 
 def test_a_bottleneck_grows_after_several_verdicts_in_a_row() -> None:
@@ -79,8 +79,8 @@ def test_growing_comes_before_shrinking_and_one_at_a_time() -> None:
 
 
 def test_a_small_gain_is_not_worth_a_member() -> None:
-    verdict = Verdict("rollout", 0.97, 10.0, {"rollout": Prospect(0.04, -0.04, 0.9)})
-    assert decisions([verdict] * 20) == [None] * 20
+    diagnosis = Diagnosis("rollout", 0.97, 10.0, {"rollout": Prospect(0.04, -0.04, 0.9)})
+    assert decisions([diagnosis] * 20) == [None] * 20
 
 
 def test_a_decision_gives_its_reason() -> None:

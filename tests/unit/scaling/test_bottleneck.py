@@ -1,4 +1,4 @@
-"""Verdicts for runs of known speed: overlapping roles by their capacities, alternating phases by their lengths."""
+"""Diagnoses for runs of known speed: overlapping roles by their capacities, alternating phases by their lengths."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def alternation(members: dict[str, int], costs: dict[str, float], idle: float = 
 @given(MEMBERS, COSTS)
 def test_a_pipeline_is_predicted_exactly(members: dict[str, int], costs: dict[str, float]) -> None:
     figures = pipeline(members, costs)
-    verdict = find_bottleneck(figures)
-    assert verdict is not None
-    assert verdict.busy == pytest.approx(1.0) and verdict.throughput == figures.throughput
-    assert set(verdict.prospects) == set(members), "the learner is not elastic"
-    for role, prospect in verdict.prospects.items():
+    diagnosis = find_bottleneck(figures)
+    assert diagnosis is not None
+    assert diagnosis.busy == pytest.approx(1.0) and diagnosis.throughput == figures.throughput
+    assert set(diagnosis.prospects) == set(members), "the learner is not elastic"
+    for role, prospect in diagnosis.prospects.items():
         after = pipeline(members | {role: members[role] + 1}, costs)
         assert figures.throughput * (1.0 + prospect.more) == pytest.approx(after.throughput)
         if members[role] > 1:
@@ -61,9 +61,9 @@ def test_a_pipeline_is_predicted_exactly(members: dict[str, int], costs: dict[st
 @given(MEMBERS, COSTS, st.floats(0.0, 2.0))
 def test_an_alternation_is_predicted_exactly(members: dict[str, int], costs: dict[str, float], idle: float) -> None:
     figures = alternation(members, costs, idle)
-    verdict = find_bottleneck(figures)
-    assert verdict is not None
-    for role, prospect in verdict.prospects.items():
+    diagnosis = find_bottleneck(figures)
+    assert diagnosis is not None
+    for role, prospect in diagnosis.prospects.items():
         after = alternation(members | {role: members[role] + 1}, costs, idle)
         assert figures.throughput * (1.0 + prospect.more) == pytest.approx(after.throughput)
         if members[role] > 1:
@@ -78,13 +78,13 @@ def test_only_the_bottleneck_is_worth_another_member(
     members: dict[str, int], costs: dict[str, float], model: type[Figures]
 ) -> None:
     figures = model(members, costs)  # type: ignore[arg-type]
-    verdict = find_bottleneck(figures)
-    assert verdict is not None
+    diagnosis = find_bottleneck(figures)
+    assert diagnosis is not None
     work = sorted((1.0 - role.waiting for name, role in figures.roles.items()), reverse=True)
     assume(work[0] - work[1] > 1e-6)
-    worth = {role for role, prospect in verdict.prospects.items() if prospect.more > 1e-9}
-    if figures.max_staleness or verdict.bottleneck != "learner":
-        assert worth == {verdict.bottleneck} - {"learner"}
+    worth = {role for role, prospect in diagnosis.prospects.items() if prospect.more > 1e-9}
+    if figures.max_staleness or diagnosis.bottleneck != "learner":
+        assert worth == {diagnosis.bottleneck} - {"learner"}
     else:
         assert len(worth) <= 1, "behind a longer learner, the role with most work still shortens the step"
 
@@ -96,31 +96,31 @@ def figures(max_staleness: int, throughput: float = 10.0, **busy: float) -> Figu
 
 
 def test_the_second_busiest_role_bounds_what_the_bottleneck_gains() -> None:
-    verdict = find_bottleneck(figures(1, rollout=0.97, scorer=0.3, learner=0.74))
-    assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("rollout", 0.97)
-    assert verdict.prospects["rollout"].more == pytest.approx(0.97 / 0.74 - 1.0)
-    assert verdict.prospects["scorer"].more == 0.0
+    diagnosis = find_bottleneck(figures(1, rollout=0.97, scorer=0.3, learner=0.74))
+    assert diagnosis is not None and (diagnosis.bottleneck, diagnosis.busy) == ("rollout", 0.97)
+    assert diagnosis.prospects["rollout"].more == pytest.approx(0.97 / 0.74 - 1.0)
+    assert diagnosis.prospects["scorer"].more == 0.0
 
 
 def test_a_learner_that_never_waits_is_the_bottleneck() -> None:
     """While it publishes, saves or evaluates, it cannot take another batch."""
     roles = {"rollout": RoleFigures(1.0, 0.8, 0.2, True), "learner": RoleFigures(1.0, 0.5, 0.05, False)}
-    verdict = find_bottleneck(Figures(roles, 1.0, max_staleness=2))
-    assert verdict is not None and (verdict.bottleneck, verdict.busy) == ("learner", 0.5)
-    assert verdict.prospects["rollout"].more == 0.0
+    diagnosis = find_bottleneck(Figures(roles, 1.0, max_staleness=2))
+    assert diagnosis is not None and (diagnosis.bottleneck, diagnosis.busy) == ("learner", 0.5)
+    assert diagnosis.prospects["rollout"].more == 0.0
 
 
 def test_in_alternation_the_bottleneck_is_in_the_longer_phase() -> None:
     for learner, bottleneck in ((0.4, "rollout"), (0.6, "learner")):
-        verdict = find_bottleneck(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
-        assert verdict is not None and verdict.bottleneck == bottleneck
-        assert verdict.prospects["rollout"].more > 0.0
+        diagnosis = find_bottleneck(figures(0, rollout=0.9 - learner, scorer=0.1, learner=learner))
+        assert diagnosis is not None and diagnosis.bottleneck == bottleneck
+        assert diagnosis.prospects["rollout"].more > 0.0
 
 
 def test_work_beyond_the_learners_wait_does_not_count() -> None:
     """An evaluation's sampling does not count as work of the step."""
-    verdict = find_bottleneck(figures(0, rollout=0.9, learner=0.5))
-    assert verdict is not None and verdict.prospects["rollout"].more == pytest.approx(1.0 / 0.75 - 1.0)
+    diagnosis = find_bottleneck(figures(0, rollout=0.9, learner=0.5))
+    assert diagnosis is not None and diagnosis.prospects["rollout"].more == pytest.approx(1.0 / 0.75 - 1.0)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])

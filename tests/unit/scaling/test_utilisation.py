@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.scaling.utilisation import LEAST_SECONDS, WINDOW_SECONDS, Reading, Share, Window
+from orchestrator.scaling.utilisation import LEAST_SECONDS, WINDOW_SECONDS, Reading, RoleUse, Window
 
 TOTALS = ("rollout", "learner")
 
@@ -27,7 +27,7 @@ def test_shares_are_of_member_seconds_and_the_learners_wait_is_measured() -> Non
     window.add(reading(10.0, 0, 15.0, 4.0, 5.0))
     use = window.last_minute()
     assert use is not None and use.seconds == 10.0
-    assert use.shares == {"rollout": Share(2.0, 0.75, 0.25), "learner": Share(1.0, 0.4, 0.5)}
+    assert use.shares == {"rollout": RoleUse(2.0, 0.75, 0.25), "learner": RoleUse(1.0, 0.4, 0.5)}
 
 
 def test_readings_older_than_a_minute_do_not_count() -> None:
@@ -66,7 +66,7 @@ def test_whole_steps_do_not_depend_on_where_in_a_step_the_minute_ends() -> None:
             use = window.whole_steps()
             assert use is not None and use.steps == use.seconds / 100.0 == 1
             assert use.shares["rollout"].busy == pytest.approx(0.7)
-            assert use.shares["learner"] == Share(1.0, pytest.approx(0.3), pytest.approx(0.7))
+            assert use.shares["learner"] == RoleUse(1.0, pytest.approx(0.3), pytest.approx(0.7))
         elif second < 100:
             assert window.whole_steps() is None
 

@@ -129,8 +129,8 @@ def test_two_members_that_wake_wrong_together_count_once() -> None:
     canaries = Canaries("float32")
     for number in range(2):
         canaries.judge(member(number, newest=2), 0, LOAD, [RIGHT])
-    verdicts = [canaries.judge(member(number, newest=2), 0, WAKE, [off(1)]) for number in range(2)]
-    assert [v.wrong for v in verdicts] == [{0}, {1}] and not any(v.final for v in verdicts)
+    results = [canaries.judge(member(number, newest=2), 0, WAKE, [off(1)]) for number in range(2)]
+    assert [v.wrong for v in results] == [{0}, {1}] and not any(v.final for v in results)
 
 
 def test_each_version_has_its_own_reference_and_a_trial_resets_it() -> None:

@@ -1,4 +1,4 @@
-"""One stage of training: the algorithm, as two loops in one event loop.
+"""The training of a run: the algorithm, as two loops in one event loop.
 
 `roll_out` leases prompt groups to members, as far ahead as the staleness bound allows; each block of responses is
 scored and rewarded at once. `learn` waits for a batch, updates, and publishes a version that members pull before they
@@ -7,7 +7,7 @@ sample again.
 The loops share:
 - the dispatch, which knows the groups that may be leased; `learn` passes over those that nothing can be trained of;
 - the buffer, which `roll_out` fills and `learn` empties; `learn` also has its outdated samples leased again;
-- `leasing.changed`, an event on which both sleep: there may be room for a lease, or a batch may be whole;
+- `leasing.changed`, an event on which both sleep: there may be free slots, or a batch may be whole;
 - the progress, which `learn` writes (step, version, ledger) and `roll_out` reads;
 - the learner's turns: nothing is leased while a step runs on GPUs that learner and engines share.
 """
@@ -48,7 +48,7 @@ class NotFinite(Exception):
 
 
 @dataclass
-class Stage:
+class Training:
     """`publish(number)` makes the student's weights a version; `after_publish` brings scored models to the coming step;
     `after_step` gets each line of metrics. Recorded samples go to the folder `samples`."""
 
@@ -152,7 +152,7 @@ class Stage:
             raise NotFinite(failure)
 
     async def next_batch(self) -> Batch | None:
-        """Wait for the next batch that the staleness bound allows. None when the stage is to stop."""
+        """Wait for the next batch that the staleness bound allows. None when training is to stop."""
         while not self.stopping:
             self.leasing.changed.clear()
             self.leasing.intake.resample_aged(self.buffer.expire(self.progress.version))

@@ -12,7 +12,7 @@ SILENT = 10  # steps in a row without a signal before the first warning; repeate
 
 
 @dataclass(frozen=True)
-class Signals:
+class SilentRewards:
     """Steps in a row without a signal, the number of their responses, and the range of their rewards."""
 
     silent: int = 0
@@ -20,7 +20,7 @@ class Signals:
     lowest: float = 0.0
     highest: float = 0.0
 
-    def after(self, groups: Sequence[Sequence[float]], centred: bool) -> tuple[Signals, str | None]:
+    def after(self, groups: Sequence[Sequence[float]], centred: bool) -> tuple[SilentRewards, str | None]:
         """The state after a step with these rewards, group by group, and the warning if one is due.
 
         With `centred` the group mean is subtracted, so a signal is a difference within a group; otherwise it is any
@@ -30,9 +30,9 @@ class Signals:
         if not rewards:
             return self, None
         if not all(map(all_equal, groups)) if centred else any(rewards):
-            return Signals(), None
+            return SilentRewards(), None
         seen = (*rewards, *((self.lowest, self.highest) if self.silent else ()))
-        now = Signals(self.silent + 1, self.responses + len(rewards), min(seen), max(seen))
+        now = SilentRewards(self.silent + 1, self.responses + len(rewards), min(seen), max(seen))
         doublings, left = divmod(now.silent, SILENT)
         due = left == 0 and doublings & (doublings - 1) == 0
         return now, now._line(centred) if due else None

@@ -9,7 +9,7 @@ import pytest
 
 from actors.simulated.members import SimulatedReward
 from orchestrator.samples import credit
-from orchestrator.samples.signals import Signals
+from orchestrator.samples.silent_rewards import SilentRewards
 from tests.unit.samples.test_credit import recipe as outcome_recipe
 from tests.unit.samples.test_credit import scored
 from tests.unit.simulation import Simulation, recipe
@@ -19,7 +19,7 @@ SAME, APART = [[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]]
 
 def said(steps: Sequence[list[list[float]]], centred: bool = True) -> dict[int, str]:
     """What was said, by step."""
-    signals, lines = Signals(), {}
+    signals, lines = SilentRewards(), {}
     for step, groups in enumerate(steps, 1):
         signals, line = signals.after(groups, centred)
         lines[step] = line
