@@ -159,6 +159,22 @@ def status(run: RunName) -> None:
 
 
 @app.command()
+def watch(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN [RUN2]", help="One run, or two side by side.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Open a recorded run.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
+) -> None:
+    """Serve a live page of RUN to a browser on this machine, until Ctrl-C. Needs no cluster; opens ended runs too."""
+    from orchestrator.surface.watch.server import DEMO, serve
+
+    if demo == bool(runs) or len(runs or ()) > 2:
+        raise RecipeError("watch: name one run or two, or say --demo")
+    serve([DEMO] if demo else [_find(run) for run in runs or ()], port)
+
+
+@app.command()
 def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE=N...")]) -> None:
     """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2."""
     wanted = _parse_sizes(sizes)

@@ -47,14 +47,24 @@ def sample(uid: str, question: str, answer: str, version: int = 0) -> Sample:
     )  # fmt: skip
 
 
-def write_samples(path: Path, samples: Sequence[Sample], ratios: Sequence[Sequence[float] | None]) -> None:
-    """One Arrow file of `samples` with these log-ratios, nats; None is a sample no teacher scored."""
+def write_samples(
+    path: Path, samples: Sequence[Sample], ratios: Sequence[Sequence[float] | None], likeliest: Sequence[Any] = ()
+) -> None:
+    """One Arrow file of `samples` with these log-ratios, nats; None is a sample no teacher scored. `likeliest`: (ids,
+    log-probs) of the teacher's, [tokens, 4] each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     student = [np.full(len(s.response_ids), -2.0, np.float32) for s in samples]
     teacher = [None if r is None else q + np.asarray(r, np.float32) for q, r in zip(student, ratios, strict=True)]
-    batch = trained_batch(samples, [None] * len(samples), student, teacher)
+    tops = [(np.asarray(ids, np.int32), np.asarray(logprobs, np.float16)) for ids, logprobs in likeliest]
+    batch = trained_batch(samples, [None] * len(samples), student, teacher, likeliest=tops)
     with pa.ipc.new_file(str(path), TRAINED) as sink:
         sink.write_batch(batch)
+
+
+def write_vocabulary(directory: Path) -> None:
+    """What a recorded run has in place of a tokenizer."""
+    pieces = {token: piece.decode("latin-1") for token, piece in enumerate(_PIECES)}
+    (directory / "vocabulary.json").write_text(json.dumps(pieces))
 
 
 def metrics_of(step: int, steps: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.surface.report import SKIPPED_ROWS, Answer, Token, held_out_answers, token_spans, write_report
+from orchestrator.surface.recorded import Token, token_spans
+from orchestrator.surface.report import SKIPPED_ROWS, Answer, held_out_answers, write_report
 from tests import synthetic
 
 

@@ -13,16 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.learning.share_rows import JoinedScores, given_samples, tables_of, without_aged
-from actors.learning.student import Hidden, Targets
+from actors.learning.student import Head, Hidden, Targets
 from actors.metrics import EVALUATION_METRICS
 from actors.models import causal_lm
+from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share
-from actors.wire.records import Sample, trained_batch
+from actors.wire.records import LIKELIEST, Likeliest, Sample, trained_batch
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
 from objectives.tokens import Scores, Tokens
 
 GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer share
+EXAMPLES = 8  # recorded samples of a rank that say what else the teacher would have written
 OUTCOME_TERMS = ("outcome", "value")
 
 
@@ -79,19 +81,19 @@ class Batch:
         reference = np.maximum(scores.values("logprobs"), self._config.logprob_floor)
         return float(((logprobs - reference) * _on(self.samples[uid]).numpy()).sum())
 
-    def record(self, rank: int) -> None:
-        """Write the trained samples to the share's `record`, if it has one."""
+    def record(self, rank: int, heads: Mapping[Head, Projection]) -> None:
+        """Write the trained samples to the share's `record`, if it has one. `heads`: LM heads of full support."""
         if self.share.record is None:
             return
         path = Path(f"{self.share.record}.rank{rank}.arrow")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        trained = self._trained()
+        trained = self._trained(heads)
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, trained.schema) as writer:
             writer.write_batch(trained)
         partial.replace(path)
 
-    def _trained(self) -> pa.RecordBatch:
+    def _trained(self, heads: Mapping[Head, Projection]) -> pa.RecordBatch:
         uids = sorted(self.samples)
         teachers = next((models for slot, models in self._slots.items() if slot in self._teachers()), None)
         return trained_batch(
@@ -100,10 +102,30 @@ class Batch:
             [self.old["logprob"][uid] for uid in uids],
             [self._teacher_logprobs(teachers, self.samples[uid]) if teachers else None for uid in uids],
             [self.old["class_logprob"][uid] for uid in uids] if "class_logprob" in self.old else None,
+            [self._likeliest(teachers, self.samples[uid], heads) for uid in uids[:EXAMPLES]] if teachers else (),
         )
 
     def _teacher_logprobs(self, models: Sequence[str], sample: Sample) -> np.ndarray:
         return self._joined(models, sample).values("logprobs", unknown=np.nan)
+
+    def _likeliest(self, models: Sequence[str], sample: Sample, heads: Mapping[Head, Projection]) -> Likeliest | None:
+        """What a teacher finds likeliest at each token, of its support; None on sampled support."""
+        joined = self._joined(models, sample)
+        ids = np.full((joined.tokens, LIKELIEST), -1, np.int32)
+        logprobs = np.full((joined.tokens, LIKELIEST), -np.inf, np.float16)
+        if joined.has("support_ids"):
+            support, given = _support(joined, "support_ids"), _support(joined, "support_logprobs").float()
+            best = given.masked_fill(support < 0, -torch.inf).topk(min(LIKELIEST, support.shape[1]))
+            ids[:, : best.values.shape[1]] = support.gather(1, best.indices).numpy()
+            logprobs[:, : best.values.shape[1]] = best.values.numpy()
+        elif joined.has("hidden"):
+            for version, places, states in _hidden(joined, _on(sample)):
+                head = heads[joined.model, version]
+                best = head.logprobs(states.to(head.weight.device)).topk(LIKELIEST)
+                ids[places], logprobs[places] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+        else:
+            return None
+        return ids, logprobs
 
     def _teachers(self) -> Mapping[str, float]:
         return objective.teacher_slots(self._config)

@@ -261,11 +261,12 @@ class Learner(Member):
         self._close(batch, read)
         return read
 
+    @torch.no_grad()
     def _close(self, batch: Batch, read: Readings) -> None:
         """After the first pass, keep its log-probs as those of q_old, and write the record."""
         if not batch.old:
             batch.old = read.student
-            batch.record(self._rank)
+            batch.record(self._rank, self._built.heads)
 
     def _apply(self, step: int) -> dict[str, float]:
         """Take the optimizer step at the schedule's rate, or drop the gradient if its norm is not finite. The norm is

@@ -7,40 +7,40 @@ makes no network request: its scripts are inline, and its content policy forbids
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from actors.metrics import EVALUATION_METRICS, ROLES, STEP_METRICS
+from orchestrator.surface.recorded import (
+    CHARTS,
+    CLIP,
+    EXITS,
+    FREE,
+    SPECIAL,
+    Decode,
+    Row,
+    held_out_points,
+    object_of,
+    question_in,
+    recorded_steps,
+    rows_of,
+    shown,
+    text_of,
+)
 
-logger = logging.getLogger(__name__)
-
-Decode = Callable[[Sequence[int]], str]
-Row = dict[str, Any]
-
-BROKEN = "\ufffd"  # a part of a UTF-8 character decodes to this
-
-EXITS = {0: "done", 1: "failed", 2: "refused", 3: "stopped, resumable"}
-CLIP, NEUTRAL = 3.0, 0.05  # |log-ratio| in nats: full colour from CLIP on, no colour below NEUTRAL
 HELD_OUT_ROWS, STEPS_SHOWN, SAMPLES_PER_STEP, TOKENS_SHOWN, SKIPPED_ROWS = 16, 3, 4, 800, 100
-
-SPECIAL = re.compile(r"<[|｜][^<>|｜]{1,40}[|｜]>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>")
-USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 # Legible on white and on black, and distinct under common kinds of colour blindness.
 COLOURS = ("#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#d1a300", "#8a94a6")
-FREE = ("Entropy", "Response length", "Reward", "Loss")  # their axes need not begin at zero
 BARS = (*(f"seconds_{role}" for role in ROLES), "seconds_wait")
 RATES = ("tokens_generated", "tokens_scored", "tokens_trained")
 
@@ -62,53 +62,13 @@ class Skipped(NamedTuple):
     prompt: str | None
 
 
-class Token(NamedTuple):
-    """One or more ids that are shown as one text, with means over them in nats. ratio = log p - log q, student q,
-    teacher p."""
-
-    text: str
-    ratio: float | None
-    student: float | None
-    teacher: float | None
-    in_loss: bool
-
-    @property
-    def special(self) -> bool:
-        return bool(SPECIAL.fullmatch(self.text))
-
-    @property
-    def sign(self) -> str:
-        """neg if the teacher finds the token less likely than the student, pos if more likely, else empty."""
-        return "" if self.ratio is None or abs(self.ratio) < NEUTRAL else "neg" if self.ratio < 0 else "pos"
-
-    @property
-    def strength(self) -> float:
-        """Strength of the colour, 0 to 1."""
-        return min(abs(self.ratio or 0.0), CLIP) / CLIP
-
-
-CHARTS = (  # title, unit, metrics
-    ("KL to the teacher", "nats a token", ("reverse_kl", "forward_kl")),
-    ("Entropy", "nats a token", ("entropy", "teacher_entropy")),
-    ("Response length", "tokens", ("response_length",)),
-    ("Truncated responses", "share", ("truncated_fraction",)),
-    ("Reward", "mean of a step", ("reward_mean",)),
-    ("Loss", "nats", ("loss",)),
-    ("Gradient norm", "before clipping", ("grad_norm",)),
-    ("Staleness", "versions", ("staleness_mean", "staleness_max")),
-    ("Learner against rollout", "mean |log-prob gap|, nats", ("logprob_gap_mean",)),
-)
-
-
 def write_report(run_directory: Path, decode: Decode) -> Path:
     """Write `report.html` into the run directory and return its path. `decode` keeps special tokens."""
-    metrics, summary = _metrics(run_directory / "metrics.jsonl"), _json(run_directory / "summary.json")
-    recipe, code = _text(run_directory / "recipe.yaml"), summary.get("exit")
+    metrics, summary = _metrics(run_directory / "metrics.jsonl"), object_of(run_directory / "summary.json")
+    recipe, code = text_of(run_directory / "recipe.yaml"), summary.get("exit")
     evaluations = summary.get("evaluation") or {}
     evaluation = {when: evaluations.get(when) or {} for when in ("before", "after")}
-    ends = {"before": 0, "after": metrics[-1]["step"] if metrics else 0}
-    held_out = [*(evaluation[when] | {"step": step} for when, step in ends.items()), *(evaluations.get("steps") or ())]
-    held_out.sort(key=lambda row: row["step"])
+    held_out = held_out_points(summary, metrics[-1]["step"] if metrics else 0)
     skipped = skipped_prompts(summary)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["nats"] = lambda value, form="%.2f": "–" if value is None else form % value
@@ -148,13 +108,13 @@ def held_out_answers(run_directory: Path, decode: Decode, greedy: bool = False) 
     """Held-out questions in order of uid, with answers before and after the run: sampled in the evaluations, or
     greedy."""
     stems = (f"eval_{when}{'_greedy' if greedy else ''}" for when in ("before", "after"))
-    before, after = ({row["uid"]: row for row in _rows(run_directory, stem)} for stem in stems)
+    before, after = ({row["uid"]: row for row in rows_of(run_directory, stem)} for stem in stems)
 
     def answer(row: Row | None) -> str | None:
         return None if row is None else SPECIAL.sub("", decode(row["response_ids"])).strip()
 
     return [
-        Answer(uid, _question(decode((before.get(uid) or after[uid])["prompt_ids"])), *map(answer, pair))
+        Answer(uid, question_in(decode((before.get(uid) or after[uid])["prompt_ids"])), *map(answer, pair))
         for uid in sorted(before.keys() | after.keys())
         for pair in [(before.get(uid), after.get(uid))]
     ]
@@ -168,37 +128,17 @@ def skipped_prompts(summary: Row) -> list[Skipped]:
     return [Skipped(uids, reason, prompts.get(group)) for (group, reason), uids in found.items()]
 
 
-def _question(prompt: str) -> str:
-    """The last user turn of a chat prompt, else the whole prompt; without special tokens."""
-    turns = USER_TURN.findall(prompt)
-    return SPECIAL.sub("", turns[-1] if turns else prompt).strip()
-
-
 # Files of the run directory.
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _metrics(path: Path) -> list[Row]:
     """Lines of metrics.jsonl that have a step; one cut short by a crash is skipped. Non-finite values become None."""
     lines = []
-    for line in _text(path).splitlines():
-        values = _json(path, line)
+    for line in text_of(path).splitlines():
+        values = object_of(path, line)
         if values.get("step") is not None:
             lines.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
     return lines
-
-
-def _json(path: Path, text: str | None = None) -> Row:
-    """The JSON object in `text`, or in the file; empty if it cannot be read."""
-    try:
-        value = json.loads((_text(path) if text is None else text) or "{}")
-    except json.JSONDecodeError as error:
-        logger.warning("report: %s: %s", path, error)
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _run_name(recipe: str) -> str | None:
@@ -206,18 +146,6 @@ def _run_name(recipe: str) -> str | None:
         return str(yaml.safe_load(recipe)["run"]["name"])
     except (yaml.YAMLError, TypeError, KeyError):
         return None
-
-
-def _rows(run_directory: Path, stem: str, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows by uid of samples/<stem>.rank*.arrow. A file cut short by a crash is skipped."""
-    tables = []
-    for path in sorted((run_directory / "samples").glob(f"{stem}.rank*.arrow")):
-        try:
-            with pa.OSFile(str(path)) as source:
-                tables.append(pa.ipc.open_file(source).read_all())
-        except (pa.ArrowInvalid, OSError) as error:
-            logger.warning("report: %s: %s", path, error)
-    return pa.concat_tables(tables).sort_by("uid").slice(0, limit).to_pylist() if tables else []
 
 
 # The headline.
@@ -341,58 +269,8 @@ def _html(figure: go.Figure, identity: str, from_zero: bool) -> str:
 
 def _sample_steps(run_directory: Path, decode: Decode) -> list[tuple[int, list[Row]]]:
     """A few samples of the first, middle and last recorded step."""
-    names = (p.name for p in (run_directory / "samples").glob("step_*.rank*.arrow"))
-    stems = sorted({m[0] for n in names if (m := re.match(r"step_\d+", n))}, key=lambda stem: int(stem[5:]))
-    chosen = sorted({round(i * (len(stems) - 1) / (STEPS_SHOWN - 1)) for i in range(STEPS_SHOWN)}) if stems else []
-    shown = [(int(stems[i][5:]), _rows(run_directory, stems[i], SAMPLES_PER_STEP)) for i in chosen]
+    steps = recorded_steps(run_directory)
+    chosen = sorted({round(i * (len(steps) - 1) / (STEPS_SHOWN - 1)) for i in range(STEPS_SHOWN)}) if steps else []
+    rows = [(steps[i], rows_of(run_directory, f"step_{steps[i]:06d}", SAMPLES_PER_STEP)) for i in chosen]
     piece = cache(lambda token: decode([token]))
-    return [(step, [_sample(row, decode, piece) for row in rows]) for step, rows in shown if rows]
-
-
-def _sample(row: Row, decode: Decode, piece: Callable[[int], str]) -> Row:
-    """What the page shows of a row of records.TRAINED."""
-    prompt, tokens = decode(row["prompt_ids"]), token_spans(row, decode, piece)
-    mean = _mean([r for r, loss in zip(_ratios(row), _in_loss(row), strict=True) if loss])
-    return row | {"prompt": prompt, "question": _question(prompt), "tokens": tokens, "mean": mean}
-
-
-def token_spans(row: Row, decode: Decode, piece: Callable[[int], str]) -> list[Token]:
-    """The response as tokens to show; `piece` decodes a single id."""
-    columns = [_ratios(row), row["student_logprobs"] or [], row["teacher_logprobs"] or []]
-    loss = _in_loss(row)
-    return [
-        Token(text, *(_mean(column[start:end]) for column in columns), in_loss=any(loss[start:end]))
-        for text, start, end in _pieces(row["response_ids"], decode, piece)
-    ]
-
-
-def _pieces(ids: list[int], decode: Decode, piece: Callable[[int], str]) -> Iterator[tuple[str, int, int]]:
-    """(text, start, end) of runs of ids; the parts of a UTF-8 character form one run."""
-    start = 0
-    for i, token in enumerate(ids):
-        if BROKEN not in piece(token) and start < i:  # the bytes so far are no character
-            yield decode(ids[start:i]), start, i
-            start = i
-        text = piece(token) if start == i else decode(ids[start : i + 1])
-        if BROKEN not in text:
-            yield text, start, i + 1
-            start = i + 1
-    if start < len(ids):
-        yield decode(ids[start:]), start, len(ids)
-
-
-def _ratios(row: Row) -> list[float | None]:
-    """log p - log q of each response token, nats; None if either is unknown."""
-    q, p = row.get("class_logprobs") or row["student_logprobs"], row["teacher_logprobs"]
-    q, p = (column or [None] * len(row["response_ids"]) for column in (q, p))
-    return [None if a is None or b is None else b - a for a, b in zip(q, p, strict=True)]
-
-
-def _in_loss(row: Row) -> list[bool]:
-    return [any(start <= i < end for start, end in row["loss_spans"] or ()) for i in range(len(row["response_ids"]))]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the finite values; None without any."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else None
+    return [(step, [shown(row, decode, piece) for row in found]) for step, found in rows if found]

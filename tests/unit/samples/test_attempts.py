@@ -83,7 +83,7 @@ def test_an_earlier_attempt_in_a_mates_block_is_neither_trained_nor_are_its_scor
     assert targets.tokens.scores["teacher"].logprob.tolist() == [-0.5] * tokens + [-2.0] * 8
 
     held.old = {"logprob": {uid: np.zeros(len(row.response_ids)) for uid, row in expected.items()}}
-    held.record(0)
+    held.record(0, {})
     with pa.OSFile(str(tmp_path / "step.rank0.arrow")) as file:
         rows = pa.ipc.open_file(file).read_all().to_pylist()
     assert [(row["response_ids"], row["teacher_logprobs"]) for row in rows] == [

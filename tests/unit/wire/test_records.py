@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from actors.wire.records import (
+    LIKELIEST,
     SAMPLES,
     TRAINED,
     Sample,
@@ -185,6 +186,14 @@ def test_trained_samples_keep_every_column_and_null_what_is_unknown() -> None:
     assert [row["teacher_logprobs"] for row in rows] == [[-1.0, -3.0], None]
     assert [row["student_logprobs"] for row in rows] == [[-2.0, -2.0], [-2.0]]
     assert unpack_samples(batch) == unpack_samples(pack_samples(sent)[0])
+
+
+def test_trained_samples_say_what_the_teacher_finds_likeliest_where_it_is_known() -> None:
+    sent = [sample("a.0", 2), sample("a.1", 1)]
+    known = (np.arange(2 * LIKELIEST, dtype=np.int32).reshape(2, -1), np.full((2, LIKELIEST), -0.5, np.float16))
+    rows = trained_batch(sent, [None] * 2, [np.zeros(2), np.zeros(1)], [None] * 2, likeliest=[known]).to_pylist()
+    assert [row["likeliest_ids"] for row in rows] == [[*range(2 * LIKELIEST)], None]
+    assert [row["likeliest_logprobs"] for row in rows] == [[-0.5] * 2 * LIKELIEST, None]
 
 
 def _on_the_wire(payload: pa.RecordBatch) -> int:
