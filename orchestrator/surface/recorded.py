@@ -142,8 +142,8 @@ def token_spans(row: Row, decode: Decode, piece: Callable[[int], str]) -> list[T
         Token(
             text,
             *(mean_of(column[start:end]) for column in columns),
-            any(loss[start:end]),
-            _likeliest(row, start, piece),
+            in_loss=any(loss[start:end]),
+            likeliest=_likeliest(row, start, piece),
         )
         for text, start, end in _pieces(row["response_ids"], decode, piece)
     ]

@@ -151,7 +151,7 @@ class Drawing {
     const path = down ? `M${x1} ${y1}C${x1} ${y1 + half} ${x2} ${y2 - half} ${x2} ${y2}` : `M${x1} ${y1}C${x1 + half} ${y1} ${x2 - half} ${y2} ${x2} ${y2}`;
     const stage = to.dataset.stage, edges = { writer: "rollout", scorer: "score", reward: "reward" };
     const text = from.dataset.stage === "prompts" || edges[stage] !== "rollout" ? queueText(this.pipeline.queues[edges[stage]]) : null;
-    if (text && !to.dataset.said) this.chip(text, (x1 + x2) / 2, (y1 + y2) / 2, down);
+    if (text && !to.dataset.said) this.chip(text, down ? x2 : (x1 + x2) / 2, (y1 + y2) / 2 - (down ? 3 : 0), down);
     return el("svg:path", { d: path, class: "way", "marker-end": "url(#arrow)" });
   }
 
