@@ -109,12 +109,35 @@ while [[ $1 != -- ]]; do shift; done
 shift
 "$@"
 """
-LOGRATIO = """#!/usr/bin/env bash
-echo "$@" >>calls
-[[ $(stat -c %a "$RAY_AUTH_TOKEN_PATH") == 600 && $RAY_AUTH_MODE == token && $RAY_ADDRESS == *:6407 ]] || exit 70
-case $ENDS in none) kill -9 $PPID $$ ;; stopped) mkdir -p runs/opd; touch runs/opd/stopped; exit 3 ;; esac
-exit "$ENDS"
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" >requeued
 """
+LOGRATIO = """#!/usr/bin/env bash
+echo "$@" >calls
+[[ $(stat -c %a "$RAY_AUTH_TOKEN_PATH") == 600 && $RAY_AUTH_MODE == token && $RAY_ADDRESS == *:6407 ]] || exit 70
+mkdir -p runs/opd
+case $ENDS in
+    none) kill -9 $PPID $$ ;;
+    stopped) touch runs/opd/stopped; exit 3 ;;
+    lives) exec python -c "$LIVING_RUN" runs/opd ;;
+    *) exit "$ENDS" ;;
+esac
+"""
+
+
+def batch(folder: Path, ends: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """run.sbatch under a fake Slurm: `srun` runs the command of the head, `scontrol` notes what it is asked."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "logratio": LOGRATIO}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    (folder / "deploy").symlink_to(DEPLOY)
+    slurm = {"SLURM_JOB_ID": "3007", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
+    slurm |= {"SLURM_SUBMIT_DIR": str(folder), "SLURM_RESTART_COUNT": str(restarts)}
+    fake = {"ENDS": ends, "LIVING_RUN": LIVING_RUN, "PATH": f"{tools}:{BIN}:{os.environ['PATH']}"}
+    command = ["bash", DEPLOY / "slurm" / "run.sbatch", "my.yaml", "opd", "run.steps=5"]
+    return subprocess.Popen(command, env=slurm | fake, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize(
@@ -130,20 +153,18 @@ exit "$ENDS"
     ],
 )
 def test_slurm_requeues_what_can_go_on(tmp_path: Path, ends: str, restarts: int, code: int, requeued: bool) -> None:
-    """run.sbatch under a fake Slurm: `srun` runs the command of the head, `scontrol` notes what it is asked."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    scontrol = '#!/usr/bin/env bash\necho "$@" >requeued\n'
-    for name, text in {"srun": SRUN, "logratio": LOGRATIO, "scontrol": scontrol}.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(stat.S_IRWXU)
-    (tmp_path / "deploy").symlink_to(DEPLOY)
-    slurm = {"SLURM_JOB_ID": "3007", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
-    slurm |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_RESTART_COUNT": str(restarts)}
-    environment = {"PATH": f"{tools}:{BIN}:{os.environ['PATH']}", "ENDS": ends} | slurm
-    command = ["bash", DEPLOY / "slurm" / "run.sbatch", "my.yaml", "opd", "run.steps=5"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
+    job = batch(tmp_path, ends, restarts)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == code, said
     assert (tmp_path / "calls").read_text() == "run my.yaml run.name=opd run.steps=5\n"
     assert (tmp_path / "requeued").exists() == requeued
     assert not list((tmp_path / "runs").glob(".slurm-*"))  # no token is left
+
+
+def test_slurm_lets_a_preempted_run_save_and_requeues_it(tmp_path: Path) -> None:
+    job = batch(tmp_path, "lives")
+    assert job.stdout and "runs\n" in iter(job.stdout.readline, "")
+    job.terminate()  # as --signal=B:TERM does: the shell alone
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 3 and "goes on" in said
+    assert (tmp_path / "runs" / "opd" / "saved").exists() and (tmp_path / "requeued").read_text() == "requeue 3007\n"
