@@ -32,6 +32,7 @@ class Jobs:
         self.jobs: dict[str, dict[str, Any]] = {}
 
     def submit_job(self, entrypoint: str, submission_id: str, metadata: dict[str, str]) -> str:
+        assert submission_id not in self.jobs, "a job server refuses a second job of an id"
         self.jobs[submission_id] = {"entrypoint": entrypoint, "metadata": metadata, "status": JobStatus.RUNNING}
         if self.refusals:  # the answer is lost, the job is not
             self.refusals -= 1
