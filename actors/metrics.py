@@ -7,7 +7,8 @@ what is not finite, for which JSON has no word.
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 ROLES = ("rollout", "score", "reward", "learn", "publish")
 
@@ -74,7 +75,75 @@ STEP_METRICS: dict[str, str] = {
     "seconds_learn": "wall seconds in which the learner was busy with the update",
     "seconds_publish": "wall seconds of publishing and pulling the new version",
     "seconds_wait": "wall seconds in which the learner was idle for want of a batch",
+    "time": "when the step ended, unix seconds",
 }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A metric that Prometheus gets. `kind`: gauge, or counter (its name then ends with `_total`, which the exporter
+    adds). Every metric has the label `run`; `labels` are the others, each with a closed list of values."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+LABELS: dict[str, str] = {
+    "run": "the run's name",
+    "role": "a pool of the run: rollout, teacher_rollout, dataset, scorer.<model>, reward, learner",
+    "member": "a member's number in its role",
+    "teacher": "a scored model of the recipe",
+    "phase": "starting, loading, serving, leaving (of members); busy, wait, idle (of time); generated, scored, trained "
+    "(of tokens); gather, load, follow (of a weight sync)",
+    "edge": "where samples wait: rollout (being sampled), score, reward, learn (in the buffer)",
+    "reason": "why samples left: cut, aged, dropped",
+}
+
+PREFIX = "logratio_"  # Ray's exporter puts ray_ before it
+STEP_PREFIX = "step_"  # a number of the last step's line: logratio_step_<name of STEP_METRICS>
+NOT_EXPORTED = ("time", "kl_by_position", "kl_support")  # of STEP_METRICS: no single numbers
+
+FLOW_METRICS: tuple[Exported, ...] = (
+    Exported("members", "gauge", "members of a role by state", ("role", "phase")),
+    Exported("member_version", "gauge", "version of the weights that a member serves", ("role", "member")),
+    Exported(
+        "member_load", "gauge", "unanswered work of a member: tokens of scorers, else responses", ("role", "member")
+    ),
+    Exported("restarts", "counter", "members that were replaced", ("role",)),
+    Exported("learner_rebuilds", "counter", "learners that were rebuilt from a checkpoint"),
+    Exported("time_share", "gauge", "share of a role's member-seconds, last minute: 0 to 1", ("role", "phase")),
+    Exported("queue_depth", "gauge", "samples on an edge, in flight or waiting; on `score` tokens", ("edge",)),
+    Exported("queue_oldest_seconds", "gauge", "age of the oldest of them", ("edge",)),
+    Exported("tokens", "counter", "response tokens", ("phase",)),
+    Exported("samples_lost", "counter", "samples that no step trained as they were", ("reason",)),
+    Exported("updates_skipped", "counter", "updates not taken, since loss or gradient was not finite"),
+    Exported(
+        "weight_sync_seconds",
+        "counter",
+        "wall seconds of weight syncs: the learner's gather, members' loads, scored models that follow",
+        ("phase",),
+    ),
+    Exported("score_bytes", "counter", "bytes of score payload"),
+    Exported("suspicious_tokens", "counter", "response tokens with scores that no working model gives"),
+    Exported("canary_failures", "counter", "members that scored the canary prompts wrong", ("teacher",)),
+    Exported("bottleneck", "gauge", "1 for the role that holds the run up, 0 for the others", ("role",)),
+    Exported("one_more_gain", "gauge", "predicted relative gain of samples/s by one more member", ("role",)),
+    Exported("samples_per_second", "gauge", "samples trained a second, over whole steps"),
+    Exported("gpu_seconds", "counter", "GPU-seconds that a role's members were there", ("role",)),
+    Exported("checkpoint_age_seconds", "gauge", "seconds since the newest checkpoint, or since the run began"),
+    Exported("step_age_seconds", "gauge", "seconds since the last step ended, or since the run began"),
+    Exported("step_median_seconds", "gauge", "median of the last steps' seconds"),
+    Exported("steps_planned", "gauge", "steps of the whole run"),
+)
+
+
+def step_metrics() -> tuple[Exported, ...]:
+    """The numbers of a step's line as gauges."""
+    names = [name for name in STEP_METRICS if name not in NOT_EXPORTED]
+    return tuple(Exported(f"{STEP_PREFIX}{name}", "gauge", STEP_METRICS[name]) for name in names)
+
 
 EVALUATION_METRICS = (
     "reverse_kl",

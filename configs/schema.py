@@ -126,10 +126,12 @@ class Checkpoint(Node):
 
 
 class Metrics(Node):
-    """Metrics beyond those of the objective. `start_kl`: KL(student||its starting weights), in no loss: the mean k1 of
-    the tokens that the student sampled, or exact over the vocabulary. The model `start` has these weights."""
+    """Metrics beyond those of the objective, and who gets them. `start_kl`: KL(student||its starting weights), in no
+    loss: the mean k1 of the tokens that the student sampled, or exact over the vocabulary. The model `start` has these
+    weights. `trackers` get each step's line, through their own packages; Prometheus does without being named."""
 
     start_kl: Literal["sampled", "exact"] | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
 
 
 class Record(Node):

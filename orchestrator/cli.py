@@ -258,7 +258,9 @@ def run_directory(recipe: Recipe) -> Path:
 def _check_environment(recipe: Recipe, directory: Path) -> None:
     from orchestrator.preflight import cluster
     from orchestrator.preflight.environment import check_environment
+    from orchestrator.surface.trackers.libraries import check_installed
 
+    check_installed(recipe.metrics.trackers)
     check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 

@@ -175,18 +175,18 @@ class Training:
             with self.meter.clock("learn").busy():
                 metrics = await self._update(batch, step, dials)
             if progress.skips.moved(step):
-                with self.meter.clock("publish").busy():
+                with self.meter.clock("publish").busy(), self.meter.phase("gather").busy():
                     await self.publish(progress.version + 1)
                 progress.version += 1
         progress.step, self._rejected_in_a_row = step, 0
         self._close(batch)
-        with self.meter.clock("publish").busy():
+        with self.meter.clock("publish").busy(), self.meter.phase("follow").busy():
             await self._follow()
         return metrics
 
     async def pull(self) -> None:
         """Every member that writes responses pulls. One that dies is replaced by its pool, which admits the next."""
-        with self.meter.clock("publish").busy():
+        with self.meter.clock("publish").busy(), self.meter.phase("load").busy():
             writers = self.writers.values()
             await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.members.active()))
         self.leasing.changed.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,7 @@ class Bookkeeping:
     def line(self, batch: Batch, version: int, dials: Dials, metrics: Mapping[str, Any], cap: int) -> dict[str, Any]:
         """The step's line, by the names of actors/metrics.py. `version`: the weights that the step began with; `cap`:
         tokens of a response, at most."""
+        self._meter.count("tokens_trained", _trained(batch))
         counts, objective = self._meter.read_and_reset(), self._recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
@@ -46,6 +48,7 @@ class Bookkeeping:
             | dict(metrics)
             | described(batch, version)
             | {
+                "time": time.time(),
                 "step": self._progress.step,
                 "policy_version": self._progress.version,
                 "kl_support": objective.support if objective.teachers else None,
@@ -93,7 +96,7 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
         "truncated_fraction": fmean(h.finish == "length" for h in headers),
         "staleness_mean": sum(age * count for age, count in ages) / drawn if drawn else None,
         "staleness_max": max((age for age, _ in ages), default=None),
-        "tokens_trained": sum(count for h in headers for _, count in h.versions),
+        "tokens_trained": _trained(batch),
         "tokens_masked": batch.tokens_masked,
     }
 
@@ -103,3 +106,8 @@ def _teacher_entropy(batch: Sequence[Scored]) -> float | None:
     known = [scored.teacher_entropy for scored in batch if scored.teacher_entropy is not None]
     tokens = sum(scored.header.response_tokens for scored in batch)
     return sum(known) / tokens if len(known) == len(batch) else None
+
+
+def _trained(batch: Batch) -> int:
+    """Loss tokens of a batch."""
+    return sum(count for scored in batch.samples for _, count in scored.header.versions)

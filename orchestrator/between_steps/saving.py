@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Saver:
         self._observer = observer
         self._due = False  # a checkpoint waits for the next step that moves the weights
         self._saved: object = None  # Progress.at_stake at the newest checkpoint
+        self.saved_at: float | None = None  # unix seconds of the newest checkpoint of this process
 
     def rewound(self, to_checkpoint: bool) -> None:
         """The run was rewound to its newest checkpoint, or to its beginning."""
@@ -58,7 +60,7 @@ class Saver:
                 asyncio.to_thread(checkpoint.seal, self._directory, folder, state, keep, anchor)
             )
             await asyncio.shield(sealing)
-            self._saved = at_stake
+            self._saved, self.saved_at = at_stake, time.time()
         except BaseException:
             if sealing and not sealing.done():  # cancelled, but the thread goes on and may complete it
                 raise

@@ -31,19 +31,24 @@ class PoolMember:
     joining: asyncio.Task[Any] | None = None  # set while it starts
     log: Path | None = None
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one weight load at a time
-    _calls: dict[object, None] = field(default_factory=dict)  # in flight, oldest first
+    _calls: dict[object, float] = field(default_factory=dict)  # when each call in flight was made, oldest first
     _last_answer: float = 0.0  # when the oldest call in flight was last answered; seconds, monotonic clock
 
     @property
     def lead(self) -> Any:
         return self.actors[0]
 
+    @property
+    def waits_since(self) -> float | None:
+        """When the oldest call in flight was made, seconds of the monotonic clock; None without one."""
+        return next(iter(self._calls.values()), None)
+
     @contextmanager
     def in_flight(self) -> Iterator[Callable[[], float]]:
         """Mark a call as in flight. Yields a function that returns the time its deadline counts from: when this call
         was made or, if later, when the calls before it were answered. Seconds of the monotonic clock."""
         call, made = object(), time.monotonic()
-        self._calls[call] = None
+        self._calls[call] = made
         try:
             yield lambda: max(made, self._last_answer)
         finally:

@@ -209,6 +209,10 @@ class Pool:
         """Unanswered work of all members, and of the calls in line."""
         return sum(member.load for member in self.members) + self.line.load
 
+    def oldest_call(self, now: float) -> float:
+        """Age of the oldest unanswered call that a member has, seconds; 0 without one. Calls in line are younger."""
+        return max((now - since for m in self.members if (since := m.waits_since) is not None), default=0.0)
+
     def add_load(self, member: PoolMember, load: int) -> None:
         if load and not member.load:
             self.clock.begin(member.number)

@@ -82,7 +82,7 @@ class MemberClock:
 
 
 class Meter:
-    """Counts and busy seconds since the last `read_and_reset`."""
+    """Counts and busy seconds: since the last `read_and_reset` of a step, and since the beginning."""
 
     INLINE_LIMIT = 100 * 1024  # bytes; Ray keeps smaller values inside their owner
 
@@ -90,12 +90,26 @@ class Meter:
         self._now = now
         self._counts: Counter[str] = Counter()
         self._clocks: dict[str, BusyClock] = {}
+        self._phases: dict[str, BusyClock] = {}
+        self._earlier: Counter[str] = Counter()  # counts of the steps before
         self._before: dict[str, float] = {}
         self._last_read = now()
 
     def clock(self, role: str) -> BusyClock:
         """The clock of a role: rollout, score, reward, learn, publish or wait."""
         return self._clocks.setdefault(role, BusyClock(self._now))
+
+    def phase(self, name: str) -> BusyClock:
+        """The clock of a part of a weight sync: gather, load or follow. No step's metrics hold it."""
+        return self._phases.setdefault(name, BusyClock(self._now))
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Busy seconds of each phase since the beginning."""
+        return {name: clock.total() for name, clock in self._phases.items()}
+
+    def total(self, name: str) -> int:
+        """A count since the beginning."""
+        return self._earlier[name] + self._counts[name]
 
     def count(self, name: str, amount: int) -> None:
         self._counts[name] += amount
@@ -112,6 +126,7 @@ class Meter:
     def read_and_reset(self) -> dict[str, float]:
         """Counts, `seconds_<role>` and the wall `seconds_step` since the last call."""
         now, counts = self._now(), dict(self._counts)
+        self._earlier.update(self._counts)
         self._counts.clear()
         totals = {role: clock.total() for role, clock in self._clocks.items()}
         seconds = {f"seconds_{role}": total - self._before.get(role, 0.0) for role, total in totals.items()}

@@ -17,6 +17,7 @@ head that the learner keeps only for a while.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,10 +51,12 @@ class Scored:
 
 @dataclass
 class Group:
-    """`version` was current when the group was leased, so no token is older. A dropped sample is None."""
+    """`version` was current when the group was leased, so no token is older. A dropped sample is None. `opened`:
+    seconds of the monotonic clock."""
 
     version: int
     samples: dict[str, Scored | None] = field(default_factory=dict)
+    opened: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,10 @@ class Buffer:
         for index, group in batch.groups.items():
             kept = {uid: scored for uid, scored in group.samples.items() if uid not in lost}
             self._put(index, Group(group.version, kept))
+
+    def oldest(self, now: float) -> float:
+        """Seconds since the first of the groups that hold samples was leased; 0 without any."""
+        return max((now - group.opened for group in self._groups.values() if group.samples), default=0.0)
 
     def __len__(self) -> int:
         return sum(len(group.samples) for group in self._groups.values())

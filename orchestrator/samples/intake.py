@@ -109,6 +109,11 @@ class Intake:
             if (source, member.number) not in self._work
         ]
 
+    def oldest(self, now: float) -> float:
+        """Seconds since the oldest response that is being sampled was asked for; 0 without one."""
+        running = (response.submitted for work in self._work.values() for response in work.running.values())
+        return max((now - submitted for submitted in running if submitted), default=0.0)
+
     def collect(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
         """Allow leases to a member. The returned coroutine collects its blocks while it lives."""
         work = self._work[source, member.number] = _Work(member)

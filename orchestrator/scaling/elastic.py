@@ -56,6 +56,10 @@ class Elastic:
     def last_minute(self) -> Use | None:
         return self._window.last_minute()
 
+    def presence(self) -> Mapping[str, float]:
+        """Member-seconds of each role so far: serving, or leaving."""
+        return self._presence
+
     def diagnosis(self) -> Diagnosis | None:
         """The bottleneck; None before enough steps with the current members."""
         use, recipe = self._window.whole_steps(), self._run.recipe

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.preflight.files import Inputs
     from orchestrator.run import Run
     from orchestrator.surface.display import Display
+    from orchestrator.surface.trackers.feed import Feed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, STOP_COMMAND)
 STOPPED = 3  # exit code
@@ -147,15 +149,17 @@ async def _drive(
     from orchestrator.pools.transport import RayTransport
     from orchestrator.run import Run
     from orchestrator.surface.driver import collect_seldom, serve_commands
+    from orchestrator.surface.reporting import Reporting
 
     collect_seldom()
     pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs", members)
-    training = Run(recipe, directory, inputs, pools, display)
+    reporting = Reporting(display, _feed(recipe, directory, display), directory)
+    training = Run(recipe, directory, inputs, pools, reporting)
     display.working = training.working
     handlers.in_the_loop(training)
     error = None
     try:
-        async with serve_commands(training, display):
+        async with serve_commands(training, display, reporting):
             code = await training.execute()
     except Exception as failure:
         code, error = await fail(training, failure)
@@ -164,7 +168,17 @@ async def _drive(
         at_once = training.stopping.hurried
         await asyncio.gather(*(pool.members.stop(at_once) for pool in pools.all().values()))
     display.phase("writing the report")
+    await reporting.ended(code)
     return await end(training, code, error, inputs.tokenizer)
+
+
+def _feed(recipe: Recipe, directory: Path, display: Display) -> Feed:
+    from orchestrator.surface.trackers.feed import Feed
+    from orchestrator.surface.trackers.libraries import TRACKERS
+    from orchestrator.surface.trackers.prometheus import Prometheus
+
+    named = [partial(TRACKERS[name], recipe, directory) for name in recipe.metrics.trackers]
+    return Feed([partial(Prometheus, recipe.run.name, recipe.scored_models), *named], display.notice)
 
 
 @contextlib.contextmanager

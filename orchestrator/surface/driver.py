@@ -15,6 +15,7 @@ from orchestrator.run import Run
 from orchestrator.scaling.elastic import Elastic
 from orchestrator.surface import submission
 from orchestrator.surface.display import Display
+from orchestrator.surface.reporting import Reporting
 from orchestrator.surface.status import status_of
 
 REPORT_SECONDS = 1.0
@@ -32,7 +33,7 @@ def collect_seldom() -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
+async def serve_commands(run: Run, display: Display, reporting: Reporting) -> AsyncIterator[None]:
     """Inside of it, `logratio stop | status | scale | swap` reach the run, and its roles may autoscale.
 
     Raises RecipeError when the cluster already runs one of this name.
@@ -48,7 +49,7 @@ async def serve_commands(run: Run, display: Display) -> AsyncIterator[None]:
     elastic = Elastic(run, display.notice)
     tasks = [
         asyncio.create_task(obey(run, elastic, control)),
-        asyncio.create_task(_report(run, elastic, control, display)),
+        asyncio.create_task(_report(run, elastic, control, display, reporting)),
     ]
     for task in tasks:
         task.add_done_callback(lambda done: _say_fault(done, display))
@@ -82,10 +83,12 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
                 run.observer.notice(f"swap: {error}")
 
 
-async def _report(run: Run, elastic: Elastic, control: Any, display: Display) -> None:
+async def _report(run: Run, elastic: Elastic, control: Any, display: Display, reporting: Reporting) -> None:
     while True:
         elastic.tick()
-        await control.report.remote(status_of(run, elastic, display.current_phase))
+        status = status_of(run, elastic, display.current_phase)
+        await control.report.remote(status)
+        await reporting.status(status)
         await asyncio.sleep(REPORT_SECONDS)
 
 

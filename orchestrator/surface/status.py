@@ -5,6 +5,7 @@ The driver describes its run in plain values; the command draws them. Unknown va
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 Status = Mapping[str, Any]
 
 
-def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
-    """The run's status in plain values that any process can unpickle."""
+def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = None) -> dict[str, Any]:
+    """The run's status in plain values, as status.json holds them too. docs/formats.md has the keys."""
     use, verdict = elastic.last_minute(), elastic.diagnosis()
     pools, elastic_roles = run.pools.all(), run.recipe.elastic_roles
     return {
+        "time": time.time(),
+        "run": run.recipe.run.name,
+        "exit": exit_code,
         "step": run.progress.step,
         "steps": run.recipe.run.steps,
         "version": run.progress.version,
@@ -50,6 +54,9 @@ def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
             for role, pool in pools.items()
         ],
         "swaps": run.swaps.so_far(),
+        "queues": _queues(run),
+        "totals": _totals(run, elastic),
+        "saved_at": run.saver.saved_at,
         "seconds": use.seconds if use else None,
         "samples_per_step": run.recipe.samples_per_step,
         "bottleneck": verdict
@@ -59,6 +66,38 @@ def status_of(run: Run, elastic: Elastic, phase: str) -> dict[str, Any]:
             "samples_per_second": verdict.throughput,
             "one_more": {role: prospect.more for role, prospect in verdict.prospects.items()},
         },
+    }
+
+
+def _queues(run: Run) -> list[dict[str, Any]]:
+    """Depth and oldest age of each edge. The unit is responses, tokens where scorers count them."""
+    now, pools = time.monotonic(), run.pools
+    scorers, writers = pools.scorers.values(), pools.writers().values()
+    leasing = run.stage.leasing if run.stage else None
+    edges = {
+        "rollout": (sum(pool.load() for pool in writers), leasing.intake.oldest(now) if leasing else 0.0),
+        "score": (sum(pool.load() for pool in scorers), max((pool.oldest_call(now) for pool in scorers), default=0.0)),
+        "reward": (pools.reward.load(), pools.reward.oldest_call(now)),
+        "learn": (len(leasing.buffer), leasing.buffer.oldest(now)) if leasing else (0, 0.0),
+    }
+    return [{"edge": edge, "depth": depth, "oldest_seconds": age} for edge, (depth, age) in edges.items()]
+
+
+def _totals(run: Run, elastic: Elastic) -> dict[str, Any]:
+    """What counts up: since this process began; faults since the run began."""
+    from orchestrator.pools.layout import demands
+
+    meter, gpus = run.meter, {demand.role: demand.actors * demand.resources.gpus for demand in demands(run.recipe)}
+    return {
+        "tokens": {phase: meter.total(f"tokens_{phase}") for phase in ("generated", "scored", "trained")},
+        "samples_lost": {reason: meter.total(f"samples_{reason}") for reason in ("cut", "aged", "dropped")},
+        "weight_sync_seconds": meter.phase_seconds(),
+        "score_bytes": meter.total("score_bytes"),
+        "suspicious_tokens": meter.total("scores_suspicious"),
+        "updates_skipped": sum(skip.updates for skip in run.progress.skips.steps.values()),
+        "canary_failures": dict(run.roles.canaries.failures),
+        "learner_rebuilds": run.faults().learner_rebuilds,
+        "gpu_seconds": {role: there * gpus.get(role, 0.0) for role, there in elastic.presence().items()},
     }
 
 

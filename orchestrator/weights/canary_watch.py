@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from actors.scoring.canary import canary_texts
@@ -30,6 +31,7 @@ class CanaryWatch:
         self._canaries = {model: Canaries(recipe.scorer_of(model).dtype) for model in pools.scorers}
         contexts = {model: recipe.scorer_of(model).max_context_tokens for model in pools.scorers}
         self._texts = {model: canary_texts(vocabulary, context) for model, context in contexts.items()}
+        self.failures: Counter[str] = Counter()  # wrong members found, by model
         self._alarmed: set[str] = set()  # models with an alarm notice
         self._checking = {model: asyncio.Lock() for model in pools.scorers}
 
@@ -49,6 +51,7 @@ class CanaryWatch:
         examined = Examined(member.number, member.place, pool.members.newest)
         result = canaries.judge(examined, version, occasion, readings)
         if result.wrong:
+            self.failures[model] += len(result.wrong)
             await self._replace(pool, member, result)
 
     async def check_woken(self, pool: Pool, member: PoolMember) -> None:

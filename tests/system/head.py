@@ -36,7 +36,7 @@ class Head:
     def submit(self, *entrypoint: str) -> str:
         """`ray job submit` without waiting; returns the job's id."""
         command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", ".", "--no-wait"]
-        return self._submitted([*command, "--", *entrypoint], time.monotonic() + 180.0)
+        return self._submitted([*command, "--", *entrypoint], time.monotonic() + 90.0)
 
     def _submitted(self, command: Sequence[str], until: float) -> str:
         done = subprocess.run(
@@ -96,7 +96,8 @@ def started_head(**variables: str) -> Iterator[Head]:
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", "0"]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "8"]
     command += ["--metrics-export-port", str(metrics), "--object-store-memory", "300000000", "--temp-dir", folder]
-    command += ["--ray-client-server-port", str(free_port())]
+    for port in ("--ray-client-server-port", "--dashboard-agent-listen-port"):  # their defaults may be taken
+        command += [port, str(free_port())]
     log = Path(folder) / "head.log"
     with log.open("w") as output:
         head = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

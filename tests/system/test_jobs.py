@@ -34,7 +34,7 @@ def test_a_run_lives_through_its_jobs(
 ) -> None:
     run = Jobs(head, _recipe(models, prompts, tmp_path), tmp_path)
 
-    first = run.submit(seconds=0.1)
+    first = run.submit(seconds=1.0)
     run.until(first, lambda: run.steps() >= 2)
     assert "is alive" in run.refused(seconds=0.0), "a second job of a live run"
     assert "scaling" in run.command("scale", "rollout=2")
@@ -48,14 +48,14 @@ def test_a_run_lives_through_its_jobs(
     assert head.ended(again) == ("FAILED", 3), "what a person stopped is not started by a retry"
     assert "logratio resume jobs" in head.logs(again) and run.steps() == stopped_at
 
-    resumed = run.submit(seconds=0.1, command=("resume", str(run.directory)))
+    resumed = run.submit(seconds=0.3, command=("resume", str(run.directory)))
     run.until(resumed, lambda: run.steps() > stopped_at)
     head.stop(resumed)
     assert head.ended(resumed) == ("STOPPED", None)
     wait_for(lambda: run.summary().get("exit") == 3, "the stopped run's summary")
     taken_away = run.steps()
 
-    killed = run.submit(seconds=0.1)
+    killed = run.submit(seconds=0.3)
     run.until(killed, lambda: run.steps() > taken_away)
     os.kill(json.loads((run.directory / "lock").read_text())["pid"], signal.SIGKILL)
     assert head.ended(killed)[0] == "FAILED"

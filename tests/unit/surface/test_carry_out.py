@@ -40,7 +40,7 @@ def read_inputs(recipe):
     return files.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
 
 @contextlib.asynccontextmanager
-async def serve_commands(run, display):
+async def serve_commands(run, display, reporting):
     threading.Timer(1.0, strike).start()
     yield
 

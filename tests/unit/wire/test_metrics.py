@@ -16,7 +16,7 @@ response_length_masked response_length_aged truncated_fraction staleness_mean st
 tokens_generated tokens_scored scores_suspicious tails_floored tokens_trained tokens_masked samples_cut samples_aged
 samples_dropped
 score_bytes_per_token bytes_inlined seconds_step seconds_rollout seconds_score seconds_reward seconds_learn
-seconds_publish seconds_wait
+seconds_publish seconds_wait time
 """
 NAMES = CONTRACT.split()
 

@@ -1,0 +1,66 @@
+"""Prometheus, by Ray's metrics: they leave through the exporter of each node, on no port of ours."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from actors.metrics import FLOW_METRICS, PREFIX, Exported, step_metrics
+from orchestrator.surface.trackers import exported
+from orchestrator.surface.trackers.exported import Value
+
+STEPS = 20  # of the median step time
+
+
+class Prometheus:
+    """`run` is the label of all values. `models` are the teachers whose canary failures start at 0."""
+
+    name = "prometheus"
+
+    def __init__(self, run: str, models: Iterable[str] = ()) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        kinds = {"gauge": Gauge, "counter": Counter}
+        self._tags = {"run": run}
+        self._metrics = {one.name: _made(kinds[one.kind], one) for one in (*FLOW_METRICS, *step_metrics())}
+        self._counters = {one.name for one in FLOW_METRICS if one.kind == "counter"}
+        self._last: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._began = time.time()
+        self._stepped: float | None = None
+        self._seconds: deque[float] = deque(maxlen=STEPS)
+        self._set(("canary_failures", {"teacher": model}, 0.0) for model in models)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        self._stepped = line["time"]
+        self._seconds.append(line["seconds_step"])
+        self._set([*exported.of_step(line), ("step_median_seconds", {}, median(self._seconds))])
+
+    def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
+        """Held-out results are in the run's files; a series of a few points is none."""
+
+    def status(self, status: Mapping[str, Any]) -> None:
+        self._set(exported.of_status(status))
+        self._set(exported.ages(status, self._began, self._stepped))
+
+    def close(self, exit_code: int | None) -> None:
+        """Ray drops the values as this process ends."""
+
+    def _set(self, values: Iterable[Value]) -> None:
+        """Set what has changed: a value costs some microseconds, and a large run has thousands."""
+        for name, labels, value in values:
+            key = name, tuple(labels.items())
+            before = self._last.get(key)
+            if before == value or (before != before and value != value):
+                continue
+            self._last[key] = value
+            if name not in self._counters:
+                self._metrics[name].set(value, labels | self._tags)
+            elif (grown := value - (before or 0.0)) > 0.0:  # a rebuilt learner may have counted less
+                self._metrics[name].inc(grown, labels | self._tags)
+
+
+def _made(kind: type, metric: Exported) -> Any:
+    return kind(f"{PREFIX}{metric.name}", description=metric.meaning, tag_keys=("run", *metric.labels))
