@@ -36,8 +36,8 @@ from orchestrator.progress import Faults, Progress, readable
 from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.prompts import PromptStream
+from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
-from orchestrator.training import Training
 from orchestrator.weights.carriers import Carrier, ObjectStore
 from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.weights.roles import Roles
@@ -59,7 +59,7 @@ class Run:
     evaluation_meter: Meter = field(default_factory=Meter)  # evaluations count in no step's metrics
     stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
-    training: Training | None = None
+    stage: Stage | None = None
 
     def __post_init__(self) -> None:
         recipe, directory, notice, ends = self.recipe, self.directory, self.observer.notice, self.inputs.end_token_ids
@@ -122,15 +122,15 @@ class Run:
                         self.observer.notice(f"the last checkpoint stays: {death}")
                         return await self._end_stopped()
                     await self._end_dead_learner(death)
-                    del death  # its traceback holds a batch, and a training with its buffer
+                    del death  # its traceback holds a batch, and a stage with its buffer
         finally:
             self.roles.release()
 
     def stop(self, ask: Ask = Ask.GENTLY) -> None:
         """Stop; by default after the step under way, with a checkpoint to resume from. See stopping.py."""
         self.stopping.to(ask, self.recipe.run.grace_seconds)
-        if self.training is not None:
-            self.training.stop()
+        if self.stage is not None:
+            self.stage.stop()
 
     def working(self) -> tuple[str, ...]:
         """Roles busy right now."""
@@ -189,10 +189,10 @@ class Run:
         await self.stopping.unless_asked(self._begin())
         self.observer.phase("training")
         self.meter.read_and_reset()
-        self.training = self._training()
+        self.stage = self._stage()
         if self.progress.ended_early or self.stopping.asked:
-            self.training.stop()
-        await self.training.run()
+            self.stage.stop()
+        await self.stage.run()
         stopped = self.progress.step < self.recipe.run.steps and not self.progress.ended_early
         if not stopped or self.saver.unsaved:
             await self.saver.save()
@@ -238,7 +238,7 @@ class Run:
         self._deaths.append(self.progress.step)
         if len(self._deaths) - self._deaths.index(max(self._deaths)) >= REBUILDS:
             raise death
-        self.training = None
+        self.stage = None
         self.observer.notice(f"the learner is rebuilt from the newest checkpoint: {death}")
         await self.roles.discard_learner()
 
@@ -270,8 +270,8 @@ class Run:
         await self.roles.load(step)
         await self._length.begin()
 
-    def _training(self) -> Training:
-        return Training(
+    def _stage(self) -> Stage:
+        return Stage(
             recipe=self.recipe,
             pools=self.pools,
             flow=self.flow,
@@ -308,8 +308,8 @@ class Run:
     def _end_early(self) -> None:
         """End the run as done after this step, though the recipe allows more."""
         self.progress.ended_early = True
-        if self.training is not None:
-            self.training.stop()
+        if self.stage is not None:
+            self.stage.stop()
 
     def _skipped_prompts(self) -> dict[str, str]:
         """Texts of the prompts of skipped samples, by group."""

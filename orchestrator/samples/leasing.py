@@ -1,6 +1,6 @@
 """Rolling out: collect from members that joined, and lease prompt groups to members with free slots.
 
-Training and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
+A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from orchestrator import checkpoint
 from orchestrator.pools.pools import Pools
 from orchestrator.preflight.files import read_inputs
 from orchestrator.samples.buffer import Scored
+from orchestrator.stage import NotFinite
 from orchestrator.surface.outcome import first_of
-from orchestrator.training import NotFinite
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.ranks import Ranks, Strikes
 

@@ -188,7 +188,7 @@ class Chaos:
 
     def _wanted(self, run: Run) -> Any:
         """The actor that has yielded most of what waits for the learner; any where nothing does."""
-        groups = run.training.buffer._groups.values() if run.training else ()
+        groups = run.stage.buffer._groups.values() if run.stage else ()
         homes = Counter(scored.samples.home for group in groups for scored in group.samples.values() if scored)
         return max(homes, key=homes.__getitem__) if homes else self.rng.choice([*self.transport.spawned.values()])
 
@@ -201,7 +201,7 @@ class Chaos:
             since = next((i for i, step in enumerate(deaths) if step >= last), 0)
             return run.progress.step > last + 2 or len(deaths) - since < REBUILDS - 1
         nearly = [index for index, deaths in run.progress.suspects.alone.items() if deaths >= DEATHS - 1]
-        evaluating = run.training is None
+        evaluating = run.stage is None
         return role != "rollout" or not any(
             evaluating if index >= HELDOUT_INDEX else index not in run.progress.ledger for index in nearly
         )

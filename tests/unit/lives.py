@@ -27,7 +27,7 @@ from orchestrator.between_steps.saving import Saver
 from orchestrator.evaluate import Evaluation
 from orchestrator.run import DONE, Run
 from orchestrator.samples.flow import Flow
-from orchestrator.training import Training
+from orchestrator.stage import Stage
 from orchestrator.weights.learner_group import LearnerGroup
 from orchestrator.weights.versions import Versions
 from tests.unit.simulation import Simulation
@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "starting": (Run._rewind, Run._bring_up),
     "rewinding": (checkpoint.rewind,),
     "evaluating": (Evaluation.run,),
-    "sampling": (SimulatedRollout.write, Training.roll_out),
+    "sampling": (SimulatedRollout.write, Stage.roll_out),
     "scoring": (Flow.score_and_reward,),
     "learning": (LearnerGroup.step, SimulatedLearner.step),
     "publishing": (Versions.publish, checkpoint.claim_version),

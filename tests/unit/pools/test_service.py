@@ -388,14 +388,14 @@ def test_nothing_is_leased_while_scorers_are_congested(tmp_path: Path) -> None:
     free: list[tuple[int, bool]] = []
 
     def look(run: Run, line: Mapping[str, Any]) -> None:
-        if run.training is None or free:
+        if run.stage is None or free:
             return
         (first, second), rollouts = run.pools.scorers["teacher"].members, run.pools.rollout
         assert rollouts is not None
         held = first.load, second.load
         for load in (80, 81):  # of two members that may each hold 40
             first.load, second.load = load, 0
-            free.append((load, bool(run.training.leasing.free_slots(run.progress.version))))
+            free.append((load, bool(run.stage.leasing.free_slots(run.progress.version))))
         first.load, second.load = held
 
     queue = {"members": 2, "max_queued_tokens": 40}

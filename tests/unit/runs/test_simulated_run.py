@@ -365,8 +365,8 @@ def test_a_version_that_was_published_but_not_recorded_is_not_used_again(uninter
             published.append(run.roles.versions.current.number)
             raise RuntimeError("pulled the plug")
 
-        if line["step"] == 4 and run.training is not None:
-            run.training.after_step = crash
+        if line["step"] == 4 and run.stage is not None:
+            run.stage.after_step = crash
 
     with pytest.raises(ExceptionGroup):
         Simulation(recipe(tmp_path), crash_before_line_five).go()
@@ -462,8 +462,8 @@ class Assassin:
 
 def has_yielded(run: Run, member: PoolMember) -> bool:
     """In mid-lease: some samples of a batch are in, and this member has more to yield."""
-    assert run.training is not None
-    return member.load > 0 and len(run.training.buffer) > 0
+    assert run.stage is not None
+    return member.load > 0 and len(run.stage.buffer) > 0
 
 
 VISIBLE = Speeds(rollout=1e-3, score=1e-4)
@@ -719,7 +719,7 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
     """As when a pull or another lease finds it dead, or `scale` ends it, in the same iteration of the event loop."""
 
     def leave_once(run: Run, line: Mapping[str, Any]) -> None:
-        stage, pool = run.training, run.pools.rollout
+        stage, pool = run.stage, run.pools.rollout
         if line["step"] != 2 or stage is None or pool is None:
             return
         grant = stage.dispatch.grant

@@ -193,7 +193,7 @@ def test_a_sample_skipped_before_a_resume_and_good_after_it_is_not_reported(tmp_
     skipped_then: dict[str, str] = {}
 
     def skip_ahead(run: Run, line: Mapping[str, Any]) -> None:
-        if line["step"] == 2 and run.training is not None:
+        if line["step"] == 2 and run.stage is not None:
             uid = f"{GROUPS * STEPS - 1:08d}.000"  # of the last group
             run.progress.skipped[uid] = skipped_then[uid] = "a passing whim"
             run.stop()

@@ -14,9 +14,9 @@ from actors.simulated.members import SimulatedLearner
 from actors.wire.jobs import Share
 from orchestrator import checkpoint
 from orchestrator.run import DONE, STOPPED
+from orchestrator.stage import NotFinite
 from orchestrator.surface.outcome import first_of
 from orchestrator.surface.report import write_report
-from orchestrator.training import NotFinite
 from orchestrator.weights.skipped_updates import SkippedUpdates
 from tests.unit.simulation import (
     EACH,

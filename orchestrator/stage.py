@@ -1,4 +1,4 @@
-"""The training of a run: the algorithm, as two loops in one event loop.
+"""One stage of training: the algorithm, as two loops in one event loop.
 
 `roll_out` leases prompt groups to members, as far ahead as the staleness bound allows; each block of responses is
 scored and rewarded at once. `learn` waits for a batch, updates, and publishes a version that members pull before they
@@ -48,7 +48,7 @@ class NotFinite(Exception):
 
 
 @dataclass
-class Training:
+class Stage:
     """`publish(number)` makes the student's weights a version; `after_publish` brings scored models to the coming step;
     `after_step` gets each line of metrics. Recorded samples go to the folder `samples`."""
 
@@ -152,7 +152,7 @@ class Training:
             raise NotFinite(failure)
 
     async def next_batch(self) -> Batch | None:
-        """Wait for the next batch that the staleness bound allows. None when training is to stop."""
+        """Wait for the next batch that the staleness bound allows. None when the stage is to stop."""
         while not self.stopping:
             self.leasing.changed.clear()
             self.leasing.intake.resample_aged(self.buffer.expire(self.progress.version))
