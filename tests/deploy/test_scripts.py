@@ -96,12 +96,12 @@ def test_preempt_gives_up_after_its_time(living: subprocess.Popen[str], tmp_path
 
 
 def test_preempt_leaves_other_machines_and_ended_runs_alone(living: subprocess.Popen[str], tmp_path: Path) -> None:
-    elsewhere, ended = tmp_path / "elsewhere", tmp_path / "ended"
-    for folder, host in ((elsewhere, "another"), (ended, os.uname().nodename)):
-        folder.mkdir()
-        (folder / "lock").write_text(json.dumps({"pid": living.pid, "host": host}))
-    assert [preempt(run) for run in (elsewhere, ended, tmp_path / "none")] == [0, 0, 0]
-    assert living.poll() is None
+    ended = tmp_path / "ended"
+    ended.mkdir()
+    (ended / "lock").write_text(json.dumps({"pid": living.pid, "host": os.uname().nodename}))  # nobody holds it
+    (tmp_path / "lock").write_text(json.dumps({"pid": living.pid, "host": "another"}))  # held
+    assert [preempt(run) for run in (tmp_path, ended, tmp_path / "none")] == [0, 0, 0]
+    assert living.poll() is None and not (tmp_path / "saved").exists()
 
 
 SRUN = """#!/usr/bin/env bash
@@ -159,6 +159,12 @@ def test_slurm_requeues_what_can_go_on(tmp_path: Path, ends: str, restarts: int,
     assert (tmp_path / "calls").read_text() == "run my.yaml run.name=opd run.steps=5\n"
     assert (tmp_path / "requeued").exists() == requeued
     assert not list((tmp_path / "runs").glob(".slurm-*"))  # no token is left
+
+
+def test_slurm_warns_the_shell_alone_and_in_time() -> None:
+    text = (DEPLOY / "slurm" / "run.sbatch").read_text()
+    warning, saving = re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", text, re.M), re.search(r"save_seconds=(\d+)", text)
+    assert warning and saving and int(warning[1]) > int(saving[1])
 
 
 def test_slurm_lets_a_preempted_run_save_and_requeues_it(tmp_path: Path) -> None:

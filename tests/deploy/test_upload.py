@@ -13,7 +13,7 @@ from tests.deploy.manifests import ROOT
 LARGEST = 4 * 2**20  # bytes; Ray refuses 500 MiB
 LEFT_OUT = (
     "runs/opd/checkpoints/step_1/state.pt",
-    "runs/opd/samples/1.arrow",
+    "runs/opd/metrics.jsonl",
     ".venv/bin/python",
     ".venv-gpu/bin/python",
     ".git/config",
