@@ -2,14 +2,14 @@
 
 The first reading of a model at a version is the reference. The noise is the distance between repeats in other batches.
 A member is wrong if its reading is further from the reference than the noise allows. While the reference rests on one
-place, either of two that differ may be wrong: both are replaced. A reading that more places agree on becomes the
-reference.
+place, either of two that differ may be wrong: both are replaced. Their successors are judged once that place has been
+read again. A reading that more places agree on becomes the reference.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import fmean
@@ -56,11 +56,13 @@ class Examined(NamedTuple):
 
 
 class CanaryResult(NamedTuple):
-    """Numbers of the members to replace, and why. `final`: two members in a row were wrong."""
+    """Numbers of the members to replace, and why. `final`: two members in a row were wrong. `open`: it cannot be told
+    before the place that the reference rests on is read again."""
 
     wrong: frozenset[int] = frozenset()
     why: str = ""
     final: bool = False
+    open: bool = False
 
 
 @dataclass
@@ -94,8 +96,16 @@ class Canaries:
         noise, floor = self.noise or Distance(0.0, 0.0), FLOORS.get(self.dtype, FLOORS["bfloat16"])
         return Distance(*(max(low, MARGIN * value) for value, low in zip(noise, floor, strict=True)))
 
-    def judge(self, member: Examined, version: int, occasion: Occasion, readings: Sequence[Reading]) -> CanaryResult:
-        """Judge a member by its readings: the first counts, others are repeats in other batches."""
+    def judge(
+        self,
+        member: Examined,
+        version: int,
+        occasion: Occasion,
+        readings: Sequence[Reading],
+        joining: Set[int] = frozenset(),
+    ) -> CanaryResult:
+        """Judge a member by its readings: the first counts, others are repeats in other batches. `joining`: places with
+        a member that is yet to be read."""
         if occasion is Occasion.TRIAL:  # a directory that failed before is no reference
             self._claims.pop(version, None)
         if fault := self._fault(readings):
@@ -114,6 +124,8 @@ class Canaries:
             why = f"{len(claims[0].places)} members load version {version} otherwise; {self._against_tolerance(gap)}"
             return CanaryResult(frozenset({reference.author}), why)
         disputed = len(reference.places) == 1 and reference.places != {member.place} and occasion is Occasion.LOAD
+        if disputed and reference.places <= joining:
+            return CanaryResult(open=True)
         wrong = {member.number, reference.author} if disputed else {member.number}
         differ = self._against_tolerance(gap)
         why = f"of version {version} its scores of fixed texts {differ} from those of member {reference.author}"

@@ -21,6 +21,10 @@ class TeacherWrong(RoleFailed):
     """Two members of a scored model in a row served wrong weights."""
 
 
+class Undecided(Exception):
+    """Whether a member is wrong shows once the successor of another one was checked: ask again."""
+
+
 class CanaryWatch:
     """`vocabulary` is the models' common logit width."""
 
@@ -41,7 +45,7 @@ class CanaryWatch:
 
     async def check(self, pool: Pool, member: PoolMember, version: int, occasion: Occasion = Occasion.LOAD) -> None:
         """Check a member at a version; other roles' members are not checked. Raises MemberDied if it is wrong and
-        replaced, and TeacherWrong, failing the role, if two in a row are."""
+        replaced, TeacherWrong, failing the role, if two in a row are, and Undecided."""
         if not self.watches(pool) or version < 0:  # -1: it has no version yet
             return
         model = self._models[id(pool)]
@@ -49,7 +53,10 @@ class CanaryWatch:
         repeats = canaries.noise is None
         readings = await pool.call_member(member, "canary", self._texts[model], repeats)
         examined = Examined(member.number, member.place, pool.members.newest)
-        result = canaries.judge(examined, version, occasion, readings)
+        joining = {other.place for other in pool.members if not other.serving}
+        result = canaries.judge(examined, version, occasion, readings, joining)
+        if result.open:
+            raise Undecided
         if result.wrong:
             self.failures[model] += len(result.wrong)
             await self._replace(pool, member, result)

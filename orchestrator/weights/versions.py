@@ -14,9 +14,11 @@ from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.weights.canaries import Occasion
-from orchestrator.weights.canary_watch import CanaryWatch
+from orchestrator.weights.canary_watch import CanaryWatch, Undecided
 from orchestrator.weights.carriers import Carrier, Version
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+
+POLL_SECONDS = 0.2  # between checks of a member that is undecided
 
 
 class Versions:
@@ -54,6 +56,8 @@ class Versions:
                 await self._load(version, pool, member)
             except ValueLost:
                 await self._renew(version)
+            except Undecided:  # out of the engines' turn, which the awaited member may need
+                await asyncio.sleep(POLL_SECONDS)
 
     async def try_out(self, number: int, pool: Pool, member: PoolMember) -> None:
         """Bring one member to a version that is not current. Raises as `pull` does."""
@@ -67,7 +71,7 @@ class Versions:
                 raise failure
 
     async def _load(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
-        """Load one version into one member, and check it. Raises as `pull` does, and ValueLost."""
+        """Load one version into one member, and check it. Raises as `pull` does, ValueLost, and Undecided."""
         async with self._learner.turns.engine(), member.loading:  # the lock lets two pulls load a version once
             if member not in pool.members:  # it died in an earlier pull: do not begin a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
@@ -75,7 +79,7 @@ class Versions:
                 return
             with self._kept_back(pool, member):  # a wrong member must not score before its check
                 try:
-                    member.version = await self._carrier.pull(version, self._learner, pool, member)
+                    loaded = await self._carrier.pull(version, self._learner, pool, member)
                 except (MemberDied, LearnerDied, ValueLost, SwapRefused):
                     raise
                 except Exception as error:
@@ -84,6 +88,7 @@ class Versions:
                     raise MemberDied(f"loading version {version.number} failed: {error}") from error
                 if self._watch:
                     await self._watch.check(pool, member, version.number, occasion)
+                member.version = loaded
 
     def _kept_back(self, pool: Pool, member: PoolMember) -> AbstractContextManager[None]:
         return pool.members.kept_back(member) if self._watch and self._watch.watches(pool) else nullcontext()

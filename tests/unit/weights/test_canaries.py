@@ -92,6 +92,28 @@ def test_two_places_that_agree_outvote_the_reference() -> None:
     assert canaries.judge(member(4, newest=5), 0, LOAD, [off(1)]).wrong == {4}
 
 
+def test_a_successor_is_judged_once_the_place_of_the_reference_is_read_again() -> None:
+    """If the reference was half loaded, the successor of the right one differs from it too, and may come first."""
+    canaries = Canaries("float32")
+    canaries.judge(member(0, newest=2), 0, LOAD, [off(1)])  # half loaded, and first
+    assert canaries.judge(member(1, newest=2), 0, LOAD, [RIGHT]).wrong == {0, 1}
+    early = canaries.judge(member(3, 1, 4), 0, LOAD, [RIGHT], joining={0, 1})
+    assert early.open and not early.wrong and not early.final
+    assert canaries.judge(member(2, 0, 4), 0, LOAD, [RIGHT], joining={0, 1}).wrong == {0}
+    assert canaries.judge(member(3, 1, 4), 0, LOAD, [RIGHT], joining={1}) == (frozenset(), "", False, False)
+
+
+@pytest.mark.parametrize("place", ["agrees with the reference", "has no successor"])
+def test_a_successor_that_waited_and_still_differs_from_the_reference_ends_the_run(place: str) -> None:
+    canaries = Canaries("float32")
+    canaries.judge(member(0, newest=2), 0, LOAD, [RIGHT])
+    assert canaries.judge(member(1, newest=2), 0, LOAD, [off(1)]).wrong == {0, 1}
+    assert canaries.judge(member(3, 1, 4), 0, LOAD, [off(1)], joining={0, 1}).open
+    if place == "agrees with the reference":
+        assert not canaries.judge(member(2, 0, 4), 0, LOAD, [RIGHT], joining={0, 1}).wrong
+    assert canaries.judge(member(3, 1, 4), 0, LOAD, [off(1)], joining={1}).final
+
+
 def test_a_joiner_that_disagrees_with_several_is_replaced_alone() -> None:
     canaries = Canaries("float32")
     for number in range(2):
@@ -259,6 +281,23 @@ def test_a_half_loaded_replica_is_replaced_before_it_scores(tmp_path: Path, ward
     assert numbers(simulation) == [2, 3], "nobody knows which of two is right"
     assert [n for n in simulation.notices if "differ by 0.5 nats a token" in n]
     assert max(line["step"] for line in metrics(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_of_a_half_loaded_reference_both_successors_stay_whichever_comes_first(
+    tmp_path: Path, ward: Ward, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    ward.ill[0] = -0.5
+    begin = SimulatedScorer.start
+
+    async def start(scorer: SimulatedScorer) -> None:
+        await asyncio.sleep(0.3 if ward.members.index(scorer) == late else 0.0)
+        await begin(scorer)
+
+    monkeypatch.setattr(SimulatedScorer, "start", start)
+    simulation = Simulation(recipe(tmp_path))
+    assert simulation.go() == DONE
+    assert numbers(simulation) == [2, 3]
 
 
 def test_a_joiner_that_is_slightly_wrong_is_replaced_alone(tmp_path: Path, ward: Ward) -> None:
