@@ -53,8 +53,9 @@ def foresee(directory: Path, attention: str, packing: Packing, dtype: str | None
         return _foresee(_Known(text, config), attention, packing, dtype)
 
 
-def classifier_attention(directory: Path) -> str:
-    """The attention to load a sequence classifier with: the fastest that computes what the model does."""
+def classifier_attention(directory: Path) -> tuple[str, str]:
+    """The attention to load a sequence classifier with, the fastest that computes what the model does, and a line that
+    says so. It is plain attention where no small copy shows whether a faster one is right."""
     text, config = _read(directory)
     if isinstance(config, Exception):
         raise config
@@ -87,8 +88,8 @@ def _foresee(known: _Known, attention: str, packing: Packing, dtype: str | None)
 
 
 @lru_cache(maxsize=64)
-def _classifier_attention(known: _Known) -> str:
-    """`sdpa` if it agrees with `eager` (plain torch) on the same tokens, else `eager`."""
+def _classifier_attention(known: _Known) -> tuple[str, str]:
+    """`sdpa` if it agrees with `eager` (plain torch) on the same tokens, else `eager`; and the line."""
     from transformers import AutoModelForSequenceClassification
 
     ids = torch.randint(5, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -99,8 +100,10 @@ def _classifier_attention(known: _Known) -> str:
             model.set_attn_implementation("eager")
             plain = torch.cat([model(input_ids=row[None]).logits for row in ids])
     except Exception as error:  # as in `_with`
-        return "eager" if _lacks(error) else "sdpa"
-    return "sdpa" if float((fast - plain).abs().max()) <= 3.0 * tolerance(torch.float32) else "eager"
+        why = "" if _lacks(error) else f"; no small copy can be built ({_first_line(error)}) to try a faster one on"
+        return "eager", f"attention eager{why}"
+    attention = "sdpa" if float((fast - plain).abs().max()) <= 3.0 * tolerance(torch.float32) else "eager"
+    return attention, f"attention {attention}"
 
 
 def _with(config: Any, attention: str, packing: Packing, dtype: str | None) -> Foresight:

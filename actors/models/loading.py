@@ -46,13 +46,13 @@ def load_classifier(directory: Path) -> Any:
     are missing."""
     from transformers import AutoModelForSequenceClassification
 
-    attention = classifier_attention(directory)
+    attention, said = classifier_attention(directory)
     options = {"dtype": torch.float32, "attn_implementation": attention}
     model = causal_lm.whole(AutoModelForSequenceClassification, directory, **options).eval()
     if model.config.num_labels != 1:
         raise ModelRefused(f"{directory}: a reward model has one output, this one has {model.config.num_labels}")
     _refuse_unfinite(directory, model)
-    print(f"{directory}: attention {attention}", flush=True)
+    print(f"{directory}: {said}", flush=True)
     return model.to("cuda") if torch.cuda.is_available() else model
 
 

@@ -6,13 +6,14 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from actors.models import causal_lm, loading
+from actors.models import causal_lm, foresight, loading
 from actors.models.foresight import classifier_attention, foresee, small_copy
 from actors.models.probe import probe
 from scripts.sweep_models import configuration
@@ -94,7 +95,7 @@ def test_a_reward_model_is_read_with_an_attention_that_computes_what_it_does(
 ) -> None:
     """Gemma 2 soft-caps what a token attends to, which `sdpa` leaves out; gpt-oss has no `sdpa`."""
     folder, ids = classifier(tmp_path / "reward", name), list(range(20, 60))
-    assert classifier_attention(folder) == attention
+    assert classifier_attention(folder) == (attention, f"attention {attention}")
     model = loading.load_classifier(folder)
     assert model.config._attn_implementation == attention and f"attention {attention}" in capsys.readouterr().out
     found = causal_lm.classify(model, ids)
@@ -103,6 +104,23 @@ def test_a_reward_model_is_read_with_an_attention_that_computes_what_it_does(
     if name == "gemma2":
         model.set_attn_implementation("sdpa")
         assert abs(found - causal_lm.classify(model, ids)) > 0.01, "the other one would show"
+
+
+def test_a_reward_model_without_a_small_copy_is_read_with_plain_attention_and_the_log_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unbuildable(*_: Any) -> Any:
+        raise ValueError("sizes that do not go together\nand more")
+
+    folder = classifier(tmp_path / "reward", "gemma2")
+    monkeypatch.setattr(foresight, "_drawn", unbuildable)
+    foresight._classifier_attention.cache_clear()
+    try:
+        assert loading.load_classifier(folder).config._attn_implementation == "eager"
+    finally:
+        foresight._classifier_attention.cache_clear()
+    said = capsys.readouterr().out
+    assert f"{folder}: attention eager; no small copy can be built (ValueError: sizes that do not go together) " in said
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
