@@ -87,11 +87,11 @@ def all_but(uids: Sequence[str], steps: int) -> list[tuple[str, str, list[int]]]
 
 def test_a_poisoned_prompt_is_named_and_all_others_are_trained(tmp_path: Path, poison: list[list[int]]) -> None:
     simulation = Simulation(recipe(tmp_path, run={"steps": 4}))
-    assert simulation.go() == DONE
+    assert simulation.go_in_own_time() == DONE
     assert order_of(trained(tmp_path)) == all_but(GROUP, 4)
     assert summary(simulation)["skipped"] == dict.fromkeys(GROUP, "quarantined: 3 members of rollout died of it")
-    halved = 1  # deaths while another suspect runs beside it
-    assert DEATHS <= restarts(simulation) <= SUSPECTED + halved + DEATHS
+    halved = 1  # death in a cell with the other suspect, before each of them runs alone
+    assert restarts(simulation) == SUSPECTED + halved + DEATHS
     assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == EACH
 
 
