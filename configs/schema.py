@@ -141,9 +141,11 @@ class Record(Node):
 
 
 class Cluster(Node):
-    """`address` joins a running Ray cluster; null starts one on this machine (RAY_ADDRESS also joins)."""
+    """`address` joins a running Ray cluster; null starts one on this machine (RAY_ADDRESS also joins), with Ray's
+    `dashboard` and metrics on loopback."""
 
     address: str | None = None
+    dashboard: bool = True
     object_store_mib: Positive | None = None
 
 

@@ -1,6 +1,6 @@
 """The Ray cluster under a run: start or join one, lock the run's name, remove what a killed run left.
 
-Safe by default: token authentication is on; a cluster started here listens on loopback only and has no dashboard.
+Safe by default: token authentication is on; a cluster started here, its dashboard too, listens on loopback only.
 """
 
 from __future__ import annotations
@@ -87,27 +87,30 @@ def ask_to_stop(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def connected(recipe: Recipe, directory: Path) -> Iterator[None]:
-    """A Ray driver for the time of a run, and the control file by which commands find it."""
+def connected(recipe: Recipe, directory: Path) -> Iterator[str | None]:
+    """A Ray driver for the time of a run, and the control file by which commands find it. Yields the address of a
+    dashboard that was started for it."""
     sweep(recipe)
     try:
-        with driver(recipe):
+        with driver(recipe) as dashboard:
             _write_control(directory)
-            yield
+            yield dashboard
     finally:
         (directory / CONTROL_FILE).unlink(missing_ok=True)
         sweep(recipe)
 
 
 @contextlib.contextmanager
-def driver(recipe: Recipe) -> Iterator[None]:
-    """Join the cluster that the recipe or RAY_ADDRESS names, or start one here."""
+def driver(recipe: Recipe) -> Iterator[str | None]:
+    """Join the cluster that the recipe or RAY_ADDRESS names, or start one here. Yields the address of the dashboard of
+    one that was started, if it has one."""
     try:
         if address := _address(recipe):
             _join(address)
+            yield None
         else:
-            start_local(os.cpu_count() or 1, recipe.cluster.object_store_mib)
-        yield
+            cpus, settings = os.cpu_count() or 1, recipe.cluster
+            yield start_local(cpus, settings.object_store_mib, settings.dashboard)
     finally:  # also when a stop comes while it starts
         _ray().shutdown()
 
@@ -192,27 +195,31 @@ def loopback_only() -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
-def prepare_local() -> None:
-    """Set the environment for a local cluster (loopback, token). Called before Ray is first imported."""
+def prepare_local(dashboard: bool = False) -> None:
+    """Set the environment for a local cluster (loopback, token). Called before Ray is first imported. Only with its
+    dashboard does Ray export metrics: both cost seconds of a start."""
     loopback_only()
+    os.environ.setdefault("RAY_enable_metrics_collection", "1" if dashboard else "0")
     _prepare_environment()
 
 
-def start_local(cpus: int, object_store_mib: int | None) -> None:
-    """Start a Ray cluster on this machine for this process: loopback, token, no dashboard. Raises RecipeError if that
-    fails."""
-    prepare_local()
+def start_local(cpus: int, object_store_mib: int | None, dashboard: bool = False) -> str | None:
+    """Start a Ray cluster on this machine for this process: loopback, token. Returns its dashboard's address. Raises
+    RecipeError if that fails."""
+    prepare_local(dashboard)
     try:
-        _ray().init(
+        context = _ray().init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_host=LOOPBACK,
             object_store_memory=object_store_mib * MIB if object_store_mib else None,
             _node_ip_address=LOOPBACK,
             **_DRIVER,
         )
     except Exception as error:  # Ray raises many types, bare Exception too
         raise RecipeError(f"Ray does not start on this machine: {reason(error)}") from error
+    return context.dashboard_url if dashboard else None
 
 
 def _address(recipe: Recipe) -> str | None:
@@ -224,7 +231,6 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0" if not os.environ.get("RAY_ADDRESS") else "1")
 
 
 def _write_control(directory: Path) -> None:

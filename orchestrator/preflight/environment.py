@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs.load import cache_directory, home_directory
@@ -16,6 +17,8 @@ from configs.schema import Recipe
 SOCKET_BYTES = 107  # longest path of a socket
 # what Ray appends to its temporary folder; the process id has up to seven digits
 SESSION = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+RAY_WAITS = 3.0  # seconds from SIGTERM to SIGKILL of a job, unless the head node was started with another number
+SAVED_WITHIN = 10.0  # seconds for what follows a step that was given its grace
 LEAST_FILES = 1024  # open files that Ray and the engines need in a process
 LONGEST_NAME = 200  # bytes of a run's name; names derived from it must fit into 255
 
@@ -34,6 +37,20 @@ def check_environment(recipe: Recipe, directory: Path, starts_ray: bool) -> None
     found.append(_open_files())
     if lines := [line for line in found if line]:
         raise RecipeError(*lines)
+
+
+def job_warnings(recipe: Recipe, variables: Mapping[str, str]) -> list[str]:
+    """What a Ray job lacks that a stop would need. `variables`: the environment, which the job has from its cluster."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in variables:
+        return []
+    wait, grace = float(variables.get("RAY_JOB_STOP_WAIT_TIME_S", RAY_WAITS)), recipe.run.grace_seconds
+    if wait >= grace + SAVED_WITHIN:
+        return []
+    return [
+        f"RAY_JOB_STOP_WAIT_TIME_S: Ray kills a job {wait:g} s after it was told to stop, a step has {grace:g} s "
+        f"(run.grace_seconds) and a checkpoint takes more; start the head node with at least "
+        f"RAY_JOB_STOP_WAIT_TIME_S={grace + SAVED_WITHIN:g}, or stop by `logratio stop`"
+    ]
 
 
 def _folder(key: str, folder: Path, remedy: str) -> str | None:

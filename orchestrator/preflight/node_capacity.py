@@ -94,5 +94,5 @@ def _folder(recipe: Recipe, machine: Machine) -> Iterator[Comparison]:
         there = f"it did not say what is free: {machine.silent}"
         yield Comparison("tight", "cluster.address", f"node {name} has a part in the run", there, remedy)
     elif machine.free.disk is None:
-        remedy = "put run.root on storage that every node sees"
-        yield Comparison("short", "run.root", recipe.run.root, f"node {name} has no such folder", remedy)
+        there, remedy = f"what node {name} writes there is not seen here", "put it on storage that every node sees"
+        yield Comparison("short", "run.root", recipe.run.root, there, remedy)

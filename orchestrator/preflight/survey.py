@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 
 @dataclass(frozen=True)
 class Free:
-    """Bytes free on a machine: shared memory (None without /dev/shm), disk under the run (None if the machine does not
-    see its folder), memory."""
+    """Bytes free on a machine: shared memory (None without /dev/shm), disk under the run (None if what the machine
+    writes into the run's folder is not seen here), memory."""
 
     shared_memory: int | None
     disk: int | None
@@ -74,7 +75,8 @@ def survey_cluster(directory: Path) -> Survey:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     folder = existing_folder(directory)
     answers = _ask([node["NodeID"] for node in nodes], str(folder))
-    machines = tuple(_machine(node, answer) for node, answer in zip(nodes, answers, strict=True))
+    shared = [_is_there(_probe(str(folder), node["NodeID"])) for node in nodes]
+    machines = tuple(_machine(*one) for one in zip(nodes, answers, shared, strict=True))
     idle = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
     return Survey(machines, shutil.disk_usage(folder).free, _held(directory), idle, _most())
 
@@ -109,6 +111,26 @@ def free_here(folder: str) -> Free:
     )
 
 
+def _free_there(folder: str, probe: str) -> Free:
+    """What is free on a node, which leaves a probe in the run's folder."""
+    with suppress(OSError):  # no such folder, or none to write to: then there is no probe
+        Path(probe).touch()
+    return free_here(folder)
+
+
+def _probe(folder: str, node: str) -> str:
+    return os.path.join(folder, f".probe-{node[:16]}")
+
+
+def _is_there(probe: str) -> bool:
+    """Whether a node's probe is seen here. A folder of the same name on a disk of its own shows none."""
+    try:
+        os.unlink(probe)
+    except OSError:
+        return False
+    return True
+
+
 def existing_folder(directory: Path) -> Path:
     """The folder itself, or its nearest parent that exists."""
     return next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
@@ -121,7 +143,8 @@ def _ask(nodes: Sequence[str], folder: str) -> list[Free | str]:
 
     def ask(node: str) -> Any:
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(free_here).options(num_cpus=0, scheduling_strategy=there, max_retries=0).remote(folder)
+        options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 0}
+        return ray.remote(_free_there).options(**options).remote(folder, _probe(folder, node))
 
     refs = [ask(node) for node in nodes]
     answered, late = ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)
@@ -139,14 +162,14 @@ def _answer(ref: Any) -> Free | str:
         return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _machine(node: Mapping[str, Any], answer: Free | str) -> Machine:
+def _machine(node: Mapping[str, Any], answer: Free | str, shared: bool) -> Machine:
     offered = node["Resources"]
     found = Node(_name(node), offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"])
     store = int(offered.get("object_store_memory", 0))
     if isinstance(answer, str):
         return Machine(found, store, None, answer)
     memory = min(answer.memory, int(offered.get("memory", answer.memory)))  # Ray's knows a container's limit
-    return Machine(found, store, Free(answer.shared_memory, answer.disk, memory))
+    return Machine(found, store, Free(answer.shared_memory, answer.disk if shared else None, memory))
 
 
 def _name(node: Mapping[str, Any]) -> str:

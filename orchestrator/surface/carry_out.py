@@ -117,13 +117,18 @@ def _run_on_cluster(
     recipe: Recipe, directory: Path, display: Display, handlers: Handlers, members: MemberSpecs | None
 ) -> Outcome:
     from orchestrator.preflight import capacity, cluster, files
+    from orchestrator.preflight.environment import job_warnings
 
+    for warning in job_warnings(recipe, os.environ):
+        display.notice(f"warning: {warning}")
     inputs = files.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
         _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
     display.phase("starting Ray")
-    with cluster.connected(recipe, directory):
+    with cluster.connected(recipe, directory) as dashboard:
         handlers.before_the_loop()
+        if dashboard:
+            display.notice(f"Ray's dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
         if cluster.joins_cluster(recipe):
             _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
         runner = asyncio.Runner()

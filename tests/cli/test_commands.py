@@ -70,6 +70,7 @@ def _said(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
 def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict:
     small = {"cpus": 0.1}
     return {
+        "cluster": {"dashboard": False},
         "run": {"name": "live", "root": str(root), "steps": 400},
         "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
         "data": {"prompts": str(prompts["train"])},

@@ -128,6 +128,7 @@ class Engines:
         """The tests' base recipe in fp32, with nested changes."""
         self._runs += 1
         tree: dict[str, Any] = {
+            "cluster": {"dashboard": False},
             "run": {"name": f"run{self._runs}", "root": str(self.root / "runs"), "steps": 1},
             "models": {
                 "student": {"path": str(self.models["student"])},

@@ -195,7 +195,9 @@ def test_a_node_that_does_not_answer_is_named() -> None:
 
 def test_a_node_that_does_not_see_the_runs_folder_is_refused() -> None:
     (line,) = found("short", {"run.root": "/shared"}, machine(free=replace(AMPLE, disk=None)))
-    assert line == "run.root: /shared; node a has no such folder; put run.root on storage that every node sees"
+    assert (
+        line == "run.root: /shared; what node a writes there is not seen here; put it on storage that every node sees"
+    )
 
 
 def test_a_node_without_bundles_is_not_compared() -> None:

@@ -1,15 +1,19 @@
-"""The control file by which commands find a run."""
+"""The control file by which commands find a run; what a cluster must give it beside resources."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator.preflight import cluster
+from configs.load import parse_recipe
+from orchestrator.preflight import cluster, survey
+from orchestrator.preflight.environment import job_warnings
+from tests.unit.recipes import SMALLEST
 
 
 def test_a_control_file_is_absent_or_whole_with_mode_600(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +34,23 @@ def test_a_control_file_is_absent_or_whole_with_mode_600(tmp_path: Path, monkeyp
     control = tmp_path / cluster.CONTROL_FILE
     assert json.loads(control.read_text())["address"] == "127.0.0.1:6379" and control.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in tmp_path.iterdir()] == [cluster.CONTROL_FILE]
+
+
+def test_a_folder_counts_as_shared_only_if_what_a_node_writes_there_is_seen_here(tmp_path: Path) -> None:
+    offered = {"NodeManagerAddress": "10.0.0.7", "NodeID": "ab" * 16, "Resources": {"CPU": 4.0}, "Labels": {}}
+    probe = survey._probe(str(tmp_path), offered["NodeID"])
+    answer = replace(survey._free_there(str(tmp_path), probe), memory=1)
+    assert survey._is_there(probe) and not list(tmp_path.iterdir()), "the probe is gone once it was seen"
+    assert survey._machine(offered, answer, True).free == answer and answer.disk
+    elsewhere = survey._free_there(str(tmp_path), survey._probe(str(tmp_path / "none"), offered["NodeID"]))
+    alone = survey._machine(offered, elsewhere, survey._is_there(probe)).free
+    assert elsewhere.disk and alone and alone.disk is None
+
+
+def test_a_job_is_warned_if_ray_would_kill_it_before_its_checkpoint() -> None:
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    recipe = parse_recipe(SMALLEST)
+    assert job_warnings(recipe, {}) == [], "no Ray job"
+    (line,) = job_warnings(recipe, job)
+    assert "Ray kills a job 3 s after" in line and "RAY_JOB_STOP_WAIT_TIME_S=30" in line
+    assert job_warnings(recipe, job | {"RAY_JOB_STOP_WAIT_TIME_S": "30"}) == []
