@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.engine_metrics import ray_stat_loggers
 from actors.rollout.response import Response
 from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
@@ -48,7 +49,7 @@ class Rollout(Writer):
 
         self._folder = await asyncio.to_thread(MemberFolder, self._shared)
         config = self._config
-        on_gpu = config.resources.gpus > 0
+        on_gpu, loggers = config.resources.gpus > 0, ray_stat_loggers()
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(self._model),
@@ -65,8 +66,9 @@ class Rollout(Writer):
                 logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
                 enable_log_requests=False,
-                disable_log_stats=True,
-            )
+                disable_log_stats=not loggers,
+            ),
+            stat_loggers=loggers,
         )
         await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         await self._engine.update_weight_version(str(self._version))

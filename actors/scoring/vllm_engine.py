@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.engine_metrics import ray_stat_loggers
 from actors.scoring.engine import Item
 from actors.wire.records import Score, ScoreRequest
 from configs.roles import Scorer as ScorerConfig
@@ -36,6 +37,7 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        loggers = ray_stat_loggers()
         arguments = AsyncEngineArgs(
             model=str(model),
             dtype=config.dtype,
@@ -49,9 +51,9 @@ class VllmEngine:
             worker_extension_cls="actors.rollout.engine_worker.EndsWithActor",
             trust_remote_code=False,
             enable_log_requests=False,
-            disable_log_stats=True,
+            disable_log_stats=not loggers,
         )
-        engine = AsyncLLM.from_engine_args(arguments)
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
         await engine.collective_rpc("end_with", args=(os.getpid(),))
         return cls(engine)
 

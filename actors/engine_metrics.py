@@ -1,0 +1,15 @@
+"""vLLM's own metrics (requests, KV cache, preemptions) leave through Ray's exporter, beside the run's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def ray_stat_loggers() -> list[Any]:
+    """What an engine reports its metrics to; empty where Ray collects none, since counting costs time in each step."""
+    if os.environ.get("RAY_enable_metrics_collection") == "0":
+        return []
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]
