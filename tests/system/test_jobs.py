@@ -32,7 +32,7 @@ def head() -> Iterator[Head]:
 def test_a_run_lives_through_its_jobs(
     head: Head, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = Jobs(head, _recipe(models, prompts, tmp_path), tmp_path)
+    run = Jobs(head, small_recipe(models, prompts, tmp_path), tmp_path)
 
     first = run.submit(seconds=1.0)
     run.until(first, lambda: run.steps() >= 2)
@@ -122,7 +122,7 @@ def _everything_written(folder: Path) -> str:
     return "".join(file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
 
 
-def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict[str, Any]:
+def small_recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict[str, Any]:
     small = {"cpus": 0.1}
     return {
         "run": {"name": "jobs", "root": str(root), "steps": STEPS},
