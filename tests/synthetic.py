@@ -82,6 +82,30 @@ def metrics_of(step: int, steps: int) -> dict[str, Any]:
     return step_line(values)
 
 
+def status_of(step: int, steps: int) -> dict[str, Any]:
+    """What a live run writes to status.json, without the time: rollout holds it up."""
+    sizes = {"rollout": 4, "scorer.teacher": 2, "reward": 1, "learner": 1}
+    busy = {"rollout": (0.93, 0.02), "scorer.teacher": (0.41, 0.5), "reward": (0.03, 0.9), "learner": (0.55, 0.4)}
+    waiting = {"rollout": (12, 3.2), "score": (5, 0.4), "reward": (0, None), "learn": (38, 11.0)}
+    return {
+        "run": "pirate-opd", "step": step, "steps": steps, "version": step, "phase": "training", "exit": None,
+        "members": [
+            {"name": f"{role}-{i}", "state": "loading" if (role, i) == ("rollout", 2) else "serving",
+             "version": step if role == "rollout" else None, "load": 7.0 * i, "restarts": int(role == "reward")}
+            for role, size in sizes.items() for i in range(size)
+        ],
+        "roles": [
+            {"role": role, "members": size, "restarts": int(role == "reward"), "elastic": role != "learner",
+             "busy": busy[role][0], "waiting": busy[role][1]}
+            for role, size in sizes.items()
+        ],
+        "queues": [{"edge": edge, "depth": n, "oldest_seconds": age} for edge, (n, age) in waiting.items()],
+        "bottleneck": {"role": "rollout", "busy": 0.93, "samples_per_second": 12.4,
+                       "one_more": {"rollout": 0.21, "scorer.teacher": 0.0, "reward": 0.0}},
+        "samples_per_step": 16, "seconds": 60.0,
+    }  # fmt: skip
+
+
 def write_run(directory: Path, steps: int = 15, evaluations: int = 5, seed: int = 0) -> Path:
     """A whole run directory: metrics, summary, recipe, trained and held-out samples, a hostile one among them."""
     rng = np.random.default_rng(seed)

@@ -109,7 +109,7 @@ class Batch:
         return self._joined(models, sample).values("logprobs", unknown=np.nan)
 
     def _likeliest(self, models: Sequence[str], sample: Sample, heads: Mapping[Head, Projection]) -> Likeliest | None:
-        """What a teacher finds likeliest at each token, of its support; None on sampled support."""
+        """What a teacher finds likeliest at each loss token, of its support; None on sampled support."""
         joined = self._joined(models, sample)
         ids = np.full((joined.tokens, LIKELIEST), -1, np.int32)
         logprobs = np.full((joined.tokens, LIKELIEST), -np.inf, np.float16)
@@ -125,6 +125,7 @@ class Batch:
                 ids[places], logprobs[places] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         else:
             return None
+        ids[~_on(sample).numpy()] = -1  # without a score, or its head is gone
         return ids, logprobs
 
     def _teachers(self) -> Mapping[str, float]:

@@ -36,7 +36,7 @@ MORE_CHARTS = (
     ("Log-ratio of sampled tokens", "nats; 1st, 50th, 99th percentile", (
         "log_ratio_p1", "log_ratio_p50", "log_ratio_p99",
     )),
-    ("Where the seconds went", "busy seconds a step; roles overlap", (
+    ("Where the seconds went", "busy seconds; roles overlap", (
         "seconds_rollout", "seconds_score", "seconds_reward", "seconds_learn", "seconds_publish", "seconds_wait",
         "seconds_step",
     )),

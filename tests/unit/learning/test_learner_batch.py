@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from actors.learning.batch import Batch
+from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share, Total
-from actors.wire.records import Request, Sample, Score, Span, pack_samples, pack_scores
+from actors.wire.records import LIKELIEST, Request, Sample, Score, Span, pack_samples, pack_scores
 from configs.objective import Objective
 from objectives.schedule import Dials
 
@@ -215,3 +216,49 @@ def test_hidden_states_of_several_responses_lie_one_after_another() -> None:
     targets = segmented(full, rows, tables, uids=("s", "t")).micro_batch(("s", "t"))[1]
     (piece,) = targets.hidden["teacher"]
     assert piece.rows.tolist() == [0, 1, 2, 3, 4, 5] and piece.states[:, 0].tolist() == [0.0, 1.0, 2.0] * 2
+
+
+# --- what a reader is told of the teacher ---
+
+
+def likeliest(config: Objective, table: Score, heads: dict[Any, Any] | None = None) -> list[dict[int, float]] | None:
+    """What is recorded of response "s" with loss on its tokens 2 and 3: at each token {id: log-prob}."""
+    held = segmented(config, [replace(row(6), loss_spans=[(2, 4)])], [table])
+    held.old = {"logprob": {"s": np.zeros(6, np.float32)}}
+    (recorded,) = held._trained(heads or {}).to_pylist()
+    ids, logprobs = recorded["likeliest_ids"], recorded["likeliest_logprobs"]
+    if ids is None:
+        assert logprobs is None
+        return None
+    pairs = [
+        list(zip(ids[i : i + LIKELIEST], logprobs[i : i + LIKELIEST], strict=True))
+        for i in range(0, 6 * LIKELIEST, LIKELIEST)
+    ]
+    return [{token: value for token, value in place if token >= 0} for place in pairs]
+
+
+def test_the_likeliest_of_a_topk_support_are_recorded_in_order() -> None:
+    table = replace(
+        scores(2, 4),
+        support_ids=np.array([[5, 6, 7, 8, 9], [15, -1, 17, -1, 19]], np.int32),
+        support_logprobs=np.array([[-5, -1, -3, -2, -4], [-2, 0, -1, 0, -3]], np.float16),
+        hidden=None,
+    )
+    found = likeliest(Objective(target="teacher", support="topk", topk=5), table)
+    assert found == [{}, {}, {6: -1, 8: -2, 7: -3, 9: -4}, {17: -1, 15: -2, 19: -3}, {}, {}]
+    assert list(found[2]) == [6, 8, 7, 9] and list(found[3]) == [17, 15, 19]
+
+
+def test_the_likeliest_of_a_full_support_go_through_the_teachers_head() -> None:
+    table = replace(scores(2, 4, version=3), support_ids=None, support_logprobs=None, tail_logprob=None)
+    weight = torch.arange(6.0).unsqueeze(-1).expand(6, 2)  # at hidden state [t, t] token v has logit 2 t v
+    heads = {("teacher", 3): Projection(weight, None, 1.0, None)}
+    found = likeliest(Objective(target="teacher", support="full"), table, heads)
+    expected = (torch.arange(6.0) * 4).log_softmax(0)[2:].flip(0).tolist()
+    assert found is not None and [len(place) for place in found] == [0, 0, 4, 4, 0, 0]
+    assert list(found[2]) == [5, 4, 3, 2] and list(found[2].values()) == pytest.approx(expected, abs=0.01)
+
+
+def test_of_sampled_support_nothing_else_is_known() -> None:
+    table = replace(scores(2, 4), support_ids=None, support_logprobs=None, tail_logprob=None, hidden=None)
+    assert likeliest(DENSE, table) is None

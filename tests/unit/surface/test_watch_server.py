@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
+from configs.refusal import RecipeError
+from orchestrator import cli
 from orchestrator.surface.watch import server
 from orchestrator.surface.watch.guard import Guard
 from orchestrator.surface.watch.server import application
@@ -283,3 +286,22 @@ def test_the_page_needs_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("runs", "demo", "message"),
+    [
+        (None, False, "one run or two"),
+        (["a", "b", "c"], False, "one run or two"),
+        (["a"], True, "one run or two"),
+        (["nowhere"], False, "no such run"),
+    ],
+)
+def test_the_command_says_what_it_wants(runs: list[str] | None, demo: bool, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        cli.watch(runs, demo)
+
+
+def test_a_taken_port_is_refused_in_a_line(run: Path) -> None:
+    with socket.create_server((server.LOOPBACK, 0)) as taken, pytest.raises(RecipeError, match="take another"):
+        server.serve([run], taken.getsockname()[1])

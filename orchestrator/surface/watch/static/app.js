@@ -66,7 +66,7 @@ function head(store, count) {
   const facts = [
     version !== null && version !== undefined ? `policy version ${version}` : null,
     phase, left ? `about ${duration(left)} left` : null,
-    state.age !== null && !live ? `status written ${duration(state.age)} ago` : null,
+    state.age !== null && state.text === "no sign of life" ? `status written ${duration(state.age)} ago` : null,
   ].filter(Boolean);
   const bar = el("progress", { max: steps || 1, value: step, "aria-label": "Steps done" });
   return el("article", { class: "head panel" },
@@ -91,7 +91,7 @@ function tile(name, label, stores, meanings) {
       change !== null ? el("span", { class: "muted", text: `${change > 0 ? "+" : "−"}${percent(Math.abs(change))}` }) : null);
   }).filter(Boolean);
   if (!rows.length) return null;
-  return el("div", { class: "tile panel", title: meanings[name] }, el("span", { class: "muted", text: label }), ...rows);
+  return el("div", { class: "tile panel", title: `${meanings[name]}. Beside it: the change since the first step.` }, el("span", { class: "muted", text: label }), ...rows);
 }
 
 class Page {
@@ -133,7 +133,7 @@ function pulse(kind, text) {
 function themes(page) {
   const names = ["auto", "light", "dark"], root = document.documentElement, button = byId("theme");
   const show = () => {
-    button.textContent = root.dataset.theme;
+    button.textContent = `◐ ${root.dataset.theme}`;
     button.setAttribute("aria-label", `Theme: ${root.dataset.theme}. Press for the next one.`);
     page.curves.retheme();
   };

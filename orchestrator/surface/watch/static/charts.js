@@ -7,9 +7,9 @@ const HEIGHT = 190, FEW = 60;
 
 /** Series of one chart: a line a metric and run, and rings for its held-out values. */
 function seriesOf(spec, stores, tags) {
-  const found = [];
+  const found = [], alone = spec.metrics.length === 1;
   stores.forEach((store, run) => spec.metrics.forEach((metric, i) => {
-    const stroke = COLOURS[i % COLOURS.length], label = words(metric).replace(/^(seconds|tokens) /, "") + (tags[run] ? ` ${tags[run]}` : "");
+    const stroke = COLOURS[(alone ? run : i) % COLOURS.length], label = words(metric).replace(/^(seconds|tokens) /, "") + (tags[run] ? ` ${tags[run]}` : "");
     const values = store.columns[metric];
     if (values && values.some((value) => value !== null)) {
       found.push({ metric, run, stroke, label, steps: store.columns.step, values, rings: false });
@@ -96,8 +96,9 @@ class Chart {
 
   draw_legend() {
     this.values = this.series.map(() => el("b"));
-    this.legend.replaceChildren(...this.series.map((one, i) => el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[one.metric], vars: { "--c": one.stroke } },
-      el("i"), one.label + " ", this.values[i])));
+    const several = this.series.some((one) => one.run);
+    this.legend.replaceChildren(...this.series.map((one, i) => (several && one.rings ? null : el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[one.metric], vars: { "--c": one.stroke } },
+      el("i"), one.label + " ", this.values[i]))).filter(Boolean));
     this.read();
   }
 

@@ -99,7 +99,7 @@ class Drawing {
     this.list = el("div", { class: "scroll" });
     this.details = el("details", {}, el("summary", { text: "Members" }), this.list);
     this.root = el("div", { class: "pipeline panel" },
-      tag ? el("span", { class: `tag tag-${index}`, text: tag }) : null,
+      tag ? el("p", { class: "of" }, el("span", { class: `tag tag-${index}`, text: tag }), (this.name = el("b"))) : null,
       el("div", { class: "canvas" }, this.lines, this.flow, this.chips), this.said, this.note, this.details);
     this.shown = "";
     new ResizeObserver(() => this.connect()).observe(this.flow);
@@ -109,6 +109,7 @@ class Drawing {
     const { pipeline, version, state } = overview, shown = JSON.stringify([pipeline, version, state.kind]);
     if (shown === this.shown) return;
     this.shown = shown;
+    if (this.name) this.name.textContent = overview.name;
     this.pipeline = pipeline;
     this.version = version;
     this.root.classList.toggle("live", state.kind === "live");
@@ -151,7 +152,7 @@ class Drawing {
     const path = down ? `M${x1} ${y1}C${x1} ${y1 + half} ${x2} ${y2 - half} ${x2} ${y2}` : `M${x1} ${y1}C${x1 + half} ${y1} ${x2 - half} ${y2} ${x2} ${y2}`;
     const stage = to.dataset.stage, edges = { writer: "rollout", scorer: "score", reward: "reward" };
     const text = from.dataset.stage === "prompts" || edges[stage] !== "rollout" ? queueText(this.pipeline.queues[edges[stage]]) : null;
-    if (text && !to.dataset.said) this.chip(text, down ? x2 : (x1 + x2) / 2, (y1 + y2) / 2 - (down ? 3 : 0), down);
+    if (text && !to.dataset.said) this.chip(down ? text.replace("\n", " · ") : text, down ? x2 : (x1 + x2) / 2, (y1 + y2) / 2 - (down ? 3 : 0), down);
     return el("svg:path", { d: path, class: "way", "marker-end": "url(#arrow)" });
   }
 

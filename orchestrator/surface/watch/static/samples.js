@@ -74,7 +74,7 @@ export class Samples {
     const known = JSON.stringify(stores.map((store) => store.overview.recorded));
     if (known === this.known) return;
     const lists = await Promise.all(stores.map((store) => (store.overview.recorded ? this.ask(`/api/runs/${store.index}/samples`) : [])));
-    this.known = known;
+    Object.assign(this, { known, lists });
     this.stores = stores;
     this.steps = [...new Set(lists.flat())].sort((a, b) => a - b);
     byId("picker").hidden = !this.steps.length;
@@ -92,7 +92,7 @@ export class Samples {
     this.step = this.steps[index];
     this.mark();
     const step = this.step;
-    const pages = await Promise.all(this.stores.map((store) => this.page(store.index, 0)));
+    const pages = await Promise.all(this.stores.map((store) => this.page(store.index, this.nearest(store.index), 0)));
     if (step !== this.step) return; // a later choice was made meanwhile
     this.tip.hide();
     this.root.classList.toggle("two", this.stores.length > 1);
@@ -109,20 +109,27 @@ export class Samples {
     byId("next").disabled = index >= this.steps.length - 1;
   }
 
-  async page(run, start) {
+  /** The chosen step of a run, or its last recorded one before: two runs need not have recorded the same ones. */
+  nearest(run) {
+    return this.lists[run].findLast((step) => step <= this.step) ?? null;
+  }
+
+  /** A page of samples; null where there is none, or where it has gone meanwhile. */
+  async page(run, step, start) {
+    if (step === null) return null;
     try {
-      return await this.ask(`/api/runs/${run}/samples/${this.step}?start=${start}`);
-    } catch (error) {
+      return await this.ask(`/api/runs/${run}/samples/${step}?start=${start}`);
+    } catch {
       return null;
     }
   }
 
   column(page, run) {
-    const tag = this.stores.length > 1 ? el("span", { class: `tag tag-${run}`, text: TAGS[run] }) : null;
+    const tag = this.stores.length > 1 ? el("p", { class: "of" }, el("span", { class: `tag tag-${run}`, text: TAGS[run] }), el("b", { text: this.stores[run].overview.name }), page ? el("span", { class: "muted", text: `step ${page.step}` }) : null) : null;
     const list = el("div", { class: "list" });
     const column = el("div", { class: "column" }, tag, list);
     if (page) this.add(list, page, run);
-    else list.append(el("p", { class: "panel empty", text: `Step ${this.step} was not recorded.` }));
+    else list.append(el("p", { class: "panel empty", text: `No samples up to step ${this.step}.` }));
     return column;
   }
 
@@ -133,7 +140,7 @@ export class Samples {
     if (shown < page.total) {
       const more = el("button", { type: "button", class: "button more", text: `more (${page.total - shown})` });
       more.addEventListener("click", async () => {
-        const next = await this.page(run, shown);
+        const next = await this.page(run, page.step, shown);
         more.remove();
         if (next) this.add(list, next, run);
       });
