@@ -72,7 +72,7 @@ def _pieces(path: Path, ids: Iterable[int]) -> dict[str, str]:
     def piece(token: int) -> str:
         if token in added:
             return added[token].encode().decode("latin-1")
-        return bytes(letters[letter] for letter in tokenizer.id_to_token(token)).decode("latin-1")
+        return bytes(letters[letter] for letter in tokenizer.id_to_token(token) or "").decode("latin-1")
 
     return {str(token): piece(token) for token in sorted(ids)}
 

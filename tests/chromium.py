@@ -73,17 +73,28 @@ class Tab:
 
     async def point(self, selector: str) -> None:
         """Scroll to an element and move the mouse over its middle."""
-        await self.value(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
-        await asyncio.sleep(0.2)
-        box = await self.value(
-            f"(() => {{ const r = document.querySelector({json.dumps(selector)}).getClientRects()[0];"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+        x, y = await self._middle(selector)
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    async def tap(self, selector: str) -> None:
+        """Touch the middle of an element that is in view, and let go."""
+        await self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        x, y = await self._middle(selector)
+        await self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        await self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     async def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):
             await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    async def _middle(self, selector: str) -> list[float]:
+        """Where the middle of an element's first line is, once it is in view."""
+        await self.value(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        await asyncio.sleep(0.2)
+        return await self.value(
+            f"(() => {{ const r = document.querySelector({json.dumps(selector)}).getClientRects()[0];"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
 
     async def picture(self, path: Path, whole: bool = False) -> None:
         shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

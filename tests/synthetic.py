@@ -102,7 +102,7 @@ def status_of(step: int, steps: int) -> dict[str, Any]:
         "queues": [{"edge": edge, "depth": n, "oldest_seconds": age} for edge, (n, age) in waiting.items()],
         "bottleneck": {"role": "rollout", "busy": 0.93, "samples_per_second": 12.4,
                        "one_more": {"rollout": 0.21, "scorer.teacher": 0.0, "reward": 0.0}},
-        "samples_per_step": 16, "seconds": 60.0,
+        "samples_per_step": 16, "seconds": 60.0, "saved_at": None,
     }  # fmt: skip
 
 

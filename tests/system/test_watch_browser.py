@@ -99,7 +99,7 @@ def test_the_page_follows_a_live_run(run: Path, tmp_path: Path) -> None:
             assert await seen.value("[...document.querySelectorAll('.chart:not([hidden])')].length") >= 9
             assert await seen.value("document.querySelector('.role.bottleneck').dataset.role") == "rollout"
             assert "one more: +21 %" in await seen.value("document.querySelector('.role.bottleneck').textContent")
-            assert "12 waiting" in await seen.value("document.querySelector('.chips').textContent")
+            assert "12 in flight" in await seen.value("document.querySelector('.chips').textContent")
             await asyncio.to_thread(take_step, run, 5)
             await seen.until("document.querySelector('.count').textContent === 'step 5 of 9'")
             await seen.until("document.querySelector('.key b').textContent === '0.0123'")
@@ -156,6 +156,19 @@ def test_light_and_dark(run: Path, tmp_path: Path, width: int) -> None:
             )
             await seen.value("document.getElementById('theme').click()")
             await seen.until(f"{colour} === {json.dumps(dark)}")
+
+    with served(run) as address:
+        asyncio.run(read(address))
+
+
+def test_a_tap_shows_a_token_and_a_tap_elsewhere_hides_it(run: Path, tmp_path: Path) -> None:
+    async def read(address: str) -> None:
+        async with page(tmp_path / "profile", address, 375) as seen:
+            await seen.tap(".tokens > .neg")
+            await asyncio.sleep(0.5)
+            assert "log-ratio" in await seen.value(f"!{TIP}.hidden && {TIP}.innerText")
+            await seen.tap("#samples-title")
+            await seen.until(f"{TIP}.hidden")
 
     with served(run) as address:
         asyncio.run(read(address))

@@ -40,6 +40,7 @@ class RunFiles:
             "steps": _whole(status.get("steps")) or _whole(run.get("steps")),
             "version": status.get("version"),
             "phase": status.get("phase") if status.get("exit") is None else None,
+            "saved": _since(status.get("saved_at"), status.get("time")),
             "generation": self.tail.generation,
             "rows": len(self.tail),
             "recorded": [steps[0], steps[-1], len(steps)] if steps else None,
@@ -115,6 +116,11 @@ def _notes(summary: dict[str, Any]) -> list[str]:
 
 def _exit(code: Any) -> str:
     return EXITS.get(code, f"exit {code}") if isinstance(code, int) else "ended"
+
+
+def _since(then: Any, now: Any) -> float | None:
+    """Seconds between two times; None where either is unknown."""
+    return now - then if isinstance(then, int | float) and isinstance(now, int | float) else None
 
 
 def _object(value: Any) -> dict[str, Any]:

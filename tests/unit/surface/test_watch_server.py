@@ -197,7 +197,7 @@ def test_samples_come_a_page_at_a_time_with_their_tokens(tmp_path: Path) -> None
 def test_the_teachers_likeliest_tokens_are_told_where_they_are_recorded(tmp_path: Path) -> None:
     told = synthetic.sample("s0", "Where?", " the")
     sea, ship = synthetic.encode(" sea")[0], synthetic.encode(" ship")[0]
-    likeliest = ([[sea, ship, -1, -1], [ship, -1, -1, -1]], [[-0.5, -1.5, float("-inf"), -9], [-0.25, -9, -9, -9]])
+    likeliest = ([[sea, ship, sea, -1], [ship, -1, -1, -1]], [[-0.5, -1.5, float("-inf"), -9], [-0.25, -9, -9, -9]])
     synthetic.write_samples(tmp_path / "samples/step_000001.rank0.arrow", [told], [[-1.0, 0.0]], [likeliest])
     synthetic.write_vocabulary(tmp_path)
     (sample,) = answer(tmp_path, "/api/runs/0/samples/1")["samples"]

@@ -61,11 +61,12 @@ class Store {
 }
 
 function head(store, count) {
-  const { name, state, step, steps, version, phase, notes } = store.overview, live = state.kind === "live";
+  const { name, state, step, steps, version, phase, notes, saved } = store.overview, live = state.kind === "live";
   const left = live ? store.left() : null;
   const facts = [
     version !== null && version !== undefined ? `policy version ${version}` : null,
     phase, left ? `about ${duration(left)} left` : null,
+    live && saved !== null ? `checkpoint ${duration(saved)} old` : null,
     state.age !== null && state.text === "no sign of life" ? `status written ${duration(state.age)} ago` : null,
   ].filter(Boolean);
   const bar = el("progress", { max: steps || 1, value: step, "aria-label": "Steps done" });

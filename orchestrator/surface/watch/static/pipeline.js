@@ -69,7 +69,7 @@ const stack = (name, cards) => (cards.length ? el("div", { class: `stage ${name}
 
 function queueText(queue) {
   if (!queue || queue.depth === null) return null;
-  return queue.oldest_seconds ? `${number(queue.depth)} waiting\n${duration(queue.oldest_seconds)}` : `${number(queue.depth)} waiting`;
+  return queue.depth && queue.oldest_seconds ? `${number(queue.depth)} in flight\noldest ${duration(queue.oldest_seconds)}` : `${number(queue.depth)} in flight`;
 }
 
 function sentence(pipeline) {

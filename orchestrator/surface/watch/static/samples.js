@@ -17,6 +17,7 @@ class Tip {
     this.root = byId("tip");
     this.token = null;
     document.addEventListener("scroll", () => this.hide(), true);
+    document.addEventListener("pointerdown", (event) => event.target.closest?.(".tokens") || this.hide());
   }
 
   show(span, token) {
@@ -183,7 +184,7 @@ export class Samples {
       requestAnimationFrame(() => show(here));
     };
     return el("div", { class: "tokens", tabindex: 0, role: "group", "aria-label": "Tokens of the response; arrow keys move from one to the next",
-      on: { pointerover: (event) => show(at(event)), pointerdown: (event) => show((here = at(event))), pointerleave: () => this.tip.hide(), keydown: press, blur: () => this.tip.hide() } }, ...spans);
+      on: { pointerover: (event) => show(at(event)), pointerdown: (event) => show((here = at(event))), pointerleave: (event) => event.pointerType === "touch" || this.tip.hide(), keydown: press, blur: () => this.tip.hide() } }, ...spans);
   }
 }
 
