@@ -21,7 +21,8 @@ from orchestrator.surface.recorded import object_of, recorded_steps, table_of
 from orchestrator.surface.watch.samples import VOCABULARY
 from orchestrator.surface.watch.server import DEMO
 
-SAMPLES, LIMIT = 6, 300_000  # samples of a step; bytes of the whole
+SAMPLES, LIMIT = 5, 300_000  # samples of a step; bytes of the whole
+UNSEEN = ["group", "attempt", "seed", "rollout_logprobs", "support_ids", "start"]  # columns that the page does not show
 RECIPE = ("run", "batch", "objective", "max_staleness", "rollout", "scorer", "reward", "learner")
 SUMMARY = ("exit", "steps", "seconds", "seconds_startup", "evaluation", "restarts")
 
@@ -55,7 +56,7 @@ def _copy_samples(run: Path, demo: Path) -> set[int]:
     for step in recorded_steps(run):
         table = table_of(run, f"step_{step:06d}")
         assert table is not None
-        table = table.slice(0, SAMPLES).combine_chunks()
+        table = table.slice(0, SAMPLES).combine_chunks().drop_columns(UNSEEN)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(str(demo / f"samples/step_{step:06d}.rank0.arrow"), table.schema, options=options) as sink:
             sink.write_table(table)
