@@ -20,7 +20,8 @@ SUMMARY = ROOT / "docs" / "acceptance" / "summary.md"
 def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "acceptance", f"--junitxml={results}", *arguments]
+        report = ["-o", "junit_family=xunit1", f"--junitxml={results}"]  # the family that has a place for figures
+        command = [sys.executable, "-m", "pytest", "-m", "acceptance", *report, *arguments]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if not results.exists():
             return code

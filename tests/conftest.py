@@ -57,6 +57,20 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def ranks(
+    ray_cluster: None,
+    runner: asyncio.Runner,
+    models: dict[str, Path],
+    prompts: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """Runs on learners of their own, whose ranks can be struck; nothing is started yet."""
+    from tests.engines.ranks import Ranks
+
+    return Ranks(models, prompts, tmp_path_factory.mktemp("ranks"), runner)
+
+
+@pytest.fixture(scope="session")
 def engines(
     ray_cluster: None,
     runner: asyncio.Runner,

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from actors.learning import learner
 from actors.learning.learner import Learner
+from actors.learning.optimizer import deepspeed_config
 from actors.simulated.members import Speeds
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
+from configs.roles import Learner as LearnerConfig
 from configs.schema import Recipe
 from orchestrator.pools.layout import REAL, build_pools
 from orchestrator.pools.pools import Pools
@@ -25,28 +31,54 @@ from orchestrator.run import Run
 from tests.engines.shared import Finished, Watcher, merged
 from tests.unit.simulation import simulated
 
-COLLECTIVES = (
-    "allreduce",
-    "broadcast",
-    "allgather",
-    "_allgather_base",
-    "_reduce_scatter_base",
-    "reduce_scatter",
-    "barrier",
-)
+KINDS = ("reduce", "gather", "scatter", "broadcast", "barrier", "all_to_all", "alltoall")
+COLLECTIVES = [  # torch renames them
+    name for name in vars(dist.ProcessGroup) if any(kind in name for kind in KINDS) and not name.startswith("__")
+]
+LATER = 2.0  # seconds by which a rank outlives its survivor's error
+
+
+@dataclass(frozen=True)
+class Order:
+    """Strike a rank at one of a method's collectives: `at` 0 the first, 1 the last, before or after it has begun. It
+    dies, or raises these words instead; so do the ranks after it, as many `times` in all. Where `survivor` says
+    something, the other rank has raised that by then."""
+
+    method: str
+    rank: int
+    at: float
+    begun: bool = False
+    raises: str = ""
+    survivor: str = ""
+    times: int = 1
+
+
+def fault(words: str) -> Exception:
+    """What torch raises with these words."""
+    return torch.OutOfMemoryError(words) if "out of memory" in words else RuntimeError(words)
+
+
+def parted(config: LearnerConfig, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's view of a learner that keeps no parameter whole under ZeRO-3, as it would all of a tiny model's."""
+    made = deepspeed_config(config, ranks)
+    return made | {"zero_optimization": made["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
 
 
 class Struck(Learner):
-    """A rank that dies or raises inside a collective when a file in the folder `orders` says so. How many collectives
-    it made in each of its methods stands beside it."""
+    """A rank that is struck inside a collective when a file in the folder `orders` says so. How many collectives it
+    made in each of its methods stands beside it, and at which it was struck. Under ZeRO-3 it parts parameters however
+    small, so that a publish gathers them."""
 
     def __init__(self, rank: int, ranks: int, orders: str) -> None:
         super().__init__(rank, ranks)
         self._orders = Path(orders)
-        self._order: dict[str, Any] = {}
+        self._order: Order | None = None
+        self._last = 0  # the collective at which it is to be struck
         self._calls = 0
+        self._times: Counter[str] = Counter()  # that each method was called
+        learner.deepspeed_config = parted
         for name in COLLECTIVES:
-            setattr(dist.ProcessGroup, name, self._watched(getattr(dist.ProcessGroup, name)))
+            setattr(dist.ProcessGroup, name, self._watched(name, getattr(dist.ProcessGroup, name)))
         (self._orders / f"rank{rank}.pid").write_text(str(os.getpid()))
 
     def step(self, share: Any) -> Any:
@@ -60,53 +92,92 @@ class Struck(Learner):
         self._at_work("save", super().save, directory)
 
     def _at_work(self, method: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        order = self._orders / f"rank{self._rank}.json"
-        found = json.loads(order.read_text()) if order.exists() else {}
-        if found.get("method") == method:
-            order.unlink()
-            self._order = found
+        file, made = self._orders / f"rank{self._rank}.json", self._made(method)
+        order = Order(**json.loads(file.read_text())) if file.exists() else None
+        if order and order.method == method:
+            left = replace(order, times=order.times - 1)
+            file.write_text(json.dumps(asdict(left))) if left.times else file.unlink()
+            self._order, self._last = order, 1 + round(order.at * (int(made.read_text()) - 1))
         self._calls = 0
         try:
-            return work(*arguments)
+            found = work(*arguments)
+            made.write_text(str(self._calls))
+            return found
         finally:
-            (self._orders / f"{method}.rank{self._rank}.calls").write_text(str(self._calls))
-            self._order = {}
+            self._order = None
+            self._times[method] += 1
 
-    def _watched(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+    def _made(self, method: str) -> Path:
+        """The file of how many collectives a method makes: of its first call in a process, which learns what to fetch
+        ahead, and of later ones."""
+        return self._orders / f"{method}.{'later' if self._times[method] else 'first'}.rank{self._rank}.calls"
+
+    def _watched(self, name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
         def watched(group: Any, *arguments: Any, **named: Any) -> Any:
             self._calls += 1
-            struck = self._order and self._calls >= self._order["call"]
-            if struck and self._order.get("raises"):
-                raise RuntimeError(self._order["raises"])
-            begun = collective(group, *arguments, **named) if not struck or self._order["begun"] else None
-            if struck:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return begun
+            order = self._order if self._calls == self._last else None
+            if order is None:
+                return collective(group, *arguments, **named)
+            if order.begun:
+                collective(group, *arguments, **named)
+            self._note(name, order)
+            if order.raises:
+                raise fault(order.raises)
+            time.sleep(LATER if order.survivor else 0.0)
+            os.kill(os.getpid(), signal.SIGKILL)
 
         return watched
+
+    def _note(self, name: str, order: Order) -> None:
+        struck = {"collective": name, "number": self._calls} | asdict(order)
+        with (self._orders / "struck.jsonl").open("a") as file:
+            file.write(json.dumps(struck) + "\n")
 
 
 @dataclass
 class Strikes(Watcher):
-    """Gives the next order after a step; `orders` are made of how many collectives a method has."""
+    """Gives the next order after a step that is new, from the third on: by then a process has called every method
+    twice."""
 
     folder: Path = Path()
-    orders: list[dict[str, Any]] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)  # of ranks that were struck, and of those beside them
 
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
-    def step(self, line: Any) -> None:
+    def step(self, line: Mapping[str, Any]) -> None:
+        new = line["step"] > max([2, *(seen["step"] for seen in self.lines)])
         super().step(line)
-        if self.orders:
+        if new and self.orders:
             self.pids |= {int(file.read_text()) for file in self.folder.glob("rank*.pid")}
-        if self.orders:
-            order = dict(self.orders.pop(0))
-            made = int((self.folder / f"{order['method']}.rank{order['rank']}.calls").read_text())
-            order["call"] = 1 + int(order["at"] * (made - 1))
-            (self.folder / f"rank{order['rank']}.json").write_text(json.dumps(order))
+            self._give(self.orders.pop(0))
+
+    def _give(self, order: Order) -> None:
+        given = [order]
+        if order.survivor:
+            given.append(replace(order, rank=1 - order.rank, raises=order.survivor))
+        for one in given:
+            (self.folder / f"rank{one.rank}.json").write_text(json.dumps(asdict(one)))
+
+    @property
+    def rebuilds(self) -> list[str]:
+        """What was said of each death of the learner, in one line."""
+        return [text.splitlines()[0] for text in self.notices if "the learner is rebuilt" in text]
+
+
+def struck(folder: Path) -> list[dict[str, Any]]:
+    """Every strike so far: its order, the name of the collective, and its number in the method."""
+    file = folder / "struck.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def places(strikes: Sequence[Mapping[str, Any]]) -> str:
+    """At which collectives ranks were struck, in words: each kind, with the numbers it had in its method."""
+    kinds = Counter(strike["collective"].strip("_") for strike in strikes)
+    numbers = {kind: sorted(s["number"] for s in strikes if s["collective"].strip("_") == kind) for kind in kinds}
+    return "; ".join(f"{n} {kind} (no. {', '.join(map(str, numbers[kind]))})" for kind, n in kinds.most_common())
 
 
 class Ranks:
@@ -142,20 +213,16 @@ class Ranks:
         }
         return resolve_dtypes(parse_recipe(merged(tree, changes)), cpu_has_bf16=False)
 
-    def pools(self, recipe: Recipe) -> Pools:
-        """Not yet started; the learner's ranks are those that can be struck."""
-        sleeping = simulated(Speeds())
-        members = replace(REAL, rollout=sleeping.rollout, reward=sleeping.reward)
-        pools = build_pools(recipe, RayTransport(), read_inputs(recipe).vocabulary, self.root / "logs", members)
-        spec = pools.learner.startup.spec
+    def pools(self, recipe: Recipe, **members: Any) -> Pools:
+        """Not yet started. The learner's ranks are those that can be struck, the others sleep, but for `members`."""
 
-        def struck(number: int) -> GangSpec:
-            given = spec(number)
+        def learner(recipe: Recipe) -> GangSpec:
+            given = REAL.learner(recipe)
             arguments = tuple((*arguments, str(self.orders)) for arguments in given.arguments)
             return replace(given, cls=Struck, arguments=arguments)
 
-        pools.learner.startup.spec = struck
-        return pools
+        specs = replace(simulated(Speeds()), **{"learner": learner} | members)
+        return build_pools(recipe, RayTransport(), read_inputs(recipe).vocabulary, self.root / "logs", specs)
 
     def run(self, recipe: Recipe, watcher: Watcher, pools: Pools | None = None) -> Finished:
         """Raises what failed. Pools that are given outlive it."""
