@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_bad_input import _logratio
+from tests.cli.conftest import _logratio
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

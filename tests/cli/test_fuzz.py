@@ -16,9 +16,6 @@ import pytest
 from configs.load import parse_recipe
 from orchestrator import cli
 from tests.cli.fuzz import Case, Spoiler, clean
-from tests.cli.test_bad_input import recipe
-
-__all__ = ["recipe"]
 
 LONGEST = 100.0  # seconds of one check, on a machine that has much else to do
 FAST, ALL = 100, 6000  # cases

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from configs.load import RecipeError, parse_recipe
 from configs.schema import Recipe
@@ -51,3 +53,13 @@ def refusal(changes: dict[str, Any]) -> str:
         loaded(changes)
     assert str(error.value) and "\n" not in str(error.value)
     return str(error.value)
+
+
+def recipe(**changes: Any) -> Recipe:
+    return loaded({key.replace("__", "."): value for key, value in changes.items()})
+
+
+def write(file: Path, content: dict[str, Any] | str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return file

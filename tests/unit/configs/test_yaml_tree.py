@@ -10,8 +10,7 @@ import pytest
 
 from configs import yaml_tree
 from configs.load import RecipeError, load_recipe
-from tests.unit.configs.test_recipe import write
-from tests.unit.recipes import SMALLEST, refusal, tree
+from tests.unit.recipes import SMALLEST, refusal, tree, write
 
 
 def refused(text: str) -> str:

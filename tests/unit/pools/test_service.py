@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,49 +12,18 @@ from typing import Any
 
 import pytest
 
-from actors.member import Member
 from actors.simulated.members import SimulatedScorer, Speeds
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
 from configs.roles import Deadlines, Resources
 from orchestrator.pools.membership import DEATHS_IN_A_ROW
-from orchestrator.pools.pool import CallFailed, Patience, Pool
+from orchestrator.pools.pool import CallFailed, Patience
 from orchestrator.pools.startup import DiedStarting, RoleFailed
-from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
-from orchestrator.pools.waiting import WaitingLine
+from orchestrator.pools.transport import GangSpec, MemberDied
 from orchestrator.run import DONE, Run
 from orchestrator.samples.flow import isolate
 from tests.unit.own_time import in_own_time
+from tests.unit.pools.workers import Queue, Worker, pool, queues
 from tests.unit.simulation import Simulation, assert_each_once, recipe
-
-
-class Worker(Member):
-    """Answers with its own number, after its delay in seconds."""
-
-    def __init__(self, number: int, delays: dict[int, float]) -> None:
-        self._number = number
-        self._delays = delays
-        self.asked = 0
-
-    async def start(self) -> None: ...
-
-    async def work(self) -> int:
-        self.asked += 1
-        await asyncio.sleep(self._delays.get(self._number, 0.0))
-        return self._number
-
-    async def blocks(self) -> AsyncIterator[Any]:
-        """Never yields."""
-        await asyncio.Event().wait()
-        yield
-
-
-def pool(delays: dict[int, float], **more: Any) -> Pool:
-    return Pool(
-        "worker",
-        LocalTransport(),
-        lambda number: GangSpec("worker", Worker, ((number, delays),), Resources()),
-        **more,
-    )
 
 
 def test_a_slow_call_is_hedged_and_the_first_answer_returned() -> None:
@@ -164,133 +133,6 @@ def test_a_member_that_misses_a_deadline_is_replaced() -> None:
         assert workers.members.restarts == 1
 
     asyncio.run(story())
-
-
-class Queue(Worker):
-    """Works through calls one by one, a second each. Members with a delay never answer their first call."""
-
-    async def start(self) -> None:
-        self._turn = asyncio.Lock()
-        self.taken: list[Any] = []
-
-    async def work(self, name: str = "") -> int:
-        self.asked += 1
-        if self.asked == 1 and self._number in self._delays:
-            await asyncio.Event().wait()
-        async with self._turn:
-            await asyncio.sleep(1.0)
-            self.taken.append(name)
-        return self._number
-
-
-def queues(bound: int | None, lost: Sequence[int] = (), **more: Any) -> Pool:
-    spec = partial(GangSpec, "queue", Queue, resources=Resources())
-    found = pool({}, line=WaitingLine(bound), **more)
-    found.startup.spec = lambda number: spec(((number, dict.fromkeys(lost, 0.0)),))
-    return found
-
-
-def test_a_long_queue_is_no_hang() -> None:
-    async def story() -> None:
-        workers = queues(None, deadlines=Deadlines(learn=1.5))
-        await workers.members.start(1)
-        answers = await asyncio.gather(*(workers.call("work") for _ in range(20)))
-        assert answers == [[0]] * 20 and workers.members.restarts == 0
-
-    in_own_time(story())
-
-
-def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
-    async def story() -> None:
-        workers, done = queues(None, lost=[0], deadlines=Deadlines(learn=30.0)), asyncio.Event()
-        await workers.members.start(1)
-
-        async def others() -> None:
-            while not done.is_set():
-                await workers.call("work")
-
-        busy = asyncio.create_task(others())
-        assert await workers.call("work") == [1] and workers.members.restarts == 1
-        done.set()
-        await busy
-
-    in_own_time(story())
-
-
-def test_calls_beyond_a_members_room_wait_first_come_first_served() -> None:
-    async def story() -> None:
-        workers = queues(20)
-        await workers.members.start(1)
-        calls = [asyncio.create_task(workers.call("work", name, load=10)) for name in "abcdef"]
-        await asyncio.sleep(0.5)
-        (first,) = workers.members
-        assert first.lead.asked == 2 and first.load == 20 and workers.load() == 60
-        await workers.members.resize(2)
-        await asyncio.sleep(0.1)
-        second = workers.members[1]
-        assert first.lead.asked == second.lead.asked == 2, "who joins takes of what waits"
-        assert sorted(await asyncio.gather(*calls)) == [[0]] * 3 + [[1]] * 3
-        assert (first.lead.taken, second.lead.taken) == (["a", "b", "e"], ["c", "d", "f"])
-        assert workers.load() == 0
-
-    in_own_time(story())
-
-
-def test_a_call_that_waits_for_one_member_delays_no_other() -> None:
-    async def story() -> None:
-        workers = queues(10)
-        await workers.members.start(2)
-        near = [asyncio.create_task(workers.call("work", name, load=10, near=0)) for name in "abc"]
-        others = [asyncio.create_task(workers.call("work", name, load=10)) for name in "de"]
-        await asyncio.gather(*near, *others)
-        assert [m.lead.taken for m in workers.members] == [["a", "b", "c"], ["d", "e"]]
-
-    in_own_time(story())
-
-
-async def one_of_three_is_answered() -> tuple[Pool, list[asyncio.Task[list[Any]]]]:
-    """A pool whose only member takes one call at a time, and three calls; the first is half done."""
-    workers = queues(10)
-    await workers.members.start(1)
-    calls = [asyncio.create_task(workers.call("work", load=10)) for _ in range(3)]
-    await asyncio.sleep(0.5)
-    return workers, calls
-
-
-def test_a_cancelled_call_leaves_no_load() -> None:
-    async def story() -> None:
-        workers, calls = await one_of_three_is_answered()
-        calls[1].cancel()  # it waits
-        await asyncio.sleep(0)
-        assert workers.load() == 20
-        (member,) = workers.members
-        calls[0].cancel()  # it is being answered: its place goes to the third
-        await asyncio.sleep(0)
-        assert member.load == 10
-        calls[2].cancel()  # perhaps in the iteration in which it was given its place
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert workers.load() == 0 and await workers.call("work") == [0]
-
-    in_own_time(story())
-
-
-def test_waiting_calls_raise_when_no_replacement_can_start() -> None:
-    async def story() -> None:
-        workers, calls = await one_of_three_is_answered()
-
-        def nowhere(number: int) -> GangSpec:
-            raise RuntimeError("no place")
-
-        workers.startup.spec = nowhere
-        workers.members.replace(workers.members[0])
-        for call in calls[1:]:
-            with pytest.raises(RuntimeError, match="no place"):
-                await call
-        with pytest.raises(RuntimeError, match="no place"):
-            await workers.call("work")
-        calls[0].cancel()
-
-    in_own_time(story())
 
 
 @pytest.mark.parametrize("load", [0, 1])

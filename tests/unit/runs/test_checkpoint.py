@@ -262,9 +262,7 @@ def test_a_resume_removes_half_written_checkpoints(tmp_path: Path) -> None:
     assert steps_kept(tmp_path) == {"step_1"}
 
 
-def test_a_file_written_whole_is_the_old_one_or_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_written_whole_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "recipe.yaml"
     write_whole(file, "old")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

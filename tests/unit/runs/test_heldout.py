@@ -15,11 +15,11 @@ import pytest
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.schema import SHOWN, Sampling
 from orchestrator.between_steps.measuring import Measurements
-from orchestrator.samples.buffer import Scored
 from orchestrator.evaluate import Found, compared
-from orchestrator.weights.learner_group import LearnerGroup
 from orchestrator.run import DONE, STOPPED, Run
+from orchestrator.samples.buffer import Scored
 from orchestrator.surface.report import held_out_answers
+from orchestrator.weights.learner_group import LearnerGroup
 from tests.unit.simulation import HELDOUT, Simulation, metrics, recipe, stop_at, trained
 
 ALL = [f"9000000{i}.000" for i in range(len(HELDOUT))]

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 
+from actors.member import Member
 from actors.models import weights
 from actors.models.causal_lm import load_model
-from actors.member import Member
-from actors.wire.records import Request, Sample, ScoreRequest, pack_samples
 from actors.rollout.rollout import Rollout
-from actors.scoring.scorer import Scorer
 from actors.rollout.teacher_rollout import TeacherRollout
+from actors.scoring.scorer import Scorer
+from actors.wire.records import Request, Sample, ScoreRequest, pack_samples
 from configs.load import load_recipe
 from configs.roles import Rollout as RolloutConfig
-from configs.schema import Sampling
 from configs.roles import Scorer as ScorerConfig
+from configs.schema import Sampling
 from orchestrator.pools.member import quote_log
 from orchestrator.run import DONE, STOPPED, Run
 from tests.off_the_loop import OURS, Guard, OnTheLoop, off_the_loop

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator import checkpoint
-from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.run import DONE, Run
+from orchestrator.weights.learner_group import LearnerDied
 from tests.unit.simulation import STEPS, Simulation, metrics, recipe
 
 
@@ -41,7 +41,9 @@ def test_by_default_a_dead_learner_does_not_return_to_the_start(tmp_path: Path) 
     assert seen[seen.index(5) + 1] == 5, "gone on with from step 4"
 
 
-def test_a_state_that_is_being_written_does_not_change_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_being_written_does_not_change_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a checkpoint is written, an evaluation ends and a sample is skipped."""
     seal = checkpoint.seal
 

@@ -20,7 +20,7 @@ from orchestrator.samples.buffer import Scored
 from orchestrator.samples.segments import Segments
 from tests.unit.batches import Batches
 from tests.unit.own_time import in_own_time
-from tests.unit.runs.test_simulated_run import Assassin, has_yielded, lose_a_value
+from tests.unit.runs.deaths import Assassin, has_yielded, lose_a_value
 from tests.unit.simulation import (
     MEMBER,
     Simulation,
