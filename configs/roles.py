@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,16 @@ class Resources(Node):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError("above 1 it must be whole; Ray gives a share of one GPU, or whole ones")
         return gpus
+
+
+class RoleSize(NamedTuple):
+    """What a role takes when a run starts: `members` of so many `actors`, each with `resources`. The number of members
+    may change where it is `elastic`."""
+
+    members: int
+    actors: int
+    resources: Resources
+    elastic: bool = True
 
 
 class Rollout(Node):
@@ -136,6 +146,9 @@ class ValueHead(Node):
 
     lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
+
+
+DATASET = RoleSize(1, 1, Resources(cpus=0.05, threads=1), elastic=False)  # the role that reads given responses
 
 
 class Learner(Node):

@@ -12,7 +12,18 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
 from configs.objective import Objective
-from configs.roles import Bounds, Deadlines, EarlyStop, Learner, Resources, Reward, Rollout, Scorer, Stream
+from configs.roles import (
+    DATASET,
+    Bounds,
+    Deadlines,
+    EarlyStop,
+    Learner,
+    Reward,
+    RoleSize,
+    Rollout,
+    Scorer,
+    Stream,
+)
 
 FORMAT = 1  # of a recipe's keys; raised when an older recipe would mean something else
 MOST_STEPS_UNSAVED = 50  # between two checkpoints, where a recipe does not set checkpoint.every
@@ -241,24 +252,27 @@ class Recipe(Node):
         return min(MOST_STEPS_UNSAVED, -(-self.run.steps // 5)) if every is None else every
 
     @property
-    def elastic_roles(self) -> dict[str, int]:
-        """Elastic roles and how many members each starts with. `rollout` is one of them where the student samples: its
-        own prefixes, or the evaluation's."""
-        sizes: dict[str, int] = {}
+    def roles(self) -> dict[str, RoleSize]:
+        """The roles that run, in the order of the data flow. Layout, placement, pools and scaling follow this table.
+        `rollout` runs where the student samples: its own prefixes, or the evaluation's."""
+        found: dict[str, RoleSize] = {}
         if "student" in self.objective.sources or self.data.heldout is not None:
-            sizes["rollout"] = self.rollout.members
+            found["rollout"] = RoleSize(self.rollout.members, 1, self.rollout.resources)
         if self.sampled_teacher:
-            sizes["teacher_rollout"] = self.teacher_rollout.members
-        sizes |= {f"scorer.{model}": self.scorer_of(model).members for model in self.scored_models}
-        return sizes | {"reward": self.reward.members}
+            found["teacher_rollout"] = RoleSize(self.teacher_rollout.members, 1, self.teacher_rollout.resources)
+        if "dataset" in self.objective.sources:
+            found["dataset"] = DATASET
+        for model in self.scored_models:
+            scorer = self.scorer_of(model)
+            found[f"scorer.{model}"] = RoleSize(scorer.members, 1, scorer.resources)
+        found["reward"] = RoleSize(self.reward.members, 1, self.reward.resources)
+        found["learner"] = RoleSize(1, self.learner.ranks, self.learner.resources, elastic=False)
+        return found
 
     @property
-    def resources_of_roles(self) -> dict[str, Resources]:
-        """Resources of one actor, by role, without the dataset's."""
-        found = {"rollout": self.rollout.resources, "teacher_rollout": self.teacher_rollout.resources}
-        found |= {f"scorer.{model}": self.scorer_of(model).resources for model in self.scored_models}
-        found["reward"] = self.reward.resources
-        return {role: found[role] for role in self.elastic_roles} | {"learner": self.learner.resources}
+    def elastic_roles(self) -> dict[str, int]:
+        """Roles whose size may change, and how many members each starts with."""
+        return {role: size.members for role, size in self.roles.items() if size.elastic}
 
     def path_of(self, model: str, swap: int = 0) -> str:
         """A model's path, or that of the swap at step `swap`. A model that follows the student has the student's

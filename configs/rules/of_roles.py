@@ -23,11 +23,11 @@ def _colocations(recipe: Recipe) -> Refusal:
             f"colocate: learner and rollouts take turns, so nothing can run ahead; set max_staleness: 0, found "
             f"{recipe.max_staleness}, or give the learner GPUs of its own"
         )
-    for role, resources in recipe.resources_of_roles.items():
-        if resources.gpus >= 1:
+    for role, size in recipe.roles.items():
+        if size.resources.gpus >= 1:
             return (
-                f"{role}.resources.gpus: {resources.gpus:g} leaves no room for others on its GPU; under colocate give "
-                "each role a share below 1"
+                f"{role}.resources.gpus: {size.resources.gpus:g} leaves no room for others on its GPU; under colocate "
+                "give each role a share below 1"
             )
     learner = recipe.learner
     if learner.ranks > 1 and 0 < learner.resources.gpus <= 0.5:

@@ -65,7 +65,7 @@ def _divided_beta(recipe: Recipe) -> Refusal:
 
 
 def _turns_without_a_gpu(recipe: Recipe) -> Refusal:
-    if not recipe.colocate or any(resources.gpus for resources in recipe.resources_of_roles.values()):
+    if not recipe.colocate or any(size.resources.gpus for size in recipe.roles.values()):
         return None
     return "colocate: no role has a share of a GPU, so turns free nothing and roles wait for each other; remove it"
 

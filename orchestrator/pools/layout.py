@@ -17,14 +17,12 @@ from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.own_code import imported, is_own
-from configs.roles import Resources
+from configs.roles import DATASET, Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, Transport
 from orchestrator.pools.waiting import WaitingLine
-
-DATASET_RESOURCES = Resources(cpus=0.05, threads=1)
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,19 @@ class MemberSpecs:
     scorer: Callable[[Recipe, str, int, int], GangSpec]
     reward: Callable[[Recipe], GangSpec]
     learner: Callable[[Recipe], GangSpec]
+    dataset: Callable[[Recipe], GangSpec] = lambda recipe: GangSpec("dataset", Dataset, ((),), DATASET.resources)
 
-
-def needs_rollout(recipe: Recipe) -> bool:
-    """Whether the student samples, for training or for evaluation."""
-    return "rollout" in recipe.elastic_roles
+    def of(self, role: str, recipe: Recipe, vocabulary: int) -> Callable[[int], GangSpec]:
+        """The specification of each member of a role, by its number, before any swap."""
+        kind, _, model = role.partition(".")
+        if kind == "scorer":
+            return lambda _: self.scorer(recipe, model, vocabulary, 0)
+        return lambda _: getattr(self, kind)(recipe)
 
 
 def demands(recipe: Recipe) -> list[Demand]:
     """The demand of every role of a recipe, in the order of the data flow."""
-    found = [Demand("rollout", recipe.rollout.members, 1, recipe.rollout.resources)] if needs_rollout(recipe) else []
-    if recipe.sampled_teacher:
-        writers = recipe.teacher_rollout
-        found.append(Demand("teacher_rollout", writers.members, 1, writers.resources))
-    if "dataset" in recipe.objective.sources:
-        found.append(Demand("dataset", 1, 1, DATASET_RESOURCES))
-    for model in recipe.scored_models:
-        scorer = recipe.scorer_of(model)
-        found.append(Demand(f"scorer.{model}", scorer.members, 1, scorer.resources))
-    found.append(Demand("reward", recipe.reward.members, 1, recipe.reward.resources))
-    found.append(Demand("learner", 1, recipe.learner.ranks, recipe.learner.resources))
-    return found
+    return [Demand(role, size.members, size.actors, size.resources) for role, size in recipe.roles.items()]
 
 
 def build_pools(
@@ -83,27 +73,23 @@ def build_pools(
 ) -> Pools:
     """The pools of a recipe, not started. `vocabulary` is the models' common logit width; `members` default to REAL."""
     specs = members or REAL
+    scored = {f"scorer.{model}": recipe.scorer_of(model) for model in recipe.scored_models}
 
-    def pool(role: str, spec: Callable[[int], GangSpec], **more: Any) -> Pool:
-        return Pool(role, transport, spec, logs=logs, deadlines=recipe.deadlines, **more)
+    def pool(role: str) -> Pool:
+        more: dict[str, Any] = {}
+        if scorer := scored.get(role):
+            more = {"line": WaitingLine(scorer.max_queued_tokens), "hedge": scorer.hedge_seconds}
+        spec, together = specs.of(role, recipe, vocabulary), role == "learner"
+        return Pool(role, transport, spec, starts_alone=not together, logs=logs, deadlines=recipe.deadlines, **more)
 
-    sampled = pool("rollout", lambda _: specs.rollout(recipe)) if needs_rollout(recipe) else None
-    dataset, writes = "dataset" in recipe.objective.sources, recipe.sampled_teacher is not None
+    pools = {role: pool(role) for role in recipe.roles}
     return Pools(
-        rollout=sampled,
-        teacher_rollout=pool("teacher_rollout", lambda _: specs.teacher_rollout(recipe)) if writes else None,
-        dataset=pool("dataset", lambda _: GangSpec("dataset", Dataset, ((),), DATASET_RESOURCES)) if dataset else None,
-        scorers={
-            model: pool(
-                f"scorer.{model}",
-                lambda _, model=model: specs.scorer(recipe, model, vocabulary, 0),
-                line=WaitingLine(recipe.scorer_of(model).max_queued_tokens),
-                hedge=recipe.scorer_of(model).hedge_seconds,
-            )
-            for model in recipe.scored_models
-        },
-        reward=pool("reward", lambda _: specs.reward(recipe)),
-        learner=pool("learner", lambda _: specs.learner(recipe), starts_alone=False),
+        rollout=pools.get("rollout"),
+        teacher_rollout=pools.get("teacher_rollout"),
+        dataset=pools.get("dataset"),
+        scorers={model: pools[f"scorer.{model}"] for model in recipe.scored_models},
+        reward=pools["reward"],
+        learner=pools["learner"],
         swapped_scorer=lambda recipe, model, swap: specs.scorer(recipe, model, vocabulary, swap),
     )
 

@@ -23,11 +23,6 @@ from orchestrator.weights.turns import Colocated
 from orchestrator.weights.versions import Versions
 
 
-def role_sizes(recipe: Recipe) -> dict[str, int]:
-    """Members that a recipe asks for, by role."""
-    return recipe.elastic_roles | {"dataset": 1, "learner": 1}
-
-
 class Roles:
     """`vocabulary`: the models' common logit width. `claim` is called with each version number before it is published,
     `notice` with messages for a person. Members that serve already are kept."""
@@ -58,8 +53,7 @@ class Roles:
     async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
         """Start the learner, from the checkpoint `saved` if there is one, and every role without members. Publishes the
         student as `version` and sets scored models to their weights at `step`."""
-        sizes = role_sizes(self._recipe)
-        pools = self._pools.all()
+        sizes, pools = self._recipe.roles, self._pools.all()
         for pool in pools.values():
             pool.members.notice, pool.startup.starting = self._notice, self.learner.turns.engine
         await self.teachers.set_swaps(step)
@@ -71,12 +65,12 @@ class Roles:
         if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
             await self._bring_up_learner(version, saved)
             for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].startup.spec(0).resources.gpus):
-                await pool.members.start(sizes[role])
+                await pool.members.start(sizes[role].members)
         else:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._bring_up_learner(version, saved))
                 for role, pool in cold.items():
-                    tasks.create_task(pool.members.start(sizes[role]))
+                    tasks.create_task(pool.members.start(sizes[role].members))
 
     async def load(self, step: int) -> None:
         """Bring all members to the weights of `step`."""

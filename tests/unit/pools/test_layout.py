@@ -7,23 +7,50 @@ from pathlib import Path
 import pytest
 
 from actors.simulated.members import Speeds
-from orchestrator.pools.layout import REAL, MemberSpecs, build_pools
+from configs.schema import Recipe
+from orchestrator.pools.layout import REAL, MemberSpecs, build_pools, demands
 from orchestrator.pools.transport import LocalTransport
 from tests.unit.simulation import recipe, simulated
 
 
-@pytest.mark.parametrize("members", [REAL, simulated(Speeds())], ids=["real", "simulated"])
-def test_a_members_spec_names_its_role(tmp_path: Path, members: MemberSpecs) -> None:
-    """A notice that a member finds no place names the role by it."""
-    settings = recipe(
-        tmp_path,
+def written_by_all(root: Path) -> Recipe:
+    """A recipe with every role, and two scorers."""
+    return recipe(
+        root,
         models={"poet": {"path": "/none"}},
         objective={
-            "prefix": {"student": 0.5, "teacher": 0.5},
+            "prefix": {"student": 0.5, "teacher": 0.25, "dataset": 0.25},
             "target": {"teacher": 1.0, "poet": 1.0},
             "allow_biased": ["sampled_off_policy"],
         },
     )
+
+
+@pytest.mark.parametrize("members", [REAL, simulated(Speeds())], ids=["real", "simulated"])
+def test_every_role_of_a_recipe_has_a_pool_whose_members_are_of_that_role(tmp_path: Path, members: MemberSpecs) -> None:
+    """A notice that a member finds no place names the role by its specification."""
+    settings = written_by_all(tmp_path)
     pools = build_pools(settings, LocalTransport(), 1000, None, members).all()
-    assert {"teacher_rollout", "scorer.teacher", "scorer.poet"} < pools.keys()
-    assert [pool.startup.spec(0).role for pool in pools.values()] == list(pools)
+    every = ["rollout", "teacher_rollout", "dataset", "scorer.teacher", "scorer.poet", "reward", "learner"]
+    assert list(pools) == list(settings.roles) == every
+    for role, pool in pools.items():
+        spec, size = pool.startup.spec(0), settings.roles[role]
+        assert (spec.role, len(spec.arguments), spec.resources) == (role, size.actors, size.resources)
+
+
+def test_the_table_of_roles_gives_their_demands_and_which_may_change_size(tmp_path: Path) -> None:
+    settings = written_by_all(tmp_path)
+    wanted = {demand.role: (demand.members, demand.actors) for demand in demands(settings)}
+    assert wanted == {role: (1, 1) for role in settings.roles} | dict.fromkeys(
+        ("rollout", "scorer.teacher", "reward"), (2, 1)
+    )
+    assert settings.roles.keys() - settings.elastic_roles.keys() == {"dataset", "learner"}
+
+
+def test_a_role_that_nobody_needs_has_no_pool(tmp_path: Path) -> None:
+    """A student trained on a dataset's responses does not sample, unless it is evaluated."""
+    given = {"target": "data", "prefix": "dataset", "reverse_weight": 0.0}
+    pools = build_pools(recipe(tmp_path, objective=given, scorer={}), LocalTransport(), 1000, None).all()
+    assert list(pools) == ["dataset", "reward", "learner"]
+    evaluated = recipe(tmp_path, objective=given, scorer={}, data={"heldout": "/none"})
+    assert list(evaluated.roles) == ["rollout", "dataset", "reward", "learner"]

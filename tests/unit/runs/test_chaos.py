@@ -1,4 +1,4 @@
-"""Runs under at least twenty kills, hangs and lost nodes each: no sample is lost or trained twice, none is left over."""
+"""Runs under at least twenty kills, hangs and lost nodes: no sample is lost or trained twice, and none is left over."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.weights.roles import role_sizes
+from actors.simulated.members import Speeds
 from orchestrator.run import DONE
 from tests.unit.batches import Batches
-from actors.simulated.members import Speeds
 from tests.unit.chaos import Chaos, Nodes, poison, run_in_chaos
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import EACH, GROUPS, Simulation, assert_each_once, metrics, recipe, trained
@@ -59,7 +58,7 @@ def assert_nothing_lost(
         assert set(carries) == {t for t, age in enumerate(ages) if age <= bound} and set(carries.values()) <= {1}
     run = simulation.run
     assert run.stage is not None and not len(run.stage.leasing.intake.segments)
-    sizes = {role: role_sizes(run.recipe)[role] for role in simulation.pools.all()}
+    sizes = {role: run.recipe.roles[role].members for role in simulation.pools.all()}
     assert {role: len(pool.members) for role, pool in simulation.pools.all().items()} == sizes
     ours = {id(actor) for pool in simulation.pools.all().values() for m in pool.members for actor in m.actors}
     assert chaos.transport.living() <= ours, "no member is left behind"
@@ -93,7 +92,7 @@ def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role:
     summary = json.loads((simulation.directory / "summary.json").read_text())
     assert summary["restarts"].get(role, 0) + summary["learner_rebuilds"] == 1
     assert_each_once(tmp_path, 6)
-    assert len(pool.members.serving()) == role_sizes(simulation.recipe)[role]
+    assert len(pool.members.serving()) == simulation.recipe.roles[role].members
 
 
 @pytest.mark.parametrize(
