@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +18,63 @@ from orchestrator.stopping import Stopping
 from orchestrator.weights.roles import Roles
 
 
+@dataclass
 class LengthCurriculum:
     """`follow` brings scored models to the weights of the coming step; `end_early` ends the run after this step."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        directory: Path,
-        progress: Progress,
-        roles: Roles,
-        measurements: Measurements,
-        saver: Saver,
-        follow: Callable[[], Awaitable[None]],
-        end_early: Callable[[], None],
-        notice: Callable[[str], None],
-    ) -> None:
-        self._recipe = recipe
-        self._directory = directory
-        self._progress = progress
-        self._roles = roles
-        self._measurements = measurements
-        self._saver = saver
-        self._follow = follow
-        self._end_early = end_early
-        self._notice = notice
+    recipe: Recipe
+    directory: Path
+    progress: Progress
+    roles: Roles
+    measurements: Measurements
+    saver: Saver
+    follow: Callable[[], Awaitable[None]]
+    end_early: Callable[[], None]
+    notice: Callable[[str], None]
 
     async def begin(self) -> None:
         """Save the anchor that a first failed stage returns to."""
-        if self._may_return and self._progress.anchor is None:
+        if self._may_return and self.progress.anchor is None:
             await self._anchor()
 
     async def judge(self, stopping: Stopping) -> None:
         """Judge a stage that has ended. Raises StopAsked; a resume judges it then."""
-        length, ladder = self._recipe.objective.length, self._progress.ladder
+        length, ladder = self.recipe.objective.length, self.progress.ladder
         if length is None or not ladder.due(length):
             return
         measured: Mapping[str, Any] = {}
         if length.gate:
-            found = await stopping.unless_asked(self._measurements.unrecorded(length.gate.eval_length))
+            found = await stopping.unless_asked(self.measurements.unrecorded(length.gate.eval_length))
             measured = found.means if found else {}
         cap, entropy = ladder.cap(length), measured.get("entropy")
         ladder, action = judge(ladder, length, entropy, measured.get("truncated_fraction", 0.0))
         if action is Action.ROLLBACK:  # before anything is leased at the next cap
             await self._roll_back()
-        self._progress.ladder = ladder
+        self.progress.ladder = ladder
         seen = "" if entropy is None else f" (held-out entropy {entropy:.3f} nats)"
-        self._notice(f"responses of up to {cap} tokens{seen}: {action.value}, now up to {ladder.cap(length)}")
+        self.notice(f"responses of up to {cap} tokens{seen}: {action.value}, now up to {ladder.cap(length)}")
         if action in (Action.ADVANCE, Action.FINISH) and self._may_return:
             await self._anchor()
         elif action is Action.STOP:
-            self._end_early()
+            self.end_early()
 
     @property
     def _may_return(self) -> bool:
-        length = self._recipe.objective.length
+        length = self.recipe.objective.length
         return bool(length and length.gate and length.gate.on_fail == "rollback")
 
     async def _anchor(self) -> None:
-        self._progress.anchor = self._progress.step
-        await self._saver.save()
+        self.progress.anchor = self.progress.step
+        await self.saver.save()
 
     async def _roll_back(self) -> None:
         """Restore the weights of the anchor and publish them as a new version."""
-        progress, learner = self._progress, self._roles.learner
-        anchor = self._directory / "checkpoints" / f"step_{progress.anchor}"
+        progress, learner = self.progress, self.roles.learner
+        anchor = self.directory / "checkpoints" / f"step_{progress.anchor}"
         progress.beta = await asyncio.to_thread(checkpoint.beta_of, anchor)
         progress.version += 1
         async with learner.turns.learner():
             await learner.restore(anchor)
-            await self._roles.publish(progress.version)
-        await self._roles.pull()
-        await self._follow()
+            await self.roles.publish(progress.version)
+        await self.roles.pull()
+        await self.follow()

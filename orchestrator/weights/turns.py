@@ -19,6 +19,7 @@ from contextlib import (
 )
 from typing import Protocol
 
+from actors.weights_lock import Idle
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.startup import RoleFailed
@@ -84,9 +85,7 @@ class Colocated:
         self._lock = asyncio.Lock()
         self._open = asyncio.Event()  # the engines' turn
         self._open.set()
-        self._unheld = asyncio.Event()
-        self._unheld.set()
-        self._holders = 0
+        self._loading = Idle()  # engines that start or load
         self._unleased = 0
 
     @property
@@ -99,7 +98,7 @@ class Colocated:
         memory."""
         async with self._lock:
             self._open.clear()
-            await self._unheld.wait()
+            await self._loading.wait()
             await self._put_engines_to_sleep()
             await self._learner.wake()
             try:
@@ -115,14 +114,8 @@ class Colocated:
     async def engine(self) -> AsyncIterator[None]:
         while not self._open.is_set():
             await self._open.wait()
-        self._holders += 1
-        self._unheld.clear()
-        try:
+        with self._loading.busy():
             yield
-        finally:
-            self._holders -= 1
-            if not self._holders:
-                self._unheld.set()
 
     @contextmanager
     def unleased(self) -> Iterator[None]:
