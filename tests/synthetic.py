@@ -86,7 +86,7 @@ def status_of(step: int, steps: int) -> dict[str, Any]:
     """What a live run writes to status.json, without the time: rollout holds it up."""
     sizes = {"rollout": 4, "scorer.teacher": 2, "reward": 1, "learner": 1}
     busy = {"rollout": (0.93, 0.02), "scorer.teacher": (0.41, 0.5), "reward": (0.03, 0.9), "learner": (0.55, 0.4)}
-    waiting = {"rollout": (12, 3.2), "score": (5, 0.4), "reward": (0, None), "learn": (38, 11.0)}
+    waiting = {"rollout": (12, 3.2), "score": (640, 0.4), "reward": (0, None), "learn": (38, 11.0)}
     return {
         "run": "pirate-opd", "step": step, "steps": steps, "version": step, "phase": "training", "exit": None,
         "members": [

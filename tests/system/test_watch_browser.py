@@ -99,7 +99,7 @@ def test_the_page_follows_a_live_run(run: Path, tmp_path: Path) -> None:
             assert await seen.value("[...document.querySelectorAll('.chart:not([hidden])')].length") >= 9
             assert await seen.value("document.querySelector('.role.bottleneck').dataset.role") == "rollout"
             assert "one more: +21 %" in await seen.value("document.querySelector('.role.bottleneck').textContent")
-            assert "12 in flight" in await seen.value("document.querySelector('.chips').textContent")
+            assert "12 samples" in await seen.value("document.querySelector('.chips').textContent")
             await asyncio.to_thread(take_step, run, 5)
             await seen.until("document.querySelector('.count').textContent === 'step 5 of 9'")
             await seen.until("document.querySelector('.key b').textContent === '0.0123'")

@@ -24,6 +24,8 @@ Values = Mapping[str, Any]
 def pipeline(status: Values, recipe: Values, sums: Values) -> dict[str, Any]:
     """Roles in the order of the data flow, queues by edge, the bottleneck. `sums`: of the last steps."""
     roles = [_live(role, status) for role in _objects(status.get("roles"))] or _of_recipe(recipe)
+    if recipe and not _rewards(recipe):  # its pool is there and has nothing to do
+        roles = [role for role in roles if role["role"] != "reward"]
     for role in roles:
         _fill(role, sums)
     bottleneck, batch = _object(status.get("bottleneck")), _object(recipe.get("batch"))
@@ -68,13 +70,16 @@ def _of_recipe(recipe: Values) -> list[dict[str, Any]]:
     if writer and recipe.get(writer) is not None:
         sizes.append((writer, _object(recipe[writer]).get("members")))
     sizes += [(f"scorer.{name}", _object(s).get("members")) for name, s in _object(recipe.get("scorer")).items()]
-    reward = _object(recipe.get("reward"))
-    if reward.get("rules") or reward.get("model"):
-        sizes.append(("reward", reward.get("members")))
+    sizes.append(("reward", _object(recipe.get("reward")).get("members")))
     if recipe.get("learner") is not None:
         sizes.append(("learner", 1))
     empty = {"members": [], "elastic": False, "restarts": 0, "busy": None, "waiting": None}
     return [{"role": role, "size": _number(size) or 1} | empty for role, size in sizes]
+
+
+def _rewards(recipe: Values) -> bool:
+    reward = _object(recipe.get("reward"))
+    return bool(reward.get("rules") or reward.get("model"))
 
 
 def _fill(role: dict[str, Any], sums: Values) -> None:

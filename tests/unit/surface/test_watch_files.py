@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.run import DONE
 from orchestrator.surface.watch import tail
 from orchestrator.surface.watch.pipeline import pipeline
 from orchestrator.surface.watch.run_files import RunFiles
 from orchestrator.surface.watch.tail import Tail
 from tests import synthetic
+from tests.unit.scaling.test_elastic import Live, rollout_bound
 
 
 @pytest.fixture
@@ -173,6 +175,15 @@ def test_a_live_status_is_drawn_as_it_is(tmp_path: Path) -> None:
     assert (drawn["prompts"], drawn["samples_per_prompt"]) == (4, 2)
 
 
+@pytest.mark.parametrize(
+    ("reward", "drawn"), [({"rules": []}, False), ({"rules": [{}]}, True), ({"model": "/m"}, True)]
+)
+def test_a_reward_pool_without_rules_or_model_is_not_drawn(reward: dict[str, Any], drawn: bool) -> None:
+    live = status(roles=[{"role": "reward", "members": 1}])
+    assert bool(pipeline(live, {"reward": reward}, {})["roles"]) == drawn
+    assert pipeline(live, {}, {})["roles"], "nothing is known of its recipe"
+
+
 def test_without_a_status_sizes_are_the_recipes_and_shares_the_last_steps(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path / "run", steps=12)
     recipe = {
@@ -203,3 +214,21 @@ def test_held_out_points_and_notes_are_of_the_summary(tmp_path: Path) -> None:
     found = RunFiles(run).overview()
     assert [(point["step"], point["reverse_kl"]) for point in found["held_out"]] == [(0, 0.36), (2, 0.2), (4, 0.09)]
     assert found["notes"] == ["biased on request: k1_in_loss", "members replaced: rollout 2", "samples skipped: 1"]
+
+
+def test_the_page_reads_what_a_run_writes(tmp_path: Path) -> None:
+    """A simulated run, with the status that its driver would write."""
+    live = Live(rollout_bound(tmp_path, 8))
+    assert live.go() == DONE
+    directory = live.simulation.directory
+    (directory / "status.json").write_text(json.dumps(live.seen[-1]))
+    run = RunFiles(directory)
+    found = run.overview()
+    assert (found["state"]["text"], found["step"], found["steps"], found["rows"]) == ("running", 8, 8, 8)
+    drawn = found["pipeline"]
+    assert [role["role"] for role in drawn["roles"]] == ["rollout", "scorer.teacher", "reward", "learner"]
+    assert all(role["size"] == len(role["members"]) > 0 and role["busy"] is not None for role in drawn["roles"])
+    assert set(drawn["queues"]) == {"rollout", "score", "reward", "learn"}
+    assert drawn["bottleneck"]["role"] == "rollout" and drawn["bottleneck"]["one_more"]["rollout"] > 0.3
+    page = run.samples.page(found["recorded"][1], 0)
+    assert page is not None and page["samples"][0]["tokens"] and not page["readable"]

@@ -31,7 +31,7 @@ function meter(role) {
 function gain(role, bottleneck) {
   const more = bottleneck?.one_more?.[role.role];
   if (typeof more !== "number") return null;
-  const text = more >= 0.005 ? `one more: +${percent(more)} samples/s` : "one more brings nothing";
+  const text = more >= 0.005 ? `one more: +${percent(more)}` : "one more brings nothing";
   return el("p", { class: more >= 0.005 ? "gain" : "gain none", text });
 }
 
@@ -67,9 +67,11 @@ function buffer(pipeline, perStep) {
 
 const stack = (name, cards) => (cards.length ? el("div", { class: `stage ${name}` }, ...cards) : null);
 
-function queueText(queue) {
+/** What is on its way to a role: responses, or tokens on the way to a scorer. */
+function queueText(queue, edge) {
   if (!queue || queue.depth === null) return null;
-  return queue.depth && queue.oldest_seconds ? `${number(queue.depth)} in flight\noldest ${duration(queue.oldest_seconds)}` : `${number(queue.depth)} in flight`;
+  const depth = `${number(queue.depth)} ${edge === "score" ? "tokens" : "samples"}`;
+  return queue.depth && queue.oldest_seconds ? `${depth}\noldest ${duration(queue.oldest_seconds)}` : depth;
 }
 
 function sentence(pipeline) {
@@ -151,8 +153,8 @@ class Drawing {
     const half = down ? (y2 - y1) / 2 : (x2 - x1) / 2;
     const path = down ? `M${x1} ${y1}C${x1} ${y1 + half} ${x2} ${y2 - half} ${x2} ${y2}` : `M${x1} ${y1}C${x1 + half} ${y1} ${x2 - half} ${y2} ${x2} ${y2}`;
     const stage = to.dataset.stage, edges = { writer: "rollout", scorer: "score", reward: "reward" };
-    const text = from.dataset.stage === "prompts" || edges[stage] !== "rollout" ? queueText(this.pipeline.queues[edges[stage]]) : null;
-    if (text && !to.dataset.said) this.chip(down ? text.replace("\n", " · ") : text, down ? x2 : (x1 + x2) / 2, (y1 + y2) / 2 - (down ? 3 : 0), down);
+    const text = queueText(this.pipeline.queues[edges[stage]], edges[stage]);
+    if (text) this.chip(down ? text.replace("\n", " · ") : text, down ? x2 : (x1 + x2) / 2, (y1 + y2) / 2 - (down ? 3 : 0), down);
     return el("svg:path", { d: path, class: "way", "marker-end": "url(#arrow)" });
   }
 
