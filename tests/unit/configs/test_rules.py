@@ -32,7 +32,7 @@ from rewards.rules import rule_reward
         ({"kind": "exact", "field": "a.b"}, "5", 3, {"a.b": 5, "a": {"b": 6}}, 1.0),
     ],
 )
-def test_a_rule_is_fulfilled_or_not(
+def test_a_rule_gives_its_value_of_text_length_and_row(
     rule: dict[str, Any], text: str, tokens: int, row: dict[str, Any], expected: float
 ) -> None:
     assert rule_reward(Rule(**rule), text, tokens, row) == expected

@@ -155,7 +155,7 @@ def test_a_tree_that_is_too_deep_too_large_or_circular_is_refused(text: str, fin
         ("a: .inf", float("inf")),
     ],
 )
-def test_dates_are_words(text: str, value: Any) -> None:
+def test_dates_and_times_are_read_as_strings(text: str, value: Any) -> None:
     assert yaml_tree.parse(text, "r") == {"a": value}
 
 

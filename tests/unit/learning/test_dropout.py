@@ -68,7 +68,7 @@ def test_training_drops_nothing_and_the_configuration_stays(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "mixtral"])
-def test_a_recipe_may_ask_for_it(tmp_path: Path, name: str) -> None:
+def test_a_recipe_may_ask_for_dropout(tmp_path: Path, name: str) -> None:
     AutoModelForCausalLM.from_config(KINDS[name]()).save_pretrained(tmp_path)
     model = loaded(tmp_path, dropout=True)
     assert not torch.allclose(logits(model.train()), logits(model.eval()))

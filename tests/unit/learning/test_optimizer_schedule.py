@@ -13,7 +13,7 @@ def rates(steps: int, **config: object) -> list[float]:
     return [learning_rate(optimizer, step, steps) for step in range(1, steps + 1)]
 
 
-def test_constant_without_warm_up() -> None:
+def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
     assert rates(3) == [2.0, 2.0, 2.0]
 
 

@@ -18,7 +18,7 @@ def folder(models: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(models["teacher"], tmp_path / "copy"))
 
 
-def test_whole_models_lack_nothing(models: dict[str, Path], folder: Path) -> None:
+def test_a_whole_model_directory_lacks_no_file(models: dict[str, Path], folder: Path) -> None:
     assert [name for name, model in models.items() if model_files.incomplete(model)] == []
     causal_lm.load_model(folder, "float32")
 

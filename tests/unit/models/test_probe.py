@@ -182,7 +182,7 @@ def test_the_probe_of_the_loaded_model_is_logged(
         ({"packed": 1.0, "packed_first": 0.05}, torch.bfloat16, "auto", False, None),
     ],
 )
-def test_the_decision(
+def test_gaps_decide_whether_a_model_is_packed_padded_or_refused(
     changes: dict[str, Any], dtype: torch.dtype, packing: Any, packs: bool, refused: str | None
 ) -> None:
     handling, refusal = decide(Gaps(**{**vars(RIGHT), **changes}), PLAIN, packing, dtype)

@@ -41,7 +41,7 @@ def test_a_member_that_answers_all_but_one_call_is_replaced() -> None:
     in_own_time(story())
 
 
-def test_calls_beyond_a_members_room_wait_first_come_first_served() -> None:
+def test_calls_beyond_a_members_bound_wait_first_come_first_served() -> None:
     async def story() -> None:
         workers = queues(20)
         await workers.members.start(1)

@@ -141,7 +141,7 @@ async def _score(request: ScoreRequest) -> None:
     await VllmEngine(None).score([], request)
 
 
-def test_vllm_gives_no_class() -> None:
+def test_a_vllm_scorer_refuses_end_tokens_as_a_class() -> None:
     import asyncio
 
     with pytest.raises(ValueError, match="use engine: torch"):

@@ -161,7 +161,7 @@ def test_records_are_counted_by_step_and_evaluation() -> None:
     assert estimates.recorded_bytes(every_third, 10, heldout=5) == row * (3 * 4 + (2 + 2) * 5 * 2 + 2 * SHOWN)
 
 
-def test_memory_of_an_actor_by_role() -> None:
+def test_the_estimated_memory_of_an_actor_follows_its_role() -> None:
     sizes = {"student": Size(1 * MIB, 64, 128), "teacher": Size(2 * MIB, 64, 128)}
     cpu = recipe(rollout__kv_cache_gib=2)
     roles = ("rollout", "scorer.teacher", "reward", "learner")

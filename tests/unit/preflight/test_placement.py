@@ -117,7 +117,7 @@ def test_labels_are_read_as_ray_reads_them(wanted: str, labels: dict[str, str], 
     assert matches(labels, {"zone": wanted}) == match
 
 
-def test_shares_of_a_role_by_node() -> None:
+def test_a_placement_gives_each_nodes_share_of_a_role() -> None:
     placed = place([Bundle("rollout", 2), Bundle("rollout", 2), Bundle("learner", 1)], [Node("a", 3), Node("b", 2)])
     assert (placed.share("a", "rollout"), placed.share("b", "rollout"), placed.share("a", "dataset")) == (0.5, 0.5, 0)
     assert placed.first("learner") == "a" and placed.on("a") == {"rollout": 1, "learner": 1}

@@ -65,7 +65,7 @@ def assert_nothing_lost(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_twenty_kills_of_one_role(tmp_path: Path, batches: Batches, role: str) -> None:
+def test_twenty_kills_of_one_role_lose_no_sample(tmp_path: Path, batches: Batches, role: str) -> None:
     code, simulation, chaos = run_in_chaos(settings(tmp_path), SPEED, 1, [role], STRIKES, 4.0)
     assert code == DONE
     assert_nothing_lost(tmp_path, simulation, chaos, batches, 0)

@@ -69,7 +69,7 @@ def test_rewards_are_those_that_the_objective_reads(outcome: dict[str, object], 
     assert credit.rewards_by_group(outcome_recipe(**outcome), batch) == groups
 
 
-def test_a_run_prints_the_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_warns_of_rewards_without_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimulatedReward, "reward", lambda self, payload, rules, fields: dict.fromkeys(fields, 0.0))
     objective = {"outcome": {"weight": 1.0, "baseline": "mean"}}
     sim = Simulation(recipe(tmp_path, run={"steps": 11}, objective=objective))

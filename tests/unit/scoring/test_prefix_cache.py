@@ -51,7 +51,7 @@ def test_a_cache_beyond_the_bound_evicts_nothing() -> None:
     assert kept_in(cache(most=0, a=1)) == set(), "a bound of 0 keeps nothing"
 
 
-def test_a_response_counts_once() -> None:
+def test_a_response_that_grew_counts_its_tokens_once() -> None:
     found = cache(a=4)
     found.keep("a", IDS[:9], "grown")
     assert found.tokens == 9

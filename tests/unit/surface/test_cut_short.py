@@ -64,7 +64,7 @@ def assert_resumes(root: Path, whole: Path, settings: dict[str, Any]) -> None:
     assert learned(root) == learned(whole)
 
 
-def test_half_a_line_of_metrics(whole: Path, tmp_path: Path) -> None:
+def test_a_line_of_metrics_that_a_full_disk_cuts_is_taken_back_by_a_resume(whole: Path, tmp_path: Path) -> None:
     metrics = tmp_path / "sim" / "metrics.jsonl"
 
     def fill(run: Any, line: Any) -> None:
@@ -82,7 +82,9 @@ def test_half_a_line_of_metrics(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("step", "code"), [(2, DONE), (3, FAILED)])
-def test_half_a_checkpoint(whole: Path, tmp_path: Path, step: int, code: int) -> None:
+def test_a_checkpoint_that_a_full_disk_cuts_leaves_the_one_before(
+    whole: Path, tmp_path: Path, step: int, code: int
+) -> None:
     """On the way it is a notice, at the end of the run its failure; the one before stays."""
     simulation = Simulation(recipe(tmp_path, **SETTINGS))
 
@@ -105,7 +107,7 @@ def test_half_a_checkpoint(whole: Path, tmp_path: Path, step: int, code: int) ->
     assert_each_once(tmp_path, 3)
 
 
-def test_half_a_traceback(whole: Path, tmp_path: Path) -> None:
+def test_a_traceback_that_a_full_disk_cuts_is_said_to_be_missing(whole: Path, tmp_path: Path) -> None:
     simulation = Simulation(recipe(tmp_path, **BARE), on_step=lambda run, line: no_longer_than(300), heldout=[])
     outcome = carried_out(simulation)
     log = tmp_path / "sim" / "logs" / "driver.log"
@@ -116,7 +118,7 @@ def test_half_a_traceback(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kib", [8, 20, 32, 44, 52, 72])
-def test_a_disk_that_is_too_small(whole: Path, tmp_path: Path, kib: int) -> None:
+def test_a_run_on_a_disk_that_is_too_small_ends_well_and_is_resumed(whole: Path, tmp_path: Path, kib: int) -> None:
     """A real one: it is full in the middle of samples, checkpoints or metrics, as its size has it."""
     with mounted(tmp_path / "disk", kib) as disk:
         simulation = Simulation(recipe(disk, **SETTINGS))

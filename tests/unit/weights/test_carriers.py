@@ -215,7 +215,7 @@ def test_a_run_over_the_rendezvous_carrier_learns_the_same(
     assert taken == set(range(STEPS + 1)) or ("max_staleness" in changes and taken >= {0, STEPS})
 
 
-def test_neither_end_completes_alone(network: Network, tmp_path: Path) -> None:
+def test_an_end_of_a_transfer_that_waits_for_its_peer_fails_at_its_deadline(network: Network, tmp_path: Path) -> None:
     """An end that waits for its peer fails at its own deadline."""
 
     async def story() -> None:

@@ -338,7 +338,7 @@ def test_swaps_of_a_recipe_are_validated() -> None:
         with_swaps(found, 10, {"teacher": "/d"})
 
 
-def test_no_swap_before_step_two() -> None:
+def test_a_swap_before_step_two_is_refused() -> None:
     assert "models.teacher.swaps.1: is wrong as a key: input should be greater than or equal to 2" in refusal(
         {"models.teacher.swaps": {1: "/b"}}
     )

@@ -51,7 +51,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     return learned(root)
 
 
-def test_the_order_of_a_run(gpu: Gpu, tmp_path: Path) -> None:
+def test_a_colocated_run_calls_its_members_in_the_order_of_its_turns(gpu: Gpu, tmp_path: Path) -> None:
     """The learner is built and asleep before an engine starts. A step's evaluation and checkpoint come before the next
     lease; weights are loaded once the engines are awake."""
     once: dict[str, Any] = {"run": {"steps": 2}, "checkpoint": {"every": 1}, "evaluate": {"every": 1}}
