@@ -8,7 +8,7 @@ from typing import Any
 
 def ray_stat_loggers() -> list[Any]:
     """What an engine reports its metrics to; empty where Ray collects none, since counting costs time in each step."""
-    if os.environ.get("RAY_enable_metrics_collection") == "0":
+    if os.environ.get("RAY_enable_metrics_collection") == "0":  # noqa: SIM112 (the case is Ray's)
         return []
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
