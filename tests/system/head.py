@@ -95,6 +95,7 @@ def started_head(**variables: str) -> Iterator[Head]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = kept | {
         "PATH": f"{BIN}:{kept['PATH']}",
+        "PYTHONPATH": str(ROOT),  # an upload leaves tests/ out
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",

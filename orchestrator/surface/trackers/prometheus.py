@@ -58,6 +58,8 @@ class Prometheus:
             self._last[key] = value
             if name not in self._counters:
                 self._metrics[name].set(value, labels | self._tags)
+            elif before is None and value == 0.0:  # or the first event would be no increase; inc() refuses 0
+                self._metrics[name]._record(0.0, labels | self._tags)
             elif (grown := value - (before or 0.0)) > 0.0:  # a rebuilt learner may have counted less
                 self._metrics[name].inc(grown, labels | self._tags)
 

@@ -17,6 +17,7 @@ from configs.refusal import RecipeError
 from orchestrator.surface.trackers import exported
 from orchestrator.surface.trackers.feed import Feed, numbers
 from orchestrator.surface.trackers.libraries import TRACKERS, check_installed
+from orchestrator.surface.trackers.prometheus import Prometheus
 from tests.unit.recipes import SMALLEST
 
 LINE = step_line(
@@ -149,6 +150,29 @@ def test_what_a_step_does_not_know_replaces_what_the_last_one_knew() -> None:
     values = {name: value for name, _, value in exported.of_step(LINE)}
     assert values["step_loss"] == 0.25 and math.isnan(values["step_reverse_kl"])
     assert "step_kl_support" not in values
+
+
+def test_a_counter_is_there_before_its_first_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Counter:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self._name = name
+
+        def _record(self, value: float, tags: dict[str, str]) -> None:
+            told.append((self._name, value))
+
+        inc = set = _record
+
+    monkeypatch.setattr("ray.util.metrics.Counter", Counter)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Counter)
+    tracker = Prometheus("sim", ["teacher"])
+    tracker.status(STATUS)
+    totals = STATUS["totals"] | {"updates_skipped": STATUS["totals"]["updates_skipped"] + 2}
+    tracker.status({**STATUS, "totals": totals})
+    assert [value for name, value in told if name == "logratio_updates_skipped"][-1] == 2.0
+    assert next(value for name, value in told if name == "logratio_canary_failures") == 0.0
+    assert ("logratio_restarts", 0.0) in told
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
