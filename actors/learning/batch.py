@@ -24,6 +24,7 @@ from objectives import objective, readings
 from objectives.tokens import Scores, Tokens
 
 GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer share
+FEW = 256  # tokens of a record that are projected to the vocabulary at a time
 EXAMPLES = 8  # recorded samples of a rank that say what else the teacher would have written
 OUTCOME_TERMS = ("outcome", "value")
 
@@ -121,8 +122,9 @@ class Batch:
         elif joined.has("hidden"):
             for version, places, states in _hidden(joined, _on(sample)):
                 head = heads[joined.model, version]
-                best = head.logprobs(states.to(head.weight.device)).topk(LIKELIEST)
-                ids[places], logprobs[places] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+                for rows, part in zip(places.split(FEW), states.split(FEW), strict=True):
+                    best = head.logprobs(part.to(head.weight.device)).topk(LIKELIEST)
+                    ids[rows], logprobs[rows] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         else:
             return None
         ids[~_on(sample).numpy()] = -1  # without a score, or its head is gone
