@@ -89,7 +89,7 @@ function tile(name, label, stores, meanings) {
     return el("div", { class: "value" },
       stores.length > 1 ? el("span", { class: `tag tag-${store.index}`, text: TAGS[store.index] }) : null,
       el("b", { text: value }),
-      change !== null ? el("span", { class: "muted", text: `${change > 0 ? "+" : "−"}${percent(Math.abs(change))}` }) : null);
+      change !== null && Math.abs(change) < 10 ? el("span", { class: "muted", text: `${change > 0 ? "+" : "−"}${percent(Math.abs(change))}` }) : null);
   }).filter(Boolean);
   if (!rows.length) return null;
   return el("div", { class: "tile panel", title: `${meanings[name]}. Beside it: the change since the first step.` }, el("span", { class: "muted", text: label }), ...rows);
@@ -117,6 +117,7 @@ class Page {
     const { stores } = this, many = stores.length > 1;
     document.title = stores.map(({ overview }) => `${overview.name} ${overview.step}/${overview.steps}`).join(" · ");
     byId("heads").replaceChildren(...stores.map((store) => head(store, stores.length)));
+    byId("tiles").classList.toggle("two", many);
     byId("tiles").replaceChildren(...Object.entries(TILES).map(([name, label]) => tile(name, label, stores, this.about.meanings)).filter(Boolean));
     this.pipelines.update(stores.map((store) => store.overview), many ? TAGS : [""]);
     if (stores.some((store) => store.changed) || !this.drawn) this.curves.update(stores, many ? TAGS : [""]);

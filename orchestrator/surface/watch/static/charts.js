@@ -1,6 +1,6 @@
 // Curves: a small chart for each family of metrics, with one cursor over all of them.
 
-import { colour, el, number, words } from "./dom.js";
+import { byId, colour, el, number, words } from "./dom.js";
 
 const COLOURS = ["#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#c99700", "#8a94a6", "#e11d48"];
 const HEIGHT = 190, FEW = 60;
@@ -20,6 +20,28 @@ function seriesOf(spec, stores, tags) {
     }
   }));
   return found;
+}
+
+/** Means of the last `span` known values at each step; null stays null. */
+function smoothed(values, span) {
+  const window = [];
+  let sum = 0;
+  return values.map((value) => {
+    if (value === null || value === undefined) return null;
+    window.push(value);
+    sum += value;
+    if (window.length > span) sum -= window.shift();
+    return sum / window.length;
+  });
+}
+
+/** Where there are many steps, lines of means are drawn over the faint lines of the values. */
+function withMeans(series, choice) {
+  return series.flatMap((one) => {
+    const span = choice || Math.max(1, Math.round(one.steps.length / 150));
+    if (one.rings || span === 1) return [one];
+    return [{ ...one, faint: true }, { ...one, values: smoothed(one.values, span), span }];
+  });
 }
 
 /** Series on one axis: the union of their steps, null where a series has no value. */
@@ -45,12 +67,12 @@ class Chart {
 
   get width() { return Math.max(200, this.holder.clientWidth); }
 
-  update(stores, tags) {
-    this.series = seriesOf(this.spec, stores, tags);
+  update(stores, tags, span) {
+    this.series = withMeans(seriesOf(this.spec, stores, tags), span);
     this.root.hidden = !this.series.length;
     if (!this.series.length) return;
     this.data = aligned(this.series);
-    const key = JSON.stringify(this.series.map((one) => one.label)) + (this.data[0].length > FEW);
+    const key = JSON.stringify(this.series.map((one) => [one.label, Boolean(one.faint)])) + (this.data[0].length > FEW);
     if (this.plot && key === this.key) this.follow();
     else this.build(key);
     this.describe();
@@ -71,7 +93,7 @@ class Chart {
     const ink = colour("--muted"), grid = colour("--grid"), panel = colour("--panel"), few = this.data[0].length <= FEW;
     const axis = { stroke: ink, font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: grid, width: 1 } };
     this.plot = new uPlot({
-      width: this.width, height: HEIGHT, legend: { show: false }, padding: [8, 10, 0, 0],
+      width: this.width, height: HEIGHT, legend: { show: false }, padding: [8, 18, 0, 0],
       cursor: { sync: { key: "steps" }, points: { size: 7 }, y: false, focus: { prox: 24 } },
       scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) }, y: { range: (u, low, high) => this.range(low, high) } },
       axes: [
@@ -80,6 +102,7 @@ class Chart {
       ],
       series: [{}, ...this.series.map((one) => (one.rings
         ? { stroke: one.stroke, paths: () => null, points: { show: true, size: 10, width: 2, stroke: one.stroke, fill: panel } }
+        : one.faint ? { stroke: `${one.stroke}44`, width: 1, spanGaps: true, points: { show: false } }
         : { stroke: one.stroke, width: 2, dash: one.run ? [6, 4] : undefined, spanGaps: true, points: { show: few, size: 5, fill: one.stroke } }))],
       hooks: { setCursor: [() => this.read()] },
     }, this.data, this.holder);
@@ -97,7 +120,7 @@ class Chart {
   draw_legend() {
     this.values = this.series.map(() => el("b"));
     const several = this.series.some((one) => one.run);
-    this.legend.replaceChildren(...this.series.map((one, i) => (several && one.rings ? null : el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[one.metric], vars: { "--c": one.stroke } },
+    this.legend.replaceChildren(...this.series.map((one, i) => (one.faint || (several && one.rings) ? null : el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[one.metric], vars: { "--c": one.stroke } },
       el("i"), one.label + " ", this.values[i]))).filter(Boolean));
     this.read();
   }
@@ -114,7 +137,7 @@ class Chart {
   }
 
   describe() {
-    const said = this.series.filter((one) => !one.rings).map((one) => {
+    const said = this.series.filter((one) => !one.rings && !one.faint).map((one) => {
       const values = one.values.filter((value) => value !== null);
       return `${one.label} from ${number(values[0])} to ${number(values[values.length - 1])}`;
     });
@@ -137,11 +160,13 @@ export class Curves {
     this.charts = about.charts.map((spec) => new Chart(spec, about.meanings));
     root.replaceChildren(...this.charts.map((chart) => chart.root));
     this.last = null;
+    byId("smooth").addEventListener("change", () => this.last && this.update(...this.last));
   }
 
   update(stores, tags) {
     this.last = [stores, tags];
-    for (const chart of this.charts) chart.update(stores, tags);
+    const span = Number(byId("smooth").value);
+    for (const chart of this.charts) chart.update(stores, tags, span);
   }
 
   /** Canvases know no style sheet: draw them anew. */

@@ -26,6 +26,7 @@ export function number(value) {
   if (!known(value)) return "–";
   const size = Math.abs(value);
   if (size >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
+  if (size >= 1e5) return `${(value / 1e3).toFixed(0)} k`;
   if (size >= 1e4) return `${(value / 1e3).toFixed(1)} k`;
   if (size >= 100 || Number.isInteger(value)) return value.toFixed(0);
   if (size && size < 0.001) return value.toExponential(1);
