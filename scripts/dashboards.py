@@ -44,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(folder: Path, discovery: Path, asked: argparse.Namespace) -> None:
     """Start what is installed, say where it is, and end it with this process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the second one is ignored in the background of a script
+        signal.signal(number, signal.default_int_handler)
     started: list[subprocess.Popen[bytes]] = []
     try:
         at = f"http://{LOOPBACK}:{asked.prometheus_port}"
         started.append(_prometheus(folder, discovery, asked))
-        print(f"prometheus  {at}/alerts", flush=True)
+        print(f"prometheus  {at}", flush=True)
         if found := _grafana(folder, at, asked.grafana_port):
             started.append(found)
             print(f"grafana     http://{LOOPBACK}:{asked.grafana_port}/dashboards", flush=True)
