@@ -28,6 +28,7 @@ OF_RAY = {
     "RAY_AUTH_MODE": "_raylet.so",
     "RAY_AUTH_TOKEN": "_raylet.so",
     "RAY_AUTH_TOKEN_PATH": "_raylet.so",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "_private/ray_constants.py",
     "RAY_JOB_STOP_WAIT_TIME_S": "dashboard/modules/job/job_supervisor.py",
     "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "_private/ray_constants.py",
     "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "scripts/symmetric_run.py",
