@@ -7,7 +7,6 @@ denominator, so the loss does not depend on ranks, micro-batches or packing.
 from __future__ import annotations
 
 import math
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
 from actors.learning.finite import all_finite, spoiling
 from actors.learning.late_faults import LateFaults
+from actors.learning.meeting import join
 from actors.learning.optimizer import (
     build_optimizer,
     deepspeed_config,
@@ -60,7 +60,7 @@ class Learner(Member):
         self._applied = False  # whether the last update was taken
 
     def address(self) -> tuple[str, int]:
-        """Host and a free port of this rank, where the process group can meet."""
+        """This rank's host, and a free port there, where the process group can meet."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
@@ -325,18 +325,15 @@ class Learner(Member):
 
     def _join(self, meeting: tuple[str, int]) -> None:
         import deepspeed
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.constants import default_pg_timeout
 
         if dist.is_initialized():
             return
-        os.environ |= {
-            "MASTER_ADDR": meeting[0],
-            "MASTER_PORT": str(meeting[1]),
-            "RANK": str(self._rank),
-            "WORLD_SIZE": str(self._ranks),
-            "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
-        }
         load_ops(("ShareMemCommBuilder",))
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        backend: str = get_accelerator().communication_backend_name()  # type: ignore[union-attr]
+        join(meeting, self._rank, self._ranks, backend, default_pg_timeout)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
     def _load_model(self, spec: LearnerSpec) -> Any:
         """Load and probe the whole model on every rank: on the GPU, or on the host if ZeRO-3 will partition it."""

@@ -40,6 +40,9 @@ class PayloadsLost(Exception):
         self.uids = uids
 
 
+LOOPBACK = "127.0.0.1"
+
+
 class LearnerGroup:
     """Plans a batch from headers and gives every rank references to its own part. `engines`: pools on the same GPUs.
 
@@ -57,7 +60,7 @@ class LearnerGroup:
 
     async def start(self, spec: LearnerSpec) -> None:
         """Connect the ranks and build their engine."""
-        (meeting, *_) = await self._together("address", lambda rank: ())
+        meeting = meeting_of(await self._together("address", lambda rank: ()))
         await self._together("start", lambda rank: (spec, meeting))
 
     def forget(self) -> None:
@@ -282,3 +285,9 @@ def _credited(share: Share, advantages: Mapping[str, float]) -> Share:
 
 def _payloads(scored: Scored) -> list[Any]:
     return [scored.samples, *(ref for refs in scored.scores.values() for ref in refs)]
+
+
+def meeting_of(addresses: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """Where ranks at these addresses meet: at rank 0's; on loopback if all are on its machine. Nothing guards it."""
+    host, port = addresses[0]
+    return (LOOPBACK if {other for other, _ in addresses} == {host} else host), port

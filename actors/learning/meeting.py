@@ -1,0 +1,43 @@
+"""Where the ranks of a learner meet: torch's TCPStore, on one address of rank 0 and on no other.
+
+torch would listen on every interface, without a token. A store that is given a bound socket listens there alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+LOOPBACK = "127.0.0.1"
+WAITING = 128  # ranks that may connect at once
+
+
+def join(meeting: tuple[str, int], rank: int, ranks: int, backend: str, patience: timedelta) -> None:
+    """Join torch's process group of a backend that meets at (host, port); `patience` with each of its operations.
+    Raises OSError if rank 0 finds the port taken."""
+    host, port = meeting
+    if host == LOOPBACK:  # gloo too, whatever this machine's name resolves to
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ |= {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
+    }
+    listening = _listening(host, port) if rank == 0 else None
+    store = TCPStore(host, port, ranks, rank == 0, patience, master_listen_fd=listening)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
+
+
+def _listening(host: str, port: int) -> int:
+    """The descriptor of a socket that listens at one address; the store closes it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        bound.listen(WAITING)
+        return bound.detach()
