@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
+from tests.cli.test_security import beyond_loopback
 
 
 @pytest.mark.timeout(300)
@@ -26,6 +27,8 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     _wait_for(lambda: len(_lines(directory)) >= 2, run)
     control = directory / "control.json"
     assert control.stat().st_mode & 0o777 == 0o600
+
+    assert not beyond_loopback(run.pid), "neither Ray, nor its dashboard, nor its metrics"
 
     assert "rollout-0" in _said("status", directory)
     assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
@@ -70,7 +73,6 @@ def _said(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
 def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict:
     small = {"cpus": 0.1}
     return {
-        "cluster": {"dashboard": False},
         "run": {"name": "live", "root": str(root), "steps": 400},
         "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
         "data": {"prompts": str(prompts["train"])},

@@ -13,9 +13,7 @@ from tests.processes import descendants
 
 def test_no_http_beyond_loopback(ray_cluster: None) -> None:
     """A cluster started here listens on loopback; of what does not, as where ranks meet, nothing speaks HTTP."""
-    open_ports = [port for address, port in _listening() if not address.startswith("7F") and address != "::1"]
-    assert _listening(), "the cluster listens somewhere"
-    answering = [port for port in open_ports if _speaks_http(port)]
+    answering = [port for port in beyond_loopback(os.getpid()) if _speaks_http(port)]
     assert not answering
 
 
@@ -31,9 +29,16 @@ def test_a_driver_without_the_token_is_refused(ray_cluster: None) -> None:
     assert done.returncode != 0 and "CPU" not in done.stdout
 
 
-def _listening() -> list[tuple[str, int]]:
-    """(hex address, port) of the TCP sockets that this process's descendants listen on."""
-    inodes = {inode for pid in descendants(os.getpid()) for inode in _sockets(pid)}
+def beyond_loopback(above: int) -> list[int]:
+    """Ports on which the descendants of a process listen beyond loopback. They must listen somewhere."""
+    found = _listening(above)
+    assert found, "a cluster listens somewhere"
+    return [port for address, port in found if not address.startswith("7F") and address != "::1"]
+
+
+def _listening(above: int) -> list[tuple[str, int]]:
+    """(hex address, port) of the TCP sockets that the descendants of a process listen on."""
+    inodes = {inode for pid in descendants(above) for inode in _sockets(pid)}
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
