@@ -64,9 +64,12 @@ def recorded_recipe(directory: Path) -> Recipe:
 
     Raises RecipeError.
     """
-    tree = load_recipe(directory / RECIPE).model_dump(mode="json")
-    here = _job_folder()
-    return parse_recipe(_relocated(tree, here)) if here else load_recipe(directory / RECIPE)
+    try:
+        recipe = load_recipe(directory / RECIPE)
+        here = _job_folder()
+        return parse_recipe(_relocated(recipe.model_dump(mode="json"), here)) if here else recipe
+    except RecipeError as error:
+        raise RecipeError(f"{directory / RECIPE} is no recipe to go on with: {'; '.join(error.lines)}") from None
 
 
 def same_recipe(directory: Path, submitted: Recipe) -> Recipe:

@@ -49,7 +49,7 @@ def test_a_name_that_is_alive(recipe: dict[str, Any], refused: Any, tmp_path: Pa
 def test_a_name_that_exists(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
     (tmp_path / "runs" / "bad").mkdir(parents=True)
     (tmp_path / "runs" / "bad" / "recipe.yaml").write_text("{}")
-    assert "logratio resume bad" in refused(recipe)
+    assert "bad/recipe.yaml is no recipe to go on with: " in refused(recipe)
 
 
 def test_a_refused_run_leaves_its_name_free(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
