@@ -77,8 +77,8 @@ def _synchronous(it: Any) -> bool:
 class Guard:
     """Patches what blocks, and keeps what it refused: a fault that is caught on its way shows all the same."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.refused: list[str] = []
+    def __init__(self, patch: pytest.MonkeyPatch, refused: list[str] | None = None) -> None:
+        self.refused = [] if refused is None else refused
         self._patch = patch
 
     def forbid(self, owner: Any, name: str, what: str, counts: Callable[..., bool] = lambda *_, **__: True) -> None:

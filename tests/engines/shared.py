@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from orchestrator.pools.transport import RayTransport
 from orchestrator.preflight import cluster
 from orchestrator.preflight.files import read_inputs
 from orchestrator.run import Run
+from tests.engines.armed import ARMED, armable
 
 
 @dataclass
@@ -75,13 +77,16 @@ class Engines:
 
     def start(self) -> None:
         """Bring everything up at once; two cores need a minute or two for it."""
-        recipe = self.base = self.recipe(**EVERYTHING, **self._everything())  # its shared folder is the rollouts'
+        recipe = self.base = self.recipe(**EVERYTHING, **self.everything())  # its shared folder is the rollouts'
         vllm_recipe = self.recipe(scorer={"teacher": {"engine": "vllm"}}, objective={"support": "sampled"})
         vocabulary = read_inputs(recipe).vocabulary
         transport = RayTransport()
 
         def built(of: Recipe) -> Pools:
-            return build_pools(of, transport, vocabulary, self.root / "logs")
+            pools = build_pools(of, transport, vocabulary, self.root / "logs")
+            for pool in pools.all().values():
+                armable(pool)
+            return pools
 
         self.pools = built(recipe)
         self.judge = built(self.recipe(reward={"model": str(self.models["reward"])})).reward
@@ -112,7 +117,26 @@ class Engines:
         self.runner.run(stop_all())
         cluster.sweep(self.base)
 
-    def _everything(self) -> dict[str, Any]:
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Members refuse what blocks their event loop, and what they refused fails the test, whoever caught it."""
+        pools = [*self.pools.all().values(), self.vllm_scorer]
+        members = [(pool, m) for pool in pools if pool.startup.spec(0).cls in ARMED.values() for m in pool.members]
+        self._runs += 1
+        refused = self.root / f"refused{self._runs}"
+
+        async def each(method: str, *arguments: Any) -> None:
+            await asyncio.gather(*(pool.call_member(member, method, *arguments) for pool, member in members))
+
+        self.runner.run(each("arm", str(refused)))
+        try:
+            yield
+        finally:
+            self.runner.run(each("disarm"))
+        lines = refused.read_text().splitlines()
+        assert not lines, f"event loops of members were kept waiting: {sorted(set(lines))}"
+
+    def everything(self) -> dict[str, Any]:
         """A recipe's worth of models and data for every member that some test needs."""
         return {
             "models": {
