@@ -109,7 +109,15 @@ class Ward:
         return Run(recipe, Path(recipe.run.root) / name, read_inputs(recipe), self.pools, self.watcher)
 
     def finish(self, run: Run) -> Finished:
-        return Finished(self.runner.run(run.execute()), run.directory, run.recipe)
+        """A successor that still starts is waited for: it would take the next test's faults."""
+
+        async def settled() -> int:
+            code, members = await run.execute(), self.pools.scorers["teacher"].members
+            while not all(member.serving for member in members):
+                await asyncio.sleep(0.1)
+            return code
+
+        return Finished(self.runner.run(settled()), run.directory, run.recipe)
 
     @property
     def numbers(self) -> set[int]:
