@@ -15,13 +15,25 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the f
 Dtype = Literal["bfloat16", "float32", "auto"]  # auto: bfloat16 where the hardware computes it, else float32
 
 
+Spreading = Literal["pack", "strict_pack", "spread", "strict_spread"]  # of a role's actors over nodes
+
+_NAMED_OTHERWISE = {"CPU": "cpus", "GPU": "gpus", "memory": None, "object_store_memory": None}  # Ray's own resources
+
+
 class Resources(Node):
-    """What one actor of a role takes. `cpus` and `gpus` may be fractions; `threads` is the OpenMP pool."""
+    """What one actor of a role takes. `cpus` and `gpus` may be fractions; `threads` is the OpenMP pool; `custom` are
+    resources that the cluster's nodes were started with, by name.
+
+    `placement`: where the role's actors lie. `pack`: on few nodes; `strict_pack`: all on one; `spread`: on many nodes;
+    `strict_spread`: each on a node of its own. Of the learner these are its ranks, of other roles their members.
+    """
 
     cpus: Annotated[float, Field(ge=0.0)] = 0.5
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = 2
     labels: dict[str, str] = Field(default_factory=dict)
+    custom: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+    placement: Spreading = "pack"
 
     @field_validator("gpus")
     @classmethod
@@ -29,6 +41,15 @@ class Resources(Node):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError("above 1 it must be whole; Ray gives a share of one GPU, or whole ones")
         return gpus
+
+    @field_validator("custom")
+    @classmethod
+    def _leaves_rays_own_alone(cls, custom: dict[str, float]) -> dict[str, float]:
+        for name in custom:
+            if name in _NAMED_OTHERWISE:
+                key = _NAMED_OTHERWISE[name]
+                raise ValueError(f"{name} is Ray's own; {f'set {key}' if key else 'remove it'}")
+        return custom
 
 
 class RoleSize(NamedTuple):
@@ -68,6 +89,7 @@ class Scorer(Node):
 
     `cache_tokens` bounds the KV cache between the segments of responses, prompts included; 0 keeps none.
     `score_cache_mib` bounds the cached scores of teachers' and datasets' own responses, which recur every epoch.
+    `tensor_parallel`: GPUs of one vLLM engine.
     `max_queued_tokens`: a member with this load gets no further request; while more tokens wait for each member,
     no response is sampled. `hedge_seconds`: a slower request is repeated on a second member, and the first answer
     counts; null never repeats.
@@ -86,6 +108,7 @@ class Scorer(Node):
     max_context_tokens: Positive = 1024
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    tensor_parallel: Positive = 1
 
 
 class Rule(Node):

@@ -43,11 +43,12 @@ class VllmEngine:
             dtype=config.dtype,
             max_model_len=config.max_context_tokens + 1,  # one more token is decoded after a full context
             max_num_batched_tokens=max(config.tokens_per_batch, config.max_context_tokens + 1),
+            tensor_parallel_size=config.tensor_parallel,
             gpu_memory_utilization=config.gpu_memory_fraction,
             enforce_eager=True,
             enable_sleep_mode=config.resources.gpus > 0,
             max_logprobs=VLLM_MAX_TOPK,
-            distributed_executor_backend="uni",
+            distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
             worker_extension_cls="actors.rollout.engine_worker.EndsWithActor",
             trust_remote_code=False,
             enable_log_requests=False,

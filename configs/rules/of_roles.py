@@ -7,10 +7,23 @@ from configs.schema import Recipe
 
 
 def _split_engines(recipe: Recipe) -> Refusal:
-    for role, config in (("rollout", recipe.rollout), ("teacher_rollout", recipe.teacher_rollout)):
+    scorers = {f"scorer.{model}": recipe.scorer_of(model) for model in recipe.scored_models}
+    for role, config in {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, **scorers}.items():
         gpus, parallel = config.resources.gpus, config.tensor_parallel
+        if parallel > 1 and config.engine == "torch":
+            return f"{role}.tensor_parallel: {parallel} is for engine: vllm; a torch scorer has one GPU; remove it"
         if parallel > 1 and gpus != parallel:
             return f"{role}.tensor_parallel: {parallel} needs {role}.resources.gpus: {parallel}, found {gpus:g}"
+    return None
+
+
+def _placements(recipe: Recipe) -> Refusal:
+    for role, size in recipe.roles.items():
+        if size.resources.placement == "strict_pack" and size.elastic:
+            return (
+                f"{role}.resources.placement: strict_pack is for the learner's ranks; members of {role} come and go "
+                "alone; use pack, or name the node by labels"
+            )
     return None
 
 
@@ -96,4 +109,4 @@ def _contexts(recipe: Recipe) -> Refusal:
     return None
 
 
-OF_ROLES: tuple[Rule, ...] = (_split_engines, _colocations, _streams, _autoscales, _contexts)
+OF_ROLES: tuple[Rule, ...] = (_split_engines, _placements, _colocations, _streams, _autoscales, _contexts)

@@ -36,11 +36,20 @@ class Demand:
 
     @property
     def cpus(self) -> float:
-        return self.members * self.actors * self.resources.cpus
+        return self.of("CPU")
 
     @property
     def gpus(self) -> float:
-        return self.members * self.actors * self.resources.gpus
+        return self.of("GPU")
+
+    def each(self, name: str) -> float:
+        """What one actor takes of a resource, by Ray's name."""
+        own = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        return own[name] if name in own else self.resources.custom.get(name, 0.0)
+
+    def of(self, name: str) -> float:
+        """What the role takes of a resource, by Ray's name."""
+        return self.members * self.actors * self.each(name)
 
 
 @dataclass(frozen=True)

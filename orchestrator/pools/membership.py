@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, overload
 
+from orchestrator.placement.on_ray import NoPlace
 from orchestrator.pools.member import PoolMember, quoted
 from orchestrator.pools.startup import DiedStarting, RoleFailed, Startup
-from orchestrator.pools.transport import MemberDied, NoPlace
+from orchestrator.pools.transport import MemberDied
 
 DEATHS_IN_A_ROW = 12
 POLL_SECONDS = 0.05  # between looks at a member that finishes its work

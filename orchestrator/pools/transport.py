@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from configs.roles import Resources
+from orchestrator.placement.on_ray import Place, Places, amounts
 from orchestrator.pools.sick import Fault, fault_of
 
 
@@ -33,10 +34,6 @@ class MemberSick(MemberDied):
 
 class ValueLost(Exception):
     """A value was lost with the node that held it, and must be made again."""
-
-
-class NoPlace(Exception):
-    """The cluster has no room for a member now."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +78,25 @@ class RayTransport:
     """Ray actors, in one placement group per member. They die with this driver."""
 
     def __init__(self, placement_timeout: float = 300.0) -> None:
-        self._timeout = placement_timeout
-        self._groups: dict[Any, Any] = {}
-        self._nodes: dict[Any, str] = {}
+        self._places = Places(placement_timeout)
+        self._taken: dict[Any, Place] = {}  # by lead
 
     async def spawn(self, spec: GangSpec) -> Sequence[Any]:
         import ray
-        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
-        bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
-        count = len(spec.arguments)
-        labels: dict[str, Any] = (
-            {"bundle_label_selector": [dict(spec.resources.labels)] * count} if spec.resources.labels else {}
-        )
-        group = placement_group([bundle] * count, strategy="PACK", **labels)
+        taken = await self._places.take(spec.role, len(spec.arguments), spec.resources)
+        bundle = amounts(spec.resources)
         actors: list[Any] = []
         try:
-            await asyncio.wait_for(group.ready(), self._timeout)
-            node = (await asyncio.to_thread(placement_group_table, group))["bundles_to_node_id"][0]
             for index, arguments in enumerate(spec.arguments):
-                place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+                place = PlacementGroupSchedulingStrategy(taken.group, placement_group_bundle_index=index)
                 actors.append(
                     ray.remote(spec.cls)
                     .options(
                         num_cpus=bundle.get("CPU", 0),
                         num_gpus=bundle.get("GPU", 0),
+                        resources=dict(spec.resources.custom),
                         max_restarts=0,
                         max_task_retries=0,
                         scheduling_strategy=place,
@@ -115,21 +104,16 @@ class RayTransport:
                     )
                     .remote(*arguments)
                 )
-        except BaseException as error:  # an unused placement group would keep others waiting
+        except BaseException:
             for actor in actors:
                 ray.kill(actor)
-            remove_placement_group(group)
-            if isinstance(error, TimeoutError):
-                raise NoPlace(
-                    f"{spec.role}: no place for {count} x {bundle} in {self._timeout:.0f} s; "
-                    "see `ray status` for what is free"
-                ) from None
+            self._places.give_back(taken)
             raise
-        self._groups[actors[0]], self._nodes[actors[0]] = group, node
+        self._taken[actors[0]] = taken
         return actors
 
     def node(self, actor: Any) -> str | None:
-        return self._nodes.get(actor)
+        return self._taken[actor].node if actor in self._taken else None
 
     def call(self, actor: Any, method: str, *args: Any, returns: int = 1) -> Sequence[Any]:
         refs = getattr(actor, method).options(num_returns=returns).remote(*args)
@@ -168,13 +152,11 @@ class RayTransport:
 
     async def kill(self, actors: Sequence[Any]) -> None:
         import ray
-        from ray.util.placement_group import remove_placement_group
 
         for actor in actors:
             ray.kill(actor)
-        if actors and (group := self._groups.pop(actors[0], None)):
-            remove_placement_group(group)
-            self._nodes.pop(actors[0], None)
+        if actors and (taken := self._taken.pop(actors[0], None)):
+            self._places.give_back(taken)
 
 
 async def _wait_for_header(generator: Any) -> None:

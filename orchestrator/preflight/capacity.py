@@ -15,20 +15,19 @@ from pathlib import Path
 
 from actors.models.model_files import hidden_width, key_values_per_token, parameters
 from configs.load import model_directory
-from configs.node import STUDENT
 from configs.places import places
 from configs.roles import Rollout, Scorer
 from configs.schema import Recipe
+from orchestrator.placement.packing import Bundle, Node, Placed, place
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
 from orchestrator.preflight.comparison import GIB, Comparison, counted, size
-from orchestrator.preflight.estimates import Size
+from orchestrator.preflight.estimates import Extent, Size
 from orchestrator.preflight.files import Inputs
 from orchestrator.preflight.node_capacity import compare_nodes
-from orchestrator.preflight.placement import Bundle, Node, Placed, place
 from orchestrator.preflight.survey import Survey, reserve
 
-KINDS = ("cpus", "gpus")
+KEYS = {"CPU": "cpus", "GPU": "gpus"}  # of resources in a recipe, by Ray's names
 
 
 def read_sizes(recipe: Recipe) -> dict[str, Size]:
@@ -46,14 +45,14 @@ def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> l
 
     survey = cluster.survey(recipe, directory)
     placed = _reserved(recipe, survey) if cluster.joins_cluster(recipe) else packed(recipe, survey)
-    return compare(recipe, inputs, read_sizes(recipe), survey, placed)
+    return compare(recipe, inputs.extent, read_sizes(recipe), survey, placed)
 
 
 def _reserved(recipe: Recipe, survey: Survey) -> Placed | None:
     """Where Ray places the bundles. None if they exceed its nodes: asking would make an autoscaler add some."""
-    bundles, nodes = bundles_of(recipe), [machine.node for machine in survey.machines]
-    short = any(sum(getattr(b, kind) for b in bundles) > sum(getattr(n, kind) for n in nodes) for kind in KINDS)
-    return None if short else reserve(bundles)
+    wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
+    short = any(sum(d.of(kind) for d in wanted) > sum(n.of(kind) for n in nodes) for kind in _kinds_of(wanted))
+    return None if short else reserve(bundles_of(recipe))
 
 
 def packed(recipe: Recipe, survey: Survey) -> Placed:
@@ -62,34 +61,45 @@ def packed(recipe: Recipe, survey: Survey) -> Placed:
 
 
 def compare(
-    recipe: Recipe, inputs: Inputs, sizes: Mapping[str, Size], survey: Survey, placed: Placed | None
+    recipe: Recipe, extent: Extent, sizes: Mapping[str, Size], survey: Survey, placed: Placed | None
 ) -> list[Comparison]:
     """All comparisons, also those that fit. `placed`: where the bundles lie; None if the cluster has not placed them
     all."""
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
-    longest = max(len(prompt.ids[STUDENT]) for prompt in (*inputs.train, *inputs.heldout))
-    found = [one for name in ("CPU", "GPU") if (one := _total(wanted, name, nodes, survey))]
+    found = [one for name in _kinds_of(wanted) if (one := _total(wanted, name, nodes, survey))]
     if placed is None:
         found = _unplaced(found, packed(recipe, survey), nodes)
     elif all(one.grade != "short" for one in found):
         found.append(_places(placed, nodes))
         if not placed.homeless:
-            version = inputs.version_bytes if recipe.learner.engine == "deepspeed" else 0
-            plan = estimates.planned(recipe, sizes, version, longest, len(inputs.heldout), inputs.vocabulary)
+            version = extent.version_bytes if recipe.learner.engine == "deepspeed" else 0
+            plan = estimates.planned(recipe, sizes, version, extent.longest_prompt, extent.heldout, extent.vocabulary)
             found += compare_nodes(recipe, plan, sizes, survey.machines, placed)
     if recipe.learner.engine == "deepspeed":
-        samples = estimates.recorded_bytes(recipe, longest, len(inputs.heldout))
-        found.append(_disk(recipe, inputs.parameters, samples, survey.disk + survey.held))
+        samples = estimates.recorded_bytes(recipe, extent.longest_prompt, extent.heldout)
+        found.append(_disk(recipe, extent.parameters, samples, survey.disk + survey.held))
     return found + _caches(recipe, sizes, {demand.role for demand in wanted})
 
 
-def bundles_of(recipe: Recipe) -> list[Bundle]:
-    """One bundle for each actor of each member."""
+def bundles_of(recipe: Recipe, at_most: bool = False) -> list[Bundle]:
+    """One bundle for each actor of each member. `at_most`: with as many members as `autoscale` may give."""
+
+    def members(demand: Demand) -> int:
+        bounds = recipe.autoscale.get(demand.role) if at_most else None
+        return bounds.max if bounds else demand.members
+
     return [
-        Bundle(demand.role, demand.resources.cpus, demand.resources.gpus, demand.resources.labels)
+        Bundle(demand.role, taken.cpus, taken.gpus, taken.labels, taken.custom, taken.placement, member)
         for demand in demands(recipe)
-        for _ in range(demand.members * demand.actors)
+        for taken in (demand.resources,)
+        for member in range(members(demand))
+        for _ in range(demand.actors)
     ]
+
+
+def _kinds_of(wanted: Sequence[Demand]) -> list[str]:
+    """Ray's names of the resources that a layout takes."""
+    return ["CPU", "GPU", *sorted({name for demand in wanted for name in demand.resources.custom})]
 
 
 def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node]) -> list[Comparison]:
@@ -103,25 +113,23 @@ def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node
 
 
 def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], survey: Survey) -> Comparison | None:
-    """CPUs or GPUs of the whole layout. What is in use now, or may be added by an autoscaler, makes it tight: the run
+    """A resource of the whole layout. What is in use now, or may be added by an autoscaler, makes it tight: the run
     waits for it."""
-    kind = f"{name.lower()}s"
-    amounts = {demand.role: getattr(demand, kind) for demand in wanted if getattr(demand, kind)}
+    amounts = {demand.role: demand.of(name) for demand in wanted if demand.of(name)}
     if not amounts:
         return None
-    need, have = sum(amounts.values()), sum(getattr(node, kind) for node in nodes)
-    each = ", ".join(
-        f"{d.role} {d.members * d.actors} x {getattr(d.resources, kind):g}" for d in wanted if d.role in amounts
-    )
+    need, have = sum(amounts.values()), sum(node.of(name) for node in nodes if not node.spare)
+    each = ", ".join(f"{d.role} {d.members * d.actors} x {d.each(name):g}" for d in wanted if d.role in amounts)
     largest = max(amounts, key=lambda role: amounts[role])
-    key, asked = f"{largest}.resources.{kind}", f"the layout takes {need:g} {name} ({each})"
-    there = f"the cluster has {have:g} on {counted(len(nodes), 'node')}"
+    key = f"{largest}.resources.{KEYS.get(name) or f'custom.{name}'}"
+    asked = f"the layout takes {need:g} {name} ({each})"
+    there = f"the cluster has {have:g} on {counted(sum(not node.spare for node in nodes), 'node')}"
     most = survey.most.get(name, 0.0)
     if have + 1e-6 < need <= most + 1e-6:
         return Comparison("tight", key, asked, f"{there}, and may grow to {most:g}", "the run waits for new nodes")
     if need > have + 1e-6:
         remedy = f"lower {_count_key(largest)} or {key}, or add nodes"
-        return Comparison("short", key, asked, f"{there}: {need - have:g} short", remedy)
+        return Comparison("short", key, asked, f"{there}: {need - max(have, most):g} short", remedy)
     if need > survey.idle.get(name, have) + 1e-6:
         return Comparison("tight", key, asked, f"{there}, {survey.idle[name]:g} free now", "the run waits for a place")
     return Comparison("fits", key, asked, there)
@@ -135,12 +143,18 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
         return Comparison("fits", "resources", f"the layout takes {bundles}", f"each has a place, on {used} in all")
     bundle = max(placed.homeless, key=lambda bundle: (bundle.gpus, bundle.cpus))
     asked = f"{bundle.role} takes bundles of {bundle.cpus:g} CPU and {bundle.gpus:g} GPU, each on one node"
-    if bundle.labels:
-        asked += f" with {dict(bundle.labels)}"
+    if wanted := {**bundle.custom, **bundle.labels}:
+        asked += f" with {wanted}"
+    if bundle.placement != "pack":
+        asked += f", placed {bundle.placement}"
     there = f"{len(placed.homeless)} of {bundles} found no place beside the others"
     if not any(node.holds(bundle) for node in nodes):
-        fits_but_for_labels = any(node.holds(replace(bundle, labels={})) for node in nodes)
-        there = "no node has these labels" if fits_but_for_labels else "no node is that large"
+        if any(node.holds(replace(bundle, labels={})) for node in nodes):
+            there = "no node has these labels"
+        elif any(node.holds(replace(bundle, labels={}, custom={})) for node in nodes):
+            there = "no node has these custom resources"
+        else:
+            there = "no node is that large"
     remedy = f"lower {bundle.role}.resources or {_count_key(bundle.role)}, or add such a node"
     return Comparison("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
 

@@ -30,6 +30,18 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """What sizes depend on beside the recipe: tokens of the longest prompt under the student, number of held-out
+    prompts, the models' common logit width, bytes of a weight version, parameters of the student."""
+
+    longest_prompt: int
+    heldout: int
+    vocabulary: int
+    version_bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """Upper bounds of bytes in object stores at a time. `version`: one weight version; `versions`: all that are alive;
     `samples`, `scores` (by model): all responses in flight; `projections`: LM heads of models on full support."""
@@ -86,6 +98,11 @@ def state_bytes(parameters: int, learner: Learner) -> int:
     return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
 
 
+def gpu_rank_bytes(parameters: int, learner: Learner) -> int:
+    """Lower bound of a rank's GPU memory while it steps, without activations: `rank_bytes`, less what is offloaded."""
+    return rank_bytes(parameters, learner) - _offloaded(parameters, learner)
+
+
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
     """Bytes of the KV cache of `tokens` tokens."""
     return key_values * tokens * WIDTH[dtype]
@@ -139,11 +156,11 @@ def planned(
 
 def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
     """Lower bound of one actor's host memory: an engine's weights and vLLM's KV cache, or a rank's `rank_bytes`. On
-    GPUs: what it moves to the host when it sleeps. 0 if unknown."""
+    GPUs: what it moves to the host when it sleeps, and an offloaded optimizer. 0 if unknown."""
     if role == "learner":
         learner, parameters = recipe.learner, sizes[STUDENT].parameters
         if learner.resources.gpus and not recipe.colocate:
-            return 0
+            return _offloaded(parameters, learner)
         return (state_bytes if learner.resources.gpus else rank_bytes)(parameters, learner)
     model, engine = engines(recipe).get(role, (STUDENT, None))
     if engine is None or (engine.resources.gpus and not recipe.colocate):
@@ -158,6 +175,13 @@ def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
     if recipe.sampled_teacher:
         found["teacher_rollout"] = (recipe.sampled_teacher, recipe.teacher_rollout)
     return found | {f"scorer.{model}": (model, recipe.scorer_of(model)) for model in recipe.scored_models}
+
+
+def _offloaded(parameters: int, learner: Learner) -> int:
+    """Bytes of a GPU rank's optimizer states that lie on the host."""
+    if not learner.resources.gpus or learner.offload_optimizer == "none":
+        return 0
+    return int(parameters * _optimizer_bytes(learner) / (learner.ranks if learner.deepspeed_stage >= 1 else 1))
 
 
 def _optimizer_bytes(learner: Learner) -> int:

@@ -22,6 +22,7 @@ from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Recipe
 from orchestrator.pools.layout import demands
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
+from orchestrator.preflight.estimates import Extent
 from orchestrator.preflight.loadable import check_models
 from orchestrator.samples.prompts import Prompt, tokenize, with_responses
 from orchestrator.samples.rows import check_answers, check_route, read_rows
@@ -42,6 +43,11 @@ class Inputs:
     parameters: int
     warnings: tuple[str, ...] = ()
 
+    @property
+    def extent(self) -> Extent:
+        longest = max(len(prompt.ids[STUDENT]) for prompt in (*self.train, *self.heldout))
+        return Extent(longest, len(self.heldout), self.vocabulary, self.version_bytes, self.parameters)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -55,8 +61,7 @@ class Models:
 
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
-    for key, name, what in _own_code(recipe):
-        _check_own(key, name, what)
+    check_own_code(recipe)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
@@ -85,14 +90,21 @@ def read_inputs(recipe: Recipe) -> Inputs:
     )
 
 
+def check_own_code(recipe: Recipe) -> None:
+    """Import the code of a user's own that a recipe names. Raises RecipeError."""
+    for key, name, what in _own_code(recipe):
+        _check_own(key, name, what)
+
+
 def read_models(recipe: Recipe) -> Models:
     """Read the served models and check that they fit together. Raises RecipeError."""
     folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
     tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
-    vocabulary = _common_vocabulary(recipe, folders, tokenizers)
+    _same_tokens(tokenizers)
+    vocabulary = common_width(recipe, folders)
     end = common_ends(recipe, _end_tokens(folders, tokenizers), vocabulary)
     _same_templates(tokenizers)
-    _fit_contexts(recipe, folders)
+    fit_contexts(recipe, folders)
     check_models(recipe, folders)
     refuse_architectures(recipe, folders)
     return Models(folders, tokenizers, vocabulary, end)
@@ -138,7 +150,7 @@ def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"{list(inputs.end_token_ids)}",
         f"models: logits have {widths} columns; the first {inputs.vocabulary} are common",
     ]
-    for name, role, limit in _context_limits(recipe):
+    for name, role, limit in context_limits(recipe):
         longest = max(len(prompt.ids[name]) for prompt in prompts)
         found.append(
             f"{role}.max_context_tokens: {limit}; the longest prompt of {longest} and a response of "
@@ -242,8 +254,7 @@ def _same_templates(tokenizers: Mapping[Place, Any]) -> None:
             )
 
 
-def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers: Mapping[Place, Any]) -> int:
-    """Width that all models' logits are cut to before a softmax: within a family, models differ in padding only."""
+def _same_tokens(tokenizers: Mapping[Place, Any]) -> None:
     student = tokenizers[Place(STUDENT)].get_vocab()
     for place, tokenizer in tokenizers.items():
         if (other := tokenizer.get_vocab()) != student:
@@ -252,6 +263,11 @@ def _common_vocabulary(recipe: Recipe, folders: Mapping[Place, Path], tokenizers
                 f"{place}: its tokenizer differs from the student's in {abs(differing)} of {len(student)} "
                 "tokens; log-probs of one tokenizer say nothing about another's; use models that share one"
             )
+
+
+def common_width(recipe: Recipe, folders: Mapping[Place, Path]) -> int:
+    """Width that all models' logits are cut to before a softmax: within a family, models differ in padding only. Raises
+    RecipeError where an engine cannot cut."""
     widths = {place: logit_width(folder) for place, folder in folders.items()}
     common = min(widths.values())
     for place, width in widths.items():
@@ -308,9 +324,9 @@ def _prompts(
     return tokenize(rows, chats, Path(path)), warned
 
 
-def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
+def fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
     """Check that the roles' contexts fit into the models' positions."""
-    for name, role, limit in _context_limits(recipe):
+    for name, role, limit in context_limits(recipe):
         for place, folder in folders.items():
             own = context_length(folder)
             if place.model != name or own is None:
@@ -329,7 +345,7 @@ def _fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
 def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
     """Check that prompts and responses fit into the roles' contexts."""
     response = recipe.sampling.max_response_tokens
-    for name, role, limit in _context_limits(recipe):
+    for name, role, limit in context_limits(recipe):
         longest = max(prompts, key=lambda p: len(p.ids[name]))
         tokens = len(longest.ids[name])
         if tokens + response > limit:
@@ -339,7 +355,7 @@ def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
             )
 
 
-def _context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:
+def context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:
     """(model, role that serves it, the role's longest context in tokens)."""
     limits = [(STUDENT, "rollout", recipe.rollout.max_context_tokens)]
     limits += [(m, f"scorer.{m}", recipe.scorer_of(m).max_context_tokens) for m in recipe.scored_models]

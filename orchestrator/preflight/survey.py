@@ -1,25 +1,27 @@
 """The resources of a run's machines: of this machine for a local start, else of every node of the joined cluster.
 
-Ray reports what its nodes offer. Whether it can place a layout is found by making and removing a placement group of all
-its bundles. A task without CPUs reports each node's free shared memory, disk and memory. A node that does not answer is
-reported as unknown.
+Ray reports what its nodes offer. Whether it can place a layout is found by making and removing a placement group of
+each role's bundles. A task without CPUs reports each node's free shared memory, disk and memory. A node that does not
+answer is reported as unknown.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.preflight.placement import Bundle, Node, Placed
+from orchestrator.placement.on_ray import make_group
+from orchestrator.placement.packing import Bundle, Node, Placed, size_on_a_node
 
 PATIENCE = 30.0  # seconds to wait for all nodes
 RESERVED_WITHIN = 10.0  # seconds for Ray to place a layout
-SMALLEST = 0.001  # CPUs of a bundle that needs nothing: Ray refuses empty ones
 STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 
 
@@ -83,23 +85,27 @@ def survey_cluster(directory: Path) -> Survey:
 
 def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Placed | None:
     """Where Ray places these bundles on the joined cluster; None if it has not placed all of them within `seconds`.
-    Nothing stays reserved."""
+    Nothing stays reserved. A role's bundles are one group, which Ray packs or spreads as the run would."""
     import ray
-    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+    from ray.util.placement_group import placement_group_table, remove_placement_group
 
-    amounts = [{"CPU": bundle.cpus, "GPU": bundle.gpus} for bundle in bundles]
-    asked = [{name: amount for name, amount in one.items() if amount} or {"CPU": SMALLEST} for one in amounts]
-    labels = [dict(bundle.labels) for bundle in bundles]
-    selectors: Any = labels if any(labels) else None  # Ray declares no None
-    group = placement_group(asked, strategy="PACK", bundle_label_selector=selectors)
+    roles: dict[str, list[int]] = defaultdict(list)
+    for i, bundle in enumerate(bundles):
+        roles[bundle.role].append(i)
+    groups, homes, end = [], {}, time.monotonic() + seconds
     try:
-        if not group.wait(seconds):
-            return None
-        nodes = placement_group_table(group)["bundles_to_node_id"]
+        for indices in sorted(roles.values(), key=lambda indices: size_on_a_node([bundles[i] for i in indices]))[::-1]:
+            groups.append((make_group([bundles[i] for i in indices]), indices))
+        for group, indices in groups:
+            if not group.wait(max(0.1, end - time.monotonic())):
+                return None
+            nodes = placement_group_table(group)["bundles_to_node_id"]
+            homes |= {i: nodes[place] for place, i in enumerate(indices)}
     finally:
-        remove_placement_group(group)
+        for group, _ in groups:
+            remove_placement_group(group)
     names = {node["NodeID"]: _name(node) for node in ray.nodes()}
-    return Placed(bundles, tuple(names[nodes[index]] for index in range(len(bundles))))
+    return Placed(bundles, tuple(names[homes[i]] for i in range(len(bundles))))
 
 
 def free_here(folder: str) -> Free:
@@ -164,12 +170,18 @@ def _answer(ref: Any) -> Free | str:
 
 def _machine(node: Mapping[str, Any], answer: Free | str, shared: bool) -> Machine:
     offered = node["Resources"]
-    found = Node(_name(node), offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"])
+    found = Node(_name(node), offered.get("CPU", 0.0), offered.get("GPU", 0.0), node["Labels"], _custom(offered))
     store = int(offered.get("object_store_memory", 0))
     if isinstance(answer, str):
         return Machine(found, store, None, answer)
     memory = min(answer.memory, int(offered.get("memory", answer.memory)))  # Ray's knows a container's limit
     return Machine(found, store, Free(answer.shared_memory, answer.disk if shared else None, memory))
+
+
+def _custom(offered: Mapping[str, float]) -> dict[str, float]:
+    """A node's custom resources; what Ray adds itself has a colon in its name."""
+    own = ("CPU", "GPU", "memory", "object_store_memory")
+    return {name: amount for name, amount in offered.items() if name not in own and ":" not in name}
 
 
 def _name(node: Mapping[str, Any]) -> str:

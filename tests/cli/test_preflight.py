@@ -37,7 +37,7 @@ def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) ->
 def _found(tree: dict[str, Any], survey: Survey) -> list[capacity.Comparison]:
     recipe = resolve_dtypes(parse_recipe(tree), cpu_has_bf16=False)
     placed = reserve(capacity.bundles_of(recipe), seconds=3.0)
-    return capacity.compare(recipe, files.read_inputs(recipe), capacity.read_sizes(recipe), survey, placed)
+    return capacity.compare(recipe, files.read_inputs(recipe).extent, capacity.read_sizes(recipe), survey, placed)
 
 
 def test_a_clusters_node_says_what_it_has(ray_cluster: None, recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 
 from configs.load import load_recipe
+from orchestrator.placement.packing import Bundle, Node, place
 from orchestrator.pools.layout import demands
-from orchestrator.preflight.placement import Bundle, Node, place
 from tests.deploy.manifests import (
     DEPLOY,
     KUBERAY,

@@ -131,6 +131,20 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
             {"teacher_rollout.tensor_parallel": 4, "teacher_rollout.resources": {"gpus": 1}},
             "teacher_rollout.tensor_parallel: 4 needs teacher_rollout.resources.gpus: 4, found 1",
         ),
+        (
+            {"scorer.teacher": {"engine": "vllm", "tensor_parallel": 4, "resources": {"gpus": 2}}},
+            "scorer.teacher.tensor_parallel: 4 needs scorer.teacher.resources.gpus: 4, found 2",
+        ),
+        (
+            {"scorer.teacher": {"tensor_parallel": 2, "resources": {"gpus": 2}}},
+            "scorer.teacher.tensor_parallel: 2 is for engine: vllm; a torch scorer has one GPU; remove it",
+        ),
+    ],
+    "_placements": [
+        (
+            {"rollout.resources": {"placement": "strict_pack"}},
+            "rollout.resources.placement: strict_pack is for the learner's ranks; members of rollout come and go alone",
+        ),
     ],
     "_colocations": [
         (

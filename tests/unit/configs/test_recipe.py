@@ -23,7 +23,12 @@ from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, loaded, reci
             "stepz: unknown key; allowed: format, run, models, data, batch, sampling, objective, learner, rollout,",
         ),
         ("batch.prompts", 1, "batch.prompts: unknown key; allowed: prompts_per_step, samples_per_prompt, tokens_per_"),
-        ("rollout.resources.cpu", 1, "rollout.resources.cpu: unknown key; allowed: cpus, gpus, threads, labels"),
+        (
+            "rollout.resources.cpu",
+            1,
+            "rollout.resources.cpu: unknown key; allowed: cpus, gpus, threads, labels, custom, placement",
+        ),
+        ("rollout.resources.custom", {"GPU": 1}, "rollout.resources.custom: GPU is Ray's own; set gpus"),
         ("objective.outcome.w", 1, "objective.outcome.w: unknown key; allowed: weight, baseline"),
         ("scorer.teacher.engin", "x", "scorer.teacher.engin: unknown key; allowed: engine, members, resources, dtype"),
         ("models.teacher.sys", "x", "models.teacher.sys: unknown key; allowed: path, system, prompt"),

@@ -119,6 +119,8 @@ def test_every_warning_is_tested() -> None:
             outcome={"weight": 1.0, "baseline": "mean", "scale": "std"}, reference=REFERENCE | {"placement": "loss_k2"}
         ),
         {"rollout.tensor_parallel": 2, "rollout.resources": {"gpus": 2}},
+        {"scorer.teacher": {"engine": "vllm", "tensor_parallel": 2, "resources": {"gpus": 2}}},
+        {"learner.resources": {"placement": "strict_pack"}, "rollout.resources": {"placement": "strict_spread"}},
         COLOCATED | {"learner.ranks": 2, "learner.resources": {"gpus": 0.51}},
         COLOCATED | {"learner.zero_stage": 3, "learner.offload_optimizer": "cpu"},
         {"sampling.max_response_tokens": 511},

@@ -54,3 +54,13 @@ def test_a_role_that_nobody_needs_has_no_pool(tmp_path: Path) -> None:
     assert list(pools) == ["dataset", "reward", "learner"]
     evaluated = recipe(tmp_path, objective=given, scorer={}, data={"heldout": "/none"})
     assert list(evaluated.roles) == ["rollout", "dataset", "reward", "learner"]
+
+
+def test_a_split_engine_is_one_actor_with_all_its_gpus(tmp_path: Path) -> None:
+    split = {"engine": "vllm", "tensor_parallel": 4, "members": 2, "resources": {"cpus": 8, "gpus": 4}}
+    settings = recipe(tmp_path, scorer={"teacher": split}, objective={"support": "sampled"})
+    (demand,) = [demand for demand in demands(settings) if demand.role == "scorer.teacher"]
+    assert (demand.members, demand.actors, demand.gpus) == (2, 1, 8)
+    spec = REAL.scorer(settings, "teacher", 1000, 0)
+    assert len(spec.arguments) == 1 and spec.resources.gpus == 4
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in spec.environment, "the engine's process has workers of its own"

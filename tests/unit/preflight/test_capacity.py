@@ -10,11 +10,11 @@ import pytest
 from configs.hardware import resolve_dtypes
 from configs.load import RecipeError
 from configs.schema import Recipe
+from orchestrator.placement.packing import Node
 from orchestrator.preflight.capacity import compare, packed
 from orchestrator.preflight.comparison import GIB, MIB, Comparison, refuse
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
-from orchestrator.preflight.placement import Node
 from orchestrator.preflight.survey import Free, Machine, Survey
 from orchestrator.samples.prompts import Prompt
 from tests.unit.recipes import loaded
@@ -33,7 +33,7 @@ def machine(name: str = "a", cpus: float = 8, gpus: float = 0, free: Free | None
 def compared(changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[Comparison]:
     recipe, places = _recipe(changes), survey.pop("placed", True)
     surveyed = Survey(machines or (machine(),), survey.pop("disk", 64 * GIB), **survey)
-    return compare(recipe, INPUTS, SIZES, surveyed, packed(recipe, surveyed) if places else None)
+    return compare(recipe, INPUTS.extent, SIZES, surveyed, packed(recipe, surveyed) if places else None)
 
 
 def found(grade: str, changes: dict[str, Any], *machines: Machine, **survey: Any) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 
 from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import BadWeights
-from orchestrator.pools.transport import GangSpec, LocalTransport, NoPlace
+from orchestrator.placement.on_ray import NoPlace
+from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.run import DONE, Run
 from tests.unit.runs.deaths import VISIBLE, Assassin, has_yielded, kill_when, lose_a_value
 from tests.unit.simulation import (

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.preflight.placement import Bundle, Node, matches, place
+from configs.roles import Spreading
+from orchestrator.placement.packing import Bundle, Node, matches, place
 
 LABELS = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
 WANTED = st.sampled_from([{}, {}, {"zone": "a"}, {"zone": "!a"}, {"zone": "in(a,b)"}, {"zone": "!in(a,b)"}])
@@ -97,6 +98,62 @@ def test_a_bundle_with_few_possible_nodes_comes_first() -> None:
     nodes = [Node("fast", 1, 0, {"disk": "fast"}), Node("slow", 1)]
     bundles = [Bundle("any", 1), Bundle("picky", 1, 0, {"disk": "fast"})]
     assert place(bundles, nodes).homes == ("slow", "fast")
+
+
+def gang(role: str, count: int, placement: Spreading, gpus: float = 1, member: int = 0) -> list[Bundle]:
+    return [Bundle(role, 1, gpus, placement=placement, member=member) for _ in range(count)]
+
+
+def test_ranks_that_pack_strictly_lie_on_one_node_or_nowhere() -> None:
+    nodes = [Node("a", 8, 2), Node("b", 8, 3), Node("c", 8, 4)]
+    assert place(gang("learner", 4, "strict_pack"), nodes).homes == ("c",) * 4
+    assert place(gang("learner", 5, "strict_pack"), nodes).homes == (None,) * 5
+    assert place(gang("learner", 5, "pack"), nodes).homes == ("a", "a", "b", "b", "b")
+
+
+def test_ranks_that_pack_come_before_members_of_the_same_size() -> None:
+    nodes = [Node("a", 8, 4), Node("b", 8, 4)]
+    members = [bundle for i in range(4) for bundle in gang("rollout", 1, "spread", member=i)]
+    placed = place([*members, *gang("learner", 4, "strict_pack")], nodes)
+    assert placed.homes == ("b",) * 4 + ("a",) * 4, "spread first, they would leave 2 and 2 GPUs"
+
+
+def test_members_that_spread_go_to_the_node_with_fewest_of_their_role() -> None:
+    nodes = [Node("a", 8, 4), Node("b", 8, 4), Node("c", 8, 1)]
+    members = [bundle for i in range(6) for bundle in gang("rollout", 1, "spread", member=i)]
+    assert place(members, nodes).on("a") == {"rollout": 3} and place(members, nodes).on("c") == {"rollout": 1}
+    packed = [bundle for i in range(4) for bundle in gang("rollout", 1, "pack", member=i)]
+    assert place(packed, nodes).homes == ("c", "a", "a", "a")
+
+
+def test_members_that_spread_strictly_share_no_node() -> None:
+    nodes = [Node("a", 8, 4), Node("b", 8, 4)]
+    members = [bundle for i in range(3) for bundle in gang("scorer.t", 1, "strict_spread", member=i)]
+    other = gang("rollout", 1, "pack")
+    assert place([*members, *other], nodes).homes == ("a", "b", None, "a"), "another role does not count"
+
+
+def test_custom_resources_are_counted_and_run_out() -> None:
+    nodes = [Node("plain", 8), Node("licensed", 8, custom={"licence": 1.5})]
+    bundles = [Bundle("reward", 1, custom={"licence": 0.5}) for _ in range(4)]
+    assert place(bundles, nodes).homes == ("licensed",) * 3 + (None,)
+
+
+def test_each_gpu_knows_what_lies_on_it() -> None:
+    shares = [
+        Bundle("learner", 1, 0.51),
+        Bundle("learner", 1, 0.51),
+        Bundle("rollout", 1, 0.3),
+        Bundle("rollout", 1, 0.3),
+    ]
+    placed = place([*shares, Bundle("scorer", 1, 2)], [Node("n", 8, 4)])
+    on_gpus = {gpu: [bundle.role for bundle in bundles] for gpu, bundles in placed.on_gpus("n").items()}
+    assert on_gpus == {0: ["scorer"], 1: ["scorer"], 2: ["learner", "rollout"], 3: ["learner", "rollout"]}
+
+
+def test_nodes_that_an_autoscaler_may_add_come_last() -> None:
+    nodes = [Node("small", 2, spare=True), Node("large", 2, 1)]
+    assert place([Bundle("reward", 1)], nodes).homes == ("large",)
 
 
 @pytest.mark.parametrize(
