@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from configs import rules
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
 from configs.own_code import imported
-from configs.refusal import printable, reason
+from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
 from orchestrator.surface.carry_out import STOPPED
@@ -28,7 +25,6 @@ from orchestrator.surface.submission import Standing
 
 if TYPE_CHECKING:
     from orchestrator.pools.layout import MemberSpecs
-    from orchestrator.preflight.files import Inputs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -78,28 +74,22 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="Also compare with the reachable cluster.")] = False,
+    cluster_spec: Annotated[
+        Path | None,
+        typer.Option("--cluster-spec", metavar="FILE", help="Compare with the cluster that FILE describes."),
+    ] = None,
 ) -> None:
     """Validate RECIPE and its files, and print the layout. Starts nothing."""
-    from orchestrator.preflight import files
+    from orchestrator.surface import checked
 
     resolved = _load(recipe, overrides)
-    inputs = files.read_inputs(resolved)
-    console.print(_layout_table(files.describe_layout(resolved)))
-    for line in files.describe_models(resolved):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(
-        f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
-        f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
-    )
-    for warning in (*rules.warnings(resolved), *inputs.warnings):
-        console.print(f"warning: {warning}", markup=False)
-    for bias in rules.biases(resolved):
-        console.print(f"biased on request: {bias}", markup=False)
+    if cluster_spec is not None:
+        return checked.on_described_cluster(resolved, cluster_spec)
+    inputs = checked.here(resolved)
     if cluster:
-        for line in files.describe_files(resolved, inputs):
-            console.print(f"fits: {line}", markup=False, soft_wrap=True)
-        _check_reachable_cluster(resolved, inputs)
-        console.print("the cluster can hold it")
+        directory = run_directory(resolved)
+        _check_environment(resolved, directory)
+        checked.on_reachable_cluster(resolved, inputs, directory)
 
 
 @app.command()
@@ -311,21 +301,6 @@ def _get(ref: Any) -> Any:
         raise RecipeError(f"the run gave no answer ({reason(error)}); it may have ended, else ask again") from None
 
 
-def _check_reachable_cluster(recipe: Recipe, inputs: Inputs) -> None:
-    """Print what fits and what is tight. Raises RecipeError with a line for each thing that is short."""
-    from orchestrator.preflight import capacity, cluster
-    from orchestrator.preflight.comparison import refuse
-
-    _check_environment(recipe, run_directory(recipe))
-    joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
-    with joined:
-        comparisons = capacity.compared_with_machines(recipe, inputs, run_directory(recipe))
-    for one in comparisons:
-        if one.grade != "short":
-            console.print(f"{one.grade}: {one.line}", markup=False, soft_wrap=True)
-    refuse(comparisons)
-
-
 def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for text in texts:
@@ -365,13 +340,6 @@ def _state_of(run: str, control: Any) -> dict[str, Any]:
     if state := _get(control.status.remote()):
         return state
     raise RecipeError(f"{run}: has not said how it is yet; ask again in a second")
-
-
-def _layout_table(rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table("role", "members", "actors each", "CPUs", "GPUs", "runs")
-    for row in rows:
-        table.add_row(*(f"{cell:g}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row))
-    return table
 
 
 if __name__ == "__main__":

@@ -104,6 +104,13 @@ def empty_model(directory: Path) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
 
 
+def described_size(directory: Path) -> tuple[int, int]:
+    """Parameters (a tied head counts once) and width of the hidden states, by config.json alone. Raises what
+    transformers raises if it cannot build the model."""
+    model = empty_model(directory)
+    return sum(parameter.numel() for parameter in model.parameters()), model.get_output_embeddings().weight.shape[1]
+
+
 def stored_as(model: Any, headers: Headers) -> Stored:
     """How files with these `headers` (name -> shape, dtype) store `model`, which may lack storage but must be whole."""
     files = {name: shape for name, (shape, _) in headers.items()}

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 from configs.schema import Recipe
+from orchestrator.placement.packing import Placed
 from orchestrator.preflight import estimates
 from orchestrator.preflight.comparison import MIB, Comparison, compared, counted, notable, size
 from orchestrator.preflight.estimates import Planned, Size
-from orchestrator.preflight.placement import Placed
 from orchestrator.preflight.survey import Machine
 
 
