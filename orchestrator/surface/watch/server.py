@@ -138,7 +138,9 @@ async def _serve(runs: Sequence[Path], port: int) -> None:
         await site.start()
         address = f"http://{LOOPBACK}:{runner.addresses[0][1]}/?token={guard.token}"
         console.print(address, markup=False, soft_wrap=True)
-        console.print("for browsers on this machine; whoever has the address can read the run. Ctrl-C ends it")
+        console.print(
+            "for browsers on this machine; whoever has the address can read the run. Ctrl-C ends it", soft_wrap=True
+        )
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
