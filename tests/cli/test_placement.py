@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.processes import alive, descendants
 
 
+@pytest.mark.system
 def test_members_lie_where_their_resources_say(tmp_path: Path) -> None:
     """Node a has the label and the licence; both have 3 CPUs."""
     environment = os.environ | {
