@@ -2,6 +2,7 @@
 
     python -m benchmarks orchestrator                 512 rollouts x 64 responses and 64 scorers, in this process
     python -m benchmarks orchestrator --ray           16 rollouts and 2 scorers as Ray actors
+    python -m benchmarks orchestrator --ray --reported     the same with status, metrics and commands, as a run has them
     python -m benchmarks orchestrator --samples N     how many samples to train (1,000,000 for the memory to be seen)
 
 Lengths are long-tailed. Payloads are constant bytes and headers have the drawn lengths, so that the orchestrator is
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import itertools
 import json
@@ -23,6 +25,7 @@ import resource
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -41,7 +44,10 @@ from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
 from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.prompts import Prompt
-from orchestrator.surface.driver import collect_seldom
+from orchestrator.surface.driver import collect_seldom, serve_commands
+from orchestrator.surface.reporting import Reporting
+from orchestrator.surface.trackers.feed import Feed
+from orchestrator.surface.trackers.prometheus import Prometheus
 
 MEDIAN_TOKENS, SPREAD, LONGEST = 100.0, 0.8, 1024  # of a log-normal
 EXCESS = 1.2  # rollouts' capacity relative to the learner's
@@ -158,6 +164,8 @@ def tokens_of(request: Request) -> int:
 class Watcher:
     """Records this process's CPU seconds and memory after each step."""
 
+    current_phase = ""
+
     def __init__(self) -> None:
         self.lines: list[Mapping[str, Any]] = []
         self.cpu: list[float] = []
@@ -231,8 +239,14 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
         prompts = [Prompt({"prompt": str(i)}, {"student": [i] * 50, "teacher": [i] * 50}, None) for i in range(997)]
         inputs = Inputs(prompts, [], None, 1000, (1,), 0, 0)
         pools = build_pools(settings, transport, 1000, None, members_of(arguments))
-        run = Run(settings, Path(root) / "scale", inputs, pools, watcher)
-        code = await run.execute()
+        directory = Path(root) / "scale"
+        feed = Feed([partial(Prometheus, "scale", settings.scored_models)] if arguments.reported else [], print)
+        reporting = Reporting(watcher, feed, directory)  # type: ignore[arg-type]  # it sees what a terminal would
+        run = Run(settings, directory, inputs, pools, reporting)
+        commands = serve_commands(run, watcher, reporting) if arguments.reported else contextlib.nullcontext()  # type: ignore[arg-type]
+        async with commands:
+            code = await run.execute()
+        await reporting.ended(code)
         await asyncio.gather(*(pool.members.stop() for pool in pools.all().values()))
     assert code == runs.DONE
     samples = settings.run.steps * settings.samples_per_step
@@ -296,6 +310,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's arguments, with defaults by mode."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks orchestrator")
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--reported", action="store_true", help="with status, metrics and commands; needs --ray")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--rollouts", type=int)
     parser.add_argument("--scorers", type=int)
@@ -350,7 +365,7 @@ def over(arguments: argparse.Namespace) -> dict[str, Any]:
     from orchestrator.preflight import cluster
 
     cluster.loopback_only()
-    cluster.start_local(cpus=os.cpu_count() or 1, object_store_mib=256)
+    cluster.start_local(cpus=os.cpu_count() or 1, object_store_mib=256, dashboard=arguments.reported)
     import ray
 
     from orchestrator.pools.transport import RayTransport
