@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.roles import Deadlines
+from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.membership import Membership
 from orchestrator.pools.sick import Shortages, shortage
@@ -22,7 +23,6 @@ from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import MemberClock
 from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, Transport, ValueLost
 from orchestrator.pools.waiting import WaitingLine
-from orchestrator.pools.watch import CallWatch
 
 # When a call has failed: after DEATHS members died under it (`retry`), after one (`once`), or after DEATHS members that
 # answered a ping just before (`living`).

@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember, quoted
 from orchestrator.pools.sick import remedy
 from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, Transport
-from orchestrator.pools.watch import CallWatch
 
 STOP_SECONDS = 15.0  # for a member to stop by itself
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.pools.member import PoolMember
     from orchestrator.run import Run
     from orchestrator.scaling.elastic import Elastic
+    from orchestrator.scaling.utilisation import Use
 
 Status = Mapping[str, Any]
 
@@ -22,7 +23,6 @@ Status = Mapping[str, Any]
 def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = None) -> dict[str, Any]:
     """The run's status in plain values, as status.json holds them too. docs/formats.md has the keys."""
     use, verdict = elastic.last_minute(), elastic.diagnosis()
-    pools, elastic_roles = run.pools.all(), run.recipe.elastic_roles
     return {
         "time": time.time(),
         "run": run.recipe.run.name,
@@ -31,28 +31,8 @@ def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = No
         "steps": run.recipe.run.steps,
         "version": run.progress.version,
         "phase": phase,
-        "members": [
-            {
-                "name": f"{role}-{member.number}",
-                "state": _state(member),
-                "version": member.version if member.version >= 0 else None,
-                "load": member.load,
-                "restarts": member.restarts,
-            }
-            for role, pool in pools.items()
-            for member in pool.members
-        ],
-        "roles": [
-            {
-                "role": role,
-                "elastic": role in elastic_roles,
-                "members": len(pool.members),
-                "restarts": pool.members.restarts,
-                "busy": use.shares[role].busy if use and role in use.shares else None,
-                "waiting": use.shares[role].waiting if use and role in use.shares else None,
-            }
-            for role, pool in pools.items()
-        ],
+        "members": _members(run),
+        "roles": _roles(run, use),
         "swaps": run.swaps.so_far(),
         "queues": _queues(run),
         "totals": _totals(run, elastic),
@@ -67,6 +47,36 @@ def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = No
             "one_more": {role: prospect.more for role, prospect in verdict.prospects.items()},
         },
     }
+
+
+def _members(run: Run) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f"{role}-{member.number}",
+            "state": _state(member),
+            "version": member.version if member.version >= 0 else None,
+            "load": member.load,
+            "restarts": member.restarts,
+        }
+        for role, pool in run.pools.all().items()
+        for member in pool.members
+    ]
+
+
+def _roles(run: Run, use: Use | None) -> list[dict[str, Any]]:
+    """Of each role; its shares are null until it has had members for long enough."""
+    shares, elastic = use.shares if use else {}, run.recipe.elastic_roles
+    return [
+        {
+            "role": role,
+            "elastic": role in elastic,
+            "members": len(pool.members),
+            "restarts": pool.members.restarts,
+            "busy": shares[role].busy if role in shares else None,
+            "waiting": shares[role].waiting if role in shares else None,
+        }
+        for role, pool in run.pools.all().items()
+    ]
 
 
 def _queues(run: Run) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from orchestrator.pools.watch import Overdue, Watch
+from orchestrator.pools.deadlines import Overdue, Watch
 from tests.unit.own_time import in_own_time
 
 
