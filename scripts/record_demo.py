@@ -17,7 +17,7 @@ import pyarrow as pa
 import yaml
 from tokenizers import Tokenizer
 
-from orchestrator.surface.recorded import object_of, recorded_steps, table_of
+from orchestrator.surface.report.recorded import object_of, recorded_steps, table_of
 from orchestrator.surface.watch.samples import VOCABULARY
 from orchestrator.surface.watch.server import DEMO
 

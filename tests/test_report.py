@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.surface.recorded import Token, token_spans
-from orchestrator.surface.report import SKIPPED_ROWS, Answer, held_out_answers, write_report
+from orchestrator.surface.report.page import SKIPPED_ROWS, Answer, held_out_answers, write_report
+from orchestrator.surface.report.recorded import Token, token_spans
 from tests import synthetic
 
 

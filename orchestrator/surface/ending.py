@@ -40,6 +40,6 @@ async def end(training: Run, code: int, error: str | None, tokenizer: Any) -> Ou
 
 
 def _write_report(directory: Path, tokenizer: Any) -> Path:
-    from orchestrator.surface.report import write_report
+    from orchestrator.surface.report.page import write_report
 
     return write_report(directory, lambda ids: tokenizer.decode(list(ids)))

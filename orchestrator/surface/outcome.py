@@ -47,7 +47,7 @@ class Outcome:
 
     def _say_change(self, directory: Path) -> None:
         from orchestrator.surface.display import answers_table
-        from orchestrator.surface.report import held_out_answers
+        from orchestrator.surface.report.page import held_out_answers
 
         tokenizer = self.training.inputs.tokenizer
         if answers := held_out_answers(directory, lambda ids: tokenizer.decode(list(ids)), greedy=True):

@@ -45,7 +45,7 @@ def uploaded(root: Path, gitignore: bool) -> dict[str, int]:
 def test_the_program_travels_and_is_small(gitignore: bool) -> None:
     found = uploaded(ROOT, gitignore)
     assert {"orchestrator/cli.py", "configs/quickstart.yaml", "pyproject.toml"} <= found.keys()
-    assert "configs/prompts/questions.jsonl" in found and "orchestrator/surface/report.html.j2" in found
+    assert "configs/prompts/questions.jsonl" in found and "orchestrator/surface/report/report.html.j2" in found
     assert sum(found.values()) < LARGEST
 
 

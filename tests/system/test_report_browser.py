@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.surface.report import write_report
+from orchestrator.surface.report.page import write_report
 from tests import synthetic
 
 pytestmark = pytest.mark.system

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from actors.metrics import EVALUATION_METRICS, STEP_METRICS
-from orchestrator.surface.recorded import EXITS, held_out_points, object_of, text_of
+from orchestrator.surface.report.recorded import EXITS, held_out_points, object_of, text_of
 from orchestrator.surface.watch.pipeline import LAST_STEPS, pipeline
 from orchestrator.surface.watch.samples import Samples
 from orchestrator.surface.watch.tail import Tail

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.surface.recorded import Decode, Row, recorded_steps, rows_of, shown, table_of
+from orchestrator.surface.report.recorded import Decode, Row, recorded_steps, rows_of, shown, table_of
 
 VOCABULARY = "vocabulary.json"  # {id: bytes as latin-1}: a recorded run's own, where no tokenizer is at hand
 TOKENS_SHOWN, PAGE = 800, 8

@@ -14,7 +14,7 @@ from aiohttp import web
 from actors.metrics import STEP_METRICS
 from configs.refusal import RecipeError
 from orchestrator.surface.outcome import console
-from orchestrator.surface.recorded import CHARTS, CLIP, FREE, NEUTRAL
+from orchestrator.surface.report.recorded import CHARTS, CLIP, FREE, NEUTRAL
 from orchestrator.surface.watch.guard import Guard
 from orchestrator.surface.watch.run_files import RunFiles
 

@@ -18,7 +18,7 @@ from orchestrator.between_steps.measuring import Measurements
 from orchestrator.evaluate import Found, compared
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.samples.buffer import Scored
-from orchestrator.surface.report import held_out_answers
+from orchestrator.surface.report.page import held_out_answers
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.unit.simulation import HELDOUT, Simulation, metrics, recipe, stop_at, trained
 

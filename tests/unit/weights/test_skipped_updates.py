@@ -16,7 +16,7 @@ from orchestrator import checkpoint
 from orchestrator.run import DONE, STOPPED
 from orchestrator.stage import NotFinite
 from orchestrator.surface.outcome import first_of
-from orchestrator.surface.report import write_report
+from orchestrator.surface.report.page import write_report
 from orchestrator.weights.skipped_updates import SkippedUpdates
 from tests.unit.simulation import (
     EACH,

@@ -20,7 +20,7 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from actors.metrics import EVALUATION_METRICS, ROLES, STEP_METRICS
-from orchestrator.surface.recorded import (
+from orchestrator.surface.report.recorded import (
     CHARTS,
     CLIP,
     EXITS,
