@@ -29,7 +29,7 @@ from tests.system.prometheus import SILENT, Server, prometheus
 from tests.unit.simulation import Simulation, recipe
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
-RECORDER = OpenTelemetryMetricRecorder(gauge_metric_ttl_seconds=600.0)
+RECORDER = OpenTelemetryMetricRecorder(gauge_metric_ttl_seconds=3.0)  # it forgets gauges that are not set again
 OF_NODES = r"ray_(object_store|node)_\w+"  # of raylets and agents, which are not there
 SLOW = 0.02  # seconds a token
 

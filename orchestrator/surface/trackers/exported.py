@@ -17,7 +17,7 @@ STATES = ("starting", "loading", "serving", "leaving")
 
 
 def of_step(line: Mapping[str, Any]) -> Iterator[Value]:
-    """A step's numbers. What the step could not know is NaN: the last step's value must not stay."""
+    """A step's numbers. What the step could not know is NaN."""
     for name, value in line.items():
         if name not in NOT_EXPORTED:
             yield f"{STEP_PREFIX}{name}", {}, float("nan") if value is None else float(value)

@@ -152,27 +152,44 @@ def test_what_a_step_does_not_know_replaces_what_the_last_one_knew() -> None:
     assert "step_kl_support" not in values
 
 
-def test_a_counter_is_there_before_its_first_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, float]] = []
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """What Ray's metrics are told."""
+    found: list[tuple[str, float]] = []
 
-    class Counter:
+    class Metric:
         def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
             self._name = name
 
         def _record(self, value: float, tags: dict[str, str]) -> None:
-            told.append((self._name, value))
+            found.append((self._name, value))
 
         inc = set = _record
 
-    monkeypatch.setattr("ray.util.metrics.Counter", Counter)
-    monkeypatch.setattr("ray.util.metrics.Gauge", Counter)
+    monkeypatch.setattr("ray.util.metrics.Counter", Metric)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Metric)
+    return found
+
+
+def test_a_counter_is_there_before_its_first_event(told: list[tuple[str, float]]) -> None:
     tracker = Prometheus("sim", ["teacher"])
     tracker.status(STATUS)
     totals = STATUS["totals"] | {"updates_skipped": STATUS["totals"]["updates_skipped"] + 2}
     tracker.status({**STATUS, "totals": totals})
-    assert [value for name, value in told if name == "logratio_updates_skipped"][-1] == 2.0
+    assert [value for name, value in told if name == "logratio_updates_skipped"] == [1.0, 2.0]
     assert next(value for name, value in told if name == "logratio_canary_failures") == 0.0
     assert ("logratio_restarts", 0.0) in told
+
+
+def test_a_gauge_is_set_again_with_each_status_and_an_unknown_one_is_not(told: list[tuple[str, float]]) -> None:
+    """Ray forgets what is not set again."""
+    tracker = Prometheus("sim")
+    tracker.step(LINE)
+    told.clear()
+    tracker.status(STATUS)
+    tracker.status(STATUS)
+    assert told.count(("logratio_step_loss", 0.25)) == 2 and told.count(("logratio_steps_planned", 9)) == 2
+    assert "logratio_step_reverse_kl" not in {name for name, _ in told}
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
