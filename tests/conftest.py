@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from orchestrator.preflight import cluster
 from tests import tiny
 
 cluster.prepare_local()  # before any test module imports ray
+
+# a machine that others use too makes inputs slowly now and then: that is no fault of a test
+hypothesis.settings.register_profile("shared", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
