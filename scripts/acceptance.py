@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,16 +26,17 @@ def main(arguments: list[str]) -> int:
         if not results.exists():
             return code
         SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-        SUMMARY.write_text("\n".join(lines(ElementTree.parse(results).getroot())) + "\n")
+        SUMMARY.write_text("\n".join(lines(ElementTree.parse(results).getroot(), arguments)) + "\n")
     print(f"summary: {SUMMARY.relative_to(ROOT)}")
     return code
 
 
-def lines(results: ElementTree.Element) -> Iterator[str]:
-    """JUnit's results as a page: the commit, the date, and a row a test."""
+def lines(results: ElementTree.Element, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """JUnit's results as a page: the command, the commit, the date, and a row a test."""
     yield "# Acceptance"
     yield ""
-    yield f"Written by `make acceptance` on commit {commit()}, {datetime.now(UTC):%Y-%m-%d}."
+    part = f"a part of `make acceptance` (`scripts/acceptance.py {' '.join(arguments)}`)"
+    yield f"Written by {part if arguments else '`make acceptance`'} on commit {commit()}, {datetime.now(UTC):%Y-%m-%d}."
     yield ""
     yield "| test | result | seconds | figures |"
     yield "|---|---|---|---|"
