@@ -94,5 +94,7 @@ def _folder(recipe: Recipe, machine: Machine) -> Iterator[Comparison]:
         there = f"it did not say what is free: {machine.silent}"
         yield Comparison("tight", "cluster.address", f"node {name} has a part in the run", there, remedy)
     elif machine.free.disk is None:
-        there, remedy = f"what node {name} writes there is not seen here", "put it on storage that every node sees"
+        unseen = f"what node {name} writes there is not seen here"
+        there = f"node {name} cannot write there ({why})" if (why := machine.free.unwritten) else unseen
+        remedy = "put it on storage that every node sees"
         yield Comparison("short", "run.root", recipe.run.root, there, remedy)

@@ -12,14 +12,15 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from configs.refusal import reason
 from orchestrator.placement.on_ray import make_group
 from orchestrator.placement.packing import Bundle, Node, Placed, size_on_a_node
 
+SEEN_WITHIN = 5.0  # seconds in which a file of another node shows up; network file systems cache folders
 PATIENCE = 30.0  # seconds to wait for all nodes
 RESERVED_WITHIN = 10.0  # seconds for Ray to place a layout
 STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
@@ -28,11 +29,12 @@ STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 @dataclass(frozen=True)
 class Free:
     """Bytes free on a machine: shared memory (None without /dev/shm), disk under the run (None if what the machine
-    writes into the run's folder is not seen here), memory."""
+    writes into the run's folder is not seen here), memory. `unwritten`: why it could not write there."""
 
     shared_memory: int | None
     disk: int | None
     memory: int
+    unwritten: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def survey_cluster(directory: Path) -> Survey:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     folder = existing_folder(directory)
     answers = _ask([node["NodeID"] for node in nodes], str(folder))
-    shared = [_is_there(_probe(str(folder), node["NodeID"])) for node in nodes]
+    shared = [_shown(answer, _probe(str(folder), node["NodeID"])) for node, answer in zip(nodes, answers, strict=True)]
     machines = tuple(_machine(*one) for one in zip(nodes, answers, shared, strict=True))
     idle = {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
     return Survey(machines, shutil.disk_usage(folder).free, _held(directory), idle, _most())
@@ -119,22 +121,35 @@ def free_here(folder: str) -> Free:
 
 def _free_there(folder: str, probe: str) -> Free:
     """What is free on a node, which leaves a probe in the run's folder."""
-    with suppress(OSError):  # no such folder, or none to write to: then there is no probe
+    free = free_here(folder)
+    try:
         Path(probe).touch()
-    return free_here(folder)
+    except OSError as error:  # no such folder, or none to write to
+        return replace(free, unwritten=reason(error))
+    return free
 
 
 def _probe(folder: str, node: str) -> str:
     return os.path.join(folder, f".probe-{node[:16]}")
 
 
-def _is_there(probe: str) -> bool:
-    """Whether a node's probe is seen here. A folder of the same name on a disk of its own shows none."""
-    try:
-        os.unlink(probe)
-    except OSError:
-        return False
-    return True
+def _is_there(probe: str, seconds: float = SEEN_WITHIN) -> bool:
+    """Whether a node's probe is seen here. A folder of the same name on a disk of its own shows none; one on a network
+    may show it late."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            os.unlink(probe)
+            return True
+        except OSError:
+            if time.monotonic() >= end:
+                return False
+        time.sleep(0.1)
+
+
+def _shown(answer: Free | str, probe: str) -> bool:
+    """Whether what a node wrote is seen here. One that did not answer, or could not write, is not waited for."""
+    return isinstance(answer, Free) and not answer.unwritten and _is_there(probe)
 
 
 def existing_folder(directory: Path) -> Path:
@@ -175,7 +190,7 @@ def _machine(node: Mapping[str, Any], answer: Free | str, shared: bool) -> Machi
     if isinstance(answer, str):
         return Machine(found, store, None, answer)
     memory = min(answer.memory, int(offered.get("memory", answer.memory)))  # Ray's knows a container's limit
-    return Machine(found, store, Free(answer.shared_memory, answer.disk if shared else None, memory))
+    return Machine(found, store, replace(answer, disk=answer.disk if shared else None, memory=memory))
 
 
 def _custom(offered: Mapping[str, float]) -> dict[str, float]:

@@ -42,9 +42,10 @@ def test_a_folder_counts_as_shared_only_if_what_a_node_writes_there_is_seen_here
     answer = replace(survey._free_there(str(tmp_path), probe), memory=1)
     assert survey._is_there(probe) and not list(tmp_path.iterdir()), "the probe is gone once it was seen"
     assert survey._machine(offered, answer, True).free == answer and answer.disk
+    assert not survey._is_there(probe, seconds=0.0)
     elsewhere = survey._free_there(str(tmp_path), survey._probe(str(tmp_path / "none"), offered["NodeID"]))
-    alone = survey._machine(offered, elsewhere, survey._is_there(probe)).free
-    assert elsewhere.disk and alone and alone.disk is None
+    alone = survey._machine(offered, elsewhere, survey._shown(elsewhere, probe)).free
+    assert elsewhere.disk and alone and alone.disk is None and "No such file" in alone.unwritten
 
 
 def test_a_job_is_warned_if_ray_would_kill_it_before_its_checkpoint() -> None:

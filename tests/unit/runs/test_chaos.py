@@ -95,19 +95,29 @@ def test_a_member_of_any_role_may_die_while_the_run_starts(tmp_path: Path, role:
     assert len(pool.members.serving()) == simulation.recipe.roles[role].members
 
 
+@pytest.fixture(scope="module")
+def missed() -> Iterator[list[int]]:
+    """Of each run ahead of the learner: payloads that went with a node while the learner waited for them. Which run has
+    some depends on threads; not one of three would mean that the case is tested nowhere."""
+    found: list[int] = []
+    yield found
+    assert len(found) < 3 or any(found), "no node took payloads that the learner waited for"
+
+
 @pytest.mark.parametrize(
     ("bound", "segments", "on_update"),
     [(0, 0, "keep"), (0, 3, "keep"), (2, 0, "keep"), (2, 3, "keep"), (2, 3, "abort")],
 )
 def test_chaos_over_all_roles_with_lost_nodes(
-    tmp_path: Path, batches: Batches, bound: int, segments: int, on_update: str
+    tmp_path: Path, batches: Batches, bound: int, segments: int, on_update: str, missed: list[int]
 ) -> None:
     """The teacher is swapped twice. Every step is trained with the scores of its own teacher."""
     rollout = ROLLOUT | {"on_update": on_update}
     changed = settings(tmp_path, max_staleness=bound, stream_tokens=segments, rollout=rollout, models=SWAPPED)
     code, simulation, chaos = run_in_chaos(changed, SPEED, 3, ROLES, STRIKES, 4.0, nodes=True)
     assert code == DONE and "node" in chaos.done
-    assert chaos.transport.misses or not bound, "with nodes went payloads that waited for the learner"
+    if bound:
+        missed.append(len(chaos.transport.misses))
     assert_nothing_lost(tmp_path, simulation, chaos, batches, bound)
     for step, samples in batches.scorers.items():
         first, last = changed.swap_at("teacher", step - bound), changed.swap_at("teacher", step)
