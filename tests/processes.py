@@ -20,6 +20,18 @@ def alive(pids: Iterable[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}").exists() and _state(pid) != "Z"}
 
 
+def agents_of_ray(pids: Iterable[int]) -> set[int]:
+    """Those that are agents of a Ray node. They find a killed node gone a minute later, and hold nothing of a run."""
+    return {pid for pid in pids if _title(pid).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))}
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def _parent(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
