@@ -1,5 +1,8 @@
 """Deadlines of calls. One timer serves all waits of a pool: a timer per call would make the event loop sort them all,
-though nearly every call is answered in time."""
+though nearly every call is answered in time.
+
+A call that is late ends with MemberDied. pool.py then makes it on another member, and membership.py replaces this one.
+"""
 
 from __future__ import annotations
 

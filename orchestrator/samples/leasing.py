@@ -1,6 +1,7 @@
 """Rolling out: collect from members that joined, and lease prompt groups to members with free slots.
 
-A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds.
+A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds. What is lost with a member
+is leased again by `Dispatch.lose` (dispatch.py), which intake.py tells.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A carrier defines two things: what the learner does to publish a version, and wh
 when one member pulls it. It awaits both ends of a pull, so that a carrier whose ends must meet (NCCL, CUDA IPC) fits as
 well as one that passes references. Such a carrier opens a channel at the first pull of each pair of learner and member
 (`learner.member` changes with a rebuild) and closes the learner's end when the member dies. Every call has a deadline:
-`learn` at the learner, `load` at the member, `start` for a swap.
+`learn` at the learner, `load` at the member, `start` for a swap. A run is given its carrier where
+orchestrator/surface/carry_out.py makes its `Run`.
 """
 
 from __future__ import annotations
