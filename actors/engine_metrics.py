@@ -7,9 +7,10 @@ from typing import Any
 
 
 def ray_stat_loggers() -> list[Any]:
-    """What an engine reports its metrics to; empty where Ray collects none, since counting costs time in each step."""
+    """What an engine reports its metrics to. Empty where Ray collects none, since counting costs time in each step, and
+    where Ray Serve's packages (`ray[serve]`) are missing, without which vLLM has no metrics for Ray."""
     if os.environ.get("RAY_enable_metrics_collection") == "0":  # noqa: SIM112 (the case is Ray's)
         return []
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+    from vllm.v1.metrics import ray_wrappers
 
-    return [RayPrometheusStatLogger]
+    return [ray_wrappers.RayPrometheusStatLogger] if ray_wrappers.ray_metrics is not None else []
