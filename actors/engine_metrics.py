@@ -13,4 +13,5 @@ def ray_stat_loggers() -> list[Any]:
         return []
     from vllm.v1.metrics import ray_wrappers
 
-    return [ray_wrappers.RayPrometheusStatLogger] if ray_wrappers.ray_metrics is not None else []
+    usable = getattr(ray_wrappers, "ray_metrics", None) is not None
+    return [ray_wrappers.RayPrometheusStatLogger] if usable else []
