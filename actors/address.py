@@ -1,8 +1,10 @@
-"""This machine's address."""
+"""This machine's addresses."""
 
 from __future__ import annotations
 
 import socket
+
+LOOPBACK = "127.0.0.1"  # nobody on another machine reaches it
 
 
 def own_address() -> str:
@@ -11,5 +13,5 @@ def own_address() -> str:
         try:
             probe.connect(("192.0.2.1", 9))  # no packet is sent: it only picks the interface
         except OSError:
-            return "127.0.0.1"
+            return LOOPBACK
         return probe.getsockname()[0]

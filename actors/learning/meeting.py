@@ -10,9 +10,9 @@ import socket
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
 
-LOOPBACK = "127.0.0.1"
+from actors.address import LOOPBACK
+
 WAITING = 128  # ranks that may connect at once
 
 
@@ -30,7 +30,9 @@ def join(meeting: tuple[str, int], rank: int, ranks: int, backend: str, patience
         "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
     }
     listening = _listening(host, port) if rank == 0 else None
-    store = TCPStore(host, port, ranks, rank == 0, patience, master_listen_fd=listening)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]  # torch documents it as public
+        host, port, ranks, rank == 0, patience, master_listen_fd=listening
+    )
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
 
 

@@ -27,7 +27,7 @@ class ModelRefused(ValueError):
 
 
 def load(directory: Path, dtype: str, attention: str, packing: Packing, device: torch.device) -> Loaded:
-    """Load and probe; the probed goes to the member's log. Raises ModelRefused, and what `load_model` does."""
+    """Load and probe; the member's log says what was found. Raises ModelRefused, and what `load_model` does."""
     ahead = foresee(directory, attention, packing)
     if ahead.refusal:
         raise ModelRefused(f"{directory}: {ahead.refusal}")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actors.address import own_address
+from actors.address import LOOPBACK, own_address
 from actors.control import NAMESPACE, control_name
 from actors.shared_memory import shared_folder
 from configs.refusal import RecipeError, reason
@@ -27,7 +27,6 @@ from orchestrator.stopping import STOP_COMMAND
 
 CONTROL_FILE = "control.json"
 LOCK = "lock"  # locked while a run lives; holds its process id and host
-LOOPBACK = "127.0.0.1"
 KNOCK_SECONDS = 10.0
 _DRIVER: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 

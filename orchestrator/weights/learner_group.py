@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actors.address import LOOPBACK
 from actors.packing import Plan, SampleSize, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
 from configs.schema import Recipe
@@ -38,9 +39,6 @@ class PayloadsLost(Exception):
     def __init__(self, uids: frozenset[str]) -> None:
         super().__init__(f"the payloads of {len(uids)} samples are lost: {', '.join(sorted(uids)[:3])}")
         self.uids = uids
-
-
-LOOPBACK = "127.0.0.1"
 
 
 class LearnerGroup:

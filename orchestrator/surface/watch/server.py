@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from actors.address import LOOPBACK
 from actors.metrics import STEP_METRICS
 from configs.refusal import RecipeError
 from orchestrator.surface.outcome import console
@@ -19,8 +20,6 @@ from orchestrator.surface.watch.guard import Guard
 from orchestrator.surface.watch.run_files import RunFiles
 
 T = TypeVar("T")
-
-LOOPBACK = "127.0.0.1"
 
 STATIC = Path(__file__).parent / "static"
 DEMO = Path(__file__).parent / "demo"
