@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.refusal import RecipeError
 from objectives.curriculum import Ladder
-from orchestrator.evaluate import HELDOUT_INDEX, Found
+from orchestrator.evaluation.heldout import HELDOUT_INDEX, Found
 from orchestrator.pools.suspects import Suspects
 from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.ledger import Ledger

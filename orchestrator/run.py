@@ -28,7 +28,7 @@ from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
 from orchestrator.between_steps.swaps import Swaps
-from orchestrator.evaluate import HELDOUT_INDEX, Evaluation
+from orchestrator.evaluation.heldout import HELDOUT_INDEX, Evaluation
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
 from orchestrator.preflight.files import Inputs

@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.schema import Recipe
 from objectives.schedule import Dials, dials_at
 from orchestrator.between_steps.observer import Observer
-from orchestrator.evaluate import Evaluation, Found, compared
+from orchestrator.evaluation.heldout import Evaluation, Found, compared
 from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
 from orchestrator.stopping import Stopping

@@ -22,7 +22,7 @@ import torch
 from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
 from actors.wire.records import Request, Sample, unpack_samples
 from configs.schema import Recipe
-from orchestrator.evaluate import HELDOUT_INDEX
+from orchestrator.evaluation.heldout import HELDOUT_INDEX
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, ValueLost, _Box

@@ -24,7 +24,7 @@ from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from configs.load import load_recipe
 from orchestrator import checkpoint
 from orchestrator.between_steps.saving import Saver
-from orchestrator.evaluate import Evaluation
+from orchestrator.evaluation.heldout import Evaluation
 from orchestrator.run import DONE, Run
 from orchestrator.samples.flow import Flow
 from orchestrator.stage import Stage

@@ -15,7 +15,7 @@ import pytest
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
 from configs.schema import SHOWN, Sampling
 from orchestrator.between_steps.measuring import Measurements
-from orchestrator.evaluate import Found, compared
+from orchestrator.evaluation.heldout import Found, compared
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.samples.buffer import Scored
 from orchestrator.surface.report.page import held_out_answers

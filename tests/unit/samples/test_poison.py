@@ -14,7 +14,7 @@ import pytest
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import Request, unpack_samples
 from configs.schema import Recipe
-from orchestrator.evaluate import HELDOUT_INDEX
+from orchestrator.evaluation.heldout import HELDOUT_INDEX
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.suspects import DEATHS, SUSPECTED, Suspects
