@@ -42,7 +42,7 @@ from orchestrator.pools.layout import MemberSpecs, build_pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, Transport
 from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
-from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.leases import Ticket
 from orchestrator.samples.prompts import Prompt
 from orchestrator.surface.driver import collect_seldom, serve_commands
 from orchestrator.surface.reporting import Reporting

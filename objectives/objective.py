@@ -341,16 +341,3 @@ def mismatch_weight(config: ObjectiveConfig, logprob: Tensor, tokens: Tokens) ->
         gap = tokens.by_response(lambda g: g.sum().expand(len(g)), (logprob - mu) * tokens.on)
         return trust.truncated_importance_weight(gap, torch.zeros_like(gap), config.trust.truncation)
     return trust.truncated_importance_weight(logprob, mu, config.trust.truncation)
-
-
-def token_weight(normalise: str, loss_tokens: int, total_tokens: int, total_sequences: int, constant: int) -> float:
-    """Weight of each of a response's `loss_tokens` loss tokens, given its term's *global* totals. Totals are counted
-    before masks, so that a mask leaves other weights unchanged.
-
-    token: 1 / all loss tokens. sequence: 1 / (its own loss tokens * all sequences). constant: 1 / `constant`.
-    """
-    if normalise == "constant":
-        return 1.0 / constant
-    if normalise == "token":
-        return 1.0 / max(1, total_tokens)
-    return 1.0 / (max(1, loss_tokens) * max(1, total_sequences))

@@ -33,7 +33,7 @@ class Tokens:
     """N response tokens of whole responses, or a chunk of them.
 
     token_ids [N]; sequence [N]: which response of the micro-batch a token is of, non-decreasing; position [N] in its
-    response; on [N] bool: carries loss; weights: by term [N], of `token_weight`, or 0; rollout_logprob [N] (mu);
+    response; on [N] bool: carries loss; weights: by term [N] (token_weights.py); rollout_logprob [N] (mu);
     scores: by target slot. Of the learner at the start of the step, else None: old_logprob, old_value [N], and
     old_class_logprob [N] where end tokens are a class. The response's, repeated on its tokens: advantage [N],
     reward [N], drawn [N] bool (the student sampled it).

@@ -12,7 +12,7 @@ from configs.refusal import RecipeError
 from objectives.curriculum import Ladder
 from orchestrator.evaluation.heldout import HELDOUT_INDEX, Found
 from orchestrator.pools.suspects import Suspects
-from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.leases import Ticket
 from orchestrator.samples.ledger import Ledger
 from orchestrator.weights.skipped_updates import SkippedUpdates
 

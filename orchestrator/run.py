@@ -33,8 +33,8 @@ from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
 from orchestrator.preflight.files import Inputs
 from orchestrator.progress import Faults, Progress, readable
-from orchestrator.samples.dispatch import Ticket
 from orchestrator.samples.flow import Flow
+from orchestrator.samples.leases import Ticket
 from orchestrator.samples.prompts import PromptStream
 from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping

@@ -5,9 +5,9 @@ scored and rewarded at once. `learn` waits for a batch, updates, and publishes a
 sample again.
 
 The loops share:
-- the dispatch, which knows the groups that may be leased; `learn` passes over those that nothing can be trained of;
+- the leases, which know the groups that may be leased; `learn` passes over those that nothing can be trained of;
 - the buffer, which `roll_out` fills and `learn` empties; `learn` also has its outdated samples leased again;
-- `leasing.changed`, an event on which both sleep: there may be free slots, or a batch may be whole;
+- `rollouts.changed`, an event on which both sleep: there may be free slots, or a batch may be whole;
 - the progress, which `learn` writes (step, version, ledger) and `roll_out` reads;
 - the learner's turns: nothing is leased while a step runs on GPUs that learner and engines share.
 """
@@ -32,10 +32,10 @@ from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
 from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Buffer
-from orchestrator.samples.dispatch import Dispatch, source_of
 from orchestrator.samples.flow import Flow
-from orchestrator.samples.leasing import Leasing
+from orchestrator.samples.leases import Leases, source_of
 from orchestrator.samples.prompts import PromptStream
+from orchestrator.samples.rollouts import Rollouts
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
 from orchestrator.weights.versions import Versions
@@ -69,7 +69,7 @@ class Stage:
     def __post_init__(self) -> None:
         recipe, progress, writers = self.recipe, self.progress, self.pools.writers()
         self.writers = {source: writers[source] for source in recipe.objective.sources}
-        self.dispatch = Dispatch(
+        self.leases = Leases(
             recipe.batch.prompts_per_step,
             recipe.batch.samples_per_prompt,
             recipe.max_staleness,
@@ -87,12 +87,12 @@ class Stage:
             scores_age="full" in recipe.objective.support_of.values(),
             drops=progress.drops,
         )
-        self.leasing = Leasing(
+        self.rollouts = Rollouts(
             recipe,
             self.flow,
             self.writers,
             self.prompts,
-            self.dispatch,
+            self.leases,
             self.buffer,
             self.meter,
             self.notice,
@@ -106,7 +106,7 @@ class Stage:
 
     async def run(self) -> None:
         """Roll out and learn until the last step, or until `stop` was called and the step under way is done."""
-        with self.leasing.listening():
+        with self.rollouts.listening():
             async with asyncio.TaskGroup() as tasks:
                 rolling = tasks.create_task(self.roll_out())
                 await self.learn(tasks)
@@ -114,10 +114,10 @@ class Stage:
 
     async def roll_out(self) -> None:
         """Lease what capacity and free members allow; sleep until something moves."""
-        async with asyncio.TaskGroup() as leases:
+        async with asyncio.TaskGroup() as tasks:
             while True:
-                self.leasing.lease_out(leases, self.progress.step, self._leasable, self._sampling, self._judged_at)
-                await self.leasing.changed.wait()
+                self.rollouts.lease_out(tasks, self.progress.step, self._leasable, self._sampling, self._judged_at)
+                await self.rollouts.changed.wait()
 
     async def learn(self, tasks: asyncio.TaskGroup) -> None:
         """Wait for a batch, update, publish; members pull while the next batch forms."""
@@ -129,7 +129,7 @@ class Stage:
             with self.learner.turns.unleased():
                 await self.learn_from(batch, tasks)
             del batch  # frees its payloads before the next batch is whole
-            self.leasing.changed.set()
+            self.rollouts.changed.set()
 
     async def learn_from(self, batch: Batch, tasks: asyncio.TaskGroup) -> None:
         """One step and what follows it. A batch whose payloads were lost with a node goes back to the buffer.
@@ -141,7 +141,7 @@ class Stage:
         try:
             metrics = await self.advance(batch, dials)
         except PayloadsLost as loss:  # no rank has begun
-            self.leasing.intake.requeue(batch, loss.uids)
+            self.rollouts.intake.requeue(batch, loss.uids)
             return
         self._bookkeeping.stepped(batch, metrics)
         pulled = tasks.create_task(self.pull())
@@ -154,11 +154,11 @@ class Stage:
     async def next_batch(self) -> Batch | None:
         """Wait for the next batch that the staleness bound allows. None when the stage is to stop."""
         while not self.stopping:
-            self.leasing.changed.clear()
-            self.leasing.intake.resample_aged(self.buffer.expire(self.progress.version))
+            self.rollouts.changed.clear()
+            self.rollouts.intake.resample_aged(self.buffer.expire(self.progress.version))
             batch = self.buffer.next_batch(self.progress.version)
             if batch is None:
-                await self.leasing.changed.wait()
+                await self.rollouts.changed.wait()
             elif batch.samples:
                 return batch
             else:
@@ -189,17 +189,17 @@ class Stage:
         with self.meter.clock("publish").busy(), self.meter.phase("load").busy():
             writers = self.writers.values()
             await asyncio.gather(*(self._pull(pool, member) for pool in writers for member in pool.members.active()))
-        self.leasing.changed.set()
+        self.rollouts.changed.set()
 
     async def _pull(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):  # the pool replaces it
             await self.versions.pull(pool, member)
-        self.leasing.changed.set()
+        self.rollouts.changed.set()
 
     def stop(self) -> None:
         """End after the step under way, or now if there is none."""
         self.stopping = True
-        self.leasing.changed.set()
+        self.rollouts.changed.set()
 
     async def _update(self, batch: Batch, step: int, dials: Dials) -> dict[str, Any]:
         """The learner's step. Notices updates that it skipped; records the samples if the recipe says so."""
@@ -231,8 +231,8 @@ class Stage:
         """Go on without a batch of which every sample was rejected. Raises RuntimeError after REJECTED_IN_A_ROW such
         groups."""
         self._close(batch)
-        self.dispatch.pass_over(len(batch.groups))
-        self.leasing.changed.set()
+        self.leases.pass_over(len(batch.groups))
+        self.rollouts.changed.set()
         self._rejected_in_a_row += len(batch.groups)
         if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
             uid, reason = self.buffer.last_dropped or ("?", "unknown")

@@ -21,6 +21,7 @@ from actors.wire.jobs import Share
 from actors.wire.records import LIKELIEST, Likeliest, Sample, trained_batch
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
+from objectives.token_weights import token_weight, token_weights
 from objectives.tokens import Scores, Tokens
 
 GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer share
@@ -134,15 +135,13 @@ class Batch:
         return objective.teacher_slots(self._config)
 
     def _weights(self, term: str, sample: Sample) -> Tensor:
-        on = _on(sample)
         foreign = term != "distillation" and sample.uid in self.share.foreign
-        if foreign or (term in OUTCOME_TERMS and sample.uid in self.share.masked):
-            return torch.zeros(len(on))
+        masked = term in OUTCOME_TERMS and sample.uid in self.share.masked
         total = self.share.totals[term]
-        weight = objective.token_weight(
+        weight = token_weight(
             self._config.normalise, self._given[sample.uid], total.tokens, total.sequences, self.share.constant
         )
-        return on.float() * weight
+        return token_weights(_on(sample), not (foreign or masked), weight)
 
     def _old(self, stream: str, uids: Sequence[str]) -> Tensor | None:
         if stream not in self.old:

@@ -1,7 +1,7 @@
 """Members that sleep instead of computing, with the methods of the real ones.
 
 Deterministic: tokens follow from a request's seed, and the learner is a vector that moves with the tokens it trains on.
-Dispatch, staleness, resume and scaling are tested on these; tests/engines/test_contract.py holds real members to the
+Leasing, staleness, resume and scaling are tested on these; tests/engines/test_contract.py holds real members to the
 same behaviour.
 """
 

@@ -15,11 +15,11 @@ from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import Suspects
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Batch, Buffer, Scored
-from orchestrator.samples.dispatch import Dispatch
 from orchestrator.samples.flow import Flow
-from orchestrator.samples.leasing import Leasing
+from orchestrator.samples.leases import Leases
 from orchestrator.samples.ledger import Ledger
 from orchestrator.samples.prompts import Prompt
+from orchestrator.samples.rollouts import Rollouts
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
 HELDOUT_INDEX = 90_000_000  # number of the first held-out prompt group; training groups stay below
@@ -90,8 +90,8 @@ class Evaluation:
         sampling = self._recipe.sampling
         if cap:
             sampling = sampling.model_copy(update={"max_response_tokens": cap})
-        leasing = self._leasing(self._prompts, self._recipe.evaluate.samples_per_prompt, self._skipped)
-        batch, metrics = await self._read(leasing, version, dials, record, sampling)
+        rollouts = self._rollouts(self._prompts, self._recipe.evaluate.samples_per_prompt, self._skipped)
+        batch, metrics = await self._read(rollouts, version, dials, record, sampling)
         scored, each = batch.samples, metrics.pop("each", {})
         if not scored:
             return None
@@ -111,18 +111,18 @@ class Evaluation:
     async def answer_greedily(self, version: int, dials: Dials, record: Path) -> None:
         """Record a greedy response (temperature 0) to each of the first SHOWN held-out prompts."""
         greedy = self._recipe.sampling.model_copy(update={"temperature": 0.0})
-        await self._read(self._leasing(self._prompts[:SHOWN], 1, skipped={}), version, dials, record, greedy)
+        await self._read(self._rollouts(self._prompts[:SHOWN], 1, skipped={}), version, dials, record, greedy)
 
     async def _read(
-        self, leasing: Leasing, version: int, dials: Dials, record: Path | None, sampling: Sampling
+        self, rollouts: Rollouts, version: int, dials: Dials, record: Path | None, sampling: Sampling
     ) -> tuple[Batch, dict[str, Any]]:
         """Sample, score and let the learner read one batch. Samples lost with a node are resampled."""
-        with leasing.listening():
+        with rollouts.listening():
             async with asyncio.TaskGroup() as tasks:
-                rolling = tasks.create_task(self._roll_out(leasing, version, sampling))
+                rolling = tasks.create_task(self._roll_out(rollouts, version, sampling))
                 try:
                     while True:
-                        batch = await leasing.batch(version)
+                        batch = await rollouts.batch(version)
                         for index in batch.groups:  # asked for again by the next evaluation: old deaths do not count
                             self._suspects.acquit(index)
                         if not batch.samples:
@@ -131,26 +131,26 @@ class Evaluation:
                             async with self._learner.turns.learner():
                                 return batch, await self._learner.evaluate(batch.samples, version, dials, record)
                         except PayloadsLost as loss:
-                            leasing.intake.requeue(batch, loss.uids)
+                            rollouts.intake.requeue(batch, loss.uids)
                 finally:
                     rolling.cancel()
 
-    async def _roll_out(self, leasing: Leasing, version: int, sampling: Sampling) -> None:
-        async with asyncio.TaskGroup() as leases:
+    async def _roll_out(self, rollouts: Rollouts, version: int, sampling: Sampling) -> None:
+        async with asyncio.TaskGroup() as tasks:
             while True:
-                leasing.lease_out(leases, 0, version, sampling)
-                await leasing.changed.wait()
+                rollouts.lease_out(tasks, 0, version, sampling)
+                await rollouts.changed.wait()
 
-    def _leasing(self, prompts: Sequence[Prompt], each: int, skipped: dict[str, str]) -> Leasing:
+    def _rollouts(self, prompts: Sequence[Prompt], each: int, skipped: dict[str, str]) -> Rollouts:
         """One step of `each` responses to all of `prompts`."""
         groups = len(prompts)
         assert self._pools.rollout is not None
-        return Leasing(
+        return Rollouts(
             recipe=self._recipe,
             flow=self._flow,
             writers={"student": self._pools.rollout},
             prompts={HELDOUT_INDEX + i: prompt for i, prompt in enumerate(prompts)},
-            dispatch=Dispatch(
+            leases=Leases(
                 groups, each, 0, 1, Ledger(HELDOUT_INDEX), suspects=self._suspects, passed_over=HELDOUT_INDEX
             ),
             buffer=Buffer(groups, each),

@@ -5,5 +5,5 @@ slots on members. Output: batches of scored samples, as headers and references t
 
 The rule: every leased prompt group is trained, rejected with a reason, or leased again, and no sample is trained twice.
 
-    prompts -> dispatch -> flow, intake -> segments -> buffer -> a batch; ledger says what is behind the run
+    prompts -> leases -> flow, intake -> segments -> buffer -> a batch; ledger says what is behind the run
 """

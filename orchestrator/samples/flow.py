@@ -25,7 +25,7 @@ from orchestrator.pools.pools import Pools
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Scored
-from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.leases import Ticket
 from orchestrator.samples.prompts import Prompt
 
 

@@ -26,8 +26,8 @@ from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.samples.buffer import Batch, Buffer, Scored
-from orchestrator.samples.dispatch import Dispatch, Lease, Ticket
 from orchestrator.samples.flow import Block, Flow
+from orchestrator.samples.leases import Lease, Leases, Ticket
 from orchestrator.samples.prompts import Prompt, Prompts
 from orchestrator.samples.segments import Segments
 
@@ -84,7 +84,7 @@ class Intake:
     flow: Flow
     writers: Mapping[str, Pool]
     prompts: Prompts
-    dispatch: Dispatch
+    leases: Leases
     buffer: Buffer
     meter: Meter
     early_stop: EarlyStop | None
@@ -122,13 +122,13 @@ class Intake:
     async def lease(self, lease: Lease, sampling: Sampling) -> None:
         """Submit a lease to its member, to be sampled as `sampling` says. Groups found guilty before a resume are
         quarantined instead."""
-        guilty = {ticket.index for ticket in lease.tickets if self.dispatch.suspects.guilty(ticket.index)}
+        guilty = {ticket.index for ticket in lease.tickets if self.leases.suspects.guilty(ticket.index)}
         for index in guilty:
             self._quarantine(index)
         work = self._work.get((lease.source, lease.member))
         tickets = [ticket for ticket in lease.tickets if ticket.index not in guilty]
         if work is None or not tickets:  # the member left or died since the grant
-            self.dispatch.settle(lease)
+            self.leases.settle(lease)
             self._resample(tickets)
             self.changed()
             return
@@ -188,14 +188,14 @@ class Intake:
             response.lost = True
             self.segments.forget(response.uid)
         for lease in work.left:
-            self.dispatch.settle(lease)
+            self.leases.settle(lease)
         implicated = self._implicated(lost, work.member.node, died)
         self._resample((response.ticket for response in lost), died, implicated)
         self.changed()
 
     def _implicated(self, lost: Iterable[_Response], node: str | None, died: bool) -> set[int]:
         """The groups that may have caused a member's death: those begun, unless the death has its node as its cause."""
-        nodes, now = self.dispatch.suspects.nodes, time.monotonic()
+        nodes, now = self.leases.suspects.nodes, time.monotonic()
         groups = {r.ticket.index for r in lost if r.begun and nodes.implicates(node, r.submitted, now)}
         if died:
             nodes.note(node, now)
@@ -269,7 +269,7 @@ class Intake:
         work.left[lease] -= 1
         if not work.left[lease]:
             del work.left[lease]
-            self.dispatch.settle(lease)
+            self.leases.settle(lease)
 
     async def _cut(self, source: str, work: _Work, responses: Iterable[_Response]) -> None:
         """Cut those responses that are still being sampled."""
@@ -289,14 +289,14 @@ class Intake:
     def _resample(
         self, tickets: Iterable[Ticket], died: bool = False, implicated: AbstractSet[int] | None = None
     ) -> None:
-        """Queue lost tickets again, and quarantine guilty groups; `died`, `implicated` as in Dispatch.lose."""
-        for index in self.dispatch.lose(tickets, died, implicated):
+        """Queue lost tickets again, and quarantine guilty groups; `died`, `implicated` as in Leases.lose."""
+        for index in self.leases.lose(tickets, died, implicated):
             self._quarantine(index)
 
     def _quarantine(self, index: int) -> None:
         """Skip a guilty group's missing samples, so that no batch waits for them. Those it has are trained."""
         for uid in self.buffer.missing(index):
-            self.skip(uid, quarantined(self.writers[self.dispatch.source(index)].role))
+            self.skip(uid, quarantined(self.writers[self.leases.source(index)].role))
 
 
 def _selected(block: Block, responses: Mapping[str, _Response]) -> Block:

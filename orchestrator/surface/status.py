@@ -83,12 +83,12 @@ def _queues(run: Run) -> list[dict[str, Any]]:
     """Depth and oldest age of each edge. The unit is responses, tokens where scorers count them."""
     now, pools = time.monotonic(), run.pools
     scorers, writers = pools.scorers.values(), pools.writers().values()
-    leasing = run.stage.leasing if run.stage else None
+    rollouts = run.stage.rollouts if run.stage else None
     edges = {
-        "rollout": (sum(pool.load() for pool in writers), leasing.intake.oldest(now) if leasing else 0.0),
+        "rollout": (sum(pool.load() for pool in writers), rollouts.intake.oldest(now) if rollouts else 0.0),
         "score": (sum(pool.load() for pool in scorers), max((pool.oldest_call(now) for pool in scorers), default=0.0)),
         "reward": (pools.reward.load(), pools.reward.oldest_call(now)),
-        "learn": (len(leasing.buffer), leasing.buffer.oldest(now)) if leasing else (0, 0.0),
+        "learn": (len(rollouts.buffer), rollouts.buffer.oldest(now)) if rollouts else (0, 0.0),
     }
     return [{"edge": edge, "depth": depth, "oldest_seconds": age} for edge, (depth, age) in edges.items()]
 

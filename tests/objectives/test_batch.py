@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from objectives import objective
-from objectives.objective import token_weight
 from objectives.schedule import dials_at
+from objectives.token_weights import token_weight
 from objectives.tokens import Tokens
 from tests.objectives.enumeration import (
     assert_equal,

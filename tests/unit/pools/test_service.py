@@ -237,7 +237,7 @@ def test_nothing_is_leased_while_scorers_are_congested(tmp_path: Path) -> None:
         held = first.load, second.load
         for load in (80, 81):  # of two members that may each hold 40
             first.load, second.load = load, 0
-            free.append((load, bool(run.stage.leasing.free_slots(run.progress.version))))
+            free.append((load, bool(run.stage.rollouts.free_slots(run.progress.version))))
         first.load, second.load = held
 
     queue = {"members": 2, "max_queued_tokens": 40}

@@ -15,8 +15,8 @@ from actors.simulated.members import SimulatedRollout, Speeds
 from orchestrator.pools.pool import CallFailed
 from orchestrator.pools.suspects import DEATHS, MOMENT, Nodes, Suspects
 from orchestrator.run import DONE, Run
-from orchestrator.samples.dispatch import Dispatch, FreeSlots
 from orchestrator.samples.flow import isolate
+from orchestrator.samples.leases import FreeSlots, Leases
 from tests.unit import chaos
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 
@@ -27,24 +27,24 @@ def found(guilty: set[int], members: int, seed: int = 0) -> tuple[int, int, set[
     """Rounds, deaths, and who is found guilty of 32 groups that two engines took along twice as they died together. In
     a round every idle member has one lease; it dies where a guilty group is among it, at a moment of its own."""
     rng, suspects = random.Random(seed), Suspects()
-    dispatch = Dispatch(GROUPS, 2, 0, 1, suspects=suspects)
+    leases = Leases(GROUPS, 2, 0, 1, suspects=suspects)
     many = {"student": {member: FreeSlots(64, idle=True) for member in range(members)}}
     two = {"student": {0: FreeSlots(GROUPS, idle=True), 1: FreeSlots(GROUPS, idle=True)}}
     for _ in range(2):
-        for lease in dispatch.grant(0, two):
-            dispatch.settle(lease)
-            dispatch.lose(lease.tickets, died=True)
+        for lease in leases.grant(0, two):
+            leases.settle(lease)
+            leases.lose(lease.tickets, died=True)
     assert all(suspects.suspected(index) for index in range(GROUPS))
     rounds, deaths, blamed = 0, 0, set[int]()
-    while leases := dispatch.grant(0, many):
+    while granted := leases.grant(0, many):
         rounds += 1
-        for lease in leases:
+        for lease in granted:
             groups = sorted({ticket.index for ticket in lease.tickets})
-            dispatch.settle(lease)
+            leases.settle(lease)
             if guilty & set(groups):
                 deaths += 1
                 whole = {index for index in groups if index not in guilty and rng.random() < 0.5}
-                blamed |= dispatch.lose([t for t in lease.tickets if t.index not in whole], died=True)
+                blamed |= leases.lose([t for t in lease.tickets if t.index not in whole], died=True)
     return rounds, deaths, blamed
 
 

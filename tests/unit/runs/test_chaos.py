@@ -57,7 +57,7 @@ def assert_nothing_lost(
         carries = Counter(t for start, end in row["loss_spans"] for t in range(start, end))
         assert set(carries) == {t for t, age in enumerate(ages) if age <= bound} and set(carries.values()) <= {1}
     run = simulation.run
-    assert run.stage is not None and not len(run.stage.leasing.intake.segments)
+    assert run.stage is not None and not len(run.stage.rollouts.intake.segments)
     sizes = {role: run.recipe.roles[role].members for role in simulation.pools.all()}
     assert {role: len(pool.members) for role, pool in simulation.pools.all().items()} == sizes
     ours = {id(actor) for pool in simulation.pools.all().values() for m in pool.members for actor in m.actors}

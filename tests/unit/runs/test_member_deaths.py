@@ -92,7 +92,7 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
         stage, pool = run.stage, run.pools.rollout
         if line["step"] != 2 or stage is None or pool is None:
             return
-        grant = stage.dispatch.grant
+        grant = stage.leases.grant
 
         def grant_and_leave(*arguments: Any) -> Any:
             leases = grant(*arguments)
@@ -100,7 +100,7 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
                 pool.members.replace(next(m for m in pool.members if m.number == leases[0].member))
             return leases
 
-        stage.dispatch.grant = grant_and_leave  # type: ignore[method-assign]
+        stage.leases.grant = grant_and_leave  # type: ignore[method-assign]
 
     assert Simulation(recipe(tmp_path), leave_once).go() == DONE
     assert order_of(trained(tmp_path)) == expected_order()

@@ -17,8 +17,8 @@ from actors.simulated.members import REFERENCE_KL, SimulatedLearner, SimulatedSc
 from configs.schema import Recipe
 from objectives.schedule import fractions_at
 from orchestrator.run import DONE, STOPPED
-from orchestrator.samples.dispatch import Ticket, source_of
 from orchestrator.samples.flow import kept_seed
+from orchestrator.samples.leases import Ticket, source_of
 from orchestrator.samples.prompts import PromptStream
 from tests.unit.batches import Batches
 from tests.unit.runs.several_models import OTHER, PROMPTS, Entropies, ladder, simulation

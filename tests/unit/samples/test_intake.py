@@ -39,7 +39,7 @@ def test_the_learner_is_woken_before_a_cut_is_awaited(lost: bool) -> None:
             flow=stub,
             writers={"student": pool},  # type: ignore[dict-item]
             prompts=stub,
-            dispatch=stub,
+            leases=stub,
             buffer=stub,
             meter=stub,
             early_stop=None,

@@ -1,4 +1,4 @@
-"""Dispatch and buffer at the pace of a long run: where rollouts can sample more than is trained, nobody is waited for.
+"""Leases and buffer at the pace of a long run: where rollouts can sample more than is trained, nobody is waited for.
 
 A clock of its own; its unit is a learner step.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from actors.wire.records import SampleHeader
 from orchestrator.samples.buffer import DROPS, Buffer, Scored
-from orchestrator.samples.dispatch import Dispatch, FreeSlots, Ticket
+from orchestrator.samples.leases import FreeSlots, Leases, Ticket
 
 GROUPS, EACH, BOUND, STEPS = 32, 4, 16, 600
 MEDIAN, SPREAD, LONGEST = 2.0, 0.8, 20.0  # steps that a response takes: log-normal, and sometimes more than the bound
@@ -26,11 +26,11 @@ def duration(ticket: Ticket) -> float:
 
 
 class Course:
-    """A run of dispatch and buffer, up to its last leases. `waits` are those of the learner, once the pipeline is full,
+    """A run of leases and buffer, up to its last leases. `waits` are those of the learner, once the pipeline is full,
     `leased` the responses that were sampled."""
 
     def __init__(self, on_stale: str) -> None:
-        self.dispatch = Dispatch(GROUPS, EACH, BOUND, STEPS)
+        self.leases = Leases(GROUPS, EACH, BOUND, STEPS)
         self.buffer = Buffer(GROUPS, EACH, BOUND, on_stale)
         self.slots = int(EXCESS * MEDIAN * math.exp(SPREAD**2 / 2) * GROUPS * EACH)
         self.running: list[tuple[float, Ticket]] = []  # by when they end
@@ -42,7 +42,7 @@ class Course:
         while self.version < STEPS - BOUND:
             self.lease()
             aged = self.buffer.expire(self.version)
-            self.dispatch.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
+            self.leases.lose(Ticket.of(s.header.uid, s.header.attempt) for s in aged)
             if aged:
                 continue
             if self.now >= free_from and self.buffer.next_batch(self.version):
@@ -56,7 +56,7 @@ class Course:
 
     def lease(self) -> None:
         free = FreeSlots(self.slots - len(self.running), not self.running)
-        for lease in self.dispatch.grant(self.version, {"student": {0: free}}):
+        for lease in self.leases.grant(self.version, {"student": {0: free}}):
             for ticket in lease.tickets:
                 self.buffer.open(ticket.index, self.version)
                 heappush(self.running, (self.now + duration(ticket), ticket))

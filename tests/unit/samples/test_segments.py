@@ -159,7 +159,7 @@ def test_a_lost_segment_resamples_its_response_and_no_other(tmp_path: Path, monk
     assert simulation.go() == DONE
     assert_each_once(tmp_path)
     assert sum(row["attempt"] for row in trained(tmp_path)) == 1
-    assert simulation.run.stage and len(simulation.run.stage.leasing.intake.segments) == 0
+    assert simulation.run.stage and len(simulation.run.stage.rollouts.intake.segments) == 0
 
 
 @pytest.mark.parametrize("fault", ["replaced", "resized", "forgetful"])

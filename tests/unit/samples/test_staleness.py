@@ -22,7 +22,7 @@ from actors.wire.records import SampleHeader
 from orchestrator.between_steps.bookkeeping import described
 from orchestrator.run import DONE
 from orchestrator.samples.buffer import Batch, Scored
-from orchestrator.samples.dispatch import Ticket
+from orchestrator.samples.leases import Ticket
 from tests.unit.own_time import OwnTime
 from tests.unit.simulation import Simulation, metrics, recipe, trained
 

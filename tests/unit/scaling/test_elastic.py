@@ -147,7 +147,7 @@ def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(members, "_length", lambda request, sampling: 100 if request.uid == long else 4)
 
     async def dismiss(run: Run) -> None:
-        pool, attended = run.pools.rollout, run.stage.leasing.intake._work if run.stage else {}
+        pool, attended = run.pools.rollout, run.stage.rollouts.intake._work if run.stage else {}
         assert pool is not None
         writer = next(wanted.member for wanted in attended.values() if long in wanted.running)
         others = [member for member in pool.members if member is not writer]

@@ -1,7 +1,7 @@
 """Rolling out: collect from members that joined, and lease prompt groups to members with free slots.
 
-A stage and an evaluation each own one: dispatch grants, intake collects, the buffer holds. What is lost with a member
-is leased again by `Dispatch.lose` (dispatch.py), which intake.py tells.
+A stage and an evaluation each own one. `Leases` decides what is leased, and leased again after a loss (leases.py);
+`Intake` collects the responses (intake.py); `Buffer` holds the samples until a batch is complete.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from configs.schema import EarlyStop, Recipe, Sampling
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.telemetry import Meter
 from orchestrator.samples.buffer import Batch, Buffer
-from orchestrator.samples.dispatch import Dispatch, FreeSlots, free_slots
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.intake import Intake
+from orchestrator.samples.leases import FreeSlots, Leases, free_slots
 from orchestrator.samples.prompts import Prompts
 
 
 @dataclass
-class Leasing:
+class Rollouts:
     """`writers` are the pools that write responses, by source; `skipped` is uid -> reason."""
 
     recipe: Recipe
     flow: Flow
     writers: Mapping[str, Pool]
     prompts: Prompts
-    dispatch: Dispatch
+    leases: Leases
     buffer: Buffer
     meter: Meter
     notice: Callable[[str], None]
@@ -42,7 +42,7 @@ class Leasing:
             self.flow,
             self.writers,
             self.prompts,
-            self.dispatch,
+            self.leases,
             self.buffer,
             self.meter,
             self.early_stop,
@@ -73,9 +73,9 @@ class Leasing:
         self.changed.clear()
         for source, member in self.intake.new_members():
             tasks.create_task(self.intake.collect(source, member))
-        if version is None or not self.dispatch.has_work(step, until):  # most changes make no work
+        if version is None or not self.leases.has_work(step, until):  # most changes make no work
             return
-        for lease in self.dispatch.grant(step, self.free_slots(version), until):
+        for lease in self.leases.grant(step, self.free_slots(version), until):
             for index in {ticket.index for ticket in lease.tickets}:
                 self.buffer.open(index, version)
             tasks.create_task(self.intake.lease(lease, sampling))

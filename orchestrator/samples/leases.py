@@ -81,7 +81,7 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 
 
 @dataclass
-class Dispatch:
+class Leases:
     """Leases the groups that `ledger` does not list as trained. `passed_over` counts groups without a trainable sample.
     `source(index)` names the source of a group.
 
