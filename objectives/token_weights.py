@@ -1,6 +1,7 @@
 """The weight of a token in the loss of a term: one over a denominator, or 0 where the token carries no loss.
 
-The denominators are counted over the whole batch, before masks (`objective.normalise`; docs/objectives.md).
+The denominators are counted over the whole batch, before masks (`objective.normalise`; docs/objectives.md), by
+`term_totals` in orchestrator/weights/learner_group.py. actors/learning/batch.py asks for the weights of each response.
 """
 
 from __future__ import annotations

@@ -347,9 +347,9 @@ def _support(scores: JoinedScores, column: str) -> Tensor:
 
 
 def _hidden(scores: JoinedScores, on: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """(LM head's version, token positions, hidden states) of each table that scored a loss token, and of the last
-    table, whose piece also covers all other tokens with zeros. Heads of skipped tables may be dropped already: the
-    tokens that they scored are too old to carry loss."""
+    """(LM head's version, token positions, hidden states) of each table that scored a loss token, and of the last one.
+    Tokens of other tables get zeros under the last version: they are too old to carry loss, and their heads may be
+    dropped already."""
     found, left, last = [], torch.ones(len(on), dtype=torch.bool), [*scores.tables.values()][-1]
     for start, table in scores.tables.items():
         assert table.hidden_dtype is not None

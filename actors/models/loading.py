@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from actors.models import causal_lm
-from actors.models.foresight import classifier_attention, foresee
 from actors.models.handling import Handling
 from actors.models.probe import Packing, ProbeResult, probe
+from actors.models.small_copy_probe import classifier_attention, foresee
 
 
 @dataclass(frozen=True)

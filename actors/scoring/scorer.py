@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.member import Member
-from actors.packing import take_by_budget
+from actors.micro_batches import take_by_budget
 from actors.scoring.beginnings import Beginnings
 from actors.scoring.canary import suspicion_of, ways_to_batch
 from actors.scoring.engine import Engine, Item

@@ -1,7 +1,8 @@
 """Deadlines of calls. One timer serves all waits of a pool: a timer per call would make the event loop sort them all,
 though nearly every call is answered in time.
 
-A call that is late ends with MemberDied. pool.py then makes it on another member, and membership.py replaces this one.
+A call that is late ends with MemberDied, and membership.py replaces the member. `Pool.call` repeats the call on another
+member; callers of a given member (`call_member`, `stream`) get the error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Overdue(Exception):
 
 
 class Watch:
-    """Waits with deadlines in seconds. Each wait may move the time that its deadline counts from."""
+    """Waits with deadlines in seconds. `since` of a wait returns the time that its deadline counts from."""
 
     def __init__(self) -> None:
         self._waits: dict[asyncio.Timeout, tuple[float, Callable[[], float | None]]] = {}

@@ -79,7 +79,7 @@ class Membership(Sequence[PoolMember]):
 
     async def resize(self, size: int) -> None:
         """Scale to `size` members. New members serve once admitted; surplus members finish their work first. The last
-        call wins. It cancels joining members before it removes serving ones."""
+        call wins. Joining members are cancelled before serving ones are removed."""
         staying = [m for m in self if not m.leaving]
         surplus = max(0, len(staying) - size)
         for member in sorted(staying, key=lambda m: (m.serving, m.load, -m.number))[:surplus]:

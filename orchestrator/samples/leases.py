@@ -2,7 +2,8 @@
 
 The staleness bound limits what is leased: with B groups a step, s steps done and a bound of n versions, (s + 1 + n) * B
 groups may be trained, in flight or buffered, not counting groups that were passed over. A group's index decides its
-source. A group that kills its members is quarantined (suspects.py); any other is leased until it is sampled.
+source. intake.py reports what is lost with a member (`lose`): it is leased again until it is sampled, unless the group
+kills its members (suspects.py).
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ class Leases:
         """Leases for members with free slots (by source and member), lost tickets first. Groups of steps beyond
         `until` are not leased yet.
 
-        A group goes whole, for the prefix cache, to the member with most free slots. A source without any delays no
-        other.
+        A group goes whole, for the prefix cache, to the member with most free slots. A source without free members does
+        not delay another.
         """
         for _ in range(self._unopened(steps_done, until)):
             while self._next in self.ledger.beyond:

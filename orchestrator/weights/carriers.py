@@ -3,9 +3,12 @@
 A carrier defines two things: what the learner does to publish a version, and what happens between learner and member
 when one member pulls it. It awaits both ends of a pull, so that a carrier whose ends must meet (NCCL, CUDA IPC) fits as
 well as one that passes references. Such a carrier opens a channel at the first pull of each pair of learner and member
-(`learner.member` changes with a rebuild) and closes the learner's end when the member dies. Every call has a deadline:
-`learn` at the learner, `load` at the member, `start` for a swap. A run is given its carrier where
-orchestrator/surface/carry_out.py makes its `Run`.
+(`learner.member` changes with a rebuild) and closes the learner's end when the member dies. Every call has a deadline,
+one of the recipe's `deadlines`: `learn` for a call of the learner, `load` for a call of a member.
+
+A new carrier is a class here, passed as `carrier` where orchestrator/surface/carry_out.py makes its `Run`; without one,
+a `Run` uses ObjectStore. The learner's end is in actors/learning/learner.py, a member's in `load` of
+actors/rollout/rollout.py and actors/scoring/scorer.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actors.address import LOOPBACK
-from actors.packing import Plan, SampleSize, plan
+from actors.micro_batches import Plan, SampleSize, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
 from configs.schema import Recipe
 from objectives.schedule import Dials
@@ -25,7 +25,7 @@ from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost
 from orchestrator.samples import credit
 from orchestrator.samples.buffer import Scored
-from orchestrator.weights.together import together
+from orchestrator.weights.rank_answers import together
 from orchestrator.weights.turns import Colocated, OwnGpus, Turns
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from actors.models import causal_lm, foresight, loading
-from actors.models.foresight import classifier_attention, foresee, small_copy
+from actors.models import causal_lm, loading, small_copy_probe
 from actors.models.probe import probe
+from actors.models.small_copy_probe import classifier_attention, foresee, small_copy
 from scripts.sweep_models import configuration
 from tests.probed import write
 
@@ -113,12 +113,12 @@ def test_a_reward_model_without_a_small_copy_is_read_with_plain_attention_and_th
         raise ValueError("sizes that do not go together\nand more")
 
     folder = classifier(tmp_path / "reward", "gemma2")
-    monkeypatch.setattr(foresight, "_drawn", unbuildable)
-    foresight._classifier_attention.cache_clear()
+    monkeypatch.setattr(small_copy_probe, "_drawn", unbuildable)
+    small_copy_probe._classifier_attention.cache_clear()
     try:
         assert loading.load_classifier(folder).config._attn_implementation == "eager"
     finally:
-        foresight._classifier_attention.cache_clear()
+        small_copy_probe._classifier_attention.cache_clear()
     said = capsys.readouterr().out
     assert f"{folder}: attention eager; no small copy can be built (ValueError: sizes that do not go together) " in said
 

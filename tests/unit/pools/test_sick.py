@@ -18,7 +18,7 @@ from orchestrator.pools.sick import Shortages, fault_of
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost, _translated
 from orchestrator.run import DONE
 from orchestrator.surface.outcome import first_of
-from orchestrator.weights.together import GRACE, SHORT_GRACE, together
+from orchestrator.weights.rank_answers import GRACE, SHORT_GRACE, together
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import Simulation, assert_each_once, recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.packing import SampleSize, plan, take_by_budget
+from actors.micro_batches import SampleSize, plan, take_by_budget
 from actors.wire.jobs import Total
 from actors.wire.records import SampleHeader
 from orchestrator.samples.buffer import Buffer, Scored
