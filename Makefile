@@ -29,8 +29,11 @@ format: setup  ## format, and repair what lint can repair
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# Tests in tests/cli and tests/engines share one Ray cluster and its engines, and need both cores.
+FAST := -m "not system and not acceptance"
 test: lint  ## lint, then all tests but those marked system or acceptance
-	$(BIN)/pytest -m "not system and not acceptance"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(FAST) -n 2 --dist loadfile --ignore=tests/cli --ignore=tests/engines
+	$(BIN)/pytest $(FAST) tests/cli tests/engines
 	@echo "not run: tests marked system (make test-system) or acceptance (make acceptance)"
 
 test-system: setup  ## tests with a browser and whole runs; installs chromium and prometheus if they are missing

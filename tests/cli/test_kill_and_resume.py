@@ -1,4 +1,4 @@
-"""`kill -9` of the driver in mid-run on real engines, twice, and `logratio resume`: nothing survives or is lost."""
+"""`kill -9` of the driver in mid-run on real engines and `logratio resume`: nothing survives or is lost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from configs.load import dump_recipe
 from tests.engines.shared import Engines
 from tests.processes import agents_of_ray, alive, descendants
 
-STEPS, KILLS = 6, (3, 5)  # lines of metrics.jsonl after which the driver is killed
+STEPS = 6
 
 
 @pytest.mark.timeout(900)
-def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [(3,), pytest.param((3, 5), marks=pytest.mark.acceptance)], ids=["once", "twice"])
+def test_killed_driver_resumes_to_the_same_end(kills: Sequence[int], engines: Engines, tmp_path: Path) -> None:
+    """`kills`: lines of metrics.jsonl after which the driver is killed."""
     changes: dict[str, Any] = {
         "run": {"steps": STEPS},
         "rollout": {"members": 1},
@@ -37,7 +39,7 @@ def test_killed_driver_resumes_to_the_same_end(engines: Engines, tmp_path: Path)
     file, directory = tmp_path / "recipe.yaml", tmp_path / "killed"
     file.write_text(dump_recipe(recipe))
     command, recorded = ("run", str(file)), 0
-    for lines in KILLS:
+    for lines in kills:
         driver = _logratio(*command)
         _wait_for(lambda: len(_lines(directory)) >= lines, driver)  # noqa: B023 - awaited at once
         session = descendants(driver.pid)
