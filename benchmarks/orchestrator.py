@@ -34,8 +34,10 @@ from actors.member import Member
 from actors.scoring.canary import ways_to_batch
 from actors.wire.jobs import LearnerSpec, Share
 from actors.wire.records import BlockHeader, BucketHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
+from actors.wire.rewards import Rewards
 from configs.load import parse_recipe
-from configs.roles import Resources, Rule, Stream
+from configs.reward_rules import Rule
+from configs.roles import Resources, Stream
 from configs.schema import Recipe, Sampling
 from orchestrator import run as runs
 from orchestrator.pools.layout import MemberSpecs, build_pools
@@ -122,10 +124,8 @@ class SleepingScorer(Member):
 class CountingReward(Member):
     def start(self) -> None: ...
 
-    def reward(
-        self, payload: bytes, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, float]:
-        return dict.fromkeys(fields, 1.0)
+    def reward(self, payload: bytes, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]) -> Rewards:
+        return Rewards(dict.fromkeys(fields, 1.0))
 
 
 class SleepingLearner(Member):

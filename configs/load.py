@@ -158,9 +158,23 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
             name: _anchor_model(model, folder) if isinstance(model, dict) else model
             for name, model in tree["models"].items()
         }
-    if isinstance(tree.get("reward"), dict) and "model" in tree["reward"]:
-        tree["reward"] = tree["reward"] | {"model": absolute_path(tree["reward"]["model"], folder)}
+    if isinstance(tree.get("reward"), dict):
+        tree["reward"] = _anchor_reward(tree["reward"], folder)
     return tree
+
+
+def _anchor_reward(reward: dict[str, Any], folder: Path) -> dict[str, Any]:
+    anchored = {key: absolute_path(value, folder) if key == "model" else value for key, value in reward.items()}
+    if isinstance(reward.get("rules"), list):
+        anchored["rules"] = [_anchor_rule(rule, folder) if isinstance(rule, dict) else rule for rule in reward["rules"]]
+    return anchored
+
+
+def _anchor_rule(rule: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A rule whose function is in a file, with that file's absolute path."""
+    function = rule.get("function")
+    file, colon, name = function.rpartition(":") if isinstance(function, str) else ("", "", "")
+    return rule | {"function": f"{absolute_path(file, folder)}:{name}"} if colon and file.endswith(".py") else rule
 
 
 def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""A user's own code, named in a recipe as `package.module:name`."""
+"""A user's own code, named in a recipe as `package.module:name`, or as `file.py:name` where a key allows files."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic import AfterValidator
@@ -28,7 +31,24 @@ def is_own(name: str) -> bool:
     return re.match(PATTERN, name) is not None
 
 
+def is_code(name: str) -> bool:
+    """Whether `name` is `package.module:name` or `file.py:name`."""
+    return is_own(name) or re.match(r"^.+\.py:[A-Za-z_]\w*$", name) is not None
+
+
 def imported(name: str) -> Any:
-    """The function or class that `package.module:name` names. Raises whatever its import raises."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The function or class that `package.module:name` or `file.py:name` names. Raises whatever its import raises."""
+    module, _, attribute = name.rpartition(":")
+    return getattr(_of_file(Path(module)) if module.endswith(".py") else importlib.import_module(module), attribute)
+
+
+def _of_file(file: Path) -> Any:
+    """The module in a file, run anew; it finds the modules beside it. Raises FileNotFoundError without a file."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None, "a name that ends in .py has a loader"
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)  # for classes that look up their own module; no built-in is replaced
+    spec.loader.exec_module(module)
+    return module

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
 from configs.own_code import or_own
+from configs.reward_rules import AnyRule, component_names
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that supports the model
 
@@ -111,41 +111,28 @@ class Scorer(Node):
     tensor_parallel: Positive = 1
 
 
-class Rule(Node):
-    """One rule reward. `length` counts response tokens (1 inside [low, high]); `overlong` is 0 up to `low` tokens and
-    falls to -1 at `high` (DAPO); the others read the text. `package.module:function` is your own rule."""
-
-    kind: Annotated[str, or_own("length", "contains", "regex", "exact", "overlong")]
-    weight: float = 1.0
-    text: str | None = None  # contains, regex: the pattern
-    field: str = "answer"  # exact: the row field with the expected text; a dotted path reads nested fields
-    low: NonNegative = 0
-    high: Positive = 1_000_000
-
-    @model_validator(mode="after")
-    def _has_its_pattern(self) -> Rule:
-        if self.kind in ("contains", "regex") and not self.text:
-            raise ValueError(f"a {self.kind} rule needs text")
-        if self.kind == "regex":
-            try:
-                re.compile(self.text or "")
-            except re.error as error:
-                raise ValueError(f"{self.text!r} is no regular expression ({error})") from None
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}; no response could be that long")
-        return self
-
-
 class Reward(Node):
     """Reward workers: the weighted sum of `rules`, plus `model_weight` times the score of the reward model in directory
-    `model`: a sequence classifier with one output and the student's tokenizer."""
+    `model`: a sequence classifier with one output and the student's tokenizer, which reads up to `tokens_per_batch`
+    tokens at a time, padding included."""
 
     engine: Annotated[str, or_own("rules")] = "rules"
     members: Members = 1
     resources: Resources = Resources(cpus=0.1, threads=1)
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[AnyRule, ...] = ()
     model: str | None = None
     model_weight: float = 1.0
+    tokens_per_batch: Positive = 4096
+
+    @model_validator(mode="after")
+    def _names_its_components(self) -> Reward:
+        component_names(self.rules, self.model is not None)
+        return self
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the parts that a reward is the weighted sum of, the reward model's last."""
+        return component_names(self.rules, self.model is not None)
 
     @property
     def gives_rewards(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,48 +11,65 @@ import pyarrow as pa
 
 from actors.member import Member
 from actors.wire.records import Sample, unpack_samples
-from configs.roles import Rule
-from rewards.rules import rule_reward
+from actors.wire.rewards import Rewards
+from configs.reward_rules import MODEL, Rule
+from rewards.apart.process import Apart
+from rewards.response import Response
+from rewards.scoring import Rewarded, score
 
 
 class Reward(Member):
     """Decodes with the student's tokenizer; `tokenizer` is the directory that holds it. `model` is the directory of a
-    sequence classifier with one output, over the student's tokens; its score counts `model_weight` times."""
+    sequence classifier with one output, over the student's tokens; its score counts `model_weight` times. It reads up
+    to `tokens_per_batch` tokens at once, padding included."""
 
-    def __init__(self, tokenizer: str, model: str | None = None, model_weight: float = 1.0) -> None:
+    def __init__(
+        self, tokenizer: str, model: str | None = None, model_weight: float = 1.0, tokens_per_batch: int = 4096
+    ) -> None:
         self._directory = tokenizer
         self._tokenizer: Any = None
         self._model_directory = model
         self._model_weight = model_weight
+        self._tokens_per_batch = tokens_per_batch
         self._model: Any = None
+        self._apart = Apart()
 
     def start(self) -> None:
-        """Load the reward model, if any. The tokenizer is loaded when a rule first needs it."""
+        """Load the reward model, if any. The tokenizer, and the process for rewards apart, wait for the first need."""
         if self._model_directory:
             from actors.models.loading import load_classifier
 
             self._model = load_classifier(Path(self._model_directory))
 
+    def stop(self) -> None:
+        self._apart.close()
+
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, float]:
-        """uid -> weighted sum of the rules and of the model, for the uids in `fields`, which holds their prompt rows
-        (expected answers and so on)."""
+    ) -> Rewards:
+        """The weighted sum of the rules and of the model, for the uids in `fields`, which holds their prompt rows
+        (expected answers and so on). Raises RuntimeError where a rule's code cannot be imported."""
         samples = [s for s in unpack_samples(payload) if s.uid in fields]
-        scores = self._scores(samples)
-        return {s.uid: self._by_rules(s, rules, fields[s.uid]) + scores[s.uid] for s in samples}
+        rewarded = score(rules, self._responses(samples, fields) if rules else [_UNREAD] * len(samples), self._apart)
+        if self._model is not None:
+            rewarded = [
+                _with_model(*pair, self._model_weight) for pair in zip(rewarded, self._scores(samples), strict=True)
+            ]
+        by_uid = {sample.uid: one for sample, one in zip(samples, rewarded, strict=True)}
+        return Rewards(
+            {uid: one.reward for uid, one in by_uid.items() if one.reward is not None},
+            {uid: one.components for uid, one in by_uid.items() if one.reward is not None},
+            {uid: one.rejection for uid, one in by_uid.items() if one.rejection is not None},
+        )
 
-    def _by_rules(self, sample: Sample, rules: Sequence[Rule], row: Mapping[str, Any]) -> float:
-        tokens = len(sample.response_ids)
-        return sum(rule.weight * rule_reward(rule, self._decode(sample.response_ids), tokens, row) for rule in rules)
+    def _responses(self, samples: Sequence[Sample], rows: Mapping[str, Mapping[str, Any]]) -> list[Response]:
+        return [Response(self._decode(s.response_ids), len(s.response_ids), rows[s.uid]) for s in samples]
 
-    def _scores(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """The classifier's weighted scores of prompt + response, one sequence at a time, so without padding."""
-        if self._model is None:
-            return dict.fromkeys((s.uid for s in samples), 0.0)
-        from actors.models.causal_lm import classify
+    def _scores(self, samples: Sequence[Sample]) -> list[float]:
+        """The classifier's scores of prompt + response."""
+        from actors.models.classifier import classify_all
 
-        return {s.uid: self._model_weight * classify(self._model, [*s.prompt_ids, *s.response_ids]) for s in samples}
+        return classify_all(self._model, [[*s.prompt_ids, *s.response_ids] for s in samples], self._tokens_per_batch)
 
     def _decode(self, ids: list[int]) -> str:
         if self._tokenizer is None:
@@ -61,3 +79,15 @@ class Reward(Member):
                 self._directory, trust_remote_code=False, local_files_only=True
             )
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+_UNREAD = Response("", 0, {})  # stands for a response that no rule reads
+
+
+def _with_model(rewarded: Rewarded, score: float, weight: float) -> Rewarded:
+    """A reward with the reward model's score as one more component."""
+    if rewarded.reward is None:
+        return rewarded
+    if not math.isfinite(score):
+        return Rewarded({}, None, f"reward {MODEL}: it is {score}")
+    return Rewarded(rewarded.components | {MODEL: score}, rewarded.reward + weight * score)

@@ -42,7 +42,8 @@ from actors.wire.records import (
     trained_batch,
     unpack_samples,
 )
-from configs.roles import Rule
+from actors.wire.rewards import Rewards
+from configs.reward_rules import Rule, component_names
 from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
@@ -202,9 +203,12 @@ class SimulatedReward(Member):
 
     def reward(
         self, payload: pa.RecordBatch, rules: Sequence[Rule], fields: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, float]:
-        weight = sum(r.weight for r in rules) or 1.0
-        return {s.uid: weight * float(len(s.response_ids) % 2) for s in unpack_samples(payload) if s.uid in fields}
+    ) -> Rewards:
+        weight, names = sum(r.weight for r in rules) or 1.0, component_names(rules, model=False)
+        odd = {s.uid: float(len(s.response_ids) % 2) for s in unpack_samples(payload) if s.uid in fields}
+        return Rewards(
+            {uid: weight * v for uid, v in odd.items()}, {uid: dict.fromkeys(names, v) for uid, v in odd.items()}
+        )
 
 
 class SimulatedLearner(Member):

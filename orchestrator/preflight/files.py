@@ -5,7 +5,7 @@ Every fault is a RecipeError: a line with the value, the missing number and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from actors.models.model_files import context_length, end_token_ids, logit_width
 from configs.load import RecipeError, model_directory
 from configs.node import STUDENT
 from configs.objective import Route
-from configs.own_code import imported, is_own
 from configs.places import Place, places
 from configs.refusal import reason
 from configs.rules import VLLM_MAX_TOPK
@@ -24,6 +23,7 @@ from orchestrator.pools.layout import demands
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
 from orchestrator.preflight.estimates import Extent
 from orchestrator.preflight.loadable import check_models
+from orchestrator.preflight.own_code import check_own_code
 from orchestrator.samples.prompts import Prompt, tokenize, with_responses
 from orchestrator.samples.rows import check_answers, check_route, read_rows
 from orchestrator.samples.templates import Chat
@@ -88,12 +88,6 @@ def read_inputs(recipe: Recipe) -> Inputs:
         parameters=parameters(student),
         warnings=tuple(warnings),
     )
-
-
-def check_own_code(recipe: Recipe) -> None:
-    """Import the code of a user's own that a recipe names. Raises RecipeError."""
-    for key, name, what in _own_code(recipe):
-        _check_own(key, name, what)
 
 
 def read_models(recipe: Recipe) -> Models:
@@ -278,31 +272,6 @@ def common_width(recipe: Recipe, folders: Mapping[Place, Path]) -> int:
                 f"has {common}; use engine: torch, which cuts before the softmax"
             )
     return common
-
-
-def _own_code(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(key, name, what it must be) of all code of a user's own in a recipe."""
-    engines = {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, "reward": recipe.reward}
-    engines |= {f"scorer.{name}": recipe.scorer_of(name) for name in recipe.scored_models}
-    named = [(f"{role}.engine", node.engine, "a class of members") for role, node in engines.items()]
-    named.append(("learner.engine", recipe.learner.engine, "a class of members"))
-    rules = enumerate(recipe.reward.rules)
-    named += [(f"reward.rules.{i}.kind", rule.kind, "a function of (rule, text, tokens, row)") for i, rule in rules]
-    if recipe.objective.loss:
-        yield "objective.loss", recipe.objective.loss, "a function of (student_logprobs, tokens)"
-    yield from (entry for entry in named if is_own(entry[1]))
-
-
-def _check_own(key: str, name: str, what: str) -> None:
-    try:
-        found = imported(name)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise RecipeError(
-            f"{key}: {name!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
-            "folder on PYTHONPATH"
-        ) from None
-    if not callable(found):
-        raise RecipeError(f"{key}: {name!r} cannot be called; give {what}")
 
 
 def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Prompt]) -> None:

@@ -31,13 +31,15 @@ DROPS = 2  # how often a group may be resampled for age before the learner waits
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A scored sample. `samples` refers to the payload with its row, `scores` to the payloads with its scores, by model
-    and one per segment. `teacher_entropy` and `log_ratio` (first target to sampler) are sums over its tokens in nats,
-    None if unknown. `aged` counts loss tokens past the staleness bound, which its header no longer counts."""
+    and one per segment. `components` are the parts of `reward` by name, unweighted. `teacher_entropy` and `log_ratio`
+    (first target to sampler) are sums over its tokens in nats, None if unknown. `aged` counts loss tokens past the
+    staleness bound, which its header no longer counts."""
 
     header: SampleHeader
     samples: Any
     scores: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reward: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
     source: str = "student"
     teacher_entropy: float | None = None
     log_ratio: float | None = None

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from actors.wire.records import BlockHeader, Request, SampleHeader, ScoreHeader, ScoreRequest
+from actors.wire.rewards import Rewards
 from configs.node import START
 from configs.objective import Route
 from configs.schema import Recipe, Sampling
@@ -88,11 +89,11 @@ class Flow:
         models = self._recipe.scored_models
         scoring = (self._score(block, prompts, model) for model in models)
         answered: list[Any] = await asyncio.gather(*scoring, self._reward(block, prompts))
-        *scored, (rewards, rejected) = answered
+        *scored, rewards = answered
+        rejected = dict(rewards.rejected)
         rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
         drawn = [s for s in block.samples if block.source == "student"]
         rejected |= {s.uid: "the sampler's log-probs are not finite" for s in drawn if not s.finite}
-        rejected |= {uid: f"its reward is {reward}" for uid, reward in rewards.items() if not math.isfinite(reward)}
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}
         log_ratios: dict[str, float] = {}
@@ -111,7 +112,8 @@ class Flow:
                 header=header,
                 samples=block.payload,
                 scores=scores[header.uid],
-                reward=rewards.get(header.uid),
+                reward=rewards.values.get(header.uid),
+                components=rewards.components.get(header.uid, {}),
                 source=block.source,
                 teacher_entropy=fmean(entropies[header.uid]) if entropies[header.uid] else None,
                 log_ratio=log_ratios.get(header.uid),
@@ -204,12 +206,12 @@ class Flow:
         self._meter.count("tails_floored", header.tails_floored)
         self._meter.payload(header.payload_bytes)
 
-    async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> tuple[dict[str, float], dict[str, str]]:
+    async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> Rewards:
         if not self._recipe.reward.gives_rewards:
-            return {}, {}
+            return Rewards({})
         pool, rules = self._pools.reward, self._recipe.reward.rules
 
-        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> Mapping[str, float]:
+        async def ask(samples: Sequence[SampleHeader], patience: Patience) -> Rewards:
             fields = {s.uid: prompts[s.uid].row for s in samples}
             with self._meter.clock("reward").busy():
                 (rewards,) = await pool.call("reward", block.payload, rules, fields, patience=patience)
@@ -217,7 +219,7 @@ class Flow:
 
         ended = [s for s in block.samples if s.last]
         answers, killers = await isolate(ask, ended, pool.alone, "reward")
-        return {uid: reward for rewards in answers for uid, reward in rewards.items()}, killers
+        return _joined(answers, killers)
 
     def _scores(self, prompt: Prompt, model: str) -> bool:
         """Whether a model scores a prompt: a routed teacher scores those that name it, every other model all."""
@@ -230,6 +232,15 @@ class Flow:
         if not isinstance(objective.target, Route) or model in always:
             return True
         return teacher_of(objective.target, prompt.row) == model
+
+
+def _joined(answers: Sequence[Rewards], killers: Mapping[str, str]) -> Rewards:
+    """Several answers as one. `killers` are rejected too, and so is a reward that is not finite."""
+    values = {uid: reward for answer in answers for uid, reward in answer.values.items()}
+    components = {uid: parts for answer in answers for uid, parts in answer.components.items()}
+    rejected = {uid: reason for answer in answers for uid, reason in answer.rejected.items()} | dict(killers)
+    rejected |= {uid: f"its reward is {reward}" for uid, reward in values.items() if not math.isfinite(reward)}
+    return Rewards(values, components, rejected)
 
 
 async def _no_alarm(model: str, suspicion: str) -> bool:

@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 from configs.objective import Route
 from configs.refusal import RecipeError, shortened, shown
-from configs.roles import Rule
-from configs.row_fields import answer_of
+from configs.reward_rules import ExactRule, MatchRule, MathsRule, Rule
+from configs.row_fields import answer_of, field_of
 from configs.text_file import read_text
+
+_COMPARE = (ExactRule, MatchRule, MathsRule)
 
 Rows = Mapping[int, Mapping[str, Any]]  # by line of the file, from 1
 
@@ -27,14 +29,15 @@ def read_rows(path: Path, need_response: bool = False) -> dict[int, dict[str, An
 
 
 def check_answers(rules: Sequence[Rule], rows: Rows, where: Path) -> list[str]:
-    """Warnings for `exact` rules whose field some rows lack. Raises RecipeError if all rows lack it, or if a row holds
-    a value that no response can equal."""
-    fields = {f"reward.rules.{i}.field": rule.field for i, rule in enumerate(rules) if rule.kind == "exact"}
-    return [line for key, field in fields.items() for line in _without_answer(key, field, rows, where)]
+    """Warnings for rules that compare with a field which some rows lack. Raises RecipeError if all rows lack it, or if
+    a row holds a value that no response can equal."""
+    comparing = [(f"reward.rules.{i}.field", rule) for i, rule in enumerate(rules) if isinstance(rule, _COMPARE)]
+    return [line for key, rule in comparing for line in _without_answer(key, rule, rows, where)]
 
 
-def _without_answer(key: str, field: str, rows: Rows, where: Path) -> list[str]:
-    lacking = [line for line, row in rows.items() if _answer(f"{where} line {line}", field, row) is None]
+def _without_answer(key: str, rule: Any, rows: Rows, where: Path) -> list[str]:
+    field = rule.field
+    lacking = [line for line, row in rows.items() if not _has_answer(f"{where} line {line}", rule, row)]
     if not lacking:
         return []
     first = rows[lacking[0]]
@@ -45,13 +48,19 @@ def _without_answer(key: str, field: str, rows: Rows, where: Path) -> list[str]:
         )
     return [
         f"{key}: {len(lacking)} of {len(rows)} rows of {where} lack {field!r}, the first in line {lacking[0]}; the "
-        "rule gives every response to them 0"
+        + (
+            "reward worker rejects every response to them"
+            if isinstance(rule, MathsRule)
+            else "rule gives every response to them 0"
+        )
     ]
 
 
-def _answer(where: str, field: str, row: Mapping[str, Any]) -> str | None:
+def _has_answer(where: str, rule: Any, row: Mapping[str, Any]) -> bool:
+    if isinstance(rule, MatchRule) and isinstance(field_of(row, rule.field), list):
+        return True
     try:
-        return answer_of(row, field)
+        return answer_of(row, rule.field) is not None
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
 

@@ -36,11 +36,12 @@ def test_the_audit_reads_an_objective_of_ones_own() -> None:
 
 
 def test_a_reward_rule_is_a_function_that_the_recipe_names(tmp_path: Path) -> None:
-    rule = {"kind": f"{TOYS}:ends_early", "high": 8, "weight": 2.0}
-    simulated = recipe(tmp_path, reward={"engine": f"{TOYS}:NumberReward", "rules": [rule]})
-    assert Simulation(simulated).go() == DONE
-    rows = trained(tmp_path)
-    assert [row["reward"] for row in rows] == [2.0 * (len(row["response_ids"]) < 8) for row in rows]
+    module = "tests.contributing.toy_reward"
+    rules = [{"function": f"{module}:ends_early", "weight": 2.0}, {"kind": f"{module}:keeps_below", "high": 5}]
+    simulated = recipe(tmp_path, reward={"engine": f"{TOYS}:NumberReward", "rules": rules})
+    assert Simulation(simulated).go(60.0) == DONE
+    rows = [(row["reward"], len(row["response_ids"])) for row in trained(tmp_path)]
+    assert [reward for reward, _ in rows] == [2.0 * (tokens < 8) + (tokens < 5) for _, tokens in rows]
 
 
 def test_a_member_engine_is_a_class_that_the_recipe_names(tmp_path: Path) -> None:

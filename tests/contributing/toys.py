@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from actors.rewarding.reward import Reward
 from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.jobs import LearnerSpec, Share
-from configs.roles import Rollout, Rule, Scorer
+from configs.roles import Rollout, Scorer
 from objectives import objective
 from objectives.tokens import Scores, Tokens
 from orchestrator.pools.member import PoolMember
@@ -28,14 +27,6 @@ def capped_distillation(student_logprobs: torch.Tensor, tokens: Tokens) -> torch
     log_q = student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)
     log_ratio = tokens.scores["teacher"].logprob - log_q.detach()
     return -log_ratio.clamp(-1.0, 1.0) * log_q
-
-
-# a reward rule
-
-
-def ends_early(rule: Rule, text: str, tokens: int, row: Mapping[str, Any]) -> float:
-    """1 for a response of fewer than `rule.high` tokens that is no copy of its prompt, else 0."""
-    return float(tokens < rule.high and text != row["prompt"])
 
 
 # member engines: classes with the built-in member's constructor

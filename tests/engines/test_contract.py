@@ -264,14 +264,15 @@ def _logprobs(bench: Bench, payload: pa.RecordBatch) -> dict[str, np.ndarray]:
 
 
 def test_rewards_are_numbers_by_uid(bench: Bench) -> None:
-    from configs.roles import Rule
+    from configs.reward_rules import LengthRule
 
     (payload, *_), _ = bench.sample(bench.requests(3), Stream(coalesce_ms=5000.0))
     *asked, _ = (s.uid for s in unpack_samples(payload))
     fields = {uid: {} for uid in asked}
-    (rewards,) = bench.call(bench.pools.reward, "reward", payload, (Rule(kind="length"),), fields)
-    assert rewards.keys() == set(asked), "and nothing of rows that nobody asked for"
-    assert all(isinstance(value, float) for value in rewards.values())
+    (rewards,) = bench.call(bench.pools.reward, "reward", payload, (LengthRule(),), fields)
+    assert rewards.values.keys() == set(asked), "and nothing of rows that nobody asked for"
+    assert all(isinstance(value, float) for value in rewards.values.values())
+    assert all(parts.keys() == {"length"} for parts in rewards.components.values())
 
 
 def test_learner_steps_publishes_saves_and_restores(bench: Bench, tmp_path: Any) -> None:

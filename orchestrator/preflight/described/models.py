@@ -18,6 +18,7 @@ from orchestrator.preflight import capacity, files
 from orchestrator.preflight.architectures import refuse_architectures
 from orchestrator.preflight.described.spec import ClusterSpec, Prompts
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
+from orchestrator.preflight.own_code import check_own_code
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read(recipe: Recipe, spec: ClusterSpec) -> Described:
     if not any(recipe.path_of(*place) in spec.models for place in folders):
         inputs = files.read_inputs(recipe)
         return Described(inputs.extent, capacity.read_sizes(recipe), folders, inputs.warnings)
-    files.check_own_code(recipe)
+    check_own_code(recipe)
     prompts = _prompts(spec)
     found = {place: _size(place, folder) for place, folder in folders.items()}
     _fit(recipe, folders, prompts)

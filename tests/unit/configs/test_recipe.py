@@ -35,7 +35,7 @@ from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, loaded, reci
         (
             "reward.rules",
             [{"kind": "length", "min": 3}],
-            "reward.rules.0.min: unknown key; allowed: kind, weight, text",
+            "reward.rules.0.min: unknown key; allowed: kind, weight, name, low, high, slope",
         ),
         ("run.labels", {}, "run.labels: unknown key; allowed: name, root, seed, steps"),
     ],

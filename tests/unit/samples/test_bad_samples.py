@@ -24,7 +24,8 @@ def unrewarded(patch: pytest.MonkeyPatch) -> None:
     reward = SimulatedReward.reward
 
     def bad(self: SimulatedReward, *arguments: Any) -> dict[str, float]:
-        return {uid: NAN if uid == BAD else value for uid, value in reward(self, *arguments).items()}
+        answer = reward(self, *arguments)
+        return replace(answer, values={uid: NAN if uid == BAD else value for uid, value in answer.values.items()})
 
     patch.setattr(SimulatedReward, "reward", bad)
 

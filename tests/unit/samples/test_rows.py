@@ -9,7 +9,7 @@ import pytest
 
 from configs.objective import Route
 from configs.refusal import RecipeError
-from configs.roles import Rule
+from configs.reward_rules import ContainsRule, ExactRule, LengthRule, Rule
 from configs.row_fields import Template, field_of
 from orchestrator.samples.flow import teacher_of
 from orchestrator.samples.rows import check_answers, check_route
@@ -38,7 +38,7 @@ def test_a_dotted_path_leads_into_what_is_nested(row: dict[str, Any], path: str,
 
 
 def exact(field: str) -> tuple[Rule, ...]:
-    return (Rule(kind="length"), Rule(kind="exact", field=field))
+    return (LengthRule(), ExactRule(field=field))
 
 
 def test_a_field_that_no_row_has_is_refused_with_those_that_there_are() -> None:
@@ -73,7 +73,7 @@ def test_an_answer_that_no_text_can_equal_is_refused(row: dict[str, Any], messag
 
 
 def test_rules_that_read_no_field_ask_for_none() -> None:
-    assert check_answers((Rule(kind="length"), Rule(kind="contains", text="x")), {1: {}}, FILE) == []
+    assert check_answers((LengthRule(), ContainsRule(text="x")), {1: {}}, FILE) == []
 
 
 def test_a_route_goes_by_a_nested_field_and_refuses_a_row_that_lacks_it() -> None:

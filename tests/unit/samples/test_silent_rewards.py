@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.simulated.members import SimulatedReward
+from actors.wire.rewards import Rewards
 from orchestrator.samples import credit
 from orchestrator.samples.silent_rewards import SilentRewards
 from tests.unit.samples.test_credit import recipe as outcome_recipe
@@ -70,7 +71,10 @@ def test_rewards_are_those_that_the_objective_reads(outcome: dict[str, object], 
 
 
 def test_a_run_warns_of_rewards_without_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SimulatedReward, "reward", lambda self, payload, rules, fields: dict.fromkeys(fields, 0.0))
+    def nothing(self: SimulatedReward, payload: object, rules: object, fields: list[str]) -> Rewards:
+        return Rewards(dict.fromkeys(fields, 0.0))
+
+    monkeypatch.setattr(SimulatedReward, "reward", nothing)
     objective = {"outcome": {"weight": 1.0, "baseline": "mean"}}
     sim = Simulation(recipe(tmp_path, run={"steps": 11}, objective=objective))
     assert sim.go_in_own_time() == 0

@@ -15,7 +15,8 @@ from actors.rollout.dataset import Dataset
 from actors.simulated.decoding import Decoding, Piece
 from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, header_of, pack_samples, unpack_samples
-from configs.roles import Rule, Stream
+from configs.reward_rules import LengthRule
+from configs.roles import Stream
 from configs.schema import Sampling
 from tests.unit.own_time import in_own_time
 from tests.written import written
@@ -204,4 +205,4 @@ def test_rewards_are_of_the_uids_that_are_asked_for() -> None:
         [REQUESTS[i].answered([5, 6, 7], [-1.0] * 3, finish, [0] * 3) for i, finish in enumerate(("stop", ""))]
     )[0]
     asked = {REQUESTS[0].uid: {}}
-    assert SimulatedReward().reward(payload, [Rule(kind="length")], asked).keys() == asked.keys()
+    assert SimulatedReward().reward(payload, [LengthRule()], asked).values.keys() == asked.keys()

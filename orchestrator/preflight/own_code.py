@@ -1,0 +1,62 @@
+"""Before any actor starts: can the code that a recipe names be imported, and can it be called as it will be?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from configs.own_code import imported, is_own
+from configs.refusal import RecipeError, reason
+from configs.reward_rules import FunctionRule, OwnRule
+from configs.schema import Recipe
+from rewards.function import wanted
+
+
+class _Named(NamedTuple):
+    """Code that a key of the recipe names. `takes(code)` raises ValueError if it cannot be called as it will be."""
+
+    key: str
+    name: str
+    what: str
+    takes: Callable[[Any], Any] = callable
+
+
+def check_own_code(recipe: Recipe) -> None:
+    """Import all code of a user's own, as members will. Raises RecipeError."""
+    for named in (*_engines(recipe), *_rewards(recipe)):
+        _check(named)
+
+
+def _engines(recipe: Recipe) -> Iterator[_Named]:
+    engines = {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, "reward": recipe.reward}
+    engines |= {f"scorer.{name}": recipe.scorer_of(name) for name in recipe.scored_models}
+    if recipe.objective.loss:
+        yield _Named("objective.loss", recipe.objective.loss, "a function of (student_logprobs, tokens)")
+    named = {role: node.engine for role, node in engines.items()} | {"learner": recipe.learner.engine}
+    yield from (_Named(f"{role}.engine", name, "a class of members") for role, name in named.items() if is_own(name))
+
+
+def _rewards(recipe: Recipe) -> Iterator[_Named]:
+    for number, rule in enumerate(recipe.reward.rules):
+        key = f"reward.rules.{number}"
+        if isinstance(rule, OwnRule):
+            yield _Named(f"{key}.kind", rule.kind, "a function of (rule, text, tokens, row)")
+        elif isinstance(rule, FunctionRule):
+            yield _Named(f"{key}.function", rule.function, "a function", wanted)
+
+
+def _check(named: _Named) -> None:
+    key, name, what, takes = named
+    try:
+        found = imported(name)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise RecipeError(
+            f"{key}: {name!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
+            "folder on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise RecipeError(f"{key}: {name!r} cannot be called; give {what}")
+    try:
+        takes(found)
+    except ValueError as error:
+        raise RecipeError(f"{key}: {name!r}: {reason(error)}") from None

@@ -1,0 +1,36 @@
+"""Reward of a format: the response is JSON that a schema allows."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+from referencing import Registry
+
+from configs.reward_rules import JsonRule
+from rewards.response import Response
+
+_FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n[ \t]*```\s*", re.DOTALL | re.IGNORECASE)
+
+
+def json_schema(rule: JsonRule, response: Response) -> float:
+    """Whether the response, alone or in one fenced block, is JSON that the schema allows. No reference is fetched."""
+    fenced = _FENCED.fullmatch(response.text)
+    try:
+        found = json.loads(fenced.group(1) if fenced else response.text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(_validator(json.dumps(rule.shape)).is_valid(found))
+
+
+@lru_cache(maxsize=16)
+def _validator(shape: str) -> Any:
+    """An empty registry: a reference to a URL is an error and never a request."""
+    return Draft202012Validator(json.loads(shape), registry=Registry())
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
