@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Handling:
-    """`packs`: sequences may share a row; else each has a padded row. `continues`: a KV cache can replace the tokens
-    before. `neck`: dotted name of the module between the body's last hidden state and the LM head, or None.
-    Logits are cap * tanh(scale * product / cap), or scale * product where `soft_cap` is None."""
+    """`packs`: sequences may share a row; else each has a padded row. `apart`: those of a row attend without a mask of
+    the whole row (attention.py). `continues`: a KV cache can replace the tokens before. `neck`: dotted name of the
+    module between the body's last hidden state and the LM head, or None. Logits are cap * tanh(scale * product / cap),
+    or scale * product where `soft_cap` is None."""
 
     packs: bool = True
     continues: bool = True
+    apart: bool = False
     neck: str | None = None
     scale: float = 1.0
     soft_cap: float | None = None

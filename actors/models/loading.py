@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from actors.models import causal_lm
+from actors.models.attention import attend_apart
 from actors.models.handling import Handling
 from actors.models.probe import Packing, ProbeResult, probe
 from actors.models.small_copy_probe import classifier_attention, foresee
@@ -37,6 +38,8 @@ def load(directory: Path, dtype: str, attention: str, packing: Packing, device: 
     if probed.refusal:
         raise ModelRefused(f"{directory}: {probed.refusal}")
     handling = _both(probed.handling, ahead.probed)
+    if handling.apart:
+        attend_apart(model)
     print(f"{directory}: attention {ahead.attention}, {replace(probed, handling=handling).line}", flush=True)
     return Loaded(model, handling)
 
@@ -85,4 +88,9 @@ def _both(loaded: Handling, ahead: ProbeResult | None) -> Handling:
     if ahead is None:
         return loaded
     own = ahead.handling
-    return replace(loaded, packs=loaded.packs and own.packs, continues=loaded.continues and own.continues)
+    return replace(
+        loaded,
+        packs=loaded.packs and own.packs,
+        continues=loaded.continues and own.continues,
+        apart=loaded.apart and own.apart,
+    )

@@ -1,7 +1,8 @@
 """Probes a model before it learns or scores: two sequences, about a second, no training.
 
-It measures log-probs of sequences packed in one row, padded to a row each, and continued from a cache, against each
-sequence alone; those of our LM head against the model's own logits; the role's attention against plain attention.
+It measures log-probs of sequences packed in one row, with a mask and apart (attention.py), padded to a row each, and
+continued from a cache, against each sequence alone; those of our LM head against the model's own logits; the role's
+attention against plain attention.
 `decide` is a pure function of these numbers.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.models import causal_lm
+from actors.models.attention import NAME, attending_apart
 from actors.models.handling import Handling, apply_head, body_of, find_logits, finite_columns, neck_of
 
 LENGTHS = (21, 27)  # tokens; longer than the windows and chunks of a shrunk model
@@ -26,11 +28,13 @@ Packing = Literal["auto"] | bool
 class Gaps:
     """Nats: the mean over the vocabulary of |log p - log p'| under p, at the worst position of a sequence in float32,
     over all positions in bf16. None: not measured, or the model raised the error in `reasons`. `packed_first`: of the
-    first packed sequence, where only rounding differs. `attention`: the role's against `eager`."""
+    first packed sequence, where only rounding differs. `apart`: of packed and of continued sequences that attend apart.
+    `attention`: the role's against `eager`."""
 
     head: float | None = None
     packed: float | None = None
     packed_first: float | None = None
+    apart: float | None = None
     padded: float | None = None
     continued: float | None = None
     attention: float | None = None
@@ -62,7 +66,8 @@ class ProbeResult:
         if self.refusal:
             return f"refused: {self.refusal}"
         handling, said = self.handling, []
-        said.append("packed in one row" if handling.packs else "padded to a row each")
+        row = "packed in one row, attending apart" if handling.apart else "packed in one row"
+        said.append(row if handling.packs else "padded to a row each")
         said.append("segments go on from a cache" if handling.continues else "segments are computed anew")
         if handling.scale != 1.0 or handling.soft_cap:
             said.append(f"logits scaled by {handling.scale:.6g}, soft-cap {handling.soft_cap}")
@@ -83,9 +88,11 @@ def decide(gaps: Gaps, found: Handling, packing: Packing, dtype: torch.dtype) ->
     """Measurements -> how to run the model, and the reason to refuse it or None."""
     limit = tolerance(dtype, gaps.packed_first)
     fits = {
-        name: (gap := getattr(gaps, name)) is not None and gap <= limit for name in ("packed", "padded", "continued")
+        name: (gap := getattr(gaps, name)) is not None and gap <= limit
+        for name in ("packed", "padded", "continued", "apart")
     }
-    handling = replace(found, packs=fits["packed"] and packing is not False, continues=fits["continued"])
+    packs = fits["packed"] and packing is not False
+    handling = replace(found, packs=packs, continues=fits["continued"], apart=packs and fits["apart"])
     if gaps.head is None:
         return handling, f"it cannot be run here in {dtype}{_why(gaps, 'head')}; set another dtype or attention"
     if gaps.head > tolerance(dtype):
@@ -165,8 +172,9 @@ def _probe(model: Any, packing: Packing, thorough: bool) -> ProbeResult:
     if thorough or second is None or packing is False or second > tolerance(dtype, first):
         padded = tried("padded", lambda: worst(alone, read.batch(sequences, packed=False)))
     continued = tried("continued", lambda: measured(alone[1], read.continued(sequences[1])))
+    apart = tried("apart", lambda: worst([*alone, alone[1]], read.apart(sequences)))
     attention = tried("attention", lambda: _against_plain(model, sequences[1], own[1], columns))
-    gaps = Gaps(head, second, first, padded, continued, attention, reasons)
+    gaps = Gaps(head, second, first, apart, padded, continued, attention, reasons)
     return _result(handling, gaps, packing, dtype)
 
 
@@ -195,6 +203,14 @@ class _Reader:
         pack = causal_lm.pack([(ids[:1], ids[1:]) for ids in sequences], packed).to(self.model.device)
         hidden = causal_lm.hidden_states(self.model, pack, self.handling)
         return [self._logprobs(part) for part in hidden.split([len(ids) - 1 for ids in sequences])]
+
+    def apart(self, sequences: list[list[int]]) -> list[Tensor]:
+        """Of packed sequences that attend apart, and of the last one continued. Raises ValueError under an attention
+        that the user chose otherwise."""
+        if self.model.config._attn_implementation not in ("sdpa", NAME):
+            raise ValueError("another attention was chosen")
+        with attending_apart(self.model):
+            return [*self.batch(sequences), self.continued(sequences[-1])]
 
     def continued(self, ids: list[int]) -> Tensor:
         """Log-probs of a sequence read in segments, one of them a single token."""
@@ -274,9 +290,9 @@ def _against_plain(model: Any, ids: list[int], own: Tensor, columns: Tensor) -> 
 
 
 def _numbers(gaps: Gaps) -> str:
-    names = {"head": gaps.head, "packed": gaps.packed, "padded": gaps.padded, "continued": gaps.continued}
-    names["attention"] = gaps.attention
-    return ", ".join(f"{name} {value:.2g}" for name, value in names.items() if value is not None)
+    names = ("head", "packed", "apart", "padded", "continued", "attention")
+    found = {name: getattr(gaps, name) for name in names}
+    return ", ".join(f"{name} {value:.2g}" for name, value in found.items() if value is not None)
 
 
 def _nats(value: float | None) -> str:
