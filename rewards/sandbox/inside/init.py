@@ -57,6 +57,7 @@ class Pipe:
 
 def run(job: Mapping[str, Any]) -> None:
     """Run all cases and leave this process. In the program's process it returns, and the interpreter ends as usual."""
+    _alone()
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     _report(READY)
@@ -72,6 +73,12 @@ def run(job: Mapping[str, Any]) -> None:
         with contextlib.suppress(RecursionError):  # what is left counts for the cases to come
             shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
+
+
+def _alone() -> None:
+    """Leave unless this is the first process of a pid namespace: elsewhere, ending all others ends the machine's."""
+    if os.getpid() != 1 or os.getppid() != 0:
+        sys.exit("the sandbox has no pid namespace of its own")
 
 
 def _folder(number: int) -> str:
@@ -111,7 +118,7 @@ def _named(
     code = os.waitstatus_to_exitcode(status)
     if pipes["stdout"].full or pipes["value"].full:
         ending = "output"
-    elif code in (-signal.SIGXCPU, -signal.SIGKILL) and seconds >= job["cpu_seconds"]:
+    elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds > 0.9 * job["cpu_seconds"]):
         ending = "cpu"
     elif ending == "exit" and code < 0:
         ending = "signal"
@@ -146,6 +153,7 @@ def _wait(child: int, pipes: Mapping[str, Pipe], deadline: float) -> str:
 
 def _end_all(child: int) -> tuple[int, resource.struct_rusage]:
     """Kill every process but this one, and wait until none is left. Returns the program's status and use."""
+    _alone()
     found = None
     while True:
         with contextlib.suppress(ProcessLookupError):

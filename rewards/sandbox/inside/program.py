@@ -47,7 +47,7 @@ def run(job: Mapping[str, Any], case: Mapping[str, Any], folder: str, out: Mappi
 def _connect(text: str, out: Mapping[str, int]) -> None:
     """Standard input holds `text`; 1, 2 and 3 lead to the first process; every other descriptor is closed."""
     given = os.memfd_create("input")
-    os.write(given, text.encode("utf-8", "surrogateescape")) if text else None
+    os.write(given, text.encode("utf-8", "surrogatepass")) if text else None
     os.lseek(given, 0, os.SEEK_SET)
     ends = [os.dup(number) for number in (given, out["stdout"], out["stderr"], out["value"])]
     for wanted, number in enumerate(ends):

@@ -10,21 +10,12 @@ import pytest
 
 from rewards.sandbox.cases import read_cases
 from rewards.sandbox.grade import Grade, grade
-from rewards.sandbox.isolation import NoIsolation, isolation
 from rewards.sandbox.mechanisms import Mechanism
 from tests.unit.sandbox.corpus import FAMILIES, Drawn, draw
 from tests.unit.sandbox.corpus.made import Made
 from tests.unit.sandbox.corpus.world import World, world
 
 SEED = 20
-
-
-@pytest.fixture(scope="module")
-def mechanism() -> Mechanism:
-    try:
-        return isolation()
-    except NoIsolation as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="module")
