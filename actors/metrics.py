@@ -46,6 +46,7 @@ STEP_METRICS: dict[str, str] = {
     "updates_skipped": "updates of this step that were not taken, since loss or gradient was not finite",
     "lr": "learning rate of this step's update",
     "reward_mean": "mean outcome reward of this step's samples",
+    "reward_component": "mean of each component of the reward, unweighted, over this step's samples: {component: mean}",
     "groups_without_signal": "share of prompt groups whose rewards are all equal",
     "foreign_fraction": "share of samples that the student did not draw",
     "response_cap": "longest response allowed in this step, tokens",
@@ -98,12 +99,13 @@ LABELS: dict[str, str] = {
     "phase": "starting, loading, serving, leaving (of members); busy, wait, idle (of time); generated, scored, trained "
     "(of tokens); gather, load, follow (of a weight sync)",
     "edge": "where samples wait: rollout (being sampled), score, reward, learn (in the buffer)",
+    "component": "a part of the reward: a rule of reward.rules by its name, or model",
     "reason": "why samples left: cut, aged, dropped",
 }
 
 PREFIX = "logratio_"  # Ray's exporter puts ray_ before it
 STEP_PREFIX = "step_"  # a number of the last step's line: logratio_step_<name of STEP_METRICS>
-NOT_EXPORTED = ("time", "kl_by_position", "kl_support")  # of STEP_METRICS: no single numbers
+NOT_EXPORTED = ("time", "kl_by_position", "kl_support", "reward_component")  # of STEP_METRICS: no single numbers
 
 FLOW_METRICS: tuple[Exported, ...] = (
     Exported("members", "gauge", "members of a role by state", ("role", "phase")),
@@ -135,6 +137,7 @@ FLOW_METRICS: tuple[Exported, ...] = (
     Exported("checkpoint_age_seconds", "gauge", "seconds since the newest checkpoint, or since the run began"),
     Exported("step_age_seconds", "gauge", "seconds since the last step ended, or since the run began"),
     Exported("step_median_seconds", "gauge", "median of the last steps' seconds"),
+    Exported("reward_component", "gauge", "mean of a component of the last step's rewards, unweighted", ("component",)),
     Exported("steps_planned", "gauge", "steps of the whole run"),
 )
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.metrics import step_line
-from actors.wire.records import TRAINED, Sample, trained_batch
+from actors.wire.records import Sample
+from actors.wire.trained import TRAINED, trained_batch
 
 SPECIALS = ("<|im_start|>", "<|im_end|>")
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='hacked=1'>"

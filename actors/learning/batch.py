@@ -18,7 +18,8 @@ from actors.metrics import EVALUATION_METRICS
 from actors.models import causal_lm
 from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share
-from actors.wire.records import LIKELIEST, Likeliest, Sample, trained_batch
+from actors.wire.records import Sample
+from actors.wire.trained import LIKELIEST, Likeliest, trained_batch
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective, readings
 from objectives.token_weights import token_weight, token_weights
@@ -105,6 +106,7 @@ class Batch:
             [self._teacher_logprobs(teachers, self.samples[uid]) if teachers else None for uid in uids],
             [self.old["class_logprob"][uid] for uid in uids] if "class_logprob" in self.old else None,
             [self._likeliest(teachers, self.samples[uid], heads) for uid in uids[:EXAMPLES]] if teachers else (),
+            self.share.components,
         )
 
     def _teacher_logprobs(self, models: Sequence[str], sample: Sample) -> np.ndarray:

@@ -39,10 +39,10 @@ from actors.wire.records import (
     ScoreRequest,
     log_ratio_of,
     pack_scores,
-    trained_batch,
     unpack_samples,
 )
 from actors.wire.rewards import Rewards
+from actors.wire.trained import trained_batch
 from configs.reward_rules import Rule, component_names
 from configs.schema import Sampling
 
@@ -305,7 +305,9 @@ class SimulatedLearner(Member):
         path.parent.mkdir(parents=True, exist_ok=True)
         student = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
         rewards = [share.rewards.get(s.uid) for s in samples]
-        batch = trained_batch(samples, rewards, student, self._teacher_logprobs(share, samples))
+        batch = trained_batch(
+            samples, rewards, student, self._teacher_logprobs(share, samples), components=share.components
+        )
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
 

@@ -48,10 +48,10 @@ class Share:
     response, by uid and model those with its scores, one for each segment. Other payloads may hold the same uid at an
     earlier attempt, because payloads are whole blocks.
 
-    `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`
-    and `rewards` are by uid. The student did not draw the samples in `foreign`; those in `masked` have no outcome term.
-    Tokens that the student drew with a version below `oldest` carry no loss. `record` is the file for the trained
-    samples, or None.
+    `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`,
+    `rewards` and their unweighted `components` are by uid. The student did not draw the samples in `foreign`; those in
+    `masked` have no outcome term. Tokens that the student drew with a version below `oldest` carry no loss. `record` is
+    the file for the trained samples, or None.
     """
 
     step: int
@@ -65,6 +65,7 @@ class Share:
     scores: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     advantages: Mapping[str, float] = field(default_factory=dict)
     rewards: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     masked: frozenset[str] = frozenset()
     oldest: int = 0

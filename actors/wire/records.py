@@ -15,9 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 Span = tuple[int, int]
-Likeliest = tuple[np.ndarray, np.ndarray]  # ids i32 and log-probs f16, [tokens, LIKELIEST]
 
-LIKELIEST = 4  # tokens that the teacher finds likeliest at a position, of those that are recorded for a reader
 _spans = pa.list_(pa.list_(pa.int32(), 2))
 
 SAMPLES = pa.schema(
@@ -49,18 +47,6 @@ _TOPK = [
     ("tail_logprob", pa.list_(pa.float32())),  # [tokens]: log(1 - sum of the support), before rounding
 ]
 _HIDDEN = [("hidden", pa.large_binary())]  # [tokens, width] last hidden states, row-major, in `hidden_dtype`
-
-TRAINED = pa.schema(
-    [
-        *SAMPLES,
-        ("reward", pa.float32()),
-        ("student_logprobs", pa.list_(pa.float32())),  # the learner's, before this step's update
-        ("teacher_logprobs", pa.list_(pa.float32())),  # null without a teacher
-        ("class_logprobs", pa.list_(pa.float32())),  # the learner's of what the teacher's are of; null: of tokens too
-        ("likeliest_ids", pa.list_(pa.int32())),  # [tokens * LIKELIEST] the teacher's, row-major; -1: unknown; or null
-        ("likeliest_logprobs", pa.list_(pa.float16())),  # [tokens * LIKELIEST]
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,25 +359,6 @@ class ScoreTable:
 
     def hidden(self, uid: str) -> bytes:
         return self._payload.column("hidden")[self._rows[uid]].as_py()
-
-
-def trained_batch(
-    samples: Sequence[Sample],
-    rewards: Sequence[float | None],
-    student_logprobs: Sequence[np.ndarray],
-    teacher_logprobs: Sequence[np.ndarray | None],
-    class_logprobs: Sequence[np.ndarray] | None = None,
-    likeliest: Sequence[Likeliest | None] = (),
-) -> pa.RecordBatch:
-    """The samples that a learner rank trained on, for samples/*.arrow, in the given order. `likeliest` may be shorter:
-    it is unknown of the others."""
-    columns: list[Any] = [[getattr(s, name) for s in samples] for name in SAMPLES.names]
-    columns += [list(rewards), list(student_logprobs), list(teacher_logprobs)]
-    columns.append([None] * len(samples) if class_logprobs is None else list(class_logprobs))
-    known = [*likeliest, *[None] * (len(samples) - len(likeliest))]
-    columns += [[None if row is None else row[part].reshape(-1) for row in known] for part in (0, 1)]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, TRAINED, strict=True)]
-    return pa.record_batch(arrays, schema=TRAINED)
 
 
 def _ragged(rows: Iterable[np.ndarray | None]) -> list[np.ndarray]:

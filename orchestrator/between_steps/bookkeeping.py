@@ -88,6 +88,7 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
     masked = batch.masked
     return {
         "reward_mean": fmean(rewards) if rewards else None,
+        "reward_component": component_means(samples),
         "teacher_entropy": _teacher_entropy(samples),
         "groups_without_signal": groups_without_signal(samples),
         "foreign_fraction": fmean(scored.source != "student" for scored in samples),
@@ -99,6 +100,13 @@ def described(batch: Batch, version: int) -> dict[str, Any]:
         "tokens_trained": _trained(batch),
         "tokens_masked": batch.tokens_masked,
     }
+
+
+def component_means(batch: Sequence[Scored]) -> dict[str, float] | None:
+    """The mean of each component over the responses that the student drew; None without any."""
+    drawn = [scored.components for scored in batch if scored.components and scored.source == "student"]
+    names = dict.fromkeys(name for components in drawn for name in components)
+    return {name: fmean(parts[name] for parts in drawn if name in parts) for name in names} or None
 
 
 def _teacher_entropy(batch: Sequence[Scored]) -> float | None:

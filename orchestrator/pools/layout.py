@@ -17,7 +17,8 @@ from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.own_code import imported, is_own
-from configs.roles import DATASET, Resources
+from configs.reward_rules import TimedRule
+from configs.roles import DATASET, Deadlines, Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
@@ -89,7 +90,7 @@ def build_pools(
         if scorer := scored.get(role):
             more = {"line": WaitingLine(scorer.max_queued_tokens), "hedge": scorer.hedge_seconds}
         spec, together = specs.of(role, recipe, vocabulary), role == "learner"
-        return Pool(role, transport, spec, starts_alone=not together, logs=logs, deadlines=recipe.deadlines, **more)
+        return Pool(role, transport, spec, starts_alone=not together, logs=logs, deadlines=_deadlines(recipe), **more)
 
     pools = {role: pool(role) for role in recipe.roles}
     return Pools(
@@ -101,6 +102,13 @@ def build_pools(
         learner=pools["learner"],
         swapped_scorer=lambda recipe, model, swap: specs.scorer(recipe, model, vocabulary, swap),
     )
+
+
+def _deadlines(recipe: Recipe) -> Deadlines:
+    """A request to a reward worker has the time that its rules may take for each response, on top of its own."""
+    seconds = sum(rule.seconds for rule in recipe.reward.rules if isinstance(rule, TimedRule))
+    longest = recipe.deadlines.reward + seconds * recipe.stream.coalesce_samples
+    return recipe.deadlines.model_copy(update={"reward": longest})
 
 
 def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:

@@ -269,6 +269,7 @@ def share_of_rank(
             for s in entries
         },
         rewards={s.header.uid: s.reward for s in entries if s.reward is not None},
+        components={s.header.uid: s.components for s in entries if s.components},
         foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
         masked=frozenset(cut & mine),
     )

@@ -46,7 +46,14 @@ def _learning() -> list[Any]:
             width=12,
         ),
         curves("Loss", NATS, step("loss")),
-        curves("Reward of the samples", PLAIN, step("reward_mean"), step("value_mean")),
+        curves(
+            "Reward of the samples",
+            PLAIN,
+            step("reward_mean"),
+            step("value_mean"),
+            last("reward_component", "component"),
+            note="Beside the whole reward its components, unweighted.",
+        ),
         curves(
             "How sure are student and teacher?",
             NATS,

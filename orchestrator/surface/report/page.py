@@ -23,6 +23,7 @@ from actors.metrics import EVALUATION_METRICS, ROLES, STEP_METRICS
 from orchestrator.surface.report.recorded import (
     CHARTS,
     CLIP,
+    COMPONENTS,
     EXITS,
     FREE,
     SPECIAL,
@@ -198,6 +199,7 @@ def _label(name: str) -> str:
 def _charts(metrics: list[Row], held_out: list[Row]) -> list[tuple[str, str, str]]:
     """(title, unit, html) of each panel with data."""
     figures = [(title, unit, _curves(names, metrics, held_out)) for title, unit, names in CHARTS]
+    figures.append(("Components of the reward", "mean of a step, unweighted", _components(metrics)))
     figures.append(("Where the seconds went", "busy seconds a step, roles overlap", _seconds(metrics)))
     figures.append(("Tokens", "tokens a second", _rates(metrics)))
     return [
@@ -218,6 +220,15 @@ def _curves(names: Sequence[str], metrics: list[Row], held_out: list[Row]) -> go
             marker = {"symbol": "diamond-open", "size": 10, "color": colour, "line": {"width": 2}}
             label = f"{_label(name)}, held-out"
             figure.add_scatter(x=x, y=y, name=label, mode="markers", marker=marker, showlegend=False)
+    return figure
+
+
+def _components(metrics: list[Row]) -> go.Figure:
+    """A line a component; none where the reward has one component only."""
+    figure, parts = go.Figure(), [line.get(COMPONENTS) or {} for line in metrics]
+    names = list(dict.fromkeys(name for held in parts for name in held))
+    for place, name in enumerate(names if len(names) > 1 else ()):
+        _line(figure, metrics, [held.get(name) for held in parts], name, COLOURS[place % len(COLOURS)])
     return figure
 
 

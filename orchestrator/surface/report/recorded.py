@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from actors.wire.records import LIKELIEST
+from actors.wire.trained import LIKELIEST
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ CHARTS = (  # title, unit, metrics
     ("Staleness", "versions", ("staleness_mean", "staleness_max")),
     ("Learner against rollout", "mean |log-prob gap|, nats", ("logprob_gap_mean",)),
 )
-FREE = ("Entropy", "Response length", "Reward", "Loss")  # their axes need not begin at zero
+COMPONENTS = "reward_component"  # of a line: {component: mean}, drawn as one curve each
+FREE = ("Entropy", "Response length", "Reward", "Components of the reward", "Loss")  # their axes need not begin at zero
 
 
 class Token(NamedTuple):
@@ -128,7 +129,7 @@ def question_in(prompt: str) -> str:
 
 
 def shown(row: Row, decode: Decode, piece: Callable[[int], str]) -> Row:
-    """What the page shows of a row of records.TRAINED."""
+    """What the page shows of a row of trained.TRAINED."""
     prompt, tokens = decode(row["prompt_ids"]), token_spans(row, decode, piece)
     mean = mean_of([r for r, loss in zip(_ratios(row), _in_loss(row), strict=True) if loss])
     return row | {"prompt": prompt, "question": question_in(prompt), "tokens": tokens, "mean": mean}

@@ -21,6 +21,8 @@ def of_step(line: Mapping[str, Any]) -> Iterator[Value]:
     for name, value in line.items():
         if name not in NOT_EXPORTED:
             yield f"{STEP_PREFIX}{name}", {}, float("nan") if value is None else float(value)
+    for component, value in (line.get("reward_component") or {}).items():
+        yield "reward_component", {"component": component}, float("nan") if value is None else value
 
 
 def of_status(status: Mapping[str, Any]) -> Iterator[Value]:

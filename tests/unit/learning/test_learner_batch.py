@@ -12,7 +12,8 @@ import torch
 from actors.learning.batch import Batch
 from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share, Total
-from actors.wire.records import LIKELIEST, Request, Sample, Score, Span, pack_samples, pack_scores
+from actors.wire.records import Request, Sample, Score, Span, pack_samples, pack_scores
+from actors.wire.trained import LIKELIEST
 from configs.objective import Objective
 from objectives.schedule import Dials
 

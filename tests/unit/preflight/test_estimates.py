@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from actors.models import model_files
-from actors.wire.records import Sample, Score, pack_samples, pack_scores, trained_batch
+from actors.wire.records import Sample, Score, pack_samples, pack_scores
+from actors.wire.trained import trained_batch
 from configs.hardware import resolve_dtypes
 from configs.roles import Learner
 from configs.schema import SHOWN, Recipe

@@ -22,6 +22,7 @@ from tests.unit.recipes import SMALLEST
 
 LINE = step_line(
     {"step": 3, "loss": 0.25, "reverse_kl": None, "kl_support": "full", "time": 1.7e9, "seconds_step": 2.0}
+    | {"reward_component": {"length": 0.5, "model": None}}
 )
 STATUS: dict[str, Any] = {
     "time": 1_000.0,

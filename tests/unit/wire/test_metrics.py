@@ -10,8 +10,8 @@ CONTRACT = """
 step policy_version loss reverse_kl forward_kl kl_support reverse_kl_k3 kl_by_position entropy teacher_entropy
 log_ratio_p1 log_ratio_p50 log_ratio_p99 topk_mass_teacher topk_mass_student topk_overlap clipped_fraction
 masked_fraction held_fraction ratio_p1 ratio_p50 ratio_p99 effective_sample_size reference_kl start_kl beta
-reverse_weight value_mean grad_norm updates_skipped lr reward_mean groups_without_signal foreign_fraction response_cap
-response_length
+reverse_weight value_mean grad_norm updates_skipped lr reward_mean reward_component groups_without_signal
+foreign_fraction response_cap response_length
 response_length_masked response_length_aged truncated_fraction staleness_mean staleness_max logprob_gap_mean
 tokens_generated tokens_scored scores_suspicious tails_floored tokens_trained tokens_masked samples_cut samples_aged
 samples_dropped

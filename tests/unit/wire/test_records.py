@@ -11,9 +11,7 @@ import pyarrow as pa
 import pytest
 
 from actors.wire.records import (
-    LIKELIEST,
     SAMPLES,
-    TRAINED,
     Sample,
     Score,
     ScoreTable,
@@ -21,9 +19,9 @@ from actors.wire.records import (
     log_ratio_of,
     pack_samples,
     pack_scores,
-    trained_batch,
     unpack_samples,
 )
+from actors.wire.trained import LIKELIEST, TRAINED, trained_batch
 
 RESPONSES, TOKENS = 16, 100
 
