@@ -1,11 +1,13 @@
-"""What a member writes for some requests, through a channel of its own."""
+"""What a member writes for some requests, through a channel of its own; and weights as it pulls them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from actors.models.weights import buckets
 from actors.rollout.writer import Writer
 from actors.wire.records import BlockHeader, Request
 from configs.roles import Stream
@@ -52,3 +54,11 @@ async def written_in_pool(
 
 def _narrowed(stream: Stream, requests: Sequence[Request]) -> Stream:
     return stream.model_copy(update={"coalesce_samples": min(stream.coalesce_samples, len(requests))})
+
+
+def published(model: Path) -> tuple[Any, ...]:
+    """A model's weights as a member pulls them: headers, bucket, bucket, ..."""
+    from safetensors.torch import load_file
+
+    found = list(buckets(load_file(model / "model.safetensors").items(), "float32"))
+    return [header for _, header in found], *(data for data, _ in found)
