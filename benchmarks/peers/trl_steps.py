@@ -32,13 +32,29 @@ def main() -> None:
 
 
 def run(asked: argparse.Namespace, folder: Path) -> None:
-    from datasets import Dataset  # type: ignore[import-not-found]
-    from transformers import TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer  # type: ignore[import-not-found]
+    from datasets import Dataset
+    from trl import DistillationTrainer  # type: ignore[import-not-found]
 
     rows = [json.loads(line) for line in asked.prompts.read_text().splitlines()]
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    config = DistillationConfig(
+    trainer = DistillationTrainer(
+        model=str(asked.student),
+        teacher_model=str(asked.teacher),
+        args=_config(asked, folder),
+        train_dataset=Dataset.from_dict({"prompt": chats * (1 + asked.steps * asked.responses // len(chats))}),
+    )
+    counts, phases = defaultdict[str, int](int), defaultdict[str, float](float)
+    _measure(trainer, counts, phases, _given(asked.given) if asked.given else None)
+    trainer.add_callback(_lines(counts, phases))
+    trainer.train()
+
+
+def _config(asked: argparse.Namespace, folder: Path) -> Any:
+    """AdamW at a constant rate, the reverse KL, no second forward pass: what our recipe says, in TRL's words."""
+    from trl import DistillationConfig  # type: ignore[import-not-found]
+
+    dtype = {"dtype": "bfloat16" if asked.bf16 else "float32"}
+    return DistillationConfig(
         output_dir=str(folder),
         per_device_train_batch_size=asked.microbatch,
         gradient_accumulation_steps=asked.responses // asked.microbatch,
@@ -57,22 +73,17 @@ def run(asked: argparse.Namespace, folder: Path) -> None:
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        model_init_kwargs={"dtype": "bfloat16" if asked.bf16 else "float32"},
-        teacher_model_init_kwargs={"dtype": "bfloat16" if asked.bf16 else "float32"},
+        model_init_kwargs=dtype,
+        teacher_model_init_kwargs=dtype,
     )
-    trainer = DistillationTrainer(
-        model=str(asked.student),
-        teacher_model=str(asked.teacher),
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": chats * (1 + asked.steps * asked.responses // len(chats))}),
-    )
-    counts, phases = defaultdict(int), defaultdict(float)
-    given = _given(asked.given) if asked.given else None
+
+
+def _lines(counts: dict[str, int], phases: dict[str, float]) -> Any:
+    """A callback that prints a line a step, once its loss is known."""
+    from transformers import TrainerCallback
 
     class Lines(TrainerCallback):
-        """A line a step, once its loss is known."""
-
-        began = 0.0
+        began = took = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             counts.clear()
@@ -87,9 +98,7 @@ def run(asked: argparse.Namespace, folder: Path) -> None:
                 line = {"seconds": self.took, "tokens": counts["tokens"], "loss": float(logs["loss"])}
                 print("step " + json.dumps(line | {"phases": dict(phases)}), flush=True)
 
-    _measure(trainer, counts, phases, given)
-    trainer.add_callback(Lines())
-    trainer.train()
+    return Lines()
 
 
 def _measure(
