@@ -7,9 +7,6 @@ import re
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from jsonschema import Draft202012Validator
-from referencing import Registry
-
 from configs.reward_rules import JsonRule
 from rewards.response import Response
 
@@ -26,9 +23,17 @@ def json_schema(rule: JsonRule, response: Response) -> float:
     return float(_validator(json.dumps(rule.shape)).is_valid(found))
 
 
+def prepare(rule: JsonRule) -> None:
+    """Read the schema before any response waits for it."""
+    _validator(json.dumps(rule.shape))
+
+
 @lru_cache(maxsize=16)
 def _validator(shape: str) -> Any:
     """An empty registry: a reference to a URL is an error and never a request."""
+    from jsonschema import Draft202012Validator  # only recipes that use it pay for it
+    from referencing import Registry
+
     return Draft202012Validator(json.loads(shape), registry=Registry())
 
 

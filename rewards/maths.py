@@ -46,7 +46,9 @@ def prepare(rule: MathsRule) -> None:
 
 @lru_cache(maxsize=4096)
 def _gold(expected: str) -> list[Any]:
-    return _parsed(expected if any(mark in expected for mark in _WRITTEN) else f"${expected}$") or _parsed(expected)
+    """What an answer may be read as; empty where only its letters are left, which is no mathematics."""
+    found = _parsed(expected if any(mark in expected for mark in _WRITTEN) else f"${expected}$") or _parsed(expected)
+    return found if any(not isinstance(part, str) for part in found) else []
 
 
 def _parsed(text: str) -> list[Any]:

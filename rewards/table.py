@@ -9,6 +9,7 @@ from typing import Any
 from configs.reward_rules import KINDS, FunctionRule, MatchRule, OwnRule, Rule
 from rewards.function import function, imported_once, is_async, own
 from rewards.json_schema import json_schema
+from rewards.json_schema import prepare as read_schema
 from rewards.length import length, overlong
 from rewards.maths import maths
 from rewards.maths import prepare as load_math_verify
@@ -51,7 +52,7 @@ TABLE: dict[str, Kind] = {
     "exact": Kind(singly(exact)),
     "match": Kind(singly(match), apart=_extracts),
     "regex": Kind(singly(regex), apart=_always),
-    "json_schema": Kind(singly(json_schema), apart=_always),
+    "json_schema": Kind(singly(json_schema), apart=_always, prepare=read_schema),
     "maths": Kind(singly(maths), apart=_always, prepare=load_math_verify),
     "function": Kind(function, _always, _at_once, prepare=lambda rule: imported_once(rule.function)),
 }

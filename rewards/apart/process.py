@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,6 +36,7 @@ class Apart:
         self._together: list[bool] = []
         self._connection: Connection | None = None
         self._end = weakref.finalize(self, lambda: None)
+        self.pid: int | None = None  # of the process, while there is one
 
     def values(self, rules: Sequence[Rule], number: int, responses: Sequence[Response]) -> list[Value]:
         """The values of rule `number`, in the order of the responses. What gets no answer is rejected. Raises
@@ -46,7 +47,7 @@ class Apart:
         if not self._together[number]:
             return self._singly(rules, number, responses)
         try:
-            return self._ask(number, responses, rule.seconds + SLACK_SECONDS)
+            return self._ask(number, responses, rule.seconds, SLACK_SECONDS)
         except _Ended as end:
             if (isinstance(rule, FunctionRule) and rule.batch) or len(responses) == 1:
                 return [Rejection(str(end))] * len(responses)
@@ -55,7 +56,7 @@ class Apart:
     def close(self) -> None:
         """End the process and all that it started."""
         self._end()
-        self._connection = None
+        self._connection = self.pid = None
 
     def _singly(self, rules: Sequence[Rule], number: int, responses: Sequence[Response]) -> list[Value]:
         """Ask for one response at a time. After HANGS in a row without an answer the rest is rejected unasked."""
@@ -74,17 +75,17 @@ class Apart:
                 hung += "no reward" in str(end)
         return values
 
-    def _ask(self, number: int, responses: Sequence[Response], seconds: float) -> list[Value]:
+    def _ask(self, number: int, responses: Sequence[Response], seconds: float, slack: float = 0.0) -> list[Value]:
         """Raises _Ended, with the process ended."""
-        answer = self._exchange((number, list(responses)), seconds)
+        answer = self._exchange((number, list(responses)), seconds, slack)
         return [float(item[0]) if item[0] is not None else Rejection(item[1]) for item in answer]
 
-    def _exchange(self, message: Any, seconds: float) -> Any:
+    def _exchange(self, message: Any, seconds: float, slack: float = 0.0) -> Any:
         """Send a message and wait for the answer. Raises _Ended, with the process ended."""
         assert self._connection is not None, "started"
         try:
             self._connection.send(message)
-            if self._connection.poll(seconds):
+            if self._connection.poll(seconds + slack):
                 return json.loads(self._connection.recv_bytes())
         except BlockingIOError:  # it reads, or writes, no more
             pass
@@ -100,7 +101,7 @@ class Apart:
             return
         self.close()
         self._rules = tuple(rules)
-        self._connection, end = _spawned()
+        self.pid, self._connection, end = _spawned()
         self._end = weakref.finalize(self, end)
         try:
             greeting = self._exchange(self._rules, START_SECONDS)
@@ -114,8 +115,8 @@ class Apart:
         self._together = greeting["together"]
 
 
-def _spawned() -> tuple[Connection, Any]:
-    """A new process: its connection, and a function that ends it. It finds the modules that this one finds."""
+def _spawned() -> tuple[int, Connection, Callable[[], None]]:
+    """A new process: its id, its connection, and a function that ends it. It finds the modules that this one finds."""
     here, there = socket.socketpair()
     _limit_waits(here)
     reads, writes = os.pipe()
@@ -130,7 +131,7 @@ def _spawned() -> tuple[Connection, Any]:
     there.close()
     os.close(reads)
     connection = Connection(here.detach())
-    return connection, lambda: _ended(process, connection, writes)
+    return process.pid, connection, lambda: _ended(process, connection, writes)
 
 
 def _limit_waits(end: socket.socket) -> None:
