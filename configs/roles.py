@@ -158,6 +158,29 @@ class ValueHead(Node):
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
 
 
+class Lora(Node):
+    """Trains low-rank adapters instead of the weights: W + alpha / rank B A, with A [rank, in] and B [out, rank] for
+    each linear layer that `targets` name; B starts at 0, and the base W stays as it is.
+
+    `targets`: ends of module names, e.g. [q_proj, v_proj], or `all-linear`. `serving`: how a vLLM rollout uses a
+    version: `adapter` by vLLM's own LoRA layers, `merged` into its weights; `auto`: adapter on GPUs, merged on a CPU.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 32.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    serving: Literal["auto", "adapter", "merged"] = "auto"
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return self.alpha / self.rank
+
+    def merges(self, gpus: float) -> bool:
+        """Whether a rollout with so many GPUs merges versions into its weights."""
+        return self.serving == "merged" or (self.serving == "auto" and not gpus)
+
+
 DATASET = RoleSize(1, 1, Resources(cpus=0.05, threads=1), elastic=False)  # the role that reads given responses
 
 
@@ -168,7 +191,7 @@ class Learner(Node):
     true: always, and a model whose sequences leak is refused; false: never.
 
     `dropout`: train with the dropout of the student's configuration. Off by default, so that log-probs are those of the
-    policy that sampled.
+    policy that sampled. `lora`: train adapters instead of the weights; null: all weights.
     """
 
     engine: Annotated[str, or_own("deepspeed")] = "deepspeed"
@@ -182,6 +205,7 @@ class Learner(Node):
     packing: Literal["auto", True, False] = "auto"
     tokens_per_chunk: Positive = 256
     dropout: bool = False
+    lora: Lora | None = None
     optimizer: Optimizer
     value_head: ValueHead = ValueHead()
 

@@ -18,11 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.address import own_address
+from actors.learning.adapters import Adapters
 from actors.learning.batch import Batch, Readings
 from actors.learning.compiled import load_ops
 from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
 from actors.learning.finite import all_finite, spoiling
+from actors.learning.gathering import Gathering
 from actors.learning.late_faults import LateFaults
 from actors.learning.meeting import join
 from actors.learning.optimizer import (
@@ -54,6 +56,7 @@ class Learner(Member):
         self._place = self._device  # of its states: the host while it sleeps
         self._stored = Stored()
         self._handling = PLAIN
+        self._adapters: Adapters | None = None
         self._averages: dict[str, dict[str, Tensor]] = {}
         self._payloads: tuple[pa.RecordBatch, ...] = ()
         self._faults = LateFaults()
@@ -76,6 +79,7 @@ class Learner(Member):
         torch.manual_seed(spec.seed)
         self._join(meeting)
         model = self._load_model(spec)
+        self._adapters = self._adapt(spec, model)
         self._student = Student(
             model,
             objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
@@ -90,10 +94,12 @@ class Learner(Member):
                 deepspeed.zero.register_external_parameter(self._student, parameter)
         self._engine, *_ = deepspeed.initialize(
             model=self._student,
-            optimizer=build_optimizer(spec.config, self._student.parameters()),
+            optimizer=build_optimizer(spec.config, self._trained),
             config=deepspeed_config(spec.config, self._ranks),
             dist_init_required=False,
         )
+        if self._adapters is not None:
+            self._adapters.save_only_adapters(self._engine)
         reduce_in_float32(self._engine)
         self._delay_write_errors()
         self._device = self._engine.device
@@ -150,9 +156,12 @@ class Learner(Member):
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
         """Yield bucket, header, bucket, header, ... of the student or of one of its averages, on rank 0. Other ranks
-        join the gathering and yield nothing."""
-        tensors = self._gathered() if model is None else self._averages[model].items()
-        for bucket, header in weights.buckets(tensors, self._specified.publish_dtype, self._stored.precise):
+        join the gathering and yield nothing. Of a student with adapters these alone are published, in its own dtype,
+        and of its averages the adapted weights."""
+        spec, adapters = self._specified, model is None and self._adapters is not None
+        tensors = self._whole.published() if model is None else self._averages[model].items()
+        dtype = spec.config.dtype if adapters else spec.publish_dtype
+        for bucket, header in weights.buckets(tensors, dtype, self._stored.precise):
             yield bucket
             yield header
 
@@ -162,14 +171,21 @@ class Learner(Member):
         all ranks are done, so that every rank can go on."""
         if self._rank == 0:
             self._faults.late(self._save_averages)(Path(directory))
+            if self._adapters is not None:
+                self._faults.late(self._adapters.record)(Path(directory))
             if self._built.value_head is not None:
                 self._faults.late(self._built.value_head.save)(Path(directory))
-        self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False)  # ends in a barrier
+        part = {} if self._adapters is None else {"exclude_frozen_parameters": True}
+        self._engine.save_checkpoint(directory, tag="deepspeed", save_latest=False, **part)  # ends in a barrier
         self._faults.settle()
 
     def restore(self, directory: str) -> None:
-        """Inverse of `save`. Raises RuntimeError if DeepSpeed finds nothing to load."""
-        path, _ = self._engine.load_checkpoint(directory, tag="deepspeed")
+        """Inverse of `save`. Raises RuntimeError if DeepSpeed finds nothing to load, and where adapters are of another
+        base."""
+        if self._adapters is not None:
+            self._adapters.check(Path(directory))
+        part = {} if self._adapters is None else {"load_module_strict": False}
+        path, _ = self._engine.load_checkpoint(directory, tag="deepspeed", **part)
         if path is None:
             raise RuntimeError(f"{directory} holds no DeepSpeed state; is it a checkpoint of this learner?")
         if self._built.value_head is not None:
@@ -180,22 +196,26 @@ class Learner(Member):
             self._averages = {n: load_file(Path(directory) / f"average_{n}.safetensors") for n in self._averages}
 
     def export(self, directory: str) -> None:
-        """Write a Hugging Face directory in safetensors, with the tokenizer. All ranks gather, rank 0 writes."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self._gathered()}
+        """Write a Hugging Face directory in safetensors, with the tokenizer; adapters are merged, and stand beside. All
+        ranks gather, rank 0 writes."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._whole.student()}
+        beside = {name: t.cpu().clone() for name, t in self._whole.published()} if self._adapters is not None else {}
         if self._rank == 0:
             source = Path(self._specified.model)
             write_model(self._built.model, state, self._stored.others, source, Path(directory))
             name_ends(Path(directory), self._specified.end_tokens)
+            if self._adapters is not None:
+                self._adapters.export(beside, Path(directory))
 
     def sleep(self) -> None:
         """Move weights, optimizer states and heads to the host, and drop gradients."""
         self._engine.offload_states(pin_memory=self._device.type != "cpu")
-        self._move_heads(torch.device("cpu"))
+        self._move_beside(torch.device("cpu"))
         torch.cuda.empty_cache()  # no effect without a GPU
 
     def wake(self) -> None:
         self._engine.reload_states()
-        self._move_heads(self._device)
+        self._move_beside(self._device)
 
     def stop(self) -> None:
         if dist.is_initialized():
@@ -231,6 +251,17 @@ class Learner(Member):
         heads.update({head: projection.to(place) for head, projection in heads.items()})
         if self._built.value_head is not None:
             self._built.value_head.to(place)
+
+    def _move_beside(self, place: torch.device) -> None:
+        """Move what DeepSpeed does not: heads, and the base of adapters."""
+        self._move_heads(place)
+        if self._adapters is not None:
+            self._adapters.move_base(place)
+
+    @property
+    def _trained(self) -> list[Any]:
+        """The policy's trained parameters."""
+        return list(self._built.parameters()) if self._adapters is None else self._adapters.trained()
 
     def _batch(self, share: Share) -> Batch:
         spec = self._specified
@@ -299,7 +330,7 @@ class Learner(Member):
 
     def _took_update(self, step: int) -> bool:
         """Whether the update was taken. Raises BrokenWeights if its weights are not finite."""
-        if self._applied and not all_finite(self._built.parameters()):
+        if self._applied and not all_finite(self._trained):
             raise BrokenWeights(f"the update of step {step} led to weights that are not finite")
         return self._applied
 
@@ -312,14 +343,14 @@ class Learner(Member):
         return float(torch.stack(norms).norm())
 
     def _copy(self) -> dict[str, Tensor]:
-        """The student's weights in float32, on rank 0."""
-        return {name: tensor.float().cpu().clone() for name, tensor in self._gathered()}
+        """The student's trained weights in float32, on rank 0."""
+        return {name: tensor.float().cpu().clone() for name, tensor in self._whole.moving()}
 
     def _average(self) -> None:
         """average <- decay average + (1 - decay) student, in float32 on rank 0."""
         if not self._averages:
             return
-        for name, tensor in self._gathered():
+        for name, tensor in self._whole.moving():
             for model, decay in self._specified.averages.items():
                 self._averages[model][name].lerp_(tensor.float().cpu(), 1.0 - decay)
 
@@ -354,16 +385,11 @@ class Learner(Member):
         width = model.get_output_embeddings().weight.shape[1]
         return ValueHead(width, spec.config.value_head, spec.config.optimizer.betas)
 
-    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield whole tensors on rank 0, named and shaped as in the student's files. Under ZeRO-3 they are gathered
-        group by group, mostly one parameter each. Other ranks join the gathering and yield nothing."""
-        from deepspeed.runtime.zero import GatheredParameters
+    def _adapt(self, spec: LearnerSpec, model: Any) -> Adapters | None:
+        lora = spec.config.lora
+        return None if lora is None else Adapters(model, lora, Path(spec.model), self._stored, spec.seed)
 
-        model, partitioned = self._built.model, self._specified.config.zero_stage == 3
-        values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-        for group in self._stored.groups:
-            held = {name: values[name] for name in group.parameters}
-            parameters = [value for value in held.values() if isinstance(value, torch.nn.Parameter)]
-            with GatheredParameters(parameters, enabled=partitioned and bool(parameters)):
-                if self._rank == 0:
-                    yield from group.split({name: value.detach() for name, value in held.items()}).items()
+    @property
+    def _whole(self) -> Gathering:
+        partitioned = self._specified.config.zero_stage == 3
+        return Gathering(self._built.model, self._stored, self._rank, partitioned, self._adapters)

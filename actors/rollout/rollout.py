@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from actors.engine_metrics import ray_stat_loggers
+from actors.rollout.delivery import delivery
 from actors.rollout.response import Response
 from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
 from actors.weights_lock import Idle
 from actors.wire.records import Request, Sample
+from configs.roles import Lora
 from configs.roles import Rollout as RolloutConfig
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Sampling
@@ -27,10 +29,11 @@ from configs.schema import Sampling
 
 class Rollout(Writer):
     """`shared` is the run's folder in shared memory, through which weight versions pass. At start a member removes the
-    files that dead members of the run left there on its node."""
+    files that dead members of the run left there on its node. With `lora` versions are adapters."""
 
-    def __init__(self, config: RolloutConfig, model: str, shared: str) -> None:
+    def __init__(self, config: RolloutConfig, model: str, shared: str, lora: Lora | None = None) -> None:
         super().__init__()
+        self._delivery = delivery(Path(model), lora, config.resources.gpus)
         self._config = config
         self._model = Path(model)
         self._shared = Path(shared)
@@ -67,6 +70,7 @@ class Rollout(Writer):
                 trust_remote_code=False,
                 enable_log_requests=False,
                 disable_log_stats=not loggers,
+                **self._delivery.engine_options,
             ),
             stat_loggers=loggers,
         )
@@ -87,22 +91,19 @@ class Rollout(Writer):
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Check every bucket, then load all weights at once. Raises BadWeights before it touches the engine."""
-        from actors.models.weights import checked, write_shared
-
         async with self._loading:
-            tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
-            path = self._own_folder.path / f"v{version}.safetensors"
+            path = self._own_folder.path / f"v{version}"
             try:
-                await asyncio.to_thread(write_shared, tensors, path)
+                await asyncio.to_thread(self._delivery.write, headers, buckets, path)
                 await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
-                await self._engine.collective_rpc("load_version", args=(str(path),))
+                await self._delivery.read(self._engine, path)
                 if not self._config.keep_key_values:
                     await self._reset_key_values(version)
                 await self._engine.update_weight_version(str(version))
                 self._version = version
                 await self._engine.resume_generation()
             finally:
-                path.unlink(missing_ok=True)
+                self._delivery.remove(path)
         return version
 
     async def _reset_key_values(self, version: int) -> None:
@@ -173,7 +174,7 @@ class Rollout(Writer):
         )
         # the salt keeps later requests from the KV cache of older weights, which `keep_key_values` retains
         prompt = {"prompt_token_ids": prompt_ids, "cache_salt": str(self._version)}
-        return self._engine.generate(prompt, params, request_id=_request_id(request))
+        return self._engine.generate(prompt, params, _request_id(request), **self._delivery.request_options)
 
     def _longest(self, request: Request, sampling: Sampling) -> int:
         """The most tokens that a response may have: the cap, or what is left of the context."""

@@ -34,14 +34,18 @@ from actors.wire.records import (
     pack_scores,
     unpack_samples,
 )
+from configs.roles import Lora
 from configs.roles import Scorer as ScorerConfig
 
 
 class Scorer(Member):
     """`vocabulary` is the models' common logit width; columns beyond it never enter a softmax. `version` is the version
-    of the weights in the directory `model`."""
+    of the weights in the directory `model`. With `lora` later versions are adapters on them, or adapted weights."""
 
-    def __init__(self, config: ScorerConfig, model: str, vocabulary: int, version: int = 0) -> None:
+    def __init__(
+        self, config: ScorerConfig, model: str, vocabulary: int, version: int = 0, lora: Lora | None = None
+    ) -> None:
+        self._lora = lora
         self._config = config
         self._model = Path(model)
         self._vocabulary = vocabulary
@@ -112,10 +116,10 @@ class Scorer(Member):
 
     async def load(self, version: int, headers: Sequence[Any], *buckets: np.ndarray) -> int:
         """Score with a new version from the next batch on."""
-        from actors.models.weights import checked
+        from actors.lora.wire import moved_tensors
 
         assert self._engine is not None
-        tensors = await asyncio.to_thread(checked, headers, buckets, self._model)
+        tensors = await asyncio.to_thread(moved_tensors, headers, buckets, self._model, self._lora)
         async with self._weights_lock.exclusive():
             await self._engine.replace(tensors)
             self._version, self._from_directory = version, False

@@ -64,9 +64,9 @@ class TorchEngine:
 
     @torch.no_grad()
     def _replace(self, tensors: dict[str, Tensor]) -> None:
-        """Copy a version's tensors, named as in the model's files, into the model."""
+        """Copy tensors, named as in the model's files, into the model: all, or those that a version changes."""
         own = self._model.state_dict()
-        for group in stored(self._directory).groups:
+        for group in (group for group in stored(self._directory).groups if group.tensors.keys() <= tensors.keys()):
             for name, tensor in group.join(tensors).items():
                 own[name].copy_(tensor)
 

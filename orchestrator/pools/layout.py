@@ -18,7 +18,7 @@ from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.own_code import imported, is_own
 from configs.reward_rules import TimedRule
-from configs.roles import DATASET, Deadlines, Resources
+from configs.roles import DATASET, Deadlines, Lora, Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
@@ -139,7 +139,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
 def _rollout(recipe: Recipe) -> GangSpec:
     config = recipe.rollout
     cls = _member_class(config.engine, Rollout)
-    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root))
+    arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root), *_adapted(recipe))
     return GangSpec("rollout", cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
 
 
@@ -157,7 +157,8 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
 def _scorer(recipe: Recipe, model: str, vocabulary: int, swap: int) -> GangSpec:
     config = recipe.scorer_of(model)
     cls = _member_class(config.engine, Scorer)
-    arguments = (config, _path(recipe, model, swap), vocabulary, swap)
+    follows = recipe.models[model].weights != "frozen"
+    arguments = (config, _path(recipe, model, swap), vocabulary, swap, *(_adapted(recipe) if follows else ()))
     surroundings = environment(config.resources, config.kv_cache_gib)
     return GangSpec(f"scorer.{model}", cls, (arguments,), config.resources, surroundings)
 
@@ -175,6 +176,11 @@ def _learner(recipe: Recipe) -> GangSpec:
     cls = _member_class(config.engine, Learner)
     arguments = tuple((rank, config.ranks) for rank in range(config.ranks))
     return GangSpec("learner", cls, arguments, config.resources, environment(config.resources))
+
+
+def _adapted(recipe: Recipe) -> tuple[Lora, ...]:
+    """A last argument for members that pull the student's versions, where those are adapters."""
+    return () if recipe.learner.lora is None else (recipe.learner.lora,)
 
 
 def _member_class(engine: str, built_in: type) -> type:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from actors.models.model_files import hidden_width, key_values_per_token, parameters
 from configs.load import model_directory
+from configs.node import STUDENT
 from configs.places import places
 from configs.roles import Rollout, Scorer
 from configs.schema import Recipe
 from orchestrator.placement.packing import Bundle, Node, Placed, place
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
+from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.comparison import GIB, Comparison, counted, size
 from orchestrator.preflight.estimates import Extent, Size
 from orchestrator.preflight.files import Inputs
@@ -36,7 +38,8 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
     for model, swap in places(recipe):
         folders.setdefault(model, []).append(model_directory(recipe.path_of(model, swap)))
     largest = {name: max(found, key=parameters) for name, found in folders.items()}
-    return {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
+    sizes = {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
+    return sizes | {STUDENT: adapted(recipe, sizes[STUDENT], largest[STUDENT])}
 
 
 def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Comparison]:
@@ -77,7 +80,7 @@ def compare(
             found += compare_nodes(recipe, plan, sizes, survey.machines, placed)
     if recipe.learner.engine == "deepspeed":
         samples = estimates.recorded_bytes(recipe, extent.longest_prompt, extent.heldout)
-        found.append(_disk(recipe, extent.parameters, samples, survey.disk + survey.held))
+        found.append(_disk(recipe, sizes[STUDENT], samples, survey.disk + survey.held))
     return found + _caches(recipe, sizes, {demand.role for demand in wanted})
 
 
@@ -159,13 +162,13 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
     return Comparison("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
 
 
-def _disk(recipe: Recipe, parameters: int, samples: int, available: int) -> Comparison:
+def _disk(recipe: Recipe, student: Size, samples: int, available: int) -> Comparison:
     """Checkpoints and export are exact; samples are an upper bound, so what only they exceed is tight."""
     length = recipe.objective.length
     anchored = bool(length and length.gate and length.gate.on_fail == "rollback")
     count = recipe.checkpoint.keep + 1 + anchored
-    each = estimates.checkpoint_bytes(parameters, recipe.learner, len(recipe.scored_with("ema")))
-    export = estimates.export_bytes(parameters, recipe.learner.dtype)
+    each = estimates.checkpoint_bytes(student, recipe.learner, len(recipe.scored_with("ema")))
+    export = estimates.export_bytes(student.parameters, recipe.learner.dtype)
     certain = count * each + export
     asked = (
         f"{count} checkpoints of {size(each)}, an exported model of {size(export)} and samples of at most "

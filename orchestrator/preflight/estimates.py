@@ -22,11 +22,18 @@ SCORE_BYTES = 64  # of a row beside its tokens, at most by the wire's contract
 @dataclass(frozen=True)
 class Size:
     """A model's parameters, width of its hidden states, and numbers in the KV cache for a token over all layers (None
-    if the configuration does not say)."""
+    if the configuration does not say). Of a student with adapters also the numbers in these, and in the weights that
+    they adapt; None: all is trained."""
 
     parameters: int
     hidden: int
     key_values: int | None
+    adapters: int | None = None
+    adapted: int | None = None
+
+    @property
+    def trained(self) -> int:
+        return self.parameters if self.adapters is None else self.adapters
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Planned:
-    """Upper bounds of bytes in object stores at a time. `version`: one weight version; `versions`: all that are alive;
-    `samples`, `scores` (by model): all responses in flight; `projections`: LM heads of models on full support."""
+    """Upper bounds of bytes in object stores at a time. `version`: one weight version; `versions`: all `alive`
+    ones; `file`: what a vLLM rollout writes to shared memory to load one; `samples`, `scores` (by model): all responses
+    in flight; `projections`: LM heads of models on full support."""
 
     version: int
     versions: int
+    alive: int
+    file: int
     samples: int
     scores: Mapping[str, int]
     projections: Mapping[str, int]
@@ -70,12 +80,13 @@ def score_bytes(support: str, response_tokens: int, topk: int = 0, hidden: int =
     return token * response_tokens + SCORE_BYTES
 
 
-def checkpoint_bytes(parameters: int, learner: Learner, averages: int = 0) -> int:
-    """Bytes that DeepSpeed writes. For each parameter: weights in the learner's dtype (none under ZeRO-3, which saves
-    the master copy only), a float32 master copy (none under ZeRO-0 in float32), two float32 moments under AdamW, and 4
-    for each average."""
+def checkpoint_bytes(size: Size, learner: Learner, averages: int = 0) -> int:
+    """Bytes that DeepSpeed writes. For each trained parameter: weights in the learner's dtype (none under ZeRO-3, which
+    saves the master copy only), a float32 master copy (none under ZeRO-0 in float32) and two float32 moments under
+    AdamW. And 4 for each number of an average: of all weights, or of those that adapters adapt."""
     weights = 0 if learner.zero_stage == 3 else WIDTH[learner.dtype]
-    return parameters * (weights + _optimizer_bytes(learner) + 4 * averages)
+    averaged = size.parameters if size.adapted is None else size.adapted
+    return size.trained * (weights + _optimizer_bytes(learner)) + 4 * averages * averaged
 
 
 def export_bytes(parameters: int, dtype: str) -> int:
@@ -83,24 +94,24 @@ def export_bytes(parameters: int, dtype: str) -> int:
     return parameters * WIDTH[dtype]
 
 
-def rank_bytes(parameters: int, learner: Learner) -> int:
-    """Lower bound of a CPU rank's memory: weights in the learner's dtype, float32 gradients, master copy and moments.
-    ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; in bf16, 0 and 1 run as
-    2."""
-    gradients = parameters * 4 / (learner.ranks if learner.deepspeed_stage >= 2 else 1)
-    return int(state_bytes(parameters, learner) + gradients)
+def rank_bytes(size: Size, learner: Learner) -> int:
+    """Lower bound of a CPU rank's memory: weights in the learner's dtype, and of what is trained float32 gradients,
+    master copy and moments. ZeRO-1 shards the last two over the ranks, ZeRO-2 also gradients, ZeRO-3 also weights; in
+    bf16, 0 and 1 run as 2."""
+    gradients = size.trained * 4 / (learner.ranks if learner.deepspeed_stage >= 2 else 1)
+    return int(state_bytes(size, learner) + gradients)
 
 
-def state_bytes(parameters: int, learner: Learner) -> int:
+def state_bytes(size: Size, learner: Learner) -> int:
     """Bytes that a rank keeps between steps, and moves to the host when it sleeps: `rank_bytes` without gradients."""
     stage, ranks = learner.deepspeed_stage, learner.ranks
-    weights = WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
-    return int(parameters * (weights + _optimizer_bytes(learner) / (ranks if stage >= 1 else 1)))
+    weights = (size.parameters + (size.adapters or 0)) * WIDTH[learner.dtype] / (ranks if stage == 3 else 1)
+    return int(weights + size.trained * _optimizer_bytes(learner) / (ranks if stage >= 1 else 1))
 
 
-def gpu_rank_bytes(parameters: int, learner: Learner) -> int:
+def gpu_rank_bytes(size: Size, learner: Learner) -> int:
     """Lower bound of a rank's GPU memory while it steps, without activations: `rank_bytes`, less what is offloaded."""
-    return rank_bytes(parameters, learner) - _offloaded(parameters, learner)
+    return rank_bytes(size, learner) - _offloaded(size, learner)
 
 
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
@@ -147,7 +158,9 @@ def planned(
             projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
     return Planned(
         version=version,
-        versions=2 * version * (1 + len(recipe.scored_with("ema"))),
+        versions=2 * (version + len(recipe.scored_with("ema")) * _average_bytes(recipe, sizes[STUDENT], version)),
+        alive=2 * (1 + len(recipe.scored_with("ema"))) if version else 0,
+        file=_file_bytes(recipe, sizes[STUDENT], version),
         samples=trained * sum(map(row_bytes, rows)) + evaluated * row_bytes(length),
         scores=scores,
         projections=projections,
@@ -158,10 +171,10 @@ def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
     """Lower bound of one actor's host memory: an engine's weights and vLLM's KV cache, or a rank's `rank_bytes`. On
     GPUs: what it moves to the host when it sleeps, and an offloaded optimizer. 0 if unknown."""
     if role == "learner":
-        learner, parameters = recipe.learner, sizes[STUDENT].parameters
+        learner, student = recipe.learner, sizes[STUDENT]
         if learner.resources.gpus and not recipe.colocate:
-            return _offloaded(parameters, learner)
-        return (state_bytes if learner.resources.gpus else rank_bytes)(parameters, learner)
+            return _offloaded(student, learner)
+        return (state_bytes if learner.resources.gpus else rank_bytes)(student, learner)
     model, engine = engines(recipe).get(role, (STUDENT, None))
     if engine is None or (engine.resources.gpus and not recipe.colocate):
         return 0
@@ -177,11 +190,23 @@ def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
     return found | {f"scorer.{model}": (model, recipe.scorer_of(model)) for model in recipe.scored_models}
 
 
-def _offloaded(parameters: int, learner: Learner) -> int:
+def _offloaded(size: Size, learner: Learner) -> int:
     """Bytes of a GPU rank's optimizer states that lie on the host."""
     if not learner.resources.gpus or learner.offload_optimizer == "none":
         return 0
-    return int(parameters * _optimizer_bytes(learner) / (learner.ranks if learner.deepspeed_stage >= 1 else 1))
+    return int(size.trained * _optimizer_bytes(learner) / (learner.ranks if learner.deepspeed_stage >= 1 else 1))
+
+
+def _average_bytes(recipe: Recipe, student: Size, version: int) -> int:
+    """Bytes of a version of an average: of adapters it holds the weights that they adapt."""
+    return version if student.adapted is None else student.adapted * WIDTH[recipe.rollout.dtype]
+
+
+def _file_bytes(recipe: Recipe, student: Size, version: int) -> int:
+    """Bytes of the file by which a rollout loads a version: all weights, where it merges adapters."""
+    lora, rollout = recipe.learner.lora, recipe.rollout
+    merges = lora is not None and lora.merges(rollout.resources.gpus)
+    return student.parameters * WIDTH[rollout.dtype] if merges and version else version
 
 
 def _optimizer_bytes(learner: Learner) -> int:

@@ -20,8 +20,9 @@ from configs.refusal import reason
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Recipe
 from orchestrator.pools.layout import demands
+from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
-from orchestrator.preflight.estimates import Extent
+from orchestrator.preflight.estimates import WIDTH, Extent, Size
 from orchestrator.preflight.loadable import check_models
 from orchestrator.preflight.own_code import check_own_code
 from orchestrator.samples.prompts import Prompt, tokenize, with_responses
@@ -84,7 +85,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         tokenizer=tokenizers[STUDENT],
         vocabulary=models.vocabulary,
         end_token_ids=models.end_token_ids,
-        version_bytes=weight_bytes(student, recipe.rollout.dtype),
+        version_bytes=_version_bytes(recipe, student),
         parameters=parameters(student),
         warnings=tuple(warnings),
     )
@@ -154,6 +155,13 @@ def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
     return found
 
 
+def _version_bytes(recipe: Recipe, student: Path) -> int:
+    own = adapted(recipe, Size(0, 0, None), student)
+    if own.adapters is not None:
+        return own.adapters * WIDTH[recipe.learner.dtype]
+    return weight_bytes(student, recipe.rollout.dtype)
+
+
 def _served(recipe: Recipe, model: str) -> str:
     swaps = sorted(recipe.models[model].swaps.items())
     return "; ".join([recipe.path_of(model), *(f"from step {step} on {path}" for step, path in swaps)])
@@ -161,7 +169,8 @@ def _served(recipe: Recipe, model: str) -> str:
 
 def _learner_name(recipe: Recipe) -> str:
     learner = recipe.learner
-    return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}"
+    adapters = "" if learner.lora is None else f", adapters of rank {learner.lora.rank}"
+    return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}{adapters}"
 
 
 def _model_folder(key: str, path: str) -> Path:

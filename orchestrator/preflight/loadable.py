@@ -11,6 +11,7 @@ from actors.models.model_files import config_of
 from configs.load import RecipeError
 from configs.node import STUDENT
 from configs.schema import Recipe
+from orchestrator.preflight.adapters import check_adapters
 
 if TYPE_CHECKING:
     from actors.models.stored import Stored
@@ -29,6 +30,7 @@ def check_models(recipe: Recipe, folders: Mapping[Any, Path]) -> None:
             raise RecipeError(f"{place}: {folder}: {stored.unreadable[0]}; copy or export the model again")
         if place[0] == STUDENT:
             _check_student(str(place), folder, stored)
+            check_adapters(recipe, folder)
 
 
 def _loaded(recipe: Recipe) -> Iterator[str]:

@@ -45,9 +45,8 @@ def stored_bytes(recipe: Recipe, plan: Planned, placed: Placed, node: str) -> in
 
 
 def _object_store(plan: Planned, need: int, machine: Machine) -> Comparison:
-    alive = plan.versions // plan.version if plan.version else 0
     asked = (
-        f"a weight version takes {size(plan.version)} and {alive} live at a time, payloads take at most "
+        f"a weight version takes {size(plan.version)} and {plan.alive} live at a time, payloads take at most "
         f"{size(plan.payloads)}: {size(need)} on {machine.node.name}"
     )
     remedy = (
@@ -65,9 +64,9 @@ def _shared_memory(
     files = placed.on(machine.node.name)["rollout"] if recipe.rollout.engine == "vllm" else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
         return
-    need, free = stored + files * plan.version, machine.free.shared_memory
+    need, free = stored + files * plan.file, machine.free.shared_memory
     asked = (
-        f"{counted(files, 'weight file')} of {size(plan.version)} and {size(stored)} in the object store take "
+        f"{counted(files, 'weight file')} of {size(plan.file)} and {size(stored)} in the object store take "
         f"{size(need)} of /dev/shm on {machine.node.name}"
     )
     remedy = "enlarge /dev/shm or lower rollout.members"

@@ -13,7 +13,7 @@ from rich.table import Table
 from configs import rules
 from configs.refusal import printable
 from configs.schema import Recipe
-from orchestrator.preflight import architectures, capacity, cluster, files
+from orchestrator.preflight import adapters, architectures, capacity, cluster, files
 from orchestrator.preflight.comparison import Comparison, refuse
 from orchestrator.preflight.described import layout, models
 from orchestrator.preflight.described.spec import read_spec
@@ -26,6 +26,7 @@ def here(recipe: Recipe) -> Inputs:
     inputs = files.read_inputs(recipe)
     console.print(_layout_table(files.describe_layout(recipe)))
     _print_lines(files.describe_models(recipe))
+    _print_lines(adapters.describe_adapters(recipe, capacity.read_sizes(recipe)) if recipe.learner.lora else ())
     console.print(
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
         f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
@@ -52,6 +53,7 @@ def on_described_cluster(recipe: Recipe, file: Path) -> None:
     laid = layout.lay_out(recipe, spec, described)
     lines = architectures.describe_architectures(recipe, described.folders)
     _print_lines([*lines, models.line(described), *laid.homes])
+    _print_lines(adapters.describe_adapters(recipe, described.sizes))
     _print_warnings(recipe, described.warnings)
     if described.unseen:
         _print_lines([f"not checked: {', '.join(described.unseen)}: they are not on this machine"])

@@ -15,6 +15,7 @@ from configs.places import Place, places
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.preflight import capacity, files
+from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.architectures import refuse_architectures
 from orchestrator.preflight.described.spec import ClusterSpec, Prompts
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
@@ -47,12 +48,14 @@ def read(recipe: Recipe, spec: ClusterSpec) -> Described:
         name: max((size for place, size in found.items() if place.model == name), key=lambda size: size.parameters)
         for name in {place.model for place in found}
     }
+    own = sizes[STUDENT] = adapted(recipe, sizes[STUDENT], folders[Place(STUDENT)])
     student = found[Place(STUDENT)].parameters
+    version = student * WIDTH[recipe.rollout.dtype]
     extent = Extent(
         longest_prompt=prompts.longest_tokens,
         heldout=prompts.heldout if recipe.data.heldout else 0,
         vocabulary=files.common_width(recipe, folders),
-        version_bytes=student * WIDTH[recipe.rollout.dtype],
+        version_bytes=version if own.adapters is None else own.adapters * WIDTH[recipe.learner.dtype],
         parameters=student,
     )
     return Described(extent, sizes, folders, unseen=("weights", "tokenizers", "chat templates", "prompts"))

@@ -20,7 +20,7 @@ from orchestrator.preflight.estimates import Size
 from tests.unit.recipes import loaded
 
 MIB, GIB = 2**20, 2**30
-SMALL = Size(parameters=1000, hidden=64, key_values=128)
+SMALL = THOUSAND = Size(parameters=1000, hidden=64, key_values=128)
 LENGTHS = [(1, 16), (1, 200), (16, 40), (64, 1000)]  # responses in a block, tokens of each
 
 
@@ -143,17 +143,17 @@ def test_a_checkpoint_is_weights_master_copy_and_moments(
     stage: int, dtype: str, optimizer: str, bytes_each: int
 ) -> None:
     config = learner(zero_stage=stage, dtype=dtype, optimizer={"name": optimizer, "lr": 0.1})
-    assert estimates.checkpoint_bytes(1000, config) == 1000 * bytes_each
-    assert estimates.checkpoint_bytes(1000, config, averages=2) == 1000 * (bytes_each + 8)
+    assert estimates.checkpoint_bytes(THOUSAND, config) == 1000 * bytes_each
+    assert estimates.checkpoint_bytes(THOUSAND, config, averages=2) == 1000 * (bytes_each + 8)
 
 
 def test_zero_shards_a_ranks_memory() -> None:
-    of = {s: estimates.rank_bytes(1000, learner(zero_stage=s, ranks=4, dtype="bfloat16")) for s in range(4)}
+    of = {s: estimates.rank_bytes(THOUSAND, learner(zero_stage=s, ranks=4, dtype="bfloat16")) for s in range(4)}
     sharded = 2_000 + 1_000 + 3_000  # whole weights, shards of float32 gradients and of the rest
     assert of == {0: sharded, 1: sharded, 2: sharded, 3: 4_500}
-    plain = {s: estimates.rank_bytes(1000, learner(zero_stage=s, ranks=4, dtype="float32")) for s in range(4)}
+    plain = {s: estimates.rank_bytes(THOUSAND, learner(zero_stage=s, ranks=4, dtype="float32")) for s in range(4)}
     assert plain == {0: 16_000, 1: 11_000, 2: 8_000, 3: 5_000}
-    assert estimates.rank_bytes(1000, learner(dtype="float32")) == 16_000
+    assert estimates.rank_bytes(THOUSAND, learner(dtype="float32")) == 16_000
 
 
 def test_records_are_counted_by_step_and_evaluation() -> None:
