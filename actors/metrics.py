@@ -67,6 +67,7 @@ STEP_METRICS: dict[str, str] = {
     "samples_cut": "responses ended early since the last step because their target had lost the thread",
     "samples_aged": "samples taken out of the buffer since the last step because they were too old, or soon would be",
     "samples_dropped": "samples skipped since the last step: bad, or of a prompt that kills its members",
+    "prompts_dropped": "prompts of the files left out so far: too long, or rows that cannot be used",
     "score_bytes_per_token": "bytes of score payload for each scored token since the last step",
     "bytes_inlined": "bytes of payload small enough for Ray to inline into the owner since the last step",
     "seconds_step": "wall seconds since the last step ended",

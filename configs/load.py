@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs import rules, wording, yaml_tree
+from configs.hub import HUB, hub_name, may_be_on_the_hub, snapshot
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import FORMAT, Recipe
 from configs.text_file import read_text
@@ -64,10 +65,12 @@ def with_swaps(recipe: Recipe, step: int, paths: Mapping[str, str | None]) -> Re
 
 
 def model_directory(path: str) -> Path:
-    """The directory of a recipe's model path. `bundled:NAME` is in the user cache, where set-up converted it."""
+    """The directory of a recipe's model path. `bundled:NAME` is in the user cache, where set-up converted it;
+    `hub:NAME@COMMIT` in the Hub's cache."""
     if path.startswith(BUNDLED):
         return cache_directory() / "models" / path.removeprefix(BUNDLED)
-    return Path(path)
+    name = hub_name(path)
+    return snapshot(name) if name else Path(path)
 
 
 def cache_directory() -> Path:
@@ -149,10 +152,7 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tree of one file with absolute paths, so that files from different folders can be merged."""
     tree = dict(tree)
     if isinstance(tree.get("data"), dict):
-        tree["data"] = {
-            k: absolute_path(v, folder) if k in ("prompts", "heldout", "responses") else v
-            for k, v in tree["data"].items()
-        }
+        tree["data"] = {k: _anchor_data(k, v, folder) for k, v in tree["data"].items()}
     if isinstance(tree.get("models"), dict):
         tree["models"] = {
             name: _anchor_model(model, folder) if isinstance(model, dict) else model
@@ -177,17 +177,37 @@ def _anchor_rule(rule: dict[str, Any], folder: Path) -> dict[str, Any]:
     return rule | {"function": f"{absolute_path(file, folder)}:{name}"} if colon and file.endswith(".py") else rule
 
 
+def _anchor_data(key: str, value: Any, folder: Path) -> Any:
+    """A value of `data` with its paths anchored, those of a mixture's entries too."""
+    if key == "responses" and isinstance(value, str):  # a folder to write to
+        return str(_resolved(Path(value), folder))
+    if key in ("prompts", "heldout"):
+        return (
+            [_with_path(entry, folder) for entry in value] if isinstance(value, list) else absolute_path(value, folder)
+        )
+    return value
+
+
+def _with_path(entry: Any, folder: Path) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {key: absolute_path(value, folder) if key == "path" else value for key, value in entry.items()}
+
+
 def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
-    model = {key: absolute_path(value, folder) if key == "path" else value for key, value in model.items()}
+    model = _with_path(model, folder)
     if isinstance(model.get("swaps"), dict):
         model["swaps"] = {step: absolute_path(path, folder) for step, path in model["swaps"].items()}
     return model
 
 
 def absolute_path(value: Any, folder: Path) -> Any:
-    """A path of a recipe made absolute from `folder`; any other value and `bundled:NAME` unchanged."""
-    if not isinstance(value, str) or value.startswith(BUNDLED):
+    """A path of a recipe made absolute from `folder`; any other value, `bundled:NAME` and `hub:NAME` unchanged. What
+    reads as a name on the Hub becomes `hub:NAME`."""
+    if not isinstance(value, str) or value.startswith((BUNDLED, HUB)):
         return value
+    if may_be_on_the_hub(value, folder):
+        return f"{HUB}{value}"
     return str(_resolved(Path(value), folder))
 
 

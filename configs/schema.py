@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.data import Data
 from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
 from configs.objective import Objective
 from configs.roles import (
@@ -89,18 +90,6 @@ class Model(Node):
     @property
     def privileged(self) -> bool:
         return self.system is not None or self.prompt != "{prompt}"
-
-
-class Data(Node):
-    """JSON lines, a row a prompt: {"prompt": text, ...}. `prefix: dataset` also needs "response" in each row.
-
-    `responses`: the folder that keeps a teacher's responses under `prefix: teacher`; null: in the user's cache.
-    """
-
-    prompts: str
-    heldout: str | None = None
-    shuffle: bool = True
-    responses: str | None = None
 
 
 class Batch(Node):

@@ -41,7 +41,7 @@ def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None)
     directory = run_directory(loaded)
     stands = submission.standing(directory)
     if stands is Standing.NEW:
-        resolved = resolve_dtypes(loaded, cpu_has_bf16())
+        resolved = resolve_dtypes(_pinned(loaded), cpu_has_bf16())
     else:
         resolved = submission.same_recipe(directory, loaded)
     if stands is Standing.DONE:
@@ -53,7 +53,7 @@ def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None)
         )
         raise typer.Exit(STOPPED)
     _check_environment(resolved, directory)
-    _execute(resolved, directory, context)
+    _execute(_pinned(resolved), directory, context)
 
 
 @app.command()
@@ -66,7 +66,7 @@ def resume(context: typer.Context, run: RunName) -> None:
     _check_environment(recipe, directory)
     if not _is_alive(directory):
         submission.forget_stop(directory)
-    _execute(recipe, directory, context)
+    _execute(_pinned(recipe), directory, context)
 
 
 @app.command()
@@ -262,7 +262,14 @@ def _execute(recipe: Recipe, directory: Path, context: typer.Context) -> None:
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
-    return resolve_dtypes(load_recipe(path, overrides or ()), cpu_has_bf16())
+    return resolve_dtypes(_pinned(load_recipe(path, overrides or ())), cpu_has_bf16())
+
+
+def _pinned(recipe: Recipe) -> Recipe:
+    """The recipe with names on the Hub at commits that this machine has. Raises RecipeError."""
+    from orchestrator.preflight import hub
+
+    return hub.pinned(recipe)
 
 
 def _find(run: str, file: str = "recipe.yaml") -> Path:

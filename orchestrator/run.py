@@ -28,6 +28,7 @@ from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
 from orchestrator.between_steps.swaps import Swaps
+from orchestrator.data.sets import dropped, named, order
 from orchestrator.evaluation.heldout import HELDOUT_INDEX, Evaluation
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
@@ -35,7 +36,7 @@ from orchestrator.preflight.files import Inputs
 from orchestrator.progress import Faults, Progress, readable
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.leases import Ticket
-from orchestrator.samples.prompts import PromptStream
+from orchestrator.samples.prompts import Prompts
 from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
 from orchestrator.weights.carriers import Carrier, ObjectStore
@@ -159,6 +160,7 @@ class Run:
             "skipped": progress.skipped,
             "updates_skipped": progress.skips.to_state(),
             "skipped_prompts": self._skipped_prompts(),
+            "prompts_dropped": named(dropped(self.inputs.train)),
             **asdict(self.faults()),
         }
         text = json.dumps(summary, indent=1, allow_nan=False)  # on the loop: the values must not change meanwhile
@@ -285,10 +287,11 @@ class Run:
             after_publish=self.swaps.follow,
             after_step=self._after_step,
             notice=self.observer.notice,
+            prompts_dropped=lambda: len(dropped(self.inputs.train)),
         )
 
-    def _prompts(self) -> PromptStream:
-        return PromptStream(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
+    def _prompts(self) -> Prompts:
+        return order(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         await asyncio.to_thread(checkpoint.append_line, self.directory, line)

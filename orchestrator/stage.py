@@ -34,7 +34,7 @@ from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Buffer
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.leases import Leases, source_of
-from orchestrator.samples.prompts import PromptStream
+from orchestrator.samples.prompts import Prompts
 from orchestrator.samples.rollouts import Rollouts
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 from orchestrator.weights.skipped_updates import named
@@ -57,7 +57,7 @@ class Stage:
     flow: Flow
     learner: LearnerGroup
     versions: Versions
-    prompts: PromptStream
+    prompts: Prompts
     progress: Progress
     meter: Meter
     samples: Path
@@ -65,6 +65,7 @@ class Stage:
     after_publish: Callable[[], Awaitable[None]]
     after_step: Callable[[Mapping[str, Any]], Awaitable[None]]
     notice: Callable[[str], None]
+    prompts_dropped: Callable[[], int] = lambda: 0
 
     def __post_init__(self) -> None:
         recipe, progress, writers = self.recipe, self.progress, self.pools.writers()
@@ -147,6 +148,7 @@ class Stage:
         pulled = tasks.create_task(self.pull())
         if self.recipe.max_staleness == 0:
             await pulled
+        metrics["prompts_dropped"] = self.prompts_dropped()
         await self.after_step(self._bookkeeping.line(batch, version, dials, metrics, cap))
         if failure := self.progress.skips.failure(self.progress.step):
             raise NotFinite(failure)

@@ -6,7 +6,7 @@ Every fault is a RecipeError: a line with the value, the missing number and the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,25 @@ from configs.places import Place, places
 from configs.refusal import reason
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Recipe
+from orchestrator.data.prompting import Limit, Prompting
+from orchestrator.data.sets import Mixed, Read, Train, read_sets
 from orchestrator.pools.layout import demands
 from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
 from orchestrator.preflight.loadable import check_models
 from orchestrator.preflight.own_code import check_own_code
-from orchestrator.samples.prompts import Prompt, tokenize, with_responses
-from orchestrator.samples.rows import check_answers, check_route, read_rows
-from orchestrator.samples.templates import Chat
+from orchestrator.samples.prompts import Prompt
+from orchestrator.samples.templates import Chat, Demonstrations
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a run reads from its files. `vocabulary`: the models' common logit width; `version_bytes`: size of a weight
-    version as published; `warnings`: a line for each thing that is allowed but rarely intended."""
+    version as published; `warnings`: a line for each thing that is allowed but rarely intended; `longest`: tokens of
+    the longest prompt that there may be, by model, where prompts are not in memory."""
 
-    train: Sequence[Prompt]
+    train: Train
     heldout: Sequence[Prompt]
     tokenizer: Any
     vocabulary: int
@@ -43,11 +45,16 @@ class Inputs:
     version_bytes: int
     parameters: int
     warnings: tuple[str, ...] = ()
+    longest: Mapping[str, int] = field(default_factory=dict)
+
+    def longest_of(self, model: str) -> int:
+        """Tokens of the longest prompt under a model."""
+        prompts = () if self.longest or isinstance(self.train, Mixed) else (*self.train, *self.heldout)
+        return max((len(prompt.ids[model]) for prompt in prompts), default=self.longest.get(model, 0))
 
     @property
     def extent(self) -> Extent:
-        longest = max(len(prompt.ids[STUDENT]) for prompt in (*self.train, *self.heldout))
-        return Extent(longest, len(self.heldout), self.vocabulary, self.version_bytes, self.parameters)
+        return Extent(self.longest_of(STUDENT), len(self.heldout), self.vocabulary, self.version_bytes, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -67,27 +74,23 @@ def read_inputs(recipe: Recipe) -> Inputs:
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
     student = models.folders[Place(STUDENT)]
-    demonstrated = "dataset" in recipe.objective.sources
-    train, warnings = _prompts(recipe, recipe.data.prompts, chats, demonstrated)
-    if demonstrated:
-        train, warned = with_responses(train, chats[STUDENT], models.end_token_ids, Path(recipe.data.prompts))
-        warnings += warned
-    heldout: list[Prompt] = []
-    if recipe.data.heldout:
-        heldout, warned = _prompts(recipe, recipe.data.heldout, chats, False)
-        warnings += warned
-    _fit_prompts(recipe, [*train, *heldout])
+    prompting = _prompting(recipe, chats)
+    ends = Demonstrations(chats[STUDENT], models.end_token_ids) if "dataset" in recipe.objective.sources else None
+    rules, drops, held_out = recipe.reward.rules, recipe.data.too_long == "drop", recipe.data.heldout_set
+    train = read_sets(recipe.data.sets, replace(prompting, demonstrations=ends), rules, drops)
+    heldout = read_sets([held_out], prompting, rules, drops) if held_out else None
     if recipe.reward.model is not None:
-        _reward_model(recipe, recipe.reward.model, tokenizers[STUDENT], [*train, *heldout])
+        _reward_model(recipe.reward.model, tokenizers[STUDENT])
     return Inputs(
-        train=train,
-        heldout=heldout,
+        train=train.sets[0] if len(train.sets) == 1 else Mixed(train.sets, tuple(e.weight for e in recipe.data.sets)),
+        heldout=[prompt for prompts in heldout.sets for prompt in prompts] if heldout else [],
         tokenizer=tokenizers[STUDENT],
         vocabulary=models.vocabulary,
         end_token_ids=models.end_token_ids,
         version_bytes=_version_bytes(recipe, student),
         parameters=parameters(student),
-        warnings=tuple(warnings),
+        warnings=(*train.warnings, *(heldout.warnings if heldout else ())),
+        longest={name: _longest(recipe, name, [train, *([heldout] if heldout else [])]) for name in chats},
     )
 
 
@@ -138,7 +141,6 @@ def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
     """Lines of `logratio check --cluster`: tokens, widths and lengths of models and prompts."""
     names = (STUDENT, *recipe.served_models)
     folders = {name: model_directory(recipe.path_of(name)) for name in names}
-    prompts = [*inputs.train, *inputs.heldout]
     widths = ", ".join(f"{name} {logit_width(folder)}" for name, folder in folders.items())
     found = [
         f"models: {', '.join(names)} share {len(inputs.tokenizer.get_vocab())} tokens and the end tokens "
@@ -146,7 +148,7 @@ def describe_files(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"models: logits have {widths} columns; the first {inputs.vocabulary} are common",
     ]
     for name, role, limit in context_limits(recipe):
-        longest = max(len(prompt.ids[name]) for prompt in prompts)
+        longest = inputs.longest_of(name)
         found.append(
             f"{role}.max_context_tokens: {limit}; the longest prompt of {longest} and a response of "
             f"{recipe.sampling.max_response_tokens} take {longest + recipe.sampling.max_response_tokens}, "
@@ -283,7 +285,7 @@ def common_width(recipe: Recipe, folders: Mapping[Place, Path]) -> int:
     return common
 
 
-def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Prompt]) -> None:
+def _reward_model(path: str, student: Any) -> None:
     folder = _model_folder("reward.model", path)
     if _tokenizer("reward.model", folder).get_vocab() != student.get_vocab():
         raise RecipeError(
@@ -291,15 +293,19 @@ def _reward_model(recipe: Recipe, path: str, student: Any, prompts: Sequence[Pro
         )
 
 
-def _prompts(
-    recipe: Recipe, path: str, chats: Mapping[str, Chat], need_response: bool
-) -> tuple[list[Prompt], list[str]]:
-    """The prompts of a file, and warnings."""
-    rows = read_rows(Path(path), need_response)
-    if isinstance(recipe.objective.target, Route):
-        check_route(recipe.objective.target, rows, Path(path))
-    warned = check_answers(recipe.reward.rules, rows, Path(path))
-    return tokenize(rows, chats, Path(path)), warned
+def _prompting(recipe: Recipe, chats: Mapping[str, Chat]) -> Prompting:
+    response = recipe.sampling.max_response_tokens
+    limits = tuple(Limit(name, role, context, response) for name, role, context in context_limits(recipe))
+    target = recipe.objective.target
+    return Prompting(chats, limits, target if isinstance(target, Route) else None, cuts=recipe.data.too_long == "cut")
+
+
+def _longest(recipe: Recipe, model: str, read: Sequence[Read]) -> int:
+    """Tokens of the longest prompt that a model may get: of those that there are, or by the limits of its roles."""
+    if all(one.whole for one in read):
+        return max(one.longest[model] for one in read)
+    room = [context for name, _, context in context_limits(recipe) if name == model]
+    return min(room) - recipe.sampling.max_response_tokens if room else max(one.longest[model] for one in read)
 
 
 def fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
@@ -318,19 +324,6 @@ def fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
                     f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, {place} has {own} positions; "
                     f"lower it to {limit - 1}"
                 )
-
-
-def _fit_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
-    """Check that prompts and responses fit into the roles' contexts."""
-    response = recipe.sampling.max_response_tokens
-    for name, role, limit in context_limits(recipe):
-        longest = max(prompts, key=lambda p: len(p.ids[name]))
-        tokens = len(longest.ids[name])
-        if tokens + response > limit:
-            raise RecipeError(
-                f"prompt {str(longest.row['prompt'])[:40]!r} has {tokens} tokens under models.{name}; with a response "
-                f"of {response} that exceeds {role}.max_context_tokens {limit}; shorten it or raise the limit"
-            )
 
 
 def context_limits(recipe: Recipe) -> list[tuple[str, str, int]]:

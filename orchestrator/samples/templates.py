@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from configs.refusal import RecipeError, reason, shown
+from configs.refusal import RecipeError, reason, shortened, shown
 from configs.schema import Model
 
 _PROBE = "answer4711"  # a text that no template alters
@@ -27,10 +27,14 @@ class Chat:
     model: Model
     tokenizer: Any
 
-    def messages(self, text: str) -> list[dict[str, str]]:
-        """The messages before a response: the system message, if the model has one, and the user's."""
-        system = [{"role": "system", "content": self.model.system}] if self.model.system else []
-        return [*system, {"role": "user", "content": text}]
+    def messages(self, text: str, turns: Messages | None = None) -> list[dict[str, str]]:
+        """The messages before a response: the system message, if there is one, earlier turns, and `text` as the last,
+        in place of the last of `turns`. A model's own system message stands in front of that of the turns."""
+        *earlier, last = turns or [{"role": "user"}]
+        own = [earlier.pop(0)["content"]] if earlier and earlier[0]["role"] == "system" else []
+        system = "\n\n".join([*([self.model.system] if self.model.system else []), *own])
+        begun = [{"role": "system", "content": system}] if system else []
+        return [*begun, *map(dict, earlier), {"role": last["role"], "content": text}]
 
     def prompt(self, messages: Messages) -> str:
         """The prompt text of messages; without a template, one line per message."""
@@ -66,7 +70,7 @@ class Chat:
         except Exception as error:  # a template may raise anything
             remedy = "put the text of `system` into `prompt`, or " if self.model.system else ""
             said = (str(error).splitlines() or [""])[0]
-            roles = " and ".join(message["role"] for message in messages)
+            roles = shortened(" and ".join(message["role"] for message in messages))
             raise RecipeError(
                 f"models.{self.name}: its chat template does not take the messages {roles} "
                 f"({type(error).__name__}: {said}); {remedy}give it another chat_template"

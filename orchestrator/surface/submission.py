@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.hardware import resolve_dtypes
+from configs.hub import same_source
 from configs.load import current_folder, load_recipe, parse_recipe
 from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
@@ -99,6 +100,8 @@ def differences(recorded: Mapping[str, Any], submitted: Mapping[str, Any], above
         old, new = recorded.get(key), submitted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, name)
+        elif same_source(old, new):
+            continue
         elif _portable(old) != _portable(new) and not (new is None and re.fullmatch(r"models\.\w+\.swaps\.\d+", name)):
             yield f"{name} was {shown(old)}, now {shown(new)}"
 

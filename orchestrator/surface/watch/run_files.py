@@ -109,6 +109,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes = [f"biased on request: {bias}" for bias in summary.get("biased") or ()]
     notes += [f"from step {s.get('step')} on models.{s.get('model')} was {s.get('path')}" for s in swaps]
     notes += [f"members replaced: {', '.join(f'{role} {n}' for role, n in restarts.items())}"] if restarts else []
+    if left_out := (summary.get("prompts_dropped") or {}).get("count"):
+        notes.append(f"prompts left out: {left_out}")
     if skipped := summary.get("skipped"):
         notes.append(f"samples skipped: {len(skipped)}")
     return notes

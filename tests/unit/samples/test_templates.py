@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs.load import RecipeError
 from configs.schema import Model
-from orchestrator.samples.prompts import Prompt, tokenize, with_responses
+from orchestrator.samples.prompts import Prompt
 from orchestrator.samples.templates import Chat
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, build_tokenizer
+from tests.unit.data import listed
 from tests.unit.recipes import refusal
 
 END = {text: i for i, text in enumerate(SPECIAL)}  # <|end|>, <|im_start|>, <|im_end|>
-P = Path("p.jsonl")
 
 STRIPS = CHAT_TEMPLATE.replace("m['content']", "m['content'] | trim")
 THINKS = (  # as Qwen3: an empty block of thoughts in front of an answer that has none
@@ -183,11 +182,11 @@ def demonstrated(
 ) -> tuple[list[Prompt], list[str]]:
     chat = chat_of(jinja, eos, **keys)
     rows = [{"prompt": "two", "response": text} for text in (response, *more)]
-    return with_responses(tokenize(dict(enumerate(rows, 1)), {"student": chat}, P), chat, ends, P)
+    return listed.demonstrated(rows, chat, ends)
 
 
 def prompts_of(jinja: Any, **keys: Any) -> list[Prompt]:
-    return tokenize({1: {"prompt": "two"}}, {"student": chat_of(jinja, **keys)}, P)
+    return listed.tokenize([{"prompt": "two"}], {"student": chat_of(jinja, **keys)})
 
 
 def chat_of(jinja: Any, eos: str | None = "<|im_end|>", **keys: Any) -> Chat:

@@ -14,7 +14,7 @@ reverse_weight value_mean grad_norm updates_skipped lr reward_mean reward_compon
 foreign_fraction response_cap response_length
 response_length_masked response_length_aged truncated_fraction staleness_mean staleness_max logprob_gap_mean
 tokens_generated tokens_scored scores_suspicious tails_floored tokens_trained tokens_masked samples_cut samples_aged
-samples_dropped
+samples_dropped prompts_dropped
 score_bytes_per_token bytes_inlined seconds_step seconds_rollout seconds_score seconds_reward seconds_learn
 seconds_publish seconds_wait time
 """

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from configs.data import DataSet
 from configs.load import RecipeError
 from configs.schema import Model
-from orchestrator.samples.prompts import Prompt, PromptStream, tokenize
-from orchestrator.samples.rows import read_rows
+from orchestrator.data.rows import Rows
+from orchestrator.data.tables import open_table
+from orchestrator.samples.prompts import Prompt, PromptStream
 from orchestrator.samples.templates import Chat
+from tests.unit.data.listed import tokenize
 
 
 class Letters:
@@ -49,7 +52,13 @@ def student(tokenizer: Letters | None = None, **keys: Any) -> dict[str, Chat]:
 def read(tmp_path: Path, content: str, need_response: bool = False) -> list[dict[str, Any]]:
     file = tmp_path / "p.jsonl"
     file.write_text(content, encoding="utf-8")
-    return list(read_rows(file, need_response).values())
+    return rows_of(file, need_response)
+
+
+def rows_of(file: Path, need_response: bool = False) -> list[dict[str, Any]]:
+    entry = DataSet(path=str(file))
+    rows = Rows(open_table(entry), entry, need_response)
+    return [rows[place] for place in range(len(rows))]
 
 
 def test_rows_keep_their_fields_and_blank_lines_are_skipped(tmp_path: Path) -> None:
@@ -96,8 +105,10 @@ def test_a_dataset_row_needs_a_response(tmp_path: Path, row: dict[str, Any]) -> 
 def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("absent.jsonl", "binary", "."):
-        with pytest.raises(RecipeError, match=r"cannot be read \(.*\); (give a file of JSON lines in|save it as)"):
-            read_rows(tmp_path / name)
+        with pytest.raises(
+            RecipeError, match=r"cannot be read \(.*\); (give a file of JSON lines, Parquet, CSV|save it as)"
+        ):
+            rows_of(tmp_path / name)
 
 
 def test_a_line_separator_inside_a_prompt_does_not_end_the_line(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def test_each_model_reads_its_own_prompt() -> None:
         "unused": Model(path="u", prompt="{nowhere}"),
     }
     chats = {name: Chat(name, models[name], Letters()) for name in ("student", "teacher")}
-    (prompt,) = tokenize({1: {"prompt": "why", "answer": 4}}, chats, P)
+    (prompt,) = tokenize([{"prompt": "why", "answer": 4}], chats)
     assert {name: text(ids) for name, ids in prompt.ids.items()} == {
         "student": "u:why;>",
         "teacher": "s:be brief;u:why (4);>",
@@ -121,12 +132,12 @@ def test_each_model_reads_its_own_prompt() -> None:
 
 
 def test_braces_in_a_row_are_text() -> None:
-    (prompt,) = tokenize({1: {"prompt": "{x} {}"}}, student(), P)
+    (prompt,) = tokenize([{"prompt": "{x} {}"}], student())
     assert text(prompt.ids["student"]) == "u:{x} {};>"
 
 
 def test_without_a_chat_template_turns_are_lines() -> None:
-    (prompt,) = tokenize({1: {"prompt": "why"}}, student(Letters(template=None), system="sys"), P)
+    (prompt,) = tokenize([{"prompt": "why"}], student(Letters(template=None), system="sys"))
     assert text(prompt.ids["student"]) == "^sys\nwhy"
 
 
@@ -136,7 +147,7 @@ def test_arguments_of_the_recipe_reach_every_models_template() -> None:
         "student": Chat("student", Model(path="s", template={"mood": "calm"}), letters),
         "teacher": Chat("teacher", Model(path="t", template={"mood": "wild"}, prompt="well, {prompt}"), letters),
     }
-    (prompt,) = tokenize({1: {"prompt": "why"}}, chats, P)
+    (prompt,) = tokenize([{"prompt": "why"}], chats)
     assert text(prompt.ids["student"]) == "u:why;mood=calm;>"
     assert text(prompt.ids["teacher"]) == "u:well, why;mood=wild;>"
 
@@ -144,16 +155,15 @@ def test_arguments_of_the_recipe_reach_every_models_template() -> None:
 def test_a_field_that_a_row_lacks_is_refused_by_name_and_row() -> None:
     rows = [{"prompt": "a", "solution": "b"}, {"prompt": "c"}]
     with pytest.raises(RecipeError, match=r"p.jsonl line 2: the model's prompt names the field 'solution', which"):
-        tokenize(dict(enumerate(rows, 1)), student(prompt="{solution}"), P)
+        tokenize(rows, student(prompt="{solution}"))
 
 
 @pytest.mark.parametrize("template", ["{prompt", "{}", "{prompt.nothing}"])
 def test_a_prompt_that_is_no_format_string_is_refused(template: str) -> None:
     with pytest.raises(RecipeError):
-        tokenize({1: {"prompt": "a"}}, student(prompt=template), P)
+        tokenize([{"prompt": "a"}], student(prompt=template))
 
 
-P = Path("p.jsonl")
 PROMPTS = [Prompt({"prompt": str(i)}, {}, None) for i in range(10)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from configs.objective import Route
 from configs.refusal import RecipeError
 from configs.reward_rules import ContainsRule, ExactRule, LengthRule, Rule
 from configs.row_fields import Template, field_of
+from orchestrator.data.checks import Sample, check_answers, check_route
 from orchestrator.samples.flow import teacher_of
-from orchestrator.samples.rows import check_answers, check_route
 
-FILE = Path("p.jsonl")
 OTHERS = {1: {"prompt": "a", "reward_model": {"ground_truth": "4", "style": "rule"}, "extra_info": {}}}
 
 
@@ -43,17 +41,17 @@ def exact(field: str) -> tuple[Rule, ...]:
 
 def test_a_field_that_no_row_has_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(RecipeError) as refusal:
-        check_answers(exact("answer"), OTHERS, FILE)
+        check_answers(exact("answer"), [Sample("p.jsonl", OTHERS)])
     assert str(refusal.value) == (
         "reward.rules.1.field: no row of p.jsonl has 'answer', so no response would be right; name a field that rows "
         "have; the first has ['prompt', 'reward_model.ground_truth', 'reward_model.style', 'extra_info']"
     )
-    assert check_answers(exact("reward_model.ground_truth"), OTHERS, FILE) == []
+    assert check_answers(exact("reward_model.ground_truth"), [Sample("p.jsonl", OTHERS)]) == []
 
 
 def test_a_field_that_some_rows_lack_is_warned_of_with_their_number_and_the_first_line() -> None:
     rows = {1: {"answer": 1}, 3: {"answer": None}, 4: {}, 9: {"answer": 0}}
-    assert check_answers(exact("answer"), rows, FILE) == [
+    assert check_answers(exact("answer"), [Sample("p.jsonl", rows)]) == [
         "reward.rules.1.field: 2 of 4 rows of p.jsonl lack 'answer', the first in line 3; the rule gives every "
         "response to them 0"
     ]
@@ -68,22 +66,23 @@ def test_a_field_that_some_rows_lack_is_warned_of_with_their_number_and_the_firs
 )
 def test_an_answer_that_no_text_can_equal_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as refusal:
-        check_answers(exact("answer"), {1: {"answer": 4}, 2: row}, FILE)
+        check_answers(exact("answer"), [Sample("p.jsonl", {1: {"answer": 4}, 2: row})])
     assert str(refusal.value) == message
 
 
 def test_rules_that_read_no_field_ask_for_none() -> None:
-    assert check_answers((LengthRule(), ContainsRule(text="x")), {1: {}}, FILE) == []
+    assert check_answers((LengthRule(), ContainsRule(text="x")), [Sample("p.jsonl", {1: {}})]) == []
 
 
 def test_a_route_goes_by_a_nested_field_and_refuses_a_row_that_lacks_it() -> None:
     route = Route(field="meta.kind", models={"poem": "poet", "true": "other", "3": "third"})
     rows = {1: {"meta": {"kind": "poem"}}, 2: {"meta": {"kind": True}}, 3: {"meta": {"kind": 3}}}
-    check_route(route, rows, FILE)
+    for row in rows.values():
+        check_route(route, row, "p.jsonl line 1")
     assert [teacher_of(route, row) for row in rows.values()] == ["poet", "other", "third"]
     for row, value in (({"meta": {}}, "None"), ({"meta": {"kind": "x"}}, "'x'"), ({"meta": 1}, "None")):
         with pytest.raises(RecipeError, match=rf"p.jsonl line 7: meta.kind is {value}, which names no teacher"):
-            check_route(route, {7: row}, FILE)
+            check_route(route, row, "p.jsonl line 7")
         assert teacher_of(route, row) is None
 
 
