@@ -24,8 +24,8 @@ class Sample:
 
 
 def check_answers(rules: Sequence[Rule], samples: Sequence[Sample]) -> list[str]:
-    """Warnings for rules that compare with a field which some rows lack. Raises RecipeError if all rows of all sets lack
-    it, or if a row holds a value that no response can equal."""
+    """Warnings for rules that compare with a field which some rows lack. Raises RecipeError if all rows of all sets
+    lack it, or if a row holds a value that no response can equal."""
     comparing = [(f"reward.rules.{i}.field", rule) for i, rule in enumerate(rules) if isinstance(rule, _COMPARE)]
     return [line for key, rule in comparing for line in _without_answer(key, rule, samples)]
 

@@ -70,14 +70,16 @@ def _lost() -> list[Any]:
     found, scored = metric("suspicious_tokens"), metric("tokens", 'phase="scored"')
     suspicious = Query(f"sum(rate({found}[{WINDOW}])) / (sum(rate({scored}[{WINDOW}])) > 0)", "suspicious")
     return [
-        curves("Samples lost in an hour, by reason", COUNT, grown("samples_lost", "reason"), low=0),
+        curves("Samples lost in an hour, by reason", COUNT, grown("samples_lost", "reason"), width=6, low=0),
         curves(
             "Samples lost since the last step",
             COUNT,
             *(step(f"samples_{reason}") for reason in ("cut", "aged", "dropped")),
+            width=6,
             low=0,
         ),
-        curves("Updates not taken in an hour", COUNT, grown("updates_skipped"), low=0),
+        curves("Prompts of the files left out", COUNT, step("prompts_dropped"), width=6, low=0),
+        curves("Updates not taken in an hour", COUNT, grown("updates_skipped"), width=6, low=0),
         curves("How many scores are suspicious?", SHARE, suspicious, low=0, width=12),
         curves(
             "Scores of doubt since the last step",
