@@ -119,6 +119,27 @@ def audit(
 
 
 @app.command()
+def reward(
+    recipe: RecipePath,
+    on: Annotated[Path, typer.Option("--on", metavar="FILE", help="Responses: JSON lines, a row with its response.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every response's reward as JSON.")] = False,
+) -> None:
+    """Reward the responses of a file as RECIPE says, without a run. Exit code 1 when every one is rejected."""
+    from orchestrator.surface import tried_rewards
+
+    tried = tried_rewards.on(_load(recipe, overrides), on)
+    if as_json:
+        typer.echo(tried.to_json())
+    else:
+        console.print(tried.table())
+        for line in tried.lines():
+            console.print(line, markup=False, soft_wrap=True)
+    if not tried.rewarded:
+        raise typer.Exit(1)
+
+
+@app.command()
 def stop(run: RunName) -> None:
     """Stop RUN after the step under way, or now if there is none. It saves a checkpoint and exits with 3."""
     from orchestrator.preflight import cluster

@@ -10,6 +10,7 @@ import pytest
 from configs.load import load_recipe
 from configs.own_code import imported
 from configs.refusal import RecipeError
+from configs.reward_rules import FunctionRule
 from orchestrator.preflight.own_code import check_own_code
 from orchestrator.run import DONE
 from tests.unit.recipes import loaded, tree, write
@@ -77,6 +78,7 @@ def test_a_function_in_a_file_is_found_beside_its_recipe(tmp_path: Path) -> None
     )
     file = write(tmp_path / "r.yaml", tree({"reward.rules": [{"function": "my_rewards.py:score"}]}))
     (rule,) = load_recipe(file).reward.rules
+    assert isinstance(rule, FunctionRule)
     assert rule.function == f"{tmp_path / 'my_rewards.py'}:score"
     assert imported(rule.function)("x") is True
     assert os.path.isabs(rule.function.rpartition(":")[0])
