@@ -41,7 +41,7 @@ test-system: setup  ## tests with a browser and whole runs; installs chromium an
 	@scripts/prometheus.sh
 	$(BIN)/pytest -m "system and not acceptance"
 
-acceptance: setup  ## whole sweeps and hundreds of kills, up to hours; writes docs/acceptance/summary.md
+acceptance: setup  ## whole sweeps and hundreds of kills, up to hours; writes docs/acceptance/
 	$(BIN)/python scripts/acceptance.py
 
 test-trl: setup  ## agreement of the divergences with TRL's, which is installed beside and not into .venv
