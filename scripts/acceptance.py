@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def collected(arguments: Sequence[str]) -> list[str]:
     """Names of the acceptance tests that pytest finds with these arguments. Ends the program where it fails."""
     found = subprocess.run(
-        [*PYTEST, "--collect-only", "-qq", "-o", "console_output_style=classic", *arguments],
+        [*PYTEST, "--collect-only", "-q", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
