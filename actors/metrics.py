@@ -7,6 +7,7 @@ what is not finite, for which JSON has no word.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,9 +158,45 @@ EVALUATION_METRICS = (
     "response_length",
     "truncated_fraction",
     "reward_mean",
+    "start_kl",
 )
 
 EVALUATION_COUNTS = ("samples", "samples_skipped")  # what the means are over, and what could not be sampled or scored
+
+PASS_AT, AVERAGE_AT = "pass@", "avg@"  # each with a number of responses behind it
+
+SET_METRICS: dict[str, str] = {
+    "pass@1": "probability that one of k responses to a prompt passes, mean over prompts, for each k: pass@1, pass@4, "
+    "...; without bias; over prompts with at least k responses",
+    "avg@1": "mean reward of the n responses to a prompt, mean over prompts: avg@n",
+    "format_rate": "share of responses to which the set's `format` component gives more than 0",
+    "response_length": "mean response length, tokens",
+    "truncated_fraction": "share of responses cut by the length cap",
+    "entropy": "student entropy over the full vocabulary on the set's responses, nats a token",
+    "reverse_kl": "KL(student||teacher) on the set's prefixes, nats a token; on sampled support the mean k1, "
+    "null where the responses are greedy",
+    "forward_kl": "KL(teacher||student) on the set's prefixes, nats a token; null on sampled support",
+    "start_kl": "KL(student||its starting weights) on the set's prefixes, nats a token; null without metrics.start_kl; "
+    "sampled (mean k1): null where the responses are greedy",
+    "nll": "loss of a text under the student, -log-prob a token, nats, at temperature 1",
+}
+
+SET_COUNTS: dict[str, str] = {
+    "prompts": "prompts, or texts, of the set",
+    "samples": "responses, or texts, that the means are over",
+    "samples_skipped": "those that could not be sampled or scored",
+}
+
+
+def set_metrics(k: Sequence[int], responses: int, has_format: bool) -> tuple[str, ...]:
+    """The names of what a set of prompts is measured by."""
+    own = (*(f"{PASS_AT}{each}" for each in k), f"{AVERAGE_AT}{responses}", *(["format_rate"] if has_format else ()))
+    return (*own, *OF_RESPONSES, *OF_TOKENS)
+
+
+OF_RESPONSES = ("response_length", "truncated_fraction")
+OF_TOKENS = ("entropy", "reverse_kl", "forward_kl", "start_kl")  # means over tokens
+OF_TEXT = ("nll", "entropy")
 
 
 def step_line(values: dict[str, Any]) -> dict[str, Any]:

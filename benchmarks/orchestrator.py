@@ -181,7 +181,7 @@ class Watcher:
         self.cpu.append(time.process_time())
         self.memory.append(resident_bytes())
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = "") -> None: ...
 
 
 def resident_bytes() -> int:

@@ -158,6 +158,9 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
             name: _anchor_model(model, folder) if isinstance(model, dict) else model
             for name, model in tree["models"].items()
         }
+    if isinstance(tree.get("evaluate"), dict) and isinstance(tree["evaluate"].get("sets"), dict):
+        sets = tree["evaluate"]["sets"]
+        tree["evaluate"] = tree["evaluate"] | {"sets": {name: _anchor_set(one, folder) for name, one in sets.items()}}
     if isinstance(tree.get("reward"), dict):
         tree["reward"] = _anchor_reward(tree["reward"], folder)
     return tree
@@ -199,6 +202,15 @@ def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(model.get("swaps"), dict):
         model["swaps"] = {step: absolute_path(path, folder) for step, path in model["swaps"].items()}
     return model
+
+
+def _anchor_set(held_out: Any, folder: Path) -> Any:
+    if not isinstance(held_out, dict):
+        return held_out
+    anchored = _anchor_reward(held_out, folder)  # it has rules as well
+    return {
+        key: absolute_path(value, folder) if key in ("prompts", "text") else value for key, value in anchored.items()
+    }
 
 
 def absolute_path(value: Any, folder: Path) -> Any:

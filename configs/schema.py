@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.data import Data
+from configs.evaluation import Best, Evaluate
 from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
-from configs.objective import Objective
+from configs.objective import PLAIN, Objective
 from configs.roles import (
     DATASET,
     Bounds,
@@ -110,19 +111,13 @@ class Sampling(Node):
     max_response_tokens: Positive
 
 
-class Evaluate(Node):
-    """Evaluation on the held-out prompts before the first step, after the last, and every `every` steps (0: never)."""
-
-    every: NonNegative = 0
-    samples_per_prompt: Positive = 1
-
-
 class Checkpoint(Node):
     """A checkpoint every `every` steps (0: only when the run ends or is stopped; null: a fifth of the run, at most
-    MOST_STEPS_UNSAVED steps); the newest `keep` stay."""
+    MOST_STEPS_UNSAVED steps); the newest `keep` stay, and the `best` by a held-out metric."""
 
     every: NonNegative | None = None
     keep: Positive = 1
+    best: Best | None = None
 
 
 class Metrics(Node):
@@ -245,7 +240,7 @@ class Recipe(Node):
         """The roles that run, in the order of the data flow. Layout, placement, pools and scaling follow this table.
         `rollout` runs where the student samples: its own prefixes, or the evaluation's."""
         found: dict[str, RoleSize] = {}
-        if "student" in self.objective.sources or self.data.heldout is not None:
+        if "student" in self.objective.sources or self.data.heldout is not None or self.evaluate.answered:
             found["rollout"] = RoleSize(self.rollout.members, 1, self.rollout.resources)
         if self.sampled_teacher:
             found["teacher_rollout"] = RoleSize(self.teacher_rollout.members, 1, self.teacher_rollout.resources)
@@ -262,6 +257,21 @@ class Recipe(Node):
     def elastic_roles(self) -> dict[str, int]:
         """Roles whose size may change, and how many members each starts with."""
         return {role: size.members for role, size in self.roles.items() if size.elastic}
+
+    def of_set(self, name: str) -> Recipe:
+        """This recipe as a held-out set is answered, rewarded and scored by."""
+        one, sampling, reward = self.evaluate.sets[name], self.sampling, self.reward
+        own = {"temperature": one.temperature, "top_p": one.top_p, "max_response_tokens": one.max_response_tokens}
+        rewards = {} if one.rules is None else {"rules": one.rules, "model": None}
+        return self.model_copy(
+            update={
+                "sampling": sampling.model_copy(update={key: value for key, value in own.items() if value is not None}),
+                "reward": reward.model_copy(update=rewards),
+                "evaluate": self.evaluate.model_copy(update={"samples_per_prompt": one.samples_per_prompt}),
+                "objective": self.objective if one.teachers else PLAIN,
+                "data": self.data.model_copy(update={"heldout": one.prompts or one.text}),
+            }
+        )
 
     def path_of(self, model: str, swap: int = 0) -> str:
         """A model's path, or that of the swap at step `swap`. A model that follows the student has the student's

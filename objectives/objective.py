@@ -118,8 +118,7 @@ class Objective:
         """Sums over tokens with loss, by name; `actors/metrics.py` turns them into metrics."""
         sums = readings.sums(self.config, streams, tokens, teacher_slots(self.config))
         if self.start_kl == "sampled":
-            k1 = streams["logprob"] - tokens.scores[START].logprob.clamp(min=self.config.logprob_floor)
-            sums["start_k1"] = k1[tokens.on & tokens.drawn].sum()
+            sums["start_k1"] = self._start_k1(streams, tokens)[tokens.on & tokens.drawn].sum()
         if tokens.old_logprob is not None and (signals := self._signals(streams, tokens, dials)):
             held = [self._surrogate(*_student(streams, tokens, term), tokens, s).held for term, s in signals.items()]
             sums["held"] = torch.stack(held).any(0)[tokens.on].sum()
@@ -128,7 +127,13 @@ class Objective:
     @torch.no_grad()
     def each(self, streams: Streams, tokens: Tokens) -> dict[str, Tensor]:
         """KLs and entropy of each token, [N], nats, for paired comparisons of evaluations."""
-        return readings.each(self.config, streams, tokens, teacher_slots(self.config))
+        found = readings.each(self.config, streams, tokens, teacher_slots(self.config))
+        if self.start_kl == "sampled":
+            found["start_kl"] = self._start_k1(streams, tokens)
+        return found
+
+    def _start_k1(self, streams: Streams, tokens: Tokens) -> Tensor:
+        return streams["logprob"] - tokens.scores[START].logprob.clamp(min=self.config.logprob_floor)
 
     def _signals(self, streams: Streams, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
         """Advantages in the policy-gradient terms, [N] each, by term."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from configs.objective import DATA
 from configs.objective import Objective as ObjectiveConfig
 from objectives import divergence, signal
 from objectives.tokens import Scores, Tokens
@@ -83,8 +84,11 @@ def sums(
 def each(
     config: ObjectiveConfig, streams: Mapping[str, Tensor], tokens: Tokens, teachers: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """KLs and entropy of each token, [n], nats; those that the support does not give are left out."""
-    found = {name: streams[name] for name in ("reverse_kl", "forward_kl", "entropy") if name in streams}
+    """KLs and entropy of each token, [n], nats, and the loss `nll` where the response itself is the target; those that
+    the support does not give are left out."""
+    found = {name: streams[name] for name in ("reverse_kl", "forward_kl", "entropy", "start_kl") if name in streams}
+    if config.target == DATA:
+        found["nll"] = -streams["logprob"]
     if teachers and "reverse_kl" not in found:
         found["reverse_kl"] = _k1(config, of_distillation(streams), tokens, teachers)
     return found

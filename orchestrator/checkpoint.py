@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ def partial_folder(run: Path, step: int) -> Path:
     return folder
 
 
-def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: int | None = None) -> Path:
-    """Write state and manifest, and name the folder. Then remove all but the newest `keep` checkpoints and that of
-    step `pinned`."""
+def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: Collection[int] = frozenset()) -> Path:
+    """Write state and manifest, and name the folder. Then remove all but the newest `keep` checkpoints and those of the
+    steps `pinned`."""
     (partial / STATE).write_text(json.dumps(state, indent=1))
     open_up(partial)
     files = {str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()}
@@ -53,7 +53,7 @@ def seal(run: Path, partial: Path, state: Mapping[str, Any], keep: int, pinned: 
     given_up = [f for f in _folders(run) if _step(f) > _step(folder)]  # made before a resume from an earlier step
     for old in given_up:
         shutil.rmtree(old)
-    for old in [f for f in _folders(run)[keep:] if _step(f) != pinned]:
+    for old in [f for f in _folders(run)[keep:] if _step(f) not in pinned]:
         shutil.rmtree(old)
     return folder
 
@@ -105,6 +105,12 @@ def append_line(run: Path, line: Mapping[str, Any]) -> None:
         metrics.write(json.dumps(line, allow_nan=False) + "\n")
         metrics.flush()
         os.fsync(metrics.fileno())
+
+
+def folder_of(run: Path, step: int) -> Path | None:
+    """The whole checkpoint of a step; None without one."""
+    folder = run / "checkpoints" / f"step_{step}"
+    return folder if _read_manifest(folder) is not None else None
 
 
 def beta_of(folder: Path) -> float:

@@ -42,7 +42,9 @@ class Progress:
     drops: Counter[int] = field(default_factory=Counter)  # how often a group was resampled for its age
     skips: SkippedUpdates = field(default_factory=SkippedUpdates)
     skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained, or not evaluated
-    evaluations: dict[str, Any] = field(default_factory=lambda: {"before": None, "steps": [], "after": None})
+    evaluations: dict[str, Any] = field(
+        default_factory=lambda: {"before": None, "steps": [], "after": None, "sets": {}}
+    )
     before: Found | None = None  # the evaluation before training, sample by sample
     earlier_faults: Faults | None = None  # of the processes before this one; None until known
 
@@ -52,7 +54,9 @@ class Progress:
 
     def at_stake(self) -> Any:
         """A value that changes with everything a stop would lose unsaved."""
+        sets = self.evaluations["sets"].values()
         measured = self.evaluations["before"] is not None, len(self.evaluations["steps"])
+        measured += tuple((of_set["before"] is not None, len(of_set["steps"])) for of_set in sets)
         blamed = deepcopy((self.suspects.to_state(), self.skipped))
         return self.step, self.ladder, self.ended_early, measured, blamed
 
@@ -84,7 +88,7 @@ class Progress:
             self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
             self.anchor, self.ended_early = None, False
             self.drops, self.skips = Counter(), SkippedUpdates()
-            self.evaluations["steps"] = []
+            self.evaluations["steps"], self.evaluations["sets"] = [], {}
             self.earlier_faults = self.earlier_faults or Faults()
             skipped = self.skipped
         else:
@@ -94,7 +98,7 @@ class Progress:
             self.drops = Counter(dict(state["drops"]))
             self.skips = SkippedUpdates.from_state(state["updates_skipped"])
             self.suspects.recall(state["suspects"])
-            self.evaluations |= state["evaluation"]
+            self.evaluations |= {"sets": {}, **state["evaluation"]}
             self.before = Found(**state["before"]) if state["before"] else None
             self.earlier_faults = self.earlier_faults or Faults(**state["faults"])
             skipped = self.skipped | state["skipped"]

@@ -25,11 +25,14 @@ from objectives.schedule import initial_beta
 from orchestrator import checkpoint
 from orchestrator.between_steps.length import LengthCurriculum
 from orchestrator.between_steps.measuring import Measurements
+from orchestrator.between_steps.measuring_sets import SetMeasurements
 from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
 from orchestrator.between_steps.swaps import Swaps
 from orchestrator.data.sets import dropped, named, order
+from orchestrator.evaluation.best import best_so_far
 from orchestrator.evaluation.heldout import HELDOUT_INDEX, Evaluation
+from orchestrator.evaluation.sets import Sets
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.telemetry import Meter
 from orchestrator.preflight.files import Inputs
@@ -68,8 +71,8 @@ class Run:
         self.roles = Roles(recipe, self.pools, self.inputs.vocabulary, self.carrier, claim, notice, ends)
         self.learner = self.roles.learner
         self.flow = Flow(recipe, self.pools, self.meter, ends, recipe.stream_tokens)
-        held_out = Flow(recipe, self.pools, self.evaluation_meter, ends)
-        self.flow.alarm = held_out.alarm = self.roles.canaries.alarm
+        held_out = self._held_out_flow(recipe)
+        self.flow.alarm = self.roles.canaries.alarm
         evaluation = Evaluation(
             recipe,
             self.pools,
@@ -82,9 +85,9 @@ class Run:
             self.progress.skipped,
         )
         self.swaps = Swaps(recipe, directory, self.progress, self.roles.teachers, notice)
-        self.measurements = Measurements(
-            recipe, directory, self.progress, self.roles, evaluation, self.evaluation_meter, self.observer
-        )
+        reporting = self.evaluation_meter, self.observer
+        sets = SetMeasurements(recipe, directory, self.progress, self.roles, self._sets(), *reporting)
+        self.measurements = Measurements(recipe, directory, self.progress, self.roles, evaluation, *reporting, sets)
         self.saver = Saver(recipe, directory, self.progress, self.learner, self.faults, self.observer)
         self._length = LengthCurriculum(
             recipe,
@@ -155,6 +158,7 @@ class Run:
             "seconds": time.monotonic() - self._began,
             "seconds_startup": self._startup,
             "evaluation": progress.evaluations,
+            "best": self._best(),
             "biased": list(rules.biases(self.recipe)),
             "swaps": self.swaps.so_far(),
             "skipped": progress.skipped,
@@ -222,11 +226,30 @@ class Run:
         name when it is whole."""
         await self.measurements.after()
         self.observer.phase("exporting the model")
-        model, partial_model = self.directory / "model", self.directory / "model.partial"
-        await asyncio.to_thread(shutil.rmtree, partial_model, ignore_errors=True)
         async with self.learner.turns.learner():
-            await self.learner.export(partial_model)
-        await asyncio.to_thread(checkpoint.put_in_place, partial_model, model)
+            await self._export("model")
+            if best := self._best():
+                await self._export_best(best["step"])
+
+    async def _export(self, name: str) -> None:
+        """Write the learner's weights to a folder of the run, in the learner's turn."""
+        partial_model = self.directory / f"{name}.partial"
+        await asyncio.to_thread(shutil.rmtree, partial_model, ignore_errors=True)
+        await self.learner.export(partial_model)
+        await asyncio.to_thread(checkpoint.put_in_place, partial_model, self.directory / name)
+
+    async def _export_best(self, step: int) -> None:
+        """Write model-best. The learner then has the weights of that checkpoint: nothing is trained after this."""
+        if step != self.progress.step:
+            folder = await asyncio.to_thread(checkpoint.folder_of, self.directory, step)
+            if folder is None:
+                self.observer.notice(f"model-best is not written: the checkpoint of step {step} was not saved")
+                return
+            await self.learner.restore(folder)
+        await self._export("model-best")
+
+    def _best(self) -> dict[str, Any] | None:
+        return best_so_far(self.recipe.checkpoint.best, self.progress.evaluations, self.progress.step)
 
     async def _end_stopped(self) -> int:
         """Stop with no step under way, or with one given up: the last whole checkpoint stays."""
@@ -293,6 +316,25 @@ class Run:
     def _prompts(self) -> Prompts:
         return order(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
 
+    def _sets(self) -> Sets:
+        return Sets(
+            self.recipe,
+            self.pools,
+            self._held_out_flow,
+            self.learner,
+            self.inputs.sets,
+            self.progress.suspects,
+            self.evaluation_meter,
+            self.observer.notice,
+            self.progress.skipped,
+        )
+
+    def _held_out_flow(self, recipe: Recipe) -> Flow:
+        """The calls of an evaluation: its responses are scored whole, and count in no step's metrics."""
+        flow = Flow(recipe, self.pools, self.evaluation_meter, self.inputs.end_token_ids)
+        flow.alarm = self.roles.canaries.alarm
+        return flow
+
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         await asyncio.to_thread(checkpoint.append_line, self.directory, line)
         self.observer.step(line)
@@ -318,7 +360,11 @@ class Run:
         """Texts of the prompts of skipped samples, by group."""
         train, heldout = self._prompts(), self.inputs.heldout
         indices = sorted({Ticket.of(uid, 0).index for uid in self.progress.skipped})
-        prompts = [train[i] if i < HELDOUT_INDEX else heldout[i - HELDOUT_INDEX] for i in indices]
+        sets = self.measurements.sets.sets
+        held_out = [
+            heldout[i - HELDOUT_INDEX] if i < sets.first else sets.prompt(i) for i in indices if i >= HELDOUT_INDEX
+        ]
+        prompts = [*(train[i] for i in indices if i < HELDOUT_INDEX), *held_out]
         return {Ticket(i, 0).group: prompt.row["prompt"] for i, prompt in zip(indices, prompts, strict=True)}
 
 

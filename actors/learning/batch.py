@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.learning.share_rows import JoinedScores, given_samples, tables_of, without_aged
 from actors.learning.student import Head, Hidden, Targets
-from actors.metrics import EVALUATION_METRICS
+from actors.metrics import EVALUATION_METRICS, OF_TEXT
 from actors.models import causal_lm
 from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share
@@ -29,6 +29,7 @@ GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer sh
 FEW = 256  # tokens of a record that are projected to the vocabulary at a time
 EXAMPLES = 8  # recorded samples of a rank that say what else the teacher would have written
 OUTCOME_TERMS = ("outcome", "value")
+MEASURED = {*EVALUATION_METRICS, *OF_TEXT}
 
 
 class Batch:
@@ -239,7 +240,7 @@ class Readings:
         found: dict[str, dict[str, float]] = {}
         for uid in self.student.get("logprob", {}):
             on = _on(self._batch.samples[uid]).numpy()
-            values = {n: by_uid[uid] for n, by_uid in self.student.items() if n in EVALUATION_METRICS}
+            values = {n: by_uid[uid] for n, by_uid in self.student.items() if n in MEASURED}
             found[uid] = {name: float(value[on].sum(dtype=np.float64)) for name, value in values.items()}
             found[uid]["tokens"] = float(on.sum())
         return found

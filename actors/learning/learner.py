@@ -145,7 +145,12 @@ class Learner(Member):
         """The metrics of `step` without a gradient and, as `each`, those of this rank's samples by uid."""
         batch = self._batch(share)
         self._payloads = ()
-        read = self._read(batch)
+        if share.objective is None:
+            read = self._read(batch)
+        else:
+            other = objective.build(share.objective, self._start_kl(share))
+            with self._built.reading(other, temperature=1.0):
+                read = self._read(batch)
         return read.reduced(share) | {"each": read.each()}
 
     def reference_sums(self, share: Share) -> dict[str, float]:
@@ -265,7 +270,11 @@ class Learner(Member):
 
     def _batch(self, share: Share) -> Batch:
         spec = self._specified
-        return Batch(share, self._payloads, spec.objective, self._handling.packs, spec.start_kl)
+        config = share.objective or spec.objective
+        return Batch(share, self._payloads, config, self._handling.packs, self._start_kl(share))
+
+    def _start_kl(self, share: Share) -> str | None:
+        return self._specified.start_kl if share.start_kl else None
 
     def _accumulate(self, batch: Batch) -> dict[str, Any]:
         """Forward and backward of this rank's share. The gradient is then complete and not yet applied."""

@@ -6,7 +6,8 @@ each token and stream, and is recomputed in the backward pass unless it is the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,6 +93,16 @@ class Student(nn.Module):
         for parameter in model.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float32):
                 parameter.grad_dtype = torch.float32
+
+    @contextmanager
+    def reading(self, objective: Objective, temperature: float) -> Iterator[None]:
+        """Inside of it `forward` reads another objective, at another temperature; without a gradient."""
+        own = self.objective, self._temperature
+        self.objective, self._temperature = objective, temperature
+        try:
+            yield
+        finally:
+            self.objective, self._temperature = own
 
     def forward(
         self, batch: Pack, targets: Targets, dials: Dials

@@ -264,18 +264,19 @@ class SimulatedLearner(Member):
         gap = 0.0 if any(share.version in s.versions for s in samples) else None
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
         self._payloads = ()
-        each = {s.uid: self._sums(_loss_tokens(s)) for s in samples}
-        start_kl = REFERENCE_KL if self._start_kl else None
+        start_kl = REFERENCE_KL if self._start_kl and share.start_kl else None
+        each = {s.uid: self._sums(_loss_tokens(s), start_kl, share.objective is not None) for s in samples}
         return metrics | {
             "reference_kl": REFERENCE_KL if self._held_back else None,
             "start_kl": start_kl,
             "each": each,
         }
 
-    def _sums(self, tokens: Sequence[int]) -> dict[str, float]:
-        """Metric sums of one sample, as of a batch of its own."""
-        kl = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0)
-        return {"tokens": float(len(tokens)), "reverse_kl": kl * len(tokens), "entropy": float(len(tokens))}
+    def _sums(self, tokens: Sequence[int], start_kl: float | None, plain: bool) -> dict[str, float]:
+        """Metric sums of one sample, as of a batch of its own. Read by another objective it has a loss and no KL."""
+        kl, count = abs(float(self._weights.sum()) + sum(tokens) / max(1, len(tokens)) / 1000.0), float(len(tokens))
+        of_start = {} if start_kl is None else {"start_kl": start_kl * count}
+        return {"tokens": count, "entropy": count, "nll" if plain else "reverse_kl": kl * count} | of_start
 
     def _samples(self, share: Share) -> list[Sample]:
         return list(samples_of(share, self._payloads).values())

@@ -51,7 +51,8 @@ class Share:
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`,
     `rewards` and their unweighted `components` are by uid. The student did not draw the samples in `foreign`; those in
     `masked` have no outcome term. Tokens that the student drew with a version below `oldest` carry no loss. `record` is
-    the file for the trained samples, or None.
+    the file for the trained samples, or None. `objective`: what an evaluation reads the samples by, at temperature 1;
+    None: the run's. `start_kl`: whether the starting weights have scored the samples, where the run asks for that.
     """
 
     step: int
@@ -70,3 +71,5 @@ class Share:
     masked: frozenset[str] = frozenset()
     oldest: int = 0
     record: str | None = None
+    objective: ObjectiveConfig | None = None
+    start_kl: bool = True

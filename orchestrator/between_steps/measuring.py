@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs.schema import Recipe
 from objectives.schedule import Dials, dials_at
+from orchestrator.between_steps.measuring_sets import SetMeasurements
 from orchestrator.between_steps.observer import Observer
 from orchestrator.evaluation.heldout import Evaluation, Found, compared
 from orchestrator.pools.telemetry import Meter
@@ -26,6 +27,7 @@ class Measurements:
     evaluation: Evaluation
     meter: Meter
     observer: Observer
+    sets: SetMeasurements
 
     async def before(self) -> None:
         """The evaluation before training, unless a checkpoint has it."""
@@ -35,6 +37,7 @@ class Measurements:
             if progress.before:
                 await self._answer_greedily("before")
             progress.evaluations["before"] = dict(progress.before.means) if progress.before else None
+        await self.sets.before()
 
     async def after_step(self, stopping: Stopping) -> None:
         """The evaluation that is due after a step, unless a checkpoint has it. Raises StopAsked; a resume makes it."""
@@ -44,6 +47,7 @@ class Measurements:
         if step and every and step % every == 0 and not last and not measured:
             found = await stopping.unless_asked(self.evaluate(f"step {step}"))
             progress.evaluations["steps"] += [{"step": step, **found.means}] if found else []
+        await self.sets.after_step(stopping, last)
 
     async def after(self) -> None:
         """The evaluation after training. Both are reduced to the samples that both scored."""
@@ -58,6 +62,7 @@ class Measurements:
                 f"before and after are compared on the {len(before.each.keys() & after.each.keys())} held-out samples "
                 f"that were scored both times; before: {len(before.each)}, after: {len(after.each)}"
             )
+        await self.sets.after()
 
     async def evaluate(self, when: str) -> Found | None:
         """Evaluate and record the samples. None without held-out prompts, or if no sample could be scored."""

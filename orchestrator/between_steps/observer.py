@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from configs.evaluation import HELDOUT
+
 
 class Observer(Protocol):
     """Watches a run: the terminal, or a test."""
@@ -21,6 +23,6 @@ class Observer(Protocol):
         """A step is done; its line of metrics.jsonl."""
         ...
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
-        """An evaluation is done: `before`, `after`, or `step N`."""
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = HELDOUT) -> None:
+        """An evaluation of a held-out set is done: `before`, `after`, or `step N`."""
         ...

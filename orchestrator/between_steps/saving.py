@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.between_steps.observer import Observer
+from orchestrator.evaluation.best import best_so_far
 from orchestrator.progress import Faults, Progress
 from orchestrator.weights.learner_group import LearnerGroup
 
@@ -52,12 +53,12 @@ class Saver:
         folder = await asyncio.to_thread(checkpoint.partial_folder, self._directory, self._progress.step)
         state = self._progress.to_state(self._faults(), self._recipe.learner.ranks)
         at_stake, sealing = self._progress.at_stake(), None
-        keep, anchor = self._recipe.checkpoint.keep, self._progress.anchor
+        keep, pinned = self._recipe.checkpoint.keep, self._pinned()
         try:
             async with self._learner.turns.learner():
                 await self._learner.save(folder)
             sealing = asyncio.ensure_future(
-                asyncio.to_thread(checkpoint.seal, self._directory, folder, state, keep, anchor)
+                asyncio.to_thread(checkpoint.seal, self._directory, folder, state, keep, pinned)
             )
             await asyncio.shield(sealing)
             self._saved, self.saved_at = at_stake, time.time()
@@ -68,13 +69,24 @@ class Saver:
             raise
 
     async def save_if_due(self) -> None:
-        """Save after a step if one is due. A failure is noticed, and the run goes on."""
+        """Save after a step if one is due, or if it is the best so far. A failure is noticed, and the run goes on."""
         step, every = self._progress.step, self._recipe.saved_every
         self._due |= bool(every) and step % every == 0
-        if not self._due or not self._progress.skips.moved(step):
+        if step not in self._bests() and not (self._due and self._progress.skips.moved(step)):
             return
         self._due = False
         try:
             await self.save()
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             self._observer.notice(f"step {step} was not saved, the last checkpoint stays: {error}")
+
+    def _pinned(self) -> set[int]:
+        """Steps whose checkpoints stay, however many are newer."""
+        anchor = self._progress.anchor
+        return self._bests() | (set() if anchor is None else {anchor})
+
+    def _bests(self) -> set[int]:
+        """The step of the best checkpoint, if a metric for it is named and known."""
+        progress = self._progress
+        best = best_so_far(self._recipe.checkpoint.best, progress.evaluations, progress.step)
+        return {best["step"]} if best else set()

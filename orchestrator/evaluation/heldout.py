@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, finite
+from actors.metrics import EVALUATION_COUNTS, EVALUATION_METRICS, OF_TOKENS, finite
+from configs.objective import Objective
 from configs.schema import SHOWN, Recipe, Sampling
 from objectives.schedule import Dials
 from orchestrator.pools.pools import Pools
@@ -23,14 +24,14 @@ from orchestrator.samples.rollouts import Rollouts
 from orchestrator.weights.learner_group import LearnerGroup, PayloadsLost
 
 HELDOUT_INDEX = 90_000_000  # number of the first held-out prompt group; training groups stay below
-OF_TOKENS = ("reverse_kl", "forward_kl", "entropy")  # means over tokens; others are means over responses
+COMPONENT = "component/"  # before a reward's component, in the values of a sample
 Sums = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Found:
     """`means`: by the names of EVALUATION_METRICS and EVALUATION_COUNTS. `each`: the values of every sample by uid,
-    KLs and entropy as sums over its `tokens` (nats), others once a response."""
+    KLs and entropy as sums over its `tokens` (nats), others once a response, with each component of its reward."""
 
     means: Mapping[str, Any]
     each: Mapping[str, Sums]
@@ -40,7 +41,7 @@ class Found:
         mine = [self.each[uid] for uid in sorted(uids)]
         if len(mine) == len(self.each):
             return dict(self.means)
-        found = {name: _mean(mine, name, "tokens" if name in OF_TOKENS else None) for name in EVALUATION_METRICS}
+        found = {name: mean_of(mine, name) for name in EVALUATION_METRICS}
         skipped = self.means["samples"] + self.means["samples_skipped"] - len(mine)
         counts = dict(zip(EVALUATION_COUNTS, (len(mine), skipped), strict=True))
         return found | counts | {"kl_support": self.means["kl_support"]}
@@ -66,7 +67,11 @@ class Evaluation:
         meter: Meter,
         notice: Callable[[str], None],
         skipped: dict[str, str],
+        first: int = HELDOUT_INDEX,
+        objective: Objective | None = None,
     ) -> None:
+        self._first = first
+        self._objective = objective
         self._recipe = recipe
         self._pools = pools
         self._flow = flow
@@ -129,7 +134,9 @@ class Evaluation:
                             return batch, {}
                         try:
                             async with self._learner.turns.learner():
-                                return batch, await self._learner.evaluate(batch.samples, version, dials, record)
+                                return batch, await self._learner.evaluate(
+                                    batch.samples, version, dials, record, self._objective
+                                )
                         except PayloadsLost as loss:
                             rollouts.intake.requeue(batch, loss.uids)
                 finally:
@@ -143,16 +150,14 @@ class Evaluation:
 
     def _rollouts(self, prompts: Sequence[Prompt], each: int, skipped: dict[str, str]) -> Rollouts:
         """One step of `each` responses to all of `prompts`."""
-        groups = len(prompts)
+        groups, first = len(prompts), self._first
         assert self._pools.rollout is not None
         return Rollouts(
             recipe=self._recipe,
             flow=self._flow,
             writers={"student": self._pools.rollout},
-            prompts={HELDOUT_INDEX + i: prompt for i, prompt in enumerate(prompts)},
-            leases=Leases(
-                groups, each, 0, 1, Ledger(HELDOUT_INDEX), suspects=self._suspects, passed_over=HELDOUT_INDEX
-            ),
+            prompts={first + i: prompt for i, prompt in enumerate(prompts)},
+            leases=Leases(groups, each, 0, 1, Ledger(first), suspects=self._suspects, passed_over=first),
             buffer=Buffer(groups, each),
             meter=self._meter,
             notice=self._notice,
@@ -164,6 +169,7 @@ def _of_response(scored: Scored) -> dict[str, float]:
     """The metrics of a response as a whole, by the names of EVALUATION_METRICS."""
     header = scored.header
     known = {"response_length": float(header.response_tokens), "truncated_fraction": float(header.finish == "length")}
+    known |= {f"{COMPONENT}{name}": value for name, value in scored.components.items()}
     return known if scored.reward is None else known | {"reward_mean": scored.reward}
 
 
@@ -173,8 +179,8 @@ def compared(before: Found, after: Found) -> tuple[dict[str, Any] | None, dict[s
     return (before.among(common), after.among(common)) if common else (None, None)
 
 
-def _mean(samples: list[Sums], name: str, per: str | None) -> float | None:
-    """Mean over the samples that have the value, weighted by `per`; None if none has."""
+def mean_of(samples: Iterable[Sums], name: str) -> float | None:
+    """Mean over the samples that have the value, of KLs and entropy over their tokens; None if none has."""
     known = [sums for sums in samples if name in sums]
-    count = sum(sums[per] if per else 1 for sums in known)
+    count = sum(sums["tokens"] if name in OF_TOKENS else 1 for sums in known)
     return sum(sums[name] for sums in known) / count if count else None

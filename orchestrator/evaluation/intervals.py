@@ -48,14 +48,18 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return (0.0 if not successes else max(0.0, low), 1.0 if successes == trials else min(1.0, high))
 
 
-def bootstrap(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Percentiles of the means of `resamples` samples of the values, drawn with replacement (Efron 1979)."""
+def bootstrap(
+    values: Sequence[float], seed: int, resamples: int = RESAMPLES, weights: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Percentiles of the means, by `weights` if there are any, of `resamples` samples of the values, drawn with
+    replacement (Efron 1979)."""
     given, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
+    weight = np.ones(len(given)) if weights is None else np.asarray(weights, np.float64)
     rows = max(1, AT_ONCE // len(given))
     means: list[np.ndarray] = []
     for first in range(0, resamples, rows):
         drawn = rng.integers(0, len(given), (min(rows, resamples - first), len(given)))
-        means.append(given[drawn].mean(axis=1))
+        means.append((given[drawn] * weight[drawn]).sum(axis=1) / weight[drawn].sum(axis=1))
     outside = 100.0 * (1.0 - CONFIDENCE) / 2.0
     low, high = np.percentile(np.concatenate(means), (outside, 100.0 - outside)).tolist()
     return low, high

@@ -22,6 +22,7 @@ from configs.schema import Recipe
 from orchestrator.data.prompting import Limit, Prompting
 from orchestrator.data.sets import Mixed, Read, Train, read_sets
 from orchestrator.pools.layout import demands
+from orchestrator.preflight import held_out
 from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
@@ -35,7 +36,8 @@ from orchestrator.samples.templates import Chat, Demonstrations
 class Inputs:
     """What a run reads from its files. `vocabulary`: the models' common logit width; `version_bytes`: size of a weight
     version as published; `warnings`: a line for each thing that is allowed but rarely intended; `longest`: tokens of
-    the longest prompt that there may be, by model, where prompts are not in memory."""
+    the longest prompt that there may be, by model, where prompts are not in memory. `sets`: the held-out sets by name;
+    `set_responses`: the responses of an evaluation of them."""
 
     train: Train
     heldout: Sequence[Prompt]
@@ -46,6 +48,8 @@ class Inputs:
     parameters: int
     warnings: tuple[str, ...] = ()
     longest: Mapping[str, int] = field(default_factory=dict)
+    sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
+    set_responses: int = 0
 
     def longest_of(self, model: str) -> int:
         """Tokens of the longest prompt under a model."""
@@ -54,7 +58,9 @@ class Inputs:
 
     @property
     def extent(self) -> Extent:
-        return Extent(self.longest_of(STUDENT), len(self.heldout), self.vocabulary, self.version_bytes, self.parameters)
+        of_sets = (len(prompt.ids[STUDENT]) for prompts in self.sets.values() for prompt in prompts)
+        longest, answered = max(self.longest_of(STUDENT), *of_sets, 0), len(self.heldout) + self.set_responses
+        return Extent(longest, answered, self.vocabulary, self.version_bytes, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -76,22 +82,37 @@ def read_inputs(recipe: Recipe) -> Inputs:
     student = models.folders[Place(STUDENT)]
     prompting = _prompting(recipe, chats)
     ends = Demonstrations(chats[STUDENT], models.end_token_ids) if "dataset" in recipe.objective.sources else None
-    rules, drops, held_out = recipe.reward.rules, recipe.data.too_long == "drop", recipe.data.heldout_set
+    rules, drops, apart = recipe.reward.rules, recipe.data.too_long == "drop", recipe.data.heldout_set
     train = read_sets(recipe.data.sets, replace(prompting, demonstrations=ends), rules, drops)
-    heldout = read_sets([held_out], prompting, rules, drops) if held_out else None
+    heldout = read_sets([apart], prompting, rules, drops) if apart else None
+    kept_apart = [prompt for prompts in heldout.sets for prompt in prompts] if heldout else []
+    held_out.check_heldout(recipe, kept_apart)
+    sets = _sets(recipe, chats, models)
     if recipe.reward.model is not None:
         _reward_model(recipe.reward.model, tokenizers[STUDENT])
     return Inputs(
         train=train.sets[0] if len(train.sets) == 1 else Mixed(train.sets, tuple(e.weight for e in recipe.data.sets)),
-        heldout=[prompt for prompts in heldout.sets for prompt in prompts] if heldout else [],
+        heldout=kept_apart,
         tokenizer=tokenizers[STUDENT],
         vocabulary=models.vocabulary,
         end_token_ids=models.end_token_ids,
         version_bytes=_version_bytes(recipe, student),
         parameters=parameters(student),
-        warnings=(*train.warnings, *(heldout.warnings if heldout else ())),
+        warnings=(*train.warnings, *(heldout.warnings if heldout else ()), *sets.warnings),
         longest={name: _longest(recipe, name, [train, *([heldout] if heldout else [])]) for name in chats},
+        sets=sets.prompts,
+        set_responses=held_out.responses(recipe, sets.prompts),
     )
+
+
+def _sets(recipe: Recipe, chats: Mapping[str, Chat], models: Models) -> held_out.Found:
+    """The prompts of the held-out sets. Raises RecipeError."""
+
+    def prompting_of(of_set: Recipe) -> Prompting:
+        return _prompting(of_set, {name: chats[name] for name in (STUDENT, *of_set.scored_models)})
+
+    ends, positions = Demonstrations(chats[STUDENT], models.end_token_ids), models.folders[Place(STUDENT)]
+    return held_out.read(recipe, prompting_of, ends, context_length(positions))
 
 
 def read_models(recipe: Recipe) -> Models:

@@ -37,8 +37,11 @@ def _engines(recipe: Recipe) -> Iterator[_Named]:
 
 
 def _rewards(recipe: Recipe) -> Iterator[_Named]:
-    for number, rule in enumerate(recipe.reward.rules):
-        key = f"reward.rules.{number}"
+    of_sets = {f"evaluate.sets.{name}.rules": one.rules or () for name, one in recipe.evaluate.sets.items()}
+    named = {"reward.rules": recipe.reward.rules} | of_sets
+    for key, rule in (
+        (f"{where}.{number}", rule) for where, rules in named.items() for number, rule in enumerate(rules)
+    ):
         if isinstance(rule, OwnRule):
             yield _Named(f"{key}.kind", rule.kind, "a function of (rule, text, tokens, row)")
         elif isinstance(rule, FunctionRule):

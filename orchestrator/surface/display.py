@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from configs.evaluation import HELDOUT
+
 HEARTBEAT_SECONDS = 30.0  # longest silence of a log without a terminal
 
 
@@ -66,12 +68,14 @@ class Display:
         self._progress.update(self._task, completed=line["step"])
         self._say(f"step {line['step']}/{self._steps}  {self._numbers()}")
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
-        if result:
-            numbers = "  ".join(
-                f"{name} {_number(result[name])}" for name in ("reverse_kl", "entropy", "response_length")
-            )
-            self._print(f"held-out prompts ({when}): {numbers}")
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = HELDOUT) -> None:
+        if not result:
+            return
+        if of == HELDOUT:
+            names, of = ("reverse_kl", "entropy", "response_length"), "held-out prompts"
+        else:
+            names = tuple(result.get("intervals") or ()) or ("entropy", "response_length")
+        self._print(f"{of} ({when}): {'  '.join(f'{name} {_number(result[name])}' for name in names)}")
 
     def _draw(self) -> Table:
         table = Table.grid(padding=(0, 1))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.evaluation import HELDOUT
 from orchestrator.surface.display import Display
 from orchestrator.surface.trackers.feed import Feed
 
@@ -38,10 +39,11 @@ class Reporting:
         self._display.step(line)
         self._feed.step(line)
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None:
-        self._display.evaluated(when, result)
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = HELDOUT) -> None:
+        self._display.evaluated(when, result, of)
         if result:
-            self._feed.evaluated(self._status.get("step", 0), result)
+            named = result if of == HELDOUT else {f"{of}/{name}": value for name, value in result.items()}
+            self._feed.evaluated(self._status.get("step", 0), named)
 
     async def status(self, status: Mapping[str, Any]) -> None:
         """Take a status; pass it on if the last one is EVERY_SECONDS old."""

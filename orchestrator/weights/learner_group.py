@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from actors.address import LOOPBACK
 from actors.micro_batches import Plan, SampleSize, plan
 from actors.wire.jobs import LearnerSpec, Share, Total
+from configs.objective import Objective
 from configs.schema import Recipe
 from objectives.schedule import Dials
 from orchestrator.pools.member import PoolMember, quoted
@@ -88,10 +89,17 @@ class LearnerGroup:
         return (await self._together("step", lambda rank: (_credited(shares[rank].share, advantages),)))[0]
 
     async def evaluate(
-        self, batch: Sequence[Scored], version: int, dials: Dials, record: Path | None
+        self,
+        batch: Sequence[Scored],
+        version: int,
+        dials: Dials,
+        record: Path | None,
+        objective: Objective | None = None,
+        start_kl: bool = True,
     ) -> dict[str, Any]:
-        """The same metrics without an update; `each`: uid -> values of a sample. Raises PayloadsLost, LearnerDied."""
-        shares = self._shares(batch, 0, version, dials, record, 0)
+        """The same metrics without an update; `each`: uid -> values of a sample. `objective`, `start_kl`: what the
+        samples are read by, if not by the run's own; see Share. Raises PayloadsLost, LearnerDied."""
+        shares = self._shares(batch, 0, version, dials, record, 0, objective, start_kl)
         await self._fetch(batch, shares)
         found = await self._together("evaluate", lambda rank: (shares[rank].share,))
         return found[0] | {"each": {uid: sums for part in found for uid, sums in part["each"].items()}}
@@ -139,7 +147,15 @@ class LearnerGroup:
         return credit.advantages(self._recipe, shaped, {s.header.uid: s.header.group for s in batch})
 
     def _shares(
-        self, batch: Sequence[Scored], step: int, version: int, dials: Dials, record: Path | None, oldest: int
+        self,
+        batch: Sequence[Scored],
+        step: int,
+        version: int,
+        dials: Dials,
+        record: Path | None,
+        oldest: int,
+        objective: Objective | None = None,
+        start_kl: bool = True,
     ) -> list[RankShare]:
         recipe, outcome, layout = self._recipe, self._recipe.objective.outcome, plan_batch(self._recipe, batch)
         cut = {s.header.uid for s in batch if outcome.truncated == "mask" and s.header.finish == "length"}
@@ -148,11 +164,13 @@ class LearnerGroup:
             version=version,
             micro_batches=(),
             loss_tokens=layout.loss_tokens,
-            totals=term_totals(recipe.objective.terms, batch),
+            totals=term_totals((objective or recipe.objective).terms, batch),
             constant=recipe.samples_per_step * recipe.sampling.max_response_tokens,
             dials=dials,
             oldest=oldest,
             record=str(record) if record else None,
+            objective=objective,
+            start_kl=start_kl,
         )
         return [share_of_rank(whole, batch, uids, cut) for uids in layout.ranks]
 

@@ -39,7 +39,7 @@ class Watcher:
     def step(self, line: Mapping[str, Any]) -> None:
         self.lines.append(line)
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = "") -> None: ...
 
 
 @dataclass(frozen=True)

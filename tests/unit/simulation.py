@@ -102,10 +102,11 @@ class Simulation:
     transport: LocalTransport = field(default_factory=LocalTransport)
     carrier: Carrier = field(default_factory=ObjectStore)
     speeds: Speeds = field(default_factory=Speeds)
+    sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.notices: list[str] = []
-        self.inputs = Inputs(self.train, self.heldout, None, self.vocabulary, (1,), 0, 0)
+        self.inputs = Inputs(self.train, self.heldout, None, self.vocabulary, (1,), 0, 0, sets=self.sets)
         self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None, simulated(self.speeds))
         self.directory = Path(self.recipe.run.root) / self.recipe.run.name
         self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self, self.carrier)
@@ -115,7 +116,7 @@ class Simulation:
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
-    def evaluated(self, when: str, result: Mapping[str, Any] | None) -> None: ...
+    def evaluated(self, when: str, result: Mapping[str, Any] | None, of: str = "") -> None: ...
 
     def step(self, line: Mapping[str, Any]) -> None:
         self.on_step(self.run, line)

@@ -7,12 +7,15 @@ import gc
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.wire.rewards import Rewards
 from configs.schema import SHOWN, Sampling
 from orchestrator.between_steps.measuring import Measurements
 from orchestrator.evaluation.heldout import Found, compared
@@ -39,9 +42,9 @@ def reject(monkeypatch: pytest.MonkeyPatch, *calls: set[str]) -> None:
         now[:] = [next(evaluations, set())]
         return await run(self, when)
 
-    def with_nan(self: SimulatedReward, *arguments: Any) -> dict[str, float]:
+    def with_nan(self: SimulatedReward, *arguments: Any) -> Rewards:
         found = reward(self, *arguments)
-        return {uid: float("nan") if now and uid in now[0] else value for uid, value in found.items()}
+        return replace(found, values={uid: nan if now and uid in now[0] else v for uid, v in found.values.items()})
 
     monkeypatch.setattr(Measurements, "evaluate", counted)
     monkeypatch.setattr(SimulatedReward, "reward", with_nan)
