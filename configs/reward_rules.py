@@ -16,7 +16,21 @@ from configs.node import Node, NonNegative, Positive, Seconds
 from configs.own_code import is_code, or_own
 from configs.refusal import shown
 
-KINDS = ("length", "overlong", "contains", "regex", "exact", "match", "json_schema", "maths", "function")
+KINDS = (
+    "length",
+    "overlong",
+    "contains",
+    "regex",
+    "exact",
+    "match",
+    "json_schema",
+    "maths",
+    "function",
+    "code",
+    "minimal_edit",
+)
+
+Where = Literal["last_block", "first_block", "whole"]  # of the code in a response
 
 MODEL = "model"  # the component that is the reward model's score
 
@@ -169,6 +183,49 @@ class FunctionRule(TimedRule):
         return function
 
 
+class ProgramRule(Rule):
+    """A rule that runs the response's program on the row's tests in a sandbox: `at_once` responses of a request at the
+    same time. The limits are those of rewards/sandbox/limits.py."""
+
+    field: str = "tests"
+    language: Literal["python"] = "python"
+    code: Where = "last_block"
+    tolerance: Annotated[float, Field(ge=0.0)] = 1e-6
+    cpu_seconds: Positive = 4
+    wall_seconds: Seconds = 8.0
+    total_seconds: Seconds = 16.0
+    memory_mib: Annotated[int, Field(ge=64, le=2**20)] = 512
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    at_once: Annotated[int, Field(ge=1, le=256)] = 4
+
+    @model_validator(mode="after")
+    def _has_time(self) -> ProgramRule:
+        if self.wall_seconds > self.total_seconds:
+            raise ValueError(
+                f"wall_seconds {self.wall_seconds:g} of one case exceed total_seconds {self.total_seconds:g} of all; "
+                "raise the latter"
+            )
+        return self
+
+
+class CodeRule(ProgramRule):
+    """1 for a program that passes all tests of its row, else 0; with `partial` the share of tests that it passes."""
+
+    kind: Literal["code"] = "code"
+    partial: bool = False
+
+
+class MinimalEditRule(ProgramRule):
+    """1 - `charge` x excess for a program that passes all tests, `failed` for any other. Excess: the share of tokens
+    that it changes of the row's `given` code, less what the row's `reference` fix changes, at least 0."""
+
+    kind: Literal["minimal_edit"] = "minimal_edit"
+    given: str = "given"
+    reference: str = "solution"
+    charge: Annotated[float, Field(ge=0.0)] = 1.0
+    failed: float = 0.0
+
+
 class OwnRule(TimedRule):
     """A function of (rule, text, tokens, row) named by `kind` itself; `text`, `field`, `low` and `high` are its own to
     use."""
@@ -198,6 +255,8 @@ AnyRule = Annotated[
     | Annotated[JsonRule, Tag("json_schema")]
     | Annotated[MathsRule, Tag("maths")]
     | Annotated[FunctionRule, Tag("function")]
+    | Annotated[CodeRule, Tag("code")]
+    | Annotated[MinimalEditRule, Tag("minimal_edit")]
     | Annotated[OwnRule, Tag("own")],
     Discriminator(_kind_of),
 ]

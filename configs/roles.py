@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
 from configs.own_code import or_own
-from configs.reward_rules import AnyRule, component_names
+from configs.reward_rules import AnyRule, ProgramRule, component_names
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that supports the model
 
@@ -133,6 +133,11 @@ class Reward(Node):
     def components(self) -> tuple[str, ...]:
         """Names of the parts that a reward is the weighted sum of, the reward model's last."""
         return component_names(self.rules, self.model is not None)
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether a rule runs programs of responses, in a sandbox."""
+        return any(isinstance(rule, ProgramRule) for rule in self.rules)
 
     @property
     def gives_rewards(self) -> bool:

@@ -269,9 +269,11 @@ def run_directory(recipe: Recipe) -> Path:
 def _check_environment(recipe: Recipe, directory: Path) -> None:
     from orchestrator.preflight import cluster
     from orchestrator.preflight.environment import check_environment
+    from orchestrator.preflight.isolation import check_isolation
     from orchestrator.surface.trackers.libraries import check_installed
 
     check_installed(recipe.metrics.trackers)
+    check_isolation(recipe)
     check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 

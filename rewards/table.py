@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.reward_rules import KINDS, FunctionRule, MatchRule, OwnRule, Rule
+from rewards.code import code, tested
 from rewards.function import function, imported_once, is_async, own
 from rewards.json_schema import json_schema
 from rewards.json_schema import prepare as read_schema
 from rewards.length import length, overlong
 from rewards.maths import maths
 from rewards.maths import prepare as load_math_verify
+from rewards.minimal_edit import minimal_edit
 from rewards.response import Reward, singly
 from rewards.text import contains, exact, match, regex
 
@@ -54,6 +56,8 @@ TABLE: dict[str, Kind] = {
     "regex": Kind(singly(regex), apart=_always),
     "json_schema": Kind(singly(json_schema), apart=_always, prepare=read_schema),
     "maths": Kind(singly(maths), apart=_always, prepare=load_math_verify),
+    "code": Kind(tested(code)),
+    "minimal_edit": Kind(tested(minimal_edit)),
     "function": Kind(function, _always, _at_once, prepare=lambda rule: imported_once(rule.function)),
 }
 OWN = Kind(own, apart=_always, prepare=lambda rule: imported_once(rule.kind))

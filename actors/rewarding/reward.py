@@ -15,27 +15,38 @@ from actors.wire.rewards import Rewards
 from configs.reward_rules import MODEL, Rule
 from rewards.apart.process import Apart
 from rewards.response import Response
+from rewards.sandbox.isolation import isolation
 from rewards.scoring import Rewarded, score
 
 
 class Reward(Member):
     """Decodes with the student's tokenizer; `tokenizer` is the directory that holds it. `model` is the directory of a
     sequence classifier with one output, over the student's tokens; its score counts `model_weight` times. It reads up
-    to `tokens_per_batch` tokens at once, padding included."""
+    to `tokens_per_batch` tokens at once, padding included. `runs_programs`: it does not start where they cannot be
+    isolated."""
 
     def __init__(
-        self, tokenizer: str, model: str | None = None, model_weight: float = 1.0, tokens_per_batch: int = 4096
+        self,
+        tokenizer: str,
+        model: str | None = None,
+        model_weight: float = 1.0,
+        tokens_per_batch: int = 4096,
+        runs_programs: bool = False,
     ) -> None:
         self._directory = tokenizer
         self._tokenizer: Any = None
         self._model_directory = model
         self._model_weight = model_weight
         self._tokens_per_batch = tokens_per_batch
+        self._runs_programs = runs_programs
         self._model: Any = None
         self._apart = Apart()
 
     def start(self) -> None:
-        """Load the reward model, if any. The tokenizer, and the process for rewards apart, wait for the first need."""
+        """Load the reward model, if any. The tokenizer, and the process for rewards apart, wait for the first need.
+        Raises NoIsolation."""
+        if self._runs_programs:
+            isolation()
         if self._model_directory:
             from actors.models.loading import load_classifier
 

@@ -11,6 +11,7 @@ from configs.data import DataSet
 from configs.reward_rules import Rule
 from orchestrator.data.checks import check_answers
 from orchestrator.data.mixture import Mixture
+from orchestrator.data.program_checks import check_tests
 from orchestrator.data.prompt_set import CHECKED, Checked, PromptSet
 from orchestrator.data.prompting import Prompting
 from orchestrator.data.rows import Rows
@@ -58,6 +59,7 @@ def check_sets(sets: Sequence[PromptSet], prompting: Prompting, rules: Sequence[
     """Look at the rows of sets. Raises RecipeError."""
     found = [prompts.check() for prompts in sets]
     warnings = check_answers(rules, [checked.sample for checked in found])
+    warnings += check_tests(rules, [checked.sample for checked in found])
     for prompts, checked in zip(sets, found, strict=True):
         warnings += _of_set(prompts, checked, prompting.demonstrations)
     longest = {name: max(checked.longest[name] for checked in found) for name in prompting.chats}

@@ -167,7 +167,7 @@ def _reward(recipe: Recipe) -> GangSpec:
     resources, model = recipe.reward.resources, recipe.reward.model
     cls = _member_class(recipe.reward.engine, Reward)
     arguments = (_path(recipe, STUDENT), model and str(model_directory(model)), recipe.reward.model_weight)
-    arguments += (recipe.reward.tokens_per_batch,)
+    arguments += (recipe.reward.tokens_per_batch, recipe.reward.runs_programs)
     return GangSpec("reward", cls, (arguments,), resources, environment(resources))
 
 

@@ -18,12 +18,14 @@ from orchestrator.preflight.comparison import Comparison, refuse
 from orchestrator.preflight.described import layout, models
 from orchestrator.preflight.described.spec import read_spec
 from orchestrator.preflight.files import Inputs
+from orchestrator.preflight.isolation import check_isolation
 from orchestrator.surface.outcome import console
 
 
 def here(recipe: Recipe) -> Inputs:
     """Read a recipe's files, and print its layout, models and warnings. Raises RecipeError."""
     inputs = files.read_inputs(recipe)
+    check_isolation(recipe)
     console.print(_layout_table(files.describe_layout(recipe)))
     _print_lines(files.describe_models(recipe))
     _print_lines(adapters.describe_adapters(recipe, capacity.read_sizes(recipe)) if recipe.learner.lora else ())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-Where = Literal["last_block", "first_block", "whole"]
+from configs.reward_rules import Where
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
 _PYTHON = {"python", "python3", "py", "py3"}
