@@ -5,7 +5,7 @@ from __future__ import annotations
 from configs.reward_rules import MinimalEditRule
 from configs.row_fields import field_of
 from rewards.code import graded
-from rewards.edit_distance import code_tokens, excess
+from rewards.edit_distance import excess, tokens_of
 from rewards.response import Response
 from rewards.sandbox.extract import code_in
 
@@ -17,7 +17,7 @@ def minimal_edit(rule: MinimalEditRule, response: Response) -> float:
     if not graded(rule, response).whole:
         return rule.failed
     output = code_in(response.text, rule.code) or ""
-    return 1.0 - rule.charge * max(0.0, excess(given, reference, output))
+    return 1.0 - rule.charge * max(0.0, excess(output, given, reference))
 
 
 def _program(response: Response, field: str) -> str:
@@ -26,7 +26,7 @@ def _program(response: Response, field: str) -> str:
     if not isinstance(source, str):
         raise ValueError(f"its row has no program in {field!r}")
     try:
-        code_tokens(source)
+        tokens_of(source)
     except ValueError as error:
-        raise ValueError(f"the row's {field}: {error}") from None
+        raise ValueError(f"the row's {field} {error}") from None
     return source

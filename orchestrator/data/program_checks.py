@@ -9,7 +9,7 @@ from configs.refusal import RecipeError
 from configs.reward_rules import MinimalEditRule, ProgramRule, Rule
 from configs.row_fields import field_of
 from orchestrator.data.checks import Sample
-from rewards.edit_distance import code_tokens
+from rewards.edit_distance import tokens_of
 from rewards.sandbox.cases import read_cases
 
 
@@ -57,4 +57,4 @@ def _has(where: str, name: str, field: str, row: Mapping[str, Any]) -> bool:
 def _read_program(value: Any) -> None:
     if not isinstance(value, str):
         raise ValueError("is no text; give a Python program")
-    code_tokens(value)
+    tokens_of(value)

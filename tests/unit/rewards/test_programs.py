@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import re
 from typing import Any
 
 import pytest
+import yaml
 
 from actors.rewarding.reward import Reward
 from configs.refusal import RecipeError
+from configs.reward_rules import Rule
+from orchestrator.data.checks import Sample
+from orchestrator.data.program_checks import check_tests
 from orchestrator.preflight.isolation import check_isolation
-from orchestrator.samples.row_tests import check_tests
-from rewards.edit_distance import changed, code_tokens, excess
+from rewards.edit_distance import tokens_of
 from rewards.response import Rejection, Response
 from rewards.sandbox import isolation as isolation_module
 from rewards.sandbox.isolation import NoIsolation, isolation
 from rewards.table import kind_of
+from tests.contributing.pages import ROOT, section
 from tests.unit.recipes import loaded
 from tests.unit.rewards.tried import rule_of, tried
 
-FILE = Path("rows.jsonl")
 TESTS = [{"call": "last([1, 2, 3])", "expect": 3}, {"call": "last([])", "expect": None}]
 FAULTY = "def last(items):\n    if len(items) == 0:\n        return None\n    return items[0]\n"
 FIX = FAULTY.replace("items[0]", "items[-1]")
@@ -89,23 +93,12 @@ def test_a_rewriting_costs_its_share_of_tokens(isolated: None) -> None:
     more = FIX.replace("    return items[-1]", "    kept = items\n    return kept[-1]")
     value = tried({"kind": "minimal_edit"}, block(more), 9, ROW)
     # The fix puts in `-` and writes 1 for 0; this one puts in `kept = items` and writes kept besides.
-    assert [len(code_tokens(code)) for code in (FAULTY, FIX, more)] == [21, 22, 25]
+    assert [len(tokens_of(code)) for code in (FAULTY, FIX, more)] == [21, 22, 25]
     beyond = 6 / 25 - 2 / 22
     assert value == pytest.approx(1.0 - beyond)
     assert tried({"kind": "minimal_edit", "charge": 2.0}, block(more), 9, ROW) == pytest.approx(1.0 - 2.0 * beyond)
     rewritten = tried({"kind": "minimal_edit"}, block(REWRITTEN), 9, ROW)
     assert isinstance(value, float) and isinstance(rewritten, float) and rewritten < value
-
-
-def test_distances_of_tokens() -> None:
-    assert code_tokens("x  =  ( 1 )  # one\n\n") == ["x", "=", "1"]
-    assert code_tokens("if a:\n        b\n") == ["if", "a", ":", "b"]
-    assert changed([], []) == 0.0 and changed(["a"], []) == 1.0 and changed(["a", "b"], ["a", "c"]) == 0.5
-    assert excess("a = 1", "a = 2", "a = 2") == 0.0
-    assert excess("a = 1", "a = 2", "b = 3") == pytest.approx(1 / 3)
-    assert excess("a = 1", "a = 2", "a = 1") == pytest.approx(-1 / 3)
-    with pytest.raises(ValueError, match="no Python"):
-        code_tokens("a =")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_distances_of_tokens() -> None:
         ("code", {"tests": []}, "no list of cases"),
         ("minimal_edit", {"tests": TESTS}, "no program in 'given'"),
         ("minimal_edit", {"tests": TESTS, "given": FAULTY}, "no program in 'solution'"),
-        ("minimal_edit", {"tests": TESTS, "given": "def", "solution": FIX}, "the row's given: it is no Python"),
+        ("minimal_edit", {"tests": TESTS, "given": "def", "solution": FIX}, "the row's given is no Python"),
     ],
 )
 def test_a_row_without_what_a_rule_needs_rejects_its_responses(
@@ -125,20 +118,25 @@ def test_a_row_without_what_a_rule_needs_rejects_its_responses(
     assert isinstance(value, Rejection) and reason in value.reason
 
 
+def checked(rules: list[Rule], *rows: dict[str, Any]) -> list[str]:
+    return check_tests(rules, [Sample("rows.jsonl", dict(enumerate(rows, 1)))])
+
+
 def test_rows_are_read_before_a_run() -> None:
     code, repair = rule_of(kind="code"), rule_of(kind="minimal_edit")
-    assert check_tests([code, repair], {1: ROW}, FILE) == []
-    assert check_tests([rule_of(kind="length")], {1: {}}, FILE) == []
-    (warning,) = check_tests([code], {1: ROW, 2: {}}, FILE)
+    assert checked([code, repair], ROW) == []
+    assert checked([rule_of(kind="length")], {}) == []
+    assert check_tests([code], []) == []
+    (warning,) = checked([code], ROW, {})
     assert warning.startswith("reward.rules.0.field: 1 of 2 rows of rows.jsonl lack 'tests', the first in line 2")
     with pytest.raises(RecipeError, match=r"reward.rules.0.field: no row of rows.jsonl has 'tests'"):
-        check_tests([code], {1: {}}, FILE)
+        checked([code], {})
     with pytest.raises(RecipeError, match=r"rows.jsonl line 2: tests: tests.0 needs input"):
-        check_tests([code], {1: ROW, 2: {"tests": [{"input": "1"}]}}, FILE)
-    with pytest.raises(RecipeError, match=r"rows.jsonl line 1: given: it is no Python"):
-        check_tests([repair], {1: ROW | {"given": "def"}}, FILE)
+        checked([code], ROW, {"tests": [{"input": "1"}]})
+    with pytest.raises(RecipeError, match=r"rows.jsonl line 1: given: is no Python"):
+        checked([repair], ROW | {"given": "def"})
     with pytest.raises(RecipeError, match=r"rows.jsonl line 1: solution: is no text"):
-        check_tests([repair], {1: ROW | {"solution": 3}}, FILE)
+        checked([repair], ROW | {"solution": 3})
 
 
 @pytest.mark.parametrize(
@@ -172,3 +170,17 @@ def test_where_nothing_isolates_programs_they_are_not_run(monkeypatch: pytest.Mo
     check_isolation(loaded({"reward.rules": [{"kind": "length"}]}))
     check_isolation(loaded({"reward.rules": [{"kind": "code"}], "cluster.address": "10.0.0.1:6379"}))
     isolation.cache_clear()
+
+
+def test_the_examples_of_the_page_hold(isolated: None) -> None:
+    page = section(ROOT / "docs" / "rewards.md", "Code and the sandbox")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    rules = loaded({"reward": yaml.safe_load(recipe)["reward"]}).reward.rules
+    add, total = (json.loads(line) for line in re.findall(r"```json\n(.*?)```", page, re.S)[0].splitlines())
+    (sums, sums_of_input) = "def add(a, b): return a + b\n", "print(sum(map(int, input().split())))\n"
+    for row, code, other in ((add, sums, sums_of_input), (total, sums_of_input, sums)):
+        assert checked([*rules], row) == []
+        texts = [block(code), block(other)]
+        assert kind_of(rules[0]).values(rules[0], [Response(text, 9, row) for text in texts]) == [1.0, 0.0]
+    published = rule_of(**yaml.safe_load(re.findall(r"`(\{kind: minimal_edit.*?\})`", page)[0]))
+    assert published.weight * 1.0 == 0.1 and published.weight * published.failed == -0.2  # type: ignore[attr-defined]
