@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -45,6 +46,10 @@ class Rule(Node):
     weight: float = 1.0
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")] | None = None
 
+    def longest(self, responses: int) -> float:
+        """Seconds that a request of as many responses may take beyond what is usual."""
+        return 0.0
+
     @model_validator(mode="before")
     @classmethod
     def _without_keys_of_other_kinds(cls, tree: Any) -> Any:
@@ -59,6 +64,9 @@ class TimedRule(Rule):
     answer: for one response, or with `batch` for all of a request."""
 
     seconds: Seconds = 10.0
+
+    def longest(self, responses: int) -> float:
+        return self.seconds * responses
 
 
 class LengthRule(Rule):
@@ -197,6 +205,9 @@ class ProgramRule(Rule):
     memory_mib: Annotated[int, Field(ge=64, le=2**20)] = 512
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
     at_once: Annotated[int, Field(ge=1, le=256)] = 4
+
+    def longest(self, responses: int) -> float:
+        return self.total_seconds * ceil(responses / self.at_once)
 
     @model_validator(mode="after")
     def _has_time(self) -> ProgramRule:

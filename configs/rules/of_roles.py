@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
-
-from configs.reward_rules import ProgramRule
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
@@ -112,20 +109,4 @@ def _contexts(recipe: Recipe) -> Refusal:
     return None
 
 
-def _programs(recipe: Recipe) -> Refusal:
-    """A request holds at most a block of responses; a member that needs longer for it counts as hung."""
-    limit, most = recipe.deadlines.reward, recipe.stream.coalesce_samples
-    seconds = 0.0
-    for i, rule in enumerate(recipe.reward.rules):
-        if isinstance(rule, ProgramRule):
-            seconds += ceil(most / rule.at_once) * rule.total_seconds
-            if seconds >= limit:
-                return (
-                    f"reward.rules.{i}.total_seconds: {most} responses (stream.coalesce_samples), {rule.at_once} at "
-                    f"once, may take {seconds:g} s at {rule.total_seconds:g} each, deadlines.reward is {limit:g}; "
-                    "raise that, or at_once, or lower one of the others"
-                )
-    return None
-
-
-OF_ROLES: tuple[Rule, ...] = (_split_engines, _placements, _colocations, _streams, _autoscales, _contexts, _programs)
+OF_ROLES: tuple[Rule, ...] = (_split_engines, _placements, _colocations, _streams, _autoscales, _contexts)

@@ -17,7 +17,6 @@ from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
 from configs.node import STUDENT
 from configs.own_code import imported, is_own
-from configs.reward_rules import TimedRule
 from configs.roles import DATASET, Deadlines, Lora, Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
@@ -106,9 +105,8 @@ def build_pools(
 
 def _deadlines(recipe: Recipe) -> Deadlines:
     """A request to a reward worker has the time that its rules may take for each response, on top of its own."""
-    seconds = sum(rule.seconds for rule in recipe.reward.rules if isinstance(rule, TimedRule))
-    longest = recipe.deadlines.reward + seconds * recipe.stream.coalesce_samples
-    return recipe.deadlines.model_copy(update={"reward": longest})
+    seconds = sum(rule.longest(recipe.stream.coalesce_samples) for rule in recipe.reward.rules)
+    return recipe.deadlines.model_copy(update={"reward": recipe.deadlines.reward + seconds})
 
 
 def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:

@@ -221,12 +221,6 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
             "objective.length.gate: the entropy is that of responses sampled at temperature 1; set sampling",
         ),
     ],
-    "_programs": [
-        (
-            {"reward.rules": [{"kind": "code"}, {"kind": "minimal_edit", "at_once": 8, "total_seconds": 10}]},
-            "reward.rules.1.total_seconds: 64 responses (stream.coalesce_samples), 8 at once, may take 336 s",
-        ),
-    ],
 }
 MEANINGLESS = OF_OBJECTIVES | OF_ROLES
 

@@ -156,6 +156,11 @@ def test_keys_that_are_refused(keys: dict[str, Any], message: str) -> None:
         rule_of(kind="code", **keys)
 
 
+def test_a_request_has_the_time_that_its_programs_may_take() -> None:
+    assert rule_of(kind="code", at_once=4, total_seconds=10).longest(9) == 30.0
+    assert rule_of(kind="length").longest(9) == 0.0 and rule_of(kind="maths", seconds=2).longest(9) == 18.0
+
+
 def test_where_nothing_isolates_programs_they_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(isolation_module, "MECHANISMS", ())
@@ -176,7 +181,7 @@ def test_the_examples_of_the_page_hold(isolated: None) -> None:
     page = section(ROOT / "docs" / "rewards.md", "Code and the sandbox")
     (recipe,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     rules = loaded({"reward": yaml.safe_load(recipe)["reward"]}).reward.rules
-    add, total = (json.loads(line) for line in re.findall(r"```json\n(.*?)```", page, re.S)[0].splitlines())
+    add, total = (json.loads(line) for line in re.findall(r"```jsonl\n(.*?)```", page, re.S)[0].splitlines())
     (sums, sums_of_input) = "def add(a, b): return a + b\n", "print(sum(map(int, input().split())))\n"
     for row, code, other in ((add, sums, sums_of_input), (total, sums_of_input, sums)):
         assert checked([*rules], row) == []
