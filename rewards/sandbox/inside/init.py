@@ -21,6 +21,7 @@ from typing import Any
 from rewards.sandbox.inside import program
 
 READY = "ready"
+_SHARED = "/tmp"
 _PART = 65_536  # bytes a read
 _LAST_WORDS = 2_000  # bytes of standard error that are kept
 
@@ -70,8 +71,9 @@ def run(job: Mapping[str, Any]) -> None:
             program.run(job, case, folder, {name: pipe.writer for name, pipe in pipes.items()})
             return
         _report(_watch(child, pipes, job))
-        with contextlib.suppress(RecursionError):  # what is left counts for the cases to come
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder != _SHARED:
+            with contextlib.suppress(RecursionError):  # what is left counts for the cases to come
+                shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
@@ -82,11 +84,11 @@ def _alone() -> None:
 
 
 def _folder(number: int) -> str:
-    """A new directory for a case; /tmp itself where an earlier case has seen to it that there can be none."""
+    """A new directory for a case; /tmp itself where an earlier case left no room for one."""
     try:
-        os.mkdir(folder := f"/tmp/{number}")
+        os.mkdir(folder := f"{_SHARED}/{number}")
     except OSError:
-        return "/tmp"
+        return _SHARED
     return folder
 
 

@@ -57,12 +57,10 @@ def isolated() -> None:
         ({"partial": True}, "I cannot.", 0.0),
         ({"partial": True}, block("def last(items): return 3\n"), 0.5),
         ({}, block("import sys\nsys.exit(0)\n"), 0.0),
-        ({}, block("while True: pass\n"), 0.0),
     ],
 )
 def test_code_is_rewarded_by_its_tests(isolated: None, rule: dict[str, Any], text: str, expected: float) -> None:
-    quick = {"cpu_seconds": 1} if "while" in text else {}
-    assert tried({"kind": "code"} | quick | rule, text, 9, ROW) == expected
+    assert tried({"kind": "code"} | rule, text, 9, ROW) == expected
 
 
 def test_many_responses_are_rewarded_in_their_order(isolated: None) -> None:
