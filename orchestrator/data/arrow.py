@@ -105,9 +105,16 @@ def of_the_hub(name: HubName, split: str | None) -> ArrowRows:
         if builder is None or (name.pinned and builder.hash != name.revision):
             revision = name.revision or None
             builder = datasets.load_dataset_builder(name.repository, name.subset or None, revision=revision)
+            _refuse_other(builder.hash, name)
             builder.download_and_prepare()
         found = builder.as_dataset()
         return ArrowRows(str(name), found[_split(str(name), found, split or name.split)])
+
+
+def _refuse_other(commit: str, name: HubName) -> None:
+    """Raise RecipeError for another commit than the pinned one: without a network the library takes what it has."""
+    if name.pinned and commit != name.revision:
+        raise RecipeError(f"{name}: cannot be read (the cache has {commit}, and the Hub is not reached); connect once")
 
 
 def commit_of(name: HubName) -> str:
@@ -118,9 +125,7 @@ def commit_of(name: HubName) -> str:
     try:
         return str(HfApi().dataset_info(name.repository, revision=name.revision or None, timeout=ANSWERS).sha)
     except Exception:
-        import datasets
-
-        if builder := None if name.revision else _cached(datasets, name):
+        if builder := None if name.revision else _cached(_library(), name):
             return str(builder.hash)
         raise
 
@@ -151,15 +156,21 @@ def _cache() -> str:
     return str(cache_directory() / "datasets")
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[Any]:
-    """The library, quiet. What it raises becomes one line about `name`."""
+def _library() -> Any:
+    """The library, quiet; it counts no downloads."""
     import datasets
     import datasets.config
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[Any]:
+    """The library. What it raises becomes one line about `name`."""
+    datasets = _library()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -17,7 +17,8 @@ from orchestrator.data.rows import Rows, weight_of
 from orchestrator.data.table import where
 from orchestrator.samples.prompts import Prompt
 
-CHECKED = 10_000  # rows that are looked at before a run starts; a set of up to as many is checked whole
+WHOLE = 10_000  # a set of up to as many rows is checked whole before a run starts
+CHECKED = 2_000  # rows of a larger set that are
 CACHED = 2**24  # tokens of prompts that stay in memory
 
 
@@ -36,7 +37,7 @@ class PromptSet(Sequence[Prompt]):
     """Prompts by place. A bounded number of them is kept; asking for another makes it anew. One that cannot be used
     raises RecipeError, and is `dropped`, by its file and number, with the reason.
 
-    A set of up to CHECKED rows that was checked has only prompts that can be used.
+    A set of up to WHOLE rows that was checked has only prompts that can be used.
     """
 
     def __init__(self, rows: Rows, prompting: Prompting, drops: bool = False) -> None:
@@ -74,7 +75,7 @@ class PromptSet(Sequence[Prompt]):
     @property
     def whole(self) -> bool:
         """Whether a check looks at every row."""
-        return len(self._rows) <= CHECKED
+        return len(self._rows) <= WHOLE
 
     def check(self) -> Checked:
         """Look at the rows, or at CHECKED of them, evenly spread. Raises RecipeError for one that cannot be used; one
@@ -82,7 +83,7 @@ class PromptSet(Sequence[Prompt]):
         table, numbered = self._rows.table, {}
         found = Checked(Sample(table.name, numbered, table.unit))
         usable: list[int] = []
-        for place in spread(len(self._rows), CHECKED):
+        for place in spread(len(self._rows), WHOLE if self.whole else CHECKED):
             try:
                 made = self._make(place)
             except TooLong as error:

@@ -12,7 +12,7 @@ from configs.reward_rules import Rule
 from orchestrator.data.checks import check_answers
 from orchestrator.data.mixture import Mixture
 from orchestrator.data.program_checks import check_tests
-from orchestrator.data.prompt_set import CHECKED, Checked, PromptSet
+from orchestrator.data.prompt_set import Checked, PromptSet
 from orchestrator.data.prompting import Prompting
 from orchestrator.data.rows import Rows
 from orchestrator.data.tables import open_table
@@ -92,9 +92,9 @@ def _of_set(prompts: PromptSet, found: Checked, demonstrations: Demonstrations |
     name, unit, count = found.sample.name, found.sample.unit, len(found.sample.rows)
     warnings: list[str] = []
     if not prompts.whole:
+        checked = f"{count + len(prompts.dropped)} of {len(prompts)} {unit}s"
         warnings.append(
-            f"{name}: {CHECKED} of {len(prompts)} {unit}s were checked; one of the others that cannot be used is left "
-            "out when it is met"
+            f"{name}: {checked} were checked; one of the others that cannot be used is left out when it is met"
         )
     if prompts.dropped:
         first = next(iter(prompts.dropped.values()))

@@ -13,7 +13,7 @@ from configs.columns import COLUMNS
 from configs.data import Data
 from configs.load import load_recipe
 from configs.schema import Model
-from orchestrator.data.prompt_set import CHECKED
+from orchestrator.data.prompt_set import CHECKED, WHOLE
 from orchestrator.data.prompting import Limit, Prompting
 from orchestrator.data.sets import read_sets
 from orchestrator.samples.templates import Chat
@@ -64,4 +64,4 @@ def test_the_page_has_every_column_and_choice() -> None:
     assert {name for name, *_ in rows(section(PAGE, "Columns"))} >= {f"`{name}`" for name in COLUMNS}
     choices = get_args(Data.model_fields["too_long"].annotation)
     assert all(f"| `{choice}` |" in TEXT for choice in choices)
-    assert f"up to {CHECKED:,} rows" in TEXT
+    assert f"up to {WHOLE:,} rows" in TEXT and f"larger one {CHECKED:,}\nrows" in TEXT
