@@ -9,9 +9,12 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 VALUES: list[Any] = [
@@ -166,7 +169,7 @@ class Spoiler:
 
     def case(self) -> Case:
         ways: list[Callable[[], None]] = [self._keys, self._model, self._model, self._rows, self._lines, self._path]
-        ways += [self._environment, self._override]
+        ways += [self._environment, self._override, self._table]
         for _ in range(self._random.choice((1, 1, 1, 2, 3))):
             self._random.choice(ways)()
         text = yaml.safe_dump(self._tree, sort_keys=False, allow_unicode=self._random.random() < 0.5)
@@ -209,8 +212,28 @@ class Spoiler:
         whole = "".join(json.dumps({"prompt": f"say {i}", "answer": [i, {"x": None}]}) + "\n" for i in range(3))
         self._prompts(self._bytes(whole.encode()))
 
-    def _prompts(self, content: bytes) -> None:
-        file = self._folder / "spoilt.jsonl"
+    def _table(self) -> None:
+        """Prompts of another kind: whole, or with spoilt bytes or values; alone or in a mixture."""
+        values = ["say it", 3, None, 1.5, float("inf"), b"\xff", ["a"], {"b": 1}]
+        column = self._random.choice([values[:1], values[:1], values[1:2], values[2:3], values[3:5], values[5:6]])
+        if self._random.random() < 0.4:
+            content, suffix = b"prompt,persona\nsay it,poet\n'x,pirate\n", "csv"
+        else:
+            buffer = BytesIO()
+            pq.write_table(pa.table({"prompt": ["say it"] * len(column), "persona": column}), buffer)
+            content, suffix = buffer.getvalue(), "parquet"
+        content = self._bytes(content) if self._random.random() < 0.6 else content
+        self._prompts(content, suffix)
+        if isinstance(self._tree.get("data"), dict) and self._random.random() < 0.5:
+            entry = {
+                "path": str(self._folder / f"spoilt.{suffix}"),
+                "weight": self._random.choice([1, 0, -1, "x", 1e308]),
+            }
+            self._tree["data"] |= {"prompts": [entry, entry], "too_long": self._random.choice(["drop", "cut", "x"])}
+            self._tree["data"]["columns"] = self._random.choice([{}, {"answer": "a.b"}, {"x": "y"}, {"prompt": ""}, []])
+
+    def _prompts(self, content: bytes, suffix: str = "jsonl") -> None:
+        file = self._folder / f"spoilt.{suffix}"
         file.write_bytes(content)
         which = self._random.choice(("prompts", "prompts", "heldout"))
         if isinstance(self._tree.get("data"), dict):
