@@ -49,6 +49,7 @@ STEP_METRICS: dict[str, str] = {
     "reward_mean": "mean outcome reward of this step's samples",
     "reward_component": "mean of each component of the reward, unweighted, over this step's samples: {component: mean}",
     "groups_without_signal": "share of prompt groups whose rewards are all equal",
+    "groups_replaced": "prompt groups without signal that this step replaced by fresh ones, of which it trained none",
     "foreign_fraction": "share of samples that the student did not draw",
     "response_cap": "longest response allowed in this step, tokens",
     "response_length": "mean response length, tokens",

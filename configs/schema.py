@@ -95,12 +95,17 @@ class Model(Node):
 
 class Batch(Node):
     """One learner step trains on prompts_per_step x samples_per_prompt samples, in `updates` optimizer steps over all
-    of them. From the second update on the policy differs from the one that a trust region refers to."""
+    of them. From the second update on the policy differs from the one that a trust region refers to.
+
+    `max_replacements`: prompt groups without signal, whose rewards are all equal, that a step replaces by fresh ones at
+    most (DAPO's dynamic sampling); beyond them they are trained as they are.
+    """
 
     prompts_per_step: Positive
     samples_per_prompt: Positive = 1
     tokens_per_microbatch: Positive = 512
     updates: Positive = 1
+    max_replacements: NonNegative = 0
 
 
 class Sampling(Node):

@@ -41,6 +41,7 @@ class Progress:
     suspects: Suspects = field(default_factory=Suspects)  # prompt groups under which members died
     drops: Counter[int] = field(default_factory=Counter)  # how often a group was resampled for its age
     skips: SkippedUpdates = field(default_factory=SkippedUpdates)
+    replaced: int = 0  # prompt groups without signal that the coming step has replaced so far
     skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained, or not evaluated
     evaluations: dict[str, Any] = field(
         default_factory=lambda: {"before": None, "steps": [], "after": None, "sets": {}}
@@ -49,7 +50,7 @@ class Progress:
     earlier_faults: Faults | None = None  # of the processes before this one; None until known
 
     def passed_over(self, groups_per_step: int) -> int:
-        """Prompt groups in the ledger that no step trained: all their samples were rejected."""
+        """Prompt groups in the ledger that no step trained: all their samples were rejected, or they were replaced."""
         return self.ledger.count - self.step * groups_per_step
 
     def at_stake(self) -> Any:
@@ -74,6 +75,7 @@ class Progress:
             "suspects": self.suspects.to_state(),
             "drops": sorted(self.drops.items()),
             "updates_skipped": self.skips.to_state(),
+            "replaced": self.replaced,
             "skipped": self.skipped,
             "evaluation": self.evaluations,
             "before": self.before and self.before.to_state(),
@@ -87,7 +89,7 @@ class Progress:
         if state is None:
             self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
             self.anchor, self.ended_early = None, False
-            self.drops, self.skips = Counter(), SkippedUpdates()
+            self.drops, self.skips, self.replaced = Counter(), SkippedUpdates(), 0
             self.evaluations["steps"], self.evaluations["sets"] = [], {}
             self.earlier_faults = self.earlier_faults or Faults()
             skipped = self.skipped
@@ -96,7 +98,7 @@ class Progress:
             self.ladder, self.beta = Ladder(**state["ladder"]), state["beta"]
             self.anchor, self.ended_early = state["anchor"], state["ended"]
             self.drops = Counter(dict(state["drops"]))
-            self.skips = SkippedUpdates.from_state(state["updates_skipped"])
+            self.skips, self.replaced = SkippedUpdates.from_state(state["updates_skipped"]), state["replaced"]
             self.suspects.recall(state["suspects"])
             self.evaluations |= {"sets": {}, **state["evaluation"]}
             self.before = Found(**state["before"]) if state["before"] else None
@@ -115,11 +117,12 @@ class Progress:
 def readable(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert a saved state to today's format. Raises RecipeError for a newer one.
 
-    Format 0 has no number, and may lack skipped updates and the samples of the evaluation before training.
+    Format 0 has no number, and may lack skipped updates and the samples of the evaluation before training. Before
+    groups could be replaced, none were.
     """
     found = state.get("format", 0)
     if found > FORMAT:
         raise RecipeError(
             f"{where}: has format {found}, this version reads up to {FORMAT}; resume with the version that saved it"
         )
-    return {"updates_skipped": [], "before": None, **state}
+    return {"updates_skipped": [], "before": None, "replaced": 0, **state}

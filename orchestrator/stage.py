@@ -15,9 +15,9 @@ The loops share:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from orchestrator.pools.telemetry import Meter
 from orchestrator.pools.transport import MemberDied
 from orchestrator.progress import Progress
 from orchestrator.samples.buffer import Batch, Buffer
+from orchestrator.samples.dynamic_sampling import to_replace
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.leases import Leases, source_of
 from orchestrator.samples.prompts import Prompts
@@ -161,10 +162,12 @@ class Stage:
             batch = self.buffer.next_batch(self.progress.version)
             if batch is None:
                 await self.rollouts.changed.wait()
-            elif batch.samples:
-                return batch
-            else:
+            elif not batch.samples:
                 self._pass_over(batch)
+            elif silent := to_replace(self.recipe, batch.groups, self.progress.replaced):
+                self._replace(batch, silent)
+            else:
+                return batch
         return None
 
     async def advance(self, batch: Batch, dials: Dials) -> dict[str, Any]:
@@ -181,7 +184,8 @@ class Stage:
                     await self.publish(progress.version + 1)
                 progress.version += 1
         progress.step, self._rejected_in_a_row = step, 0
-        self._close(batch)
+        metrics["groups_replaced"], progress.replaced = progress.replaced, 0
+        self._close(batch.groups)
         with self.meter.clock("publish").busy(), self.meter.phase("follow").busy():
             await self._follow()
         return metrics
@@ -232,9 +236,7 @@ class Stage:
     def _pass_over(self, batch: Batch) -> None:
         """Go on without a batch of which every sample was rejected. Raises RuntimeError after REJECTED_IN_A_ROW such
         groups."""
-        self._close(batch)
-        self.leases.pass_over(len(batch.groups))
-        self.rollouts.changed.set()
+        self._leave(batch.groups)
         self._rejected_in_a_row += len(batch.groups)
         if self._rejected_in_a_row >= REJECTED_IN_A_ROW:
             uid, reason = self.buffer.last_dropped or ("?", "unknown")
@@ -242,10 +244,22 @@ class Stage:
                 f"every sample of the last {self._rejected_in_a_row} prompt groups was rejected, e.g. {uid}: {reason}"
             )
 
-    def _close(self, batch: Batch) -> None:
-        """Enter the groups of a batch in the ledger and forget what was counted of them."""
-        self.progress.ledger = self.progress.ledger.trained(batch.groups)
-        for index in batch.groups:
+    def _replace(self, batch: Batch, silent: Sequence[int]) -> None:
+        """Leave groups without signal behind; the others wait for as many fresh ones."""
+        self.buffer.give_back(replace(batch, groups={i: g for i, g in batch.groups.items() if i not in silent}), ())
+        self._leave(silent)
+        self.progress.replaced += len(silent)
+
+    def _leave(self, indices: Collection[int]) -> None:
+        """Go on without these groups: as many others may be leased."""
+        self._close(indices)
+        self.leases.pass_over(len(indices))
+        self.rollouts.changed.set()
+
+    def _close(self, indices: Collection[int]) -> None:
+        """Enter groups in the ledger and forget what was counted of them."""
+        self.progress.ledger = self.progress.ledger.trained(indices)
+        for index in indices:
             self.progress.drops.pop(index, None)
             self.progress.suspects.acquit(index)
 

@@ -326,6 +326,22 @@ def _rejection_sampling(recipe: Recipe) -> bool:
     return objective.target == DATA and objective.outcome.combine == "gate"
 
 
+def _dynamic_sampling(recipe: Recipe) -> Refusal:
+    objective = recipe.objective
+    if not recipe.batch.max_replacements:
+        return None
+    if not objective.reward_only:
+        return (
+            "batch.max_replacements: groups of equal rewards still learn from a target; set target: none, or remove it"
+        )
+    if objective.outcome.baseline not in ("mean", "rloo"):
+        return (
+            "batch.max_replacements: a group of equal rewards has no signal only where its mean is taken off; set "
+            "outcome.baseline: mean or rloo, or remove it"
+        )
+    return None
+
+
 MEANINGLESS: tuple[Rule, ...] = (
     _unknown_models,
     _writers,
@@ -344,5 +360,6 @@ MEANINGLESS: tuple[Rule, ...] = (
     _outcomes,
     _value_heads,
     _references,
+    _dynamic_sampling,
     *OF_ROLES,
 )

@@ -122,6 +122,17 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
             "objective.reference.placement: under combine: sign no reward is left to hold back; use loss_k2 or exact",
         ),
     ],
+    "_dynamic_sampling": [
+        (
+            {"batch.max_replacements": 2},
+            "batch.max_replacements: groups of equal rewards still learn from a target; set target: none, or remove it",
+        ),
+        (
+            REWARD_ONLY | {"batch.max_replacements": 2, "objective.outcome.baseline": "none"},
+            "batch.max_replacements: a group of equal rewards has no signal only where its mean is taken off; set "
+            "outcome.baseline: mean or rloo, or remove it",
+        ),
+    ],
     "_split_engines": [
         (
             {"rollout.tensor_parallel": 2},

@@ -16,7 +16,7 @@ from actors.models.causal_lm import classify
 from actors.models.classifier import batches, classify_all
 
 EQUAL = 1e-5  # float32
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def tiny(pad_token_id: int | None) -> Any:
