@@ -140,6 +140,29 @@ def reward(
 
 
 @app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, a checkpoint, or a run.")],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="RECIPE", help="Whose held-out sets; by default the run's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the results as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Evaluate MODEL on the held-out sets of RECIPE, by the engines of a run, and print a table. Trains nothing."""
+    from orchestrator.surface import evaluating
+
+    subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else _find(model))
+    loaded = load_recipe(recipe or subject.own_recipe, overrides or ())
+    resolved = resolve_dtypes(evaluating.recipe_for(loaded, subject), cpu_has_bf16())
+    _check_environment(resolved, directory := run_directory(resolved))
+    if code := evaluating.carry_out_of(subject, resolved, directory, context.obj):
+        raise typer.Exit(code)
+    evaluating.tell(directory, subject, out, as_json)
+
+
+@app.command()
 def stop(run: RunName) -> None:
     """Stop RUN after the step under way, or now if there is none. It saves a checkpoint and exits with 3."""
     from orchestrator.preflight import cluster

@@ -69,9 +69,11 @@ class Handlers:
         run.stop(ask)
 
 
-def carry_out(recipe: Recipe, directory: Path, members: MemberSpecs | None = None) -> int:
+def carry_out(
+    recipe: Recipe, directory: Path, members: MemberSpecs | None = None, kind: Callable[..., Run] | None = None
+) -> int:
     """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads.
-    `members`: see build_pools."""
+    `members`: see build_pools; `kind`: what makes the run, if not Run."""
     from orchestrator.preflight import cluster
     from orchestrator.surface.display import Display
 
@@ -90,7 +92,7 @@ def carry_out(recipe: Recipe, directory: Path, members: MemberSpecs | None = Non
         try:
             with Display(recipe.run.steps) as display:
                 display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
-                outcome = _run_on_cluster(recipe, directory, display, handlers, members)
+                outcome = _run_on_cluster(recipe, directory, display, handlers, members, kind)
         except (StoppedEarly, SystemExit):  # Ray's handler of SIGTERM exits while Ray starts
             leave()
             return STOPPED
@@ -114,7 +116,12 @@ def _mark_if_stopped(directory: Path, handlers: Handlers) -> None:
 
 
 def _run_on_cluster(
-    recipe: Recipe, directory: Path, display: Display, handlers: Handlers, members: MemberSpecs | None
+    recipe: Recipe,
+    directory: Path,
+    display: Display,
+    handlers: Handlers,
+    members: MemberSpecs | None,
+    kind: Callable[..., Run] | None,
 ) -> Outcome:
     from orchestrator.preflight import capacity, cluster, files
     from orchestrator.preflight.environment import job_warnings
@@ -133,7 +140,7 @@ def _run_on_cluster(
             _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
         runner = asyncio.Runner()
         try:
-            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, members))
+            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, members, kind))
         except BaseException:
             runner.close()
             raise
@@ -149,6 +156,7 @@ async def _drive(
     display: Display,
     handlers: Handlers,
     members: MemberSpecs | None,
+    kind: Callable[..., Run] | None,
 ) -> Outcome:
     from orchestrator.pools.layout import build_pools
     from orchestrator.pools.transport import RayTransport
@@ -159,7 +167,7 @@ async def _drive(
     collect_seldom()
     pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs", members)
     reporting = Reporting(display, _feed(recipe, directory, display), directory)
-    training = Run(recipe, directory, inputs, pools, reporting)
+    training = (kind or Run)(recipe, directory, inputs, pools, reporting)
     display.working = training.working
     handlers.in_the_loop(training)
     error = None
