@@ -162,6 +162,9 @@ EVALUATION_METRICS = (
     "start_kl",
 )
 
+# what run.stop may name of a step
+STOP_METRICS = tuple(name for name in STEP_METRICS if name not in (*NOT_EXPORTED, "step", "policy_version"))
+
 EVALUATION_COUNTS = ("samples", "samples_skipped")  # what the means are over, and what could not be sampled or scored
 
 PASS_AT, AVERAGE_AT = "pass@", "avg@"  # each with a number of responses behind it

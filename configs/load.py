@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from configs import rules, wording, yaml_tree
 from configs.hub import HUB, hub_name, may_be_on_the_hub, snapshot
+from configs.node import OF_STAGE
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import FORMAT, Recipe
 from configs.text_file import read_text
@@ -23,15 +24,23 @@ NAMED = 8  # wrong keys that a refusal names
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read `path`, what it extends, and `key=value` overrides.
+    """Read a recipe without `stages`: see load_tree, parse_recipe. Raises RecipeError."""
+    tree = load_tree(path, overrides)
+    if "stages" in tree:
+        raise RecipeError(f"{path}: has stages, and one recipe is wanted here; name a recipe or a run without stages")
+    return parse_recipe(tree)
+
+
+def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read `path`, what it extends, and `key=value` overrides, unchecked.
 
     Relative paths inside a file are relative to that file; in an override, to the current folder.
     Raises RecipeError.
     """
     tree = _read(Path(path), seen=())
     for override in overrides:
-        tree = _merge(tree, _anchor(_parse_override(override), current_folder()))
-    return parse_recipe(tree)
+        tree = merged(tree, _anchor(parse_override(override), current_folder()))
+    return tree
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
@@ -110,7 +119,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{path}: extends: {shown(parent)} is no path; name one recipe file")
     tree = _anchor(tree, path.parent)
-    return _merge(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
+    return merged(_read(path.parent / parent, (*seen, path)), tree) if parent else tree
 
 
 def _refuse_newer(found: Any, path: Path) -> None:
@@ -121,7 +130,8 @@ def _refuse_newer(found: Any, path: Path) -> None:
         )
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str) -> dict[str, Any]:
+    """`a.b=value` as a tree. Raises RecipeError."""
     key, equals, value = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > yaml_tree.DEEPEST:
@@ -138,14 +148,14 @@ def _parse_override(override: str) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` merged into `base`. A key written as a number equals the same word: steps of swaps in an override."""
-    merged, spelt = dict(base), {str(key): key for key in base}
+    both, spelt = dict(base), {str(key): key for key in base}
     for name, value in over.items():
         key = spelt.get(str(name), name)
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = merged(both[key], value) if nested else value
+    return both
 
 
 def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -163,6 +173,9 @@ def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         tree["evaluate"] = tree["evaluate"] | {"sets": {name: _anchor_set(one, folder) for name, one in sets.items()}}
     if isinstance(tree.get("reward"), dict):
         tree["reward"] = _anchor_reward(tree["reward"], folder)
+    if isinstance(tree.get("stages"), dict):
+        stages = tree["stages"].items()
+        tree["stages"] = {name: _anchor(stage, folder) if isinstance(stage, dict) else stage for name, stage in stages}
     return tree
 
 
@@ -214,9 +227,9 @@ def _anchor_set(held_out: Any, folder: Path) -> Any:
 
 
 def absolute_path(value: Any, folder: Path) -> Any:
-    """A path of a recipe made absolute from `folder`; any other value, `bundled:NAME` and `hub:NAME` unchanged. What
-    reads as a name on the Hub becomes `hub:NAME`."""
-    if not isinstance(value, str) or value.startswith((BUNDLED, HUB)):
+    """A path of a recipe made absolute from `folder`; any other value, `bundled:NAME`, `hub:NAME` and `stage:NAME`
+    unchanged. What reads as a name on the Hub becomes `hub:NAME`."""
+    if not isinstance(value, str) or value.startswith((BUNDLED, HUB, OF_STAGE)):
         return value
     if may_be_on_the_hub(value, folder):
         return f"{HUB}{value}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 STUDENT = "student"  # the model that is trained
 START = "start"  # the student's weights before the first step, for metrics.start_kl
+OF_STAGE = "stage:"  # begins the path of a model that an earlier stage of the recipe trains
 
 LARGEST_INTEGER = 2**53  # a float64 and every file format of a run hold it exactly
 

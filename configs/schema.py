@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.data import Data
 from configs.evaluation import Best, Evaluate
-from configs.node import START, STUDENT, Node, NonNegative, Positive, Seconds
+from configs.node import OF_STAGE, START, STUDENT, Node, NonNegative, Positive, Seconds
 from configs.objective import PLAIN, Objective
 from configs.roles import (
     DATASET,
@@ -45,15 +45,38 @@ _RENDERING |= {"padding", "truncation", "max_length", "return_tensors", "return_
 _RENDERING |= {"return_assistant_tokens_mask"}
 
 
+class StopRule(Node):
+    """Ends a run as done, before its last step, once a metric is below or above a number for `for_steps` values in a
+    row. `metric`: a number of a step's line, or SET.NAME of an evaluation between steps, as in checkpoint.best."""
+
+    metric: str
+    below: float | None = None
+    above: float | None = None
+    for_steps: Positive = 1
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> StopRule:
+        if (self.below is None) == (self.above is None):
+            raise ValueError("needs one of below and above")
+        return self
+
+    def __str__(self) -> str:
+        bound = f"above {self.above:g}" if self.below is None else f"below {self.below:g}"
+        return f"{self.metric} {bound}" + (f" {self.for_steps} times in a row" if self.for_steps > 1 else "")
+
+
 class Run(Node):
-    """A run's directory and length. `steps` counts learner steps. After a SIGTERM the current step has `grace_seconds`
-    to finish and be saved."""
+    """A run's directory and length. `steps` counts learner steps; one of the rules of `stop` may end it earlier. After
+    a SIGTERM the current step has `grace_seconds` to finish and be saved. `stage`: of a recipe with stages, the one
+    that the run is; set by `stages`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     root: str = "runs"
     seed: NonNegative = 0
     steps: Positive
     grace_seconds: Seconds = 20.0
+    stop: tuple[StopRule, ...] = ()
+    stage: str | None = None
 
 
 class Model(Node):
@@ -80,6 +103,14 @@ class Model(Node):
         if (self.path is None) == (self.weights == "frozen"):
             raise ValueError("needs a path when its weights are frozen, and none when they follow the student")
         return self
+
+    @field_validator("path", "swaps")
+    @classmethod
+    def _names_no_stage(cls, found: Any) -> Any:
+        for path in found.values() if isinstance(found, dict) else [found]:
+            if path is not None and path.startswith(OF_STAGE):
+                raise ValueError("names a stage; a path under `models` of a recipe with `stages` may")
+        return found
 
     @field_validator("template")
     @classmethod

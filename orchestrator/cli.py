@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, absolute_path, current_folder, load_recipe, with_swaps
+from configs.load import RecipeError, absolute_path, current_folder, load_recipe, load_tree, parse_recipe, with_swaps
 from configs.own_code import imported
+from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
 from orchestrator.surface.carry_out import STOPPED
 from orchestrator.surface.outcome import console, say_error
-from orchestrator.surface.submission import Standing
+from orchestrator.surface.pipelines.folders import begun_stages, is_pipeline, stage_under_way
+from orchestrator.surface.submission import Standing, run_directory
 
 if TYPE_CHECKING:
     from orchestrator.pools.layout import MemberSpecs
+
+SIDE_BY_SIDE = 2  # runs on a live page
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -37,8 +41,14 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or it
 def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train RECIPE in its run directory. Run again, it goes on where it was cut short; a run that is done stays as it
     is, one that a person stopped waits for `resume`, and one of another recipe is refused."""
-    loaded = load_recipe(recipe, overrides or ())
-    directory = run_directory(loaded)
+    from orchestrator.preflight.cluster import is_alive
+    from orchestrator.surface import checked
+
+    tree = load_tree(recipe, overrides or ())
+    if STAGES in tree:
+        raise typer.Exit(_pipelines().run(tree, overrides or (), context.obj))
+    loaded = parse_recipe(tree)
+    directory = run_directory(loaded.run.name, loaded.run.root)
     stands = submission.standing(directory)
     if stands is Standing.NEW:
         resolved = resolve_dtypes(_pinned(loaded), cpu_has_bf16())
@@ -47,24 +57,27 @@ def run(context: typer.Context, recipe: RecipePath, overrides: Overrides = None)
     if stands is Standing.DONE:
         console.print(f"{directory} is done; choose another run.name to train anew", markup=False, soft_wrap=True)
         return
-    if stands is Standing.STOPPED and not _is_alive(directory):
+    if stands is Standing.STOPPED and not is_alive(directory):
         console.print(
             f"{directory} was stopped by a person; go on with: logratio resume {directory.name}", markup=False
         )
         raise typer.Exit(STOPPED)
-    _check_environment(resolved, directory)
+    checked.environment(resolved, directory)
     _execute(_pinned(resolved), directory, context)
 
 
 @app.command()
 def resume(context: typer.Context, run: RunName) -> None:
     """Continue RUN from its newest whole checkpoint, with the same data order and seeds."""
+    from orchestrator.preflight.cluster import is_alive
+    from orchestrator.surface import checked
+
     directory = _find(run)
-    if not (directory / submission.RECIPE).exists():
-        raise RecipeError(f"{directory} holds no recipe.yaml; nothing to resume")
+    if is_pipeline(directory):
+        raise typer.Exit(_pipelines().resume(directory, context.obj))
     recipe = submission.recorded_recipe(directory)
-    _check_environment(recipe, directory)
-    if not _is_alive(directory):
+    checked.environment(recipe, directory)
+    if not is_alive(directory):
         submission.forget_stop(directory)
     _execute(_pinned(recipe), directory, context)
 
@@ -82,13 +95,16 @@ def check(
     """Validate RECIPE and its files, and print the layout. Starts nothing."""
     from orchestrator.surface import checked
 
-    resolved = _load(recipe, overrides)
+    tree = load_tree(recipe, overrides or ())
+    if STAGES in tree:
+        return _pipelines().check(tree, overrides or (), cluster, cluster_spec)
+    resolved = resolve_dtypes(_pinned(parse_recipe(tree)), cpu_has_bf16())
     if cluster_spec is not None:
         return checked.on_described_cluster(resolved, cluster_spec)
     inputs = checked.here(resolved)
     if cluster:
-        directory = run_directory(resolved)
-        _check_environment(resolved, directory)
+        directory = run_directory(resolved.run.name, resolved.run.root)
+        checked.environment(resolved, directory)
         checked.on_reachable_cluster(resolved, inputs, directory)
 
 
@@ -151,12 +167,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
     """Evaluate MODEL on the held-out sets of RECIPE, by the engines of a run, and print a table. Trains nothing."""
-    from orchestrator.surface import evaluating
+    from orchestrator.surface import checked, evaluating
 
     subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else _find(model))
     loaded = load_recipe(recipe or subject.own_recipe, overrides or ())
     resolved = resolve_dtypes(evaluating.recipe_for(loaded, subject), cpu_has_bf16())
-    _check_environment(resolved, directory := run_directory(resolved))
+    checked.environment(resolved, directory := run_directory(resolved.run.name, resolved.run.root))
     if code := evaluating.carry_out_of(subject, resolved, directory, context.obj):
         raise typer.Exit(code)
     evaluating.tell(directory, subject, out, as_json)
@@ -169,7 +185,7 @@ def stop(run: RunName) -> None:
 
     directory = _find(run, cluster.LOCK)
     try:
-        with cluster.attached(directory) as control:
+        with cluster.attached(stage_under_way(directory)) as control:
             _get(control.send.remote("stop", {}))
     except RecipeError:
         if not cluster.ask_to_stop(directory):
@@ -200,12 +216,15 @@ def watch(
     demo: Annotated[bool, typer.Option("--demo", help="Open a recorded run.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
 ) -> None:
-    """Serve a live page of RUN to a browser on this machine, until Ctrl-C. Needs no cluster; opens ended runs too."""
+    """Serve a live page of RUN to a browser on this machine, until Ctrl-C. Needs no cluster; opens ended runs too. Of a
+    recipe with stages it opens the last two that began."""
     from orchestrator.surface.watch.server import DEMO, serve
 
-    if demo == bool(runs) or len(runs or ()) > 2:
+    if demo == bool(runs) or len(runs or ()) > SIDE_BY_SIDE:
         raise RecipeError("watch: name one run or two, or say --demo")
-    serve([DEMO] if demo else [_find(run) for run in runs or ()], port)
+    found = [begun_stages(_find(run)) or [_find(run)] for run in runs or ()]
+    shown = found[0][-SIDE_BY_SIDE:] if len(found) == 1 else [stages[-1] for stages in found]
+    serve([DEMO] if demo else shown, port)
 
 
 @app.command()
@@ -226,7 +245,7 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
     """
     from orchestrator.preflight import files
 
-    recipe, paths = load_recipe(_find(run) / "recipe.yaml"), _parse_paths(models)
+    recipe, paths = load_recipe(stage_under_way(_find(run)) / "recipe.yaml"), _parse_paths(models)
     with _control(run) as control:
         step = _state_of(run, control)["step"]
         files.check_swap(recipe, with_swaps(recipe, step + 2, paths))
@@ -235,6 +254,23 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
         f"{run}: after the step under way, {', '.join(f'{model} becomes {p}' for model, p in paths.items())}",
         soft_wrap=True,
     )
+
+
+@app.command()
+def export(
+    run: RunName,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory that is not there yet.")],
+    checkpoint: Annotated[
+        int | None, typer.Option(metavar="N", help="The weights that were saved after step N.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best weights by checkpoint.best.")] = False,
+) -> None:
+    """Write what RUN trained to OUT, for transformers and vLLM, with a model card. Of a recipe with stages: what the
+    last one trained."""
+    from orchestrator.surface.export.export import export as written
+
+    which = written(_find(run), out.absolute(), checkpoint, best)
+    console.print(f"{out}: {which}, and a model card", markup=False, soft_wrap=True)
 
 
 def _audited(target: str, overrides: list[str] | None) -> Any:
@@ -274,32 +310,6 @@ def main(members: MemberSpecs | None = None) -> None:
         sys.exit(2)
 
 
-def run_directory(recipe: Recipe) -> Path:
-    """<run.root>/<run.name>, absolute. LOGRATIO_RUNS replaces a relative root.
-
-    Raises RecipeError for a relative root under a Ray job, whose folder is temporary.
-    """
-    root = Path(recipe.run.root)
-    if not root.is_absolute():
-        root = Path(os.environ.get("LOGRATIO_RUNS") or root)
-    if not root.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise RecipeError(
-            f"run.root: {root} is relative, and a Ray job's folder is temporary; set an absolute run.root"
-        )
-    return (root if root.is_absolute() else current_folder() / root) / recipe.run.name
-
-
-def _check_environment(recipe: Recipe, directory: Path) -> None:
-    from orchestrator.preflight import cluster
-    from orchestrator.preflight.environment import check_environment
-    from orchestrator.preflight.isolation import check_isolation
-    from orchestrator.surface.trackers.libraries import check_installed
-
-    check_installed(recipe.metrics.trackers)
-    check_isolation(recipe)
-    check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
-
-
 def _execute(recipe: Recipe, directory: Path, context: typer.Context) -> None:
     """Carry out the run and exit with its code."""
     from orchestrator.surface.carry_out import carry_out
@@ -318,29 +328,28 @@ def _pinned(recipe: Recipe) -> Recipe:
     return hub.pinned(recipe)
 
 
+def _pipelines() -> Any:
+    from orchestrator.surface.pipelines import commands
+
+    return commands
+
+
 def _find(run: str, file: str = "recipe.yaml") -> Path:
-    """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs. Raises RecipeError."""
-    for candidate in (Path(run), Path(os.environ.get("LOGRATIO_RUNS") or "runs") / run):
+    """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs, or of a stage in one of
+    these. Raises RecipeError."""
+    runs = Path(os.environ.get("LOGRATIO_RUNS") or "runs")
+    within = sorted(folder / run for folder in runs.iterdir()) if runs.is_dir() else []
+    for candidate in (Path(run), runs / run, *within):
         if (candidate / file).exists():
             return candidate.absolute()
     raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")
-
-
-def _is_alive(directory: Path) -> bool:
-    from orchestrator.preflight import cluster
-
-    try:
-        with cluster.own_name(directory):
-            return False
-    except RecipeError:
-        return True
 
 
 @contextlib.contextmanager
 def _control(run: str) -> Iterator[Any]:
     from orchestrator.preflight import cluster
 
-    with cluster.attached(_find(run)) as control:
+    with cluster.attached(stage_under_way(_find(run))) as control:
         yield control
 
 

@@ -37,7 +37,9 @@ class Progress:
     beta: float = 0.0  # the reference's coefficient, which may adapt
     ladder: Ladder = field(default_factory=Ladder)  # position in the length curriculum
     anchor: int | None = None  # step of the checkpoint that the length curriculum may return to
-    ended_early: bool = False  # by the length curriculum
+    ended_early: bool = False  # by the length curriculum or a rule of run.stop
+    ended_because: str | None = None
+    streaks: dict[str, int] = field(default_factory=dict)  # rule of run.stop -> values in a row that it held for
     suspects: Suspects = field(default_factory=Suspects)  # prompt groups under which members died
     drops: Counter[int] = field(default_factory=Counter)  # how often a group was resampled for its age
     skips: SkippedUpdates = field(default_factory=SkippedUpdates)
@@ -72,6 +74,8 @@ class Progress:
             "ladder": self.ladder.to_state(),
             "anchor": self.anchor,
             "ended": self.ended_early,
+            "ended_because": self.ended_because,
+            "streaks": self.streaks,
             "suspects": self.suspects.to_state(),
             "drops": sorted(self.drops.items()),
             "updates_skipped": self.skips.to_state(),
@@ -88,7 +92,7 @@ class Progress:
         this process found stays: suspects, the evaluation before training, reasons of skipped held-out samples."""
         if state is None:
             self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
-            self.anchor, self.ended_early = None, False
+            self.anchor, self.ended_early, self.ended_because, self.streaks = None, False, None, {}
             self.drops, self.skips, self.replaced = Counter(), SkippedUpdates(), 0
             self.evaluations["steps"], self.evaluations["sets"] = [], {}
             self.earlier_faults = self.earlier_faults or Faults()
@@ -97,6 +101,7 @@ class Progress:
             self.step, self.ledger = state["step"], Ledger.from_state(state["ledger"])
             self.ladder, self.beta = Ladder(**state["ladder"]), state["beta"]
             self.anchor, self.ended_early = state["anchor"], state["ended"]
+            self.ended_because, self.streaks = state["ended_because"], dict(state["streaks"])
             self.drops = Counter(dict(state["drops"]))
             self.skips, self.replaced = SkippedUpdates.from_state(state["updates_skipped"]), state["replaced"]
             self.suspects.recall(state["suspects"])
@@ -118,11 +123,11 @@ def readable(state: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert a saved state to today's format. Raises RecipeError for a newer one.
 
     Format 0 has no number, and may lack skipped updates and the samples of the evaluation before training. Before
-    groups could be replaced, none were.
+    groups could be replaced, none were. Both may lack what rules of run.stop have counted.
     """
     found = state.get("format", 0)
     if found > FORMAT:
         raise RecipeError(
             f"{where}: has format {found}, this version reads up to {FORMAT}; resume with the version that saved it"
         )
-    return {"updates_skipped": [], "before": None, "replaced": 0, **state}
+    return {"updates_skipped": [], "before": None, "replaced": 0, "ended_because": None, "streaks": {}, **state}

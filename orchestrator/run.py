@@ -28,6 +28,7 @@ from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.measuring_sets import SetMeasurements
 from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
+from orchestrator.between_steps.stop_rules import StopRules
 from orchestrator.between_steps.swaps import Swaps
 from orchestrator.data.sets import dropped, named, order
 from orchestrator.evaluation.best import best_so_far
@@ -97,9 +98,10 @@ class Run:
             self.measurements,
             self.saver,
             self.swaps.follow,
-            self._end_early,
+            partial(self._end_early, "the length curriculum stopped"),
             notice,
         )
+        self._stop_rules = StopRules(recipe, self.progress, self._end_early)
         self.unsummarised: str | None = None  # why summary.json could not be written
         self._deaths: list[int] = []  # the step after which each death of the learner came
         self._earlier_restarts = {role: pool.members.restarts for role, pool in self.pools.all().items()}
@@ -155,6 +157,7 @@ class Run:
             "format": SUMMARY_FORMAT,
             "exit": code,
             "steps": progress.step,
+            "ended_early": progress.ended_because,
             "seconds": time.monotonic() - self._began,
             "seconds_startup": self._startup,
             "evaluation": progress.evaluations,
@@ -338,6 +341,7 @@ class Run:
     async def _after_step(self, line: Mapping[str, Any]) -> None:
         await asyncio.to_thread(checkpoint.append_line, self.directory, line)
         self.observer.step(line)
+        self._stop_rules.stepped(line)
         with suppress(StopAsked):
             await self._between_steps()
         if self.progress.step < self.recipe.run.steps and not self.progress.ended_early and not self.stopping.asked:
@@ -347,12 +351,18 @@ class Run:
     async def _between_steps(self) -> None:
         """Make the measurements that are due after this step, before its checkpoint, so that it holds them. Raises
         StopAsked; a resume makes them."""
+        known = self._stop_rules.evaluations()
         await self._length.judge(self.stopping)
         await self.measurements.after_step(self.stopping)
+        self._stop_rules.measured(known)
 
-    def _end_early(self) -> None:
+    def _end_early(self, why: str) -> None:
         """End the run as done after this step, though the recipe allows more."""
-        self.progress.ended_early = True
+        step, steps = self.progress.step, self.recipe.run.steps
+        if step == steps:
+            return
+        self.progress.ended_early, self.progress.ended_because = True, why
+        self.observer.notice(f"the run is done after step {step} of {steps}: {why}")
         if self.stage is not None:
             self.stage.stop()
 

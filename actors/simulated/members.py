@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -218,6 +219,7 @@ class SimulatedLearner(Member):
         self._speeds = speeds
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
+        self._model = ""
         self._lr = 0.0
         self._updates = 1
         self._held_back = False
@@ -229,6 +231,7 @@ class SimulatedLearner(Member):
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
+        self._model = spec.model
         self._lr = spec.config.optimizer.lr
         self._updates = spec.updates
         self._held_back = spec.objective.reference is not None
@@ -297,7 +300,10 @@ class SimulatedLearner(Member):
         self._weights = np.array(json.loads(path.read_text()), np.float32)
 
     def export(self, directory: str) -> None:
+        """Its weights are no model's: the one that it began with is copied, if there is one."""
         Path(directory).mkdir(parents=True, exist_ok=True)
+        if self._rank == 0 and Path(self._model).is_dir():
+            shutil.copytree(self._model, directory, dirs_exist_ok=True)
 
     def _record(self, share: Share, samples: Sequence[Sample]) -> None:
         if share.record is None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def _forgotten_if_refused(directory: Path) -> Iterator[None]:
         raise
 
 
+def is_alive(directory: Path) -> bool:
+    """Whether a process has the run of a directory."""
+    try:
+        with own_name(directory):
+            return False
+    except RecipeError:
+        return True
+
+
 def ask_to_stop(directory: Path) -> bool:
     """Signal a run that has no control actor yet to stop. False if none is alive.
 
@@ -102,7 +112,10 @@ def connected(recipe: Recipe, directory: Path) -> Iterator[str | None]:
 @contextlib.contextmanager
 def driver(recipe: Recipe) -> Iterator[str | None]:
     """Join the cluster that the recipe or RAY_ADDRESS names, or start one here. Yields the address of the dashboard of
-    one that was started, if it has one."""
+    one that was started, if it has one. Inside of another `driver` it is the same one, which goes on."""
+    if _is_driver():
+        yield None
+        return
     try:
         if address := _address(recipe):
             _join(address)
@@ -245,6 +258,11 @@ def _write_control(directory: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _is_driver() -> bool:
+    """Whether this process has a cluster already. Importing Ray to ask would be too early for its variables."""
+    return "ray" in sys.modules and _ray().is_initialized()
 
 
 def _ray() -> Any:

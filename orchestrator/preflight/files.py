@@ -28,6 +28,7 @@ from orchestrator.preflight.architectures import describe_architectures, refuse_
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
 from orchestrator.preflight.loadable import check_models
 from orchestrator.preflight.own_code import check_own_code
+from orchestrator.preflight.stop_rules import check_stop_rules
 from orchestrator.samples.prompts import Prompt
 from orchestrator.samples.templates import Chat, Demonstrations
 
@@ -76,6 +77,7 @@ class Models:
 def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
     check_own_code(recipe)
+    check_stop_rules(recipe)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}

@@ -37,13 +37,14 @@ class StoppedEarly(BaseException):
 
 
 class Handlers:
-    """Signal handlers: before the event loop runs they raise StoppedEarly, then they ask the run to stop. A signal that
-    asks AT_ONCE again ends this process, and with it all that it started. `leave` writes what a resume needs of a run
-    that has not begun."""
+    """Signal handlers: before the event loop runs they raise StoppedEarly, then they ask the run to stop, and after it
+    they note that a next run should not begin. A signal that asks AT_ONCE again ends this process, and with it all that
+    it started. `leave` writes what a resume needs of a run that has not begun."""
 
-    def __init__(self, leave: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.signals = Signals()
-        self._leave = leave
+        self.asked = False
+        self.leave: Callable[[], None] = lambda: None
 
     def before_the_loop(self) -> None:
         """Install the handlers; again after code that replaces them, as starting Ray does."""
@@ -54,14 +55,24 @@ class Handlers:
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._ask, run, number)
 
+    def after_the_loop(self) -> None:
+        self.leave = lambda: None  # the run has written what it had to
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
     def _raise(self, number: int, frame: Any) -> None:
-        if self.signals.heard(number) is Ask.AT_ONCE:
-            self._leave()
-            sys.stdout.flush()
-            os._exit(STOPPED)
+        self._note(number, frame)
         raise StoppedEarly
 
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = True
+        if self.signals.heard(number) is Ask.AT_ONCE:
+            self.leave()
+            sys.stdout.flush()
+            os._exit(STOPPED)
+
     def _ask(self, run: Run, number: int) -> None:
+        self.asked = True
         ask = self.signals.heard(number)
         if ask is Ask.AT_ONCE and run.stopping.ask is Ask.AT_ONCE:
             submission.mark_stopped(run.directory)  # twice at once is a person
@@ -74,21 +85,41 @@ def carry_out(
 ) -> int:
     """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads.
     `members`: see build_pools; `kind`: what makes the run, if not Run."""
+    return ended(carry_out_one(recipe, directory, Handlers(), members, kind))
+
+
+def ended(code: int) -> int:
+    """The exit code; of what was stopped this process ends here, since a thread may still be reading a checkpoint."""
+    if code == STOPPED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)
+    return code
+
+
+def carry_out_one(
+    recipe: Recipe,
+    directory: Path,
+    handlers: Handlers,
+    members: MemberSpecs | None = None,
+    kind: Callable[..., Run] | None = None,
+) -> int:
+    """Carry out a run under handlers that may have served another; returns its exit code."""
     from orchestrator.preflight import cluster
     from orchestrator.surface.display import Display
 
     def leave() -> None:
         try:
             checkpoint.keep_recipe(directory, dump_recipe(recipe))
-            _mark_if_stopped(directory, handlers)
+            mark_if_stopped(directory, handlers)
         except OSError as error:  # a full disk: there is nothing yet that a resume would go on from
             say_error(f"recipe.yaml could not be written: {error}; run it again")
             return
-        console.print(f"stopped before it began; go on with: logratio resume {directory.name}")
+        console.print(f"stopped before it began; go on with: logratio resume {submission.resumed_as(directory)}")
 
-    handlers = Handlers(leave)
+    handlers.leave = leave
     handlers.before_the_loop()
-    with cluster.own_name(directory), _removed_if_unused(directory):
+    with cluster.own_name(directory), removed_if_unused(directory):
         try:
             with Display(recipe.run.steps) as display:
                 display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
@@ -97,16 +128,12 @@ def carry_out(
             leave()
             return STOPPED
         if outcome.code == STOPPED:
-            _mark_if_stopped(directory, handlers)
+            mark_if_stopped(directory, handlers)
         outcome.say(directory)
-    if outcome.code == STOPPED:  # a thread may still be reading a checkpoint
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STOPPED)
     return outcome.code
 
 
-def _mark_if_stopped(directory: Path, handlers: Handlers) -> None:
+def mark_if_stopped(directory: Path, handlers: Handlers) -> None:
     """Leave a mark if a person's signal stopped the run. A full disk leaves none, and is said."""
     try:
         if handlers.signals.by_person:
@@ -145,7 +172,8 @@ def _run_on_cluster(
             runner.close()
             raise
         if outcome.code != STOPPED:
-            runner.close()
+            runner.close()  # takes the loop's handlers away
+            handlers.after_the_loop()
         return outcome
 
 
@@ -195,7 +223,7 @@ def _feed(recipe: Recipe, directory: Path, display: Display) -> Feed:
 
 
 @contextlib.contextmanager
-def _removed_if_unused(directory: Path) -> Iterator[None]:
+def removed_if_unused(directory: Path) -> Iterator[None]:
     """Remove the directory of a run that was refused before it began: it would block the run's name."""
     try:
         yield

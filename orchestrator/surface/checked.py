@@ -17,9 +17,18 @@ from orchestrator.preflight import adapters, architectures, capacity, cluster, f
 from orchestrator.preflight.comparison import Comparison, refuse
 from orchestrator.preflight.described import layout, models
 from orchestrator.preflight.described.spec import read_spec
+from orchestrator.preflight.environment import check_environment
 from orchestrator.preflight.files import Inputs
 from orchestrator.preflight.isolation import check_isolation
 from orchestrator.surface.outcome import console
+from orchestrator.surface.trackers.libraries import check_installed
+
+
+def environment(recipe: Recipe, directory: Path) -> None:
+    """Check what a run needs of this machine before it reads a file of its recipe. Raises RecipeError."""
+    check_installed(recipe.metrics.trackers)
+    check_isolation(recipe)
+    check_environment(recipe, directory, starts_ray=not cluster.joins_cluster(recipe))
 
 
 def here(recipe: Recipe) -> Inputs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.preflight import disk
+from orchestrator.surface.submission import resumed_as
 
 if TYPE_CHECKING:
     from orchestrator.run import Run
@@ -37,7 +38,7 @@ class Outcome:
             say_error(self.error)
         elif self.code == STOPPED:
             step = self.training.progress.step
-            console.print(f"stopped at step {step}; go on with: logratio resume {directory.name}")
+            console.print(f"stopped at step {step}; go on with: logratio resume {resumed_as(directory)}")
         else:
             self._say_change(directory)
         for line in self.unwritten:
@@ -83,7 +84,7 @@ def described(failure: BaseException, directory: Path) -> str:
         log.write_text("".join(traceback.format_exception(failure)))
     except OSError as unwritten:
         return f"the run failed: {reason}; its traceback could not be written to {log} ({unwritten.strerror})"
-    return f"the run failed: {reason}\n  traceback: {log}; resume: logratio resume {directory.name}"
+    return f"the run failed: {reason}\n  traceback: {log}; resume: logratio resume {resumed_as(directory)}"
 
 
 def say_error(text: str) -> None:

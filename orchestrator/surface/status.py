@@ -26,6 +26,7 @@ def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = No
     return {
         "time": time.time(),
         "run": run.recipe.run.name,
+        "stage": run.recipe.run.stage,
         "exit": exit_code,
         "step": run.progress.step,
         "steps": run.recipe.run.steps,
@@ -112,7 +113,8 @@ def _totals(run: Run, elastic: Elastic) -> dict[str, Any]:
 
 
 def headline(status: Status) -> str:
-    return f"step {status['step']} of {status['steps']}, policy version {status['version']}, {status['phase']}"
+    stage = f"stage {status['stage']}, " if status.get("stage") else ""
+    return f"{stage}step {status['step']} of {status['steps']}, policy version {status['version']}, {status['phase']}"
 
 
 def members_table(status: Status) -> Table:

@@ -7,8 +7,9 @@ stopped waits for `logratio resume`. Another recipe under the same name is refus
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,32 @@ class Standing(Enum):
     STOPPED = "stopped by a person"
 
 
+def run_directory(name: str, root: str) -> Path:
+    """<root>/<name>, absolute. LOGRATIO_RUNS replaces a relative root.
+
+    Raises RecipeError for a relative root under a Ray job, whose folder is temporary.
+    """
+    folder = Path(root)
+    if not folder.is_absolute():
+        folder = Path(os.environ.get("LOGRATIO_RUNS") or folder)
+    if not folder.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise RecipeError(
+            f"run.root: {folder} is relative, and a Ray job's folder is temporary; set an absolute run.root"
+        )
+    return (folder if folder.is_absolute() else current_folder() / folder) / name
+
+
+def resumed_as(directory: Path) -> str:
+    """The name by which `logratio resume` goes on with a run: of a stage, that of the whole."""
+    whole = directory.parent
+    return whole.name if (whole / RECIPE).exists() else directory.name
+
+
 def standing(directory: Path) -> Standing:
     """Where the run in a directory stands, by its files."""
     if not (directory / RECIPE).exists():
         return Standing.NEW
-    if _exit_code(directory) == 0:
+    if exit_code(directory) == 0:
         return Standing.DONE
     return Standing.STOPPED if (directory / MARKER).exists() else Standing.UNFINISHED
 
@@ -67,8 +89,7 @@ def recorded_recipe(directory: Path) -> Recipe:
     """
     try:
         recipe = load_recipe(directory / RECIPE)
-        here = _job_folder()
-        return parse_recipe(_relocated(recipe.model_dump(mode="json"), here)) if here else recipe
+        return parse_recipe(relocated(recipe.model_dump(mode="json"))) if _job_folder() else recipe
     except RecipeError as error:
         raise RecipeError(f"{directory / RECIPE} is no recipe to go on with: {'; '.join(error.lines)}") from None
 
@@ -82,14 +103,18 @@ def same_recipe(directory: Path, submitted: Recipe) -> Recipe:
     recorded = recorded_recipe(directory)
     old = recorded.model_dump(mode="json")
     either = [resolve_dtypes(submitted, bf16).model_dump(mode="json") for bf16 in (True, False)]
-    found = min((list(differences(old, new)) for new in either), key=len)
+    refuse_differences(directory, min((list(differences(old, new)) for new in either), key=len))
+    return recorded
+
+
+def refuse_differences(directory: Path, found: Sequence[str]) -> None:
+    """Raises RecipeError with the first of the keys in which a submitted recipe differs, if there are any."""
     if found:
         more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise RecipeError(
             f"run.name: {directory} holds a run of another recipe: {'; '.join(found[:NAMED])}{more}. "
             "Choose another run.name, or undo the changes"
         )
-    return recorded
 
 
 def differences(recorded: Mapping[str, Any], submitted: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -106,7 +131,8 @@ def differences(recorded: Mapping[str, Any], submitted: Mapping[str, Any], above
             yield f"{name} was {shown(old)}, now {shown(new)}"
 
 
-def _exit_code(directory: Path) -> int | None:
+def exit_code(directory: Path) -> int | None:
+    """How a run ended the last time; None where its summary does not say."""
     try:
         return json.loads((directory / SUMMARY).read_bytes()).get("exit")
     except (OSError, ValueError, AttributeError):
@@ -117,6 +143,12 @@ def _job_folder() -> str | None:
     """The folder of this Ray job's working directory; None outside of one."""
     found = JOB_FOLDER.match(f"{current_folder()}/")
     return found[0] if found else None
+
+
+def relocated(value: Any) -> Any:
+    """A tree whose paths into the folder of an earlier Ray job lead into this job's."""
+    folder = _job_folder()
+    return _relocated(value, folder) if folder else value
 
 
 def _relocated(value: Any, folder: str) -> Any:

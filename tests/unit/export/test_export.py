@@ -1,0 +1,111 @@
+"""An exported model loads, and its card says what the run's files say and no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from configs.load import RecipeError, dump_recipe
+from orchestrator.surface.export.export import export
+from tests.unit.recipes import loaded
+
+
+@pytest.fixture
+def run(models: dict[str, Path], tmp_path: Path) -> Path:
+    """A run that is done; its base has a card and a licence."""
+    base = shutil.copytree(models["student"], tmp_path / "bases" / "tiny-base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# Tiny\n")
+    (base / "LICENSE").write_text("the words of the licence\n")
+    return finished(tmp_path / "runs" / "mine", base, models["teacher"])
+
+
+def finished(directory: Path, student: Path, trained: Path, **summary: Any) -> Path:
+    changes = {
+        "run.name": directory.name,
+        "run.root": str(directory.parent),
+        "models.student.path": str(student),
+        "data.prompts": str(directory.parent / "secret" / "questions.jsonl"),
+    }
+    shutil.copytree(trained, directory / "model")
+    (directory / "recipe.yaml").write_text(dump_recipe(loaded(changes)))
+    evaluation = {
+        "before": {"reverse_kl": 1.25, "kl_support": "full", "reward_mean": None},
+        "after": {"reverse_kl": 0.5, "kl_support": "full", "reward_mean": 1.0},
+        "steps": [],
+        "sets": {"maths": {"before": {"pass@1": 0.125}, "after": {"pass@1": 0.75}, "steps": []}},
+    }
+    (directory / "summary.json").write_text(json.dumps({"exit": 0, "evaluation": evaluation} | summary))
+    return directory
+
+
+def test_it_loads_with_transformers_and_is_the_trained_model(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    out = tmp_path / "out"
+    loads = {"local_files_only": True, "trust_remote_code": False}
+    kind: Any = AutoModelForCausalLM
+    model, info = kind.from_pretrained(out, output_loading_info=True, use_safetensors=True, **loads)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = torch.tensor([[5, 6, 7]])
+    trained = kind.from_pretrained(run / "model", **loads)
+    assert torch.equal(model(ids).logits, trained(ids).logits)
+    assert AutoTokenizer.from_pretrained(out, **loads).chat_template
+    assert GenerationConfig.from_pretrained(out).eos_token_id is not None
+    assert not (tmp_path / "out.partial").exists() and list(out.glob("*.safetensors"))
+
+
+def test_the_card_names_base_licence_data_and_numbers_and_no_folder(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    said = card.data.to_dict()
+    assert (said["license"], said["base_model"], said["library_name"]) == ("apache-2.0", "tiny-base", "transformers")
+    assert "questions.jsonl" in card.text and "| reverse_kl | 1.25 | 0.5 |" in card.text
+    assert "| maths: pass@1 | 0.125 | 0.75 |" in card.text
+    assert "reward_mean" not in card.text.split("## Training")[0], "it was not measured before"
+    assert str(tmp_path) not in str(card) and "secret" not in str(card)
+    assert (tmp_path / "out" / "LICENSE").read_text() == "the words of the licence\n"
+
+
+def test_a_licence_that_no_file_names_is_not_made_up(models: dict[str, Path], tmp_path: Path) -> None:
+    for number, head in enumerate((None, "no front matter", "---\n: [\n---\n", "---\nlicense: [a, b]\n---\n")):
+        base = shutil.copytree(models["student"], tmp_path / f"base{number}")
+        if head is not None:
+            (base / "README.md").write_text(head)
+        export(finished(tmp_path / f"run{number}", base, models["student"]), tmp_path / f"out{number}")
+        card = ModelCard.load(tmp_path / f"out{number}" / "README.md")
+        assert card.data.to_dict()["license"] == "unknown" and "look it up before you share" in card.text
+
+
+def test_the_card_of_a_chain_has_all_of_its_runs_and_the_base_of_the_first(run: Path, tmp_path: Path) -> None:
+    second = finished(tmp_path / "runs" / "second", run / "model", run / "model")
+    export(second, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.to_dict()["base_model"] == "tiny-base"
+    assert card.text.index("### mine") < card.text.index("### second")
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    refusals: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("taken", {}, "is there already"),
+        ("file", {}, "is there already"),
+        ("out", {"best": True}, "has no model-best/; set checkpoint.best"),
+        ("out", {"step": 3}, r"--checkpoint 3: .* has no whole checkpoint of that step; there are: \[\]"),
+        ("out", {"step": 3, "best": True}, "give one of them"),
+        ("file/out", {}, "cannot be written"),
+    )
+    for out, arguments, message in refusals:
+        with pytest.raises(RecipeError, match=message):
+            export(run, tmp_path / out, **arguments)
+    shutil.rmtree(run / "model")
+    with pytest.raises(RecipeError, match=r"has no model/; let it end, or name a checkpoint"):
+        export(run, tmp_path / "out")
+    assert not list(tmp_path.glob("out*")) and (tmp_path / "taken" / "mine.txt").read_text() == "mine"

@@ -1,0 +1,114 @@
+"""`logratio` on a recipe with stages, with members in the same process instead of Ray.
+
+One process imports everything and forks for each command: a line of stdin is a JSON list of a stage, a step and a
+signal, which the command sends itself after that step of that stage, and its arguments. It answers with the exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.member import Member
+from actors.simulated.members import Speeds
+from configs.schema import Recipe
+from orchestrator import cli
+from orchestrator.pools import transport
+from orchestrator.preflight import capacity, cluster, files
+from orchestrator.surface import driver
+from orchestrator.surface.report import page  # noqa: F401
+from orchestrator.surface.trackers import prometheus  # noqa: F401
+from tests.unit.simulation import HELDOUT, TRAIN, simulated
+
+
+class Tokenizer:
+    def decode(self, ids: list[int]) -> str:
+        return str(ids)
+
+
+def strike_at(stage: str, step: int, number: int) -> Any:
+    @contextlib.asynccontextmanager
+    async def serve_commands(run: Any, display: Any, reporting: Any) -> AsyncIterator[None]:
+        async def watch() -> None:
+            while run.recipe.run.stage == stage:
+                if run.progress.step >= step:
+                    os.kill(os.getpid(), number)
+                    return
+                await asyncio.sleep(0.0)
+
+        watching = asyncio.create_task(watch())
+        yield
+        watching.cancel()
+
+    return serve_commands
+
+
+def read_inputs(recipe: Recipe) -> files.Inputs:
+    return files.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
+
+
+def nothing(*arguments: Any) -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    output: str
+
+
+class Server:
+    """Asks the process that forks for one command after the other."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process = process
+        self._output = folder / "output"
+
+    def __call__(self, *arguments: Any, stage: str = "", step: int = 0, number: int = 0) -> Ended:
+        assert self._process.stdin and self._process.stdout
+        request = [stage, step, int(number), str(self._output), *map(str, arguments)]
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Ended(json.loads(self._process.stdout.readline()), self._output.read_text())
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[Server]:
+    """Ends with the context. `folder` is for what commands print."""
+    command = [sys.executable, "-m", "tests.unit.surface.staged"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], text=True, **pipes) as process:
+        yield Server(process, folder)
+        assert process.stdin
+        process.stdin.close()  # its loop ends
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        stage, step, number, output, *arguments = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            file = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            driver.serve_commands = strike_at(stage, step, number)
+            sys.argv = ["logratio", *arguments]
+            cli.main(simulated(Speeds()))
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+
+
+if __name__ == "__main__":
+    Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
+    cluster.connected = cluster.driver = nothing  # type: ignore[assignment]
+    capacity.compared_with_machines = lambda *arguments: []  # type: ignore[assignment]
+    transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
+    files.read_inputs = read_inputs  # type: ignore[assignment]
+    serve()
