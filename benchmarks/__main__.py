@@ -9,10 +9,13 @@ from pathlib import Path
 
 
 def main() -> int:
-    found = {file.stem: file for file in sorted(Path(__file__).parent.glob("[!_]*.py"))}
+    here = Path(__file__).parent
+    found = {file.stem: file for file in sorted(here.glob("[!_]*.py"))}
+    found |= {file.parent.name: file for file in sorted(here.glob("*/__main__.py"))}
     if len(sys.argv) > 1 and sys.argv[1] in found:
         name = sys.argv.pop(1)
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+        package = found[name].stem == "__main__"
+        runpy.run_module(f"benchmarks.{name}{'.__main__' * package}", run_name="__main__", alter_sys=True)
         return 0
     if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
         print(f"benchmarks: no {sys.argv[1]!r}; there are: {', '.join(found) or 'none'}", file=sys.stderr)

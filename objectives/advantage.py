@@ -10,10 +10,9 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 STD_EPSILON = 1e-6  # a group of equal rewards has advantage 0, not 0/0
 ROUNDING = 2.0**-48  # relative to a group's largest reward: 16 units in the last place of a float64, lost in sums
@@ -47,14 +46,12 @@ def all_equal(rewards: Sequence[float]) -> bool:
 
 def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
     """G_t = sum_{t' >= t} discount^(t' - t) r_t' of one response, [T] -> [T]. discount 0: the rewards themselves."""
-    if discount == 0.0:
-        return rewards
     if discount == 1.0:
         return rewards.flip(0).cumsum(0).flip(0)
-    returns, running = rewards.clone(), rewards.new_zeros(())
-    for t in range(len(rewards) - 1, -1, -1):
-        running = rewards[t] + discount * running
-        returns[t] = running
+    returns, span = rewards, 1
+    while span < len(rewards) and discount:  # returns holds sums over `span` tokens: join each with the next one
+        joined = returns[:-span] + discount**span * returns[span:]
+        returns, span = torch.cat([joined, returns[-span:]]), 2 * span
     return returns
 
 

@@ -23,6 +23,7 @@ from configs.objective import Objective as ObjectiveConfig
 from configs.own_code import imported
 from objectives import divergence, ends, readings, signal, trust
 from objectives.advantage import generalised_advantages, returns_to_go
+from objectives.distributions import Distributions, by_blocks
 from objectives.divergence import Family
 from objectives.schedule import Dials
 from objectives.tokens import Scores, Tokens
@@ -68,12 +69,40 @@ class Objective:
     start_kl: str | None = None
     ends: tuple[int, ...] = ()
 
-    def read(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials) -> dict[str, Tensor]:
-        """Streams of a chunk, [n] each. student_logprobs: [n, V] over the common vocabulary, nats.
+    def read(
+        self, student: Tensor | Distributions, tokens: Tokens, dials: Dials, measured: bool = True
+    ) -> dict[str, Tensor]:
+        """Streams of a chunk, [n] each. student: log-probs [n, V] over the common vocabulary, nats, or distributions.
 
         `logprob` and `class_logprob` of the sampled token, `distillation` (on topk and full supports, or of a
-        user's own loss) and `reference` (exact) have a graph; the others are detached.
+        user's own loss) and `reference` (exact) have a graph; the others are detached. Without `measured` those that
+        are only metrics are left out.
         """
+        if isinstance(student, Distributions):
+            if not self.compares_distributions:
+                return self._read_sampled(student, tokens)
+            student = student.rows()
+        return self._read_rows(student, tokens, dials, measured)
+
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether more of the student is read than the sampled token and the entropy."""
+        config = self.config
+        exact = bool(config.reference and config.reference.placement == "exact") or config.baseline == "exact"
+        return exact or config.support != "sampled" or self.own_loss is not None or self.start_kl == "exact"
+
+    def _read_sampled(self, student: Distributions, tokens: Tokens) -> dict[str, Tensor]:
+        ids = tokens.token_ids.unsqueeze(-1)
+        logprobs, entropy = student.at(torch.cat([ids, *(torch.full_like(ids, end) for end in self.ends)], dim=-1))
+        streams = {"logprob": logprobs[:, 0], "entropy": entropy}
+        if self.ends:
+            merged = torch.where(
+                ends.is_end(tokens.token_ids, self.ends), logprobs[:, 1:].logsumexp(-1), logprobs[:, 0]
+            )
+            streams["class_logprob"] = merged
+        return streams
+
+    def _read_rows(self, student_logprobs: Tensor, tokens: Tokens, dials: Dials, measured: bool) -> dict[str, Tensor]:
         config = self.config
         streams = {"logprob": student_logprobs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)}
         if self.ends:
@@ -92,13 +121,26 @@ class Objective:
                 streams["baseline"] = self._expected_signal(outcomes, of_outcomes, dials)
                 if config.extrapolate is not None and not config.discount:  # returns use the unnormalised p*
                     streams["target_logprob"] = self._extrapolated(outcomes, of_outcomes)
-            if self.start_kl == "exact":
-                start = tokens.scores[START].logprobs
-                assert start is not None
-                streams["start_kl"] = divergence.reverse_kl(student_logprobs, start, config.logprob_floor)
-            streams["entropy"] = divergence.entropy(student_logprobs)
-            streams |= readings.of_chunk(config, outcomes, of_outcomes, teacher_slots(config))
+            if measured:
+                streams |= self._measured(student_logprobs.detach(), tokens)
+                streams |= by_blocks(
+                    outcomes,
+                    lambda rows: readings.of_chunk(config, outcomes[rows], of_outcomes[rows], teacher_slots(config)),
+                )
         return streams
+
+    def _measured(self, student_logprobs: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        """Metrics of the distribution over the vocabulary."""
+
+        def read(rows: slice) -> dict[str, Tensor]:
+            found = {"entropy": divergence.entropy(student_logprobs[rows])}
+            if start is not None:
+                kl = divergence.reverse_kl(student_logprobs[rows], start[rows], self.config.logprob_floor)
+                found["start_kl"] = kl
+            return found
+
+        start = tokens.scores[START].logprobs if self.start_kl == "exact" else None
+        return by_blocks(student_logprobs, read)
 
     def _outcomes(self, student_logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
         """Student and tokens for the distillation term: with end tokens merged where they are a class and a
@@ -118,10 +160,11 @@ class Objective:
         """Sums over tokens with loss, by name; `actors/metrics.py` turns them into metrics."""
         sums = readings.sums(self.config, streams, tokens, teacher_slots(self.config))
         if self.start_kl == "sampled":
-            sums["start_k1"] = self._start_k1(streams, tokens)[tokens.on & tokens.drawn].sum()
+            k1 = self._start_k1(streams, tokens)
+            sums["start_k1"] = torch.where(tokens.on & tokens.drawn, k1, 0.0).sum()
         if tokens.old_logprob is not None and (signals := self._signals(streams, tokens, dials)):
             held = [self._surrogate(*_student(streams, tokens, term), tokens, s).held for term, s in signals.items()]
-            sums["held"] = torch.stack(held).any(0)[tokens.on].sum()
+            sums["held"] = (torch.stack(held).any(0) & tokens.on).sum()
         return sums
 
     @torch.no_grad()

@@ -75,7 +75,7 @@ def sums(
         values["reference_k1"] = torch.where(tokens.drawn, k1, 0.0)
     if tokens.old_value is not None or "value" in streams:
         values["value"] = streams["value"]
-    result = {name: value[on].sum() for name, value in values.items()}
+    result = {name: torch.where(on, value, 0.0).sum() for name, value in values.items()}
     result["off_loss"] = (~on).sum()
     result["drawn"] = (on & tokens.drawn).sum()
     return result | _by_position(values.get("reverse_kl", values.get("k1")), tokens)
@@ -155,15 +155,12 @@ def _by_position(kl: Tensor | None, tokens: Tokens) -> dict[str, Tensor]:
     """Sum and count of the KL by position in the response, in buckets that double."""
     if kl is None:
         return {}
-    found: dict[str, Tensor] = {}
-    start = 0
-    for end in POSITIONS:
-        inside = tokens.on & (tokens.position >= start) & (tokens.position < end)
-        if inside.any():
-            found[f"{POSITION_KL}{end}"] = kl[inside].sum()
-            found[f"{POSITION_COUNT}{end}"] = inside.sum()
-        start = end
-    return found
+    bucket = torch.bucketize(tokens.position, torch.tensor(POSITIONS, device=kl.device), right=True)
+    empty = kl.new_zeros(len(POSITIONS) + 1)  # the last is of positions beyond
+    of_kl = empty.index_add(0, bucket, torch.where(tokens.on, kl, 0.0))
+    counts = empty.index_add(0, bucket, tokens.on.to(kl.dtype))
+    found = {f"{POSITION_KL}{end}": of_kl[i] for i, end in enumerate(POSITIONS)}
+    return found | {f"{POSITION_COUNT}{end}": counts[i] for i, end in enumerate(POSITIONS)}
 
 
 def _floored(config: ObjectiveConfig, logprob: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Tokens:
     response; on [N] bool: carries loss; weights: by term [N] (token_weights.py); rollout_logprob [N] (mu);
     scores: by target slot. Of the learner at the start of the step, else None: old_logprob, old_value [N], and
     old_class_logprob [N] where end tokens are a class. The response's, repeated on its tokens: advantage [N],
-    reward [N], drawn [N] bool (the student sampled it).
+    reward [N], drawn [N] bool (the student sampled it). `lengths` of the responses, where the host knows them: reading
+    them off `sequence` would wait for a GPU.
     """
 
     token_ids: Tensor
@@ -52,12 +53,13 @@ class Tokens:
     old_logprob: Tensor | None = None
     old_value: Tensor | None = None
     old_class_logprob: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
-        return self._map(lambda tensor: tensor[rows], lambda scores: scores[rows])
+        return replace(self._map(lambda tensor: tensor[rows], lambda scores: scores[rows]), lengths=None)
 
     def to(self, device: torch.device) -> Tokens:
         def move(scores: Scores) -> Scores:
@@ -68,7 +70,7 @@ class Tokens:
 
     def by_response(self, function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
         """Apply a function of one response's tokens, [T] x k -> [T], to every response: [N] x k -> [N]."""
-        lengths = torch.unique_consecutive(self.sequence, return_counts=True)[1].tolist()
+        lengths = self.lengths or torch.unique_consecutive(self.sequence, return_counts=True)[1].tolist()
         parts = zip(*(stream.split(lengths) for stream in streams), strict=True)
         results = [function(*part) for part in parts]
         return torch.cat(results) if results else streams[0]

@@ -75,6 +75,7 @@ class Batch:
             old_logprob=self._old("logprob", uids),
             old_value=self._old("value", uids),
             old_class_logprob=self._old("class_logprob", uids),
+            lengths=tuple(lengths),
         )
         return pack, Targets(tokens, {slot: self._hidden(self._slots[slot], samples) for slot in self._full})
 
@@ -185,17 +186,22 @@ class Batch:
 
 
 class Readings:
-    """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` there is no metric of q/mu."""
+    """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` there is no metric of q/mu.
+
+    Outputs stay where the student left them until something is asked for: to read one would make the host wait for a
+    micro-batch, where it could start the next.
+    """
 
     def __init__(self, batch: Batch, compares_sampler: bool = True) -> None:
         self._batch = batch
         self._compares_sampler = compares_sampler
+        self._left: list[tuple[Sequence[str], Tokens, Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
         self._loss = 0.0
         self._sums: dict[str, float] = {}
         self._gap = [0.0, 0.0]
         self._log_ratios: list[np.ndarray] = []  # l to the first teacher
         self._drift: list[np.ndarray] = []  # log q - log mu
-        self.student: dict[str, dict[str, np.ndarray]] = {}
+        self._student: dict[str, dict[str, np.ndarray]] = {}
 
     def add(
         self,
@@ -206,21 +212,38 @@ class Readings:
         streams: Mapping[str, Tensor],
     ) -> None:
         """Add the student's outputs for one micro-batch."""
-        self._loss += float(loss.detach())
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._left.append((uids, targets.tokens, loss.detach(), sums, streams))
+
+    @property
+    def student(self) -> dict[str, dict[str, np.ndarray]]:
+        """The student's streams by name and uid."""
+        self._settle()
+        return self._student
+
+    def _settle(self) -> None:
+        left, self._left = self._left, []
+        for uids, tokens, loss, sums, streams in left:
+            names = list(sums)
+            values = torch.stack([loss.double(), *(sums[name].double() for name in names)]).tolist()
+            self._loss += values[0]
+            for name, value in zip(names, values[1:], strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._take(uids, tokens, streams)
+
+    def _take(self, uids: Sequence[str], tokens: Tokens, streams: Mapping[str, Tensor]) -> None:
         if not uids:
             return
         samples = [self._batch.samples[uid] for uid in uids]
         lengths = [len(s.response_ids) for s in samples]
         for name, stream in streams.items():
             parts = stream.float().cpu().split(lengths)
-            self.student.setdefault(name, {}).update(zip(uids, (part.numpy() for part in parts), strict=True))
+            self._student.setdefault(name, {}).update(zip(uids, (part.numpy() for part in parts), strict=True))
         logprob, against = (s.float().cpu().numpy() for s in (streams["logprob"], readings.of_distillation(streams)))
-        self._compare(targets.tokens, logprob, against, samples)
+        self._compare(tokens, logprob, against, samples)
 
     def reduced(self, share: Share) -> dict[str, Any]:
         """Global metrics, the same on every rank. Names are gathered first: a rank without tokens has none."""
+        self._settle()
         names = sorted(_union(list(self._sums)))
         own = [self._loss, *self._gap, *(self._sums.get(name, 0.0) for name in names)]
         loss, gap, compared, *values = _all_reduced(torch.tensor(own, dtype=torch.float64)).tolist()

@@ -29,7 +29,7 @@ def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
-    return torch.optim.AdamW(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=True, **settings)  # one pass over the weights, not ten
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ each token and stream, and is recomputed in the backward pass unless it is the o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,18 @@ class Targets:
         return Targets(self.tokens.to(device), {slot: [h.to(device) for h in hs] for slot, hs in self.hidden.items()})
 
 
+class _Again(AbstractContextManager[None]):
+    """The context of a recomputation: notes that it has begun."""
+
+    begun = False
+
+    def __enter__(self) -> None:
+        self.begun = True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class Student(nn.Module):
     """`forward` returns (loss, metric sums, streams [N] by name, detached).
 
@@ -111,11 +123,8 @@ class Student(nn.Module):
         if not len(batch.token_ids):
             return self._placeholder(hidden), {}, {}
         parts = targets.split(self._chunk)
-        lazily = len(parts) > 1 and torch.is_grad_enabled()
-        chunks: list[dict[str, Tensor]] = [
-            checkpoint(self._read, h, part, dials, use_reentrant=False) if lazily else self._read(h, part, dials)  # type: ignore[misc]
-            for h, part in zip(hidden.split(self._chunk), parts, strict=True)
-        ]
+        read = self._lazily if len(parts) > 1 and torch.is_grad_enabled() else self._read
+        chunks = [read(h, part, dials) for h, part in zip(hidden.split(self._chunk), parts, strict=True)]
         streams = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
         if self.value_head is not None:
             streams["value"] = self.value_head(hidden)
@@ -126,12 +135,24 @@ class Student(nn.Module):
             kept |= self.objective.each(streams, targets.tokens)
         return loss, sums, kept
 
-    def _read(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
-        logprobs = causal_lm.head_logprobs(self.model, hidden, self._vocabulary, self._handling, self._temperature)
+    def _lazily(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
+        """`_read` that keeps nothing of the vocabulary: it is computed again in the backward pass, but for metrics."""
+        again = _Again()
+        found = checkpoint(
+            lambda h: self._read(h, targets, dials, measured=not again.begun),
+            hidden,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), again),
+        )
+        assert isinstance(found, dict)
+        return found
+
+    def _read(self, hidden: Tensor, targets: Targets, dials: Dials, measured: bool = True) -> dict[str, Tensor]:
+        student = causal_lm.head_distributions(self.model, hidden, self._vocabulary, self._handling, self._temperature)
         scores = dict(targets.tokens.scores)
         for slot, pieces in targets.hidden.items():
             scores[slot] = replace(scores[slot], logprobs=self._tempered(self._project(pieces, len(targets.tokens))))
-        return self.objective.read(logprobs, replace(targets.tokens, scores=scores), dials)
+        return self.objective.read(student, replace(targets.tokens, scores=scores), dials, measured)
 
     def _tempered(self, logprobs: Tensor) -> Tensor:
         """Another model's log-probs at the student's temperature."""

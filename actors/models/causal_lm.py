@@ -7,6 +7,7 @@ model takes them, mark where each begins. Not every model can be packed, see `Ha
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from actors.models.handling import Handling, body_of
 from actors.models.head_product import product
+from objectives.distributions import Distributions
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -171,8 +173,15 @@ def continued_states(model: Any, ids: Sequence[int], handling: Handling, cache: 
 
 def head_logprobs(model: Any, hidden: Tensor, vocabulary: int, handling: Handling, temperature: float = 1.0) -> Tensor:
     """[N, width] -> [N, vocabulary] float32 log-probs, nats, through the model's own LM head without its padding."""
+    return head_distributions(model, hidden, vocabulary, handling, temperature).rows()
+
+
+def head_distributions(
+    model: Any, hidden: Tensor, vocabulary: int, handling: Handling, temperature: float = 1.0
+) -> Distributions:
+    """The same without reading them yet."""
     logits = head_logits(model, hidden)[..., :vocabulary]
-    return finish_logits(logits, handling.scale, handling.soft_cap, temperature)
+    return Distributions(shaped_logits(logits, handling.scale, handling.soft_cap, temperature))
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -182,8 +191,13 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return product(hidden, head.weight, getattr(head, "bias", None))
 
 
-def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: float = 1.0) -> Tensor:
-    """Scale, soft-cap (Gemma 2), temper, then log-softmax in float32. [N, V] -> [N, V], nats."""
+def finish_logits(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Shape, then log-softmax in float32. [N, V] -> [N, V], nats."""
+    return shaped_logits(logits, scale, cap).log_softmax(-1)
+
+
+def shaped_logits(logits: Tensor, scale: float, cap: float | None, temperature: float = 1.0) -> Tensor:
+    """Scale, soft-cap (Gemma 2) and temper, in float32. [N, V] -> [N, V], nats."""
     logits = logits.float()
     if scale != 1.0:
         logits = logits * scale
@@ -191,7 +205,7 @@ def finish_logits(logits: Tensor, scale: float, cap: float | None, temperature: 
         logits = cap * torch.tanh(logits / cap)
     if temperature != 1.0:
         logits = logits / temperature
-    return logits.log_softmax(-1)
+    return logits
 
 
 def projection_of(model: Any, vocabulary: int, handling: Handling) -> dict[str, Any]:
@@ -227,6 +241,14 @@ def to_bytes(tensor: Tensor) -> np.ndarray:
 def from_bytes(data: np.ndarray | bytes | memoryview, dtype: str) -> Tensor:
     """Inverse of `to_bytes`: a flat tensor, copied."""
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy()).view(DTYPES[dtype])
+
+
+def viewed(data: np.ndarray | bytes | memoryview, dtype: str) -> Tensor:
+    """The bytes themselves as a flat tensor that must only be read: fresh memory costs several times a copy. They must
+    be aligned, as values of the object store are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(np.frombuffer(data, dtype=np.uint8)).view(DTYPES[dtype])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

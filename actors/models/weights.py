@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from actors.models.causal_lm import DTYPES, from_bytes, to_bytes
+from actors.models.causal_lm import DTYPES, to_bytes, viewed
 from actors.models.fingerprint import fingerprint
 from actors.models.stored import stored
 from actors.wire.records import BadWeights, BucketHeader
@@ -41,7 +41,8 @@ def buckets(
 
 
 def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Buckets -> tensors by name. Raises BadWeights if a bucket is missing, truncated or changed."""
+    """Buckets -> tensors by name, which must only be read: they are views of the buckets. Raises BadWeights if a bucket
+    is missing, truncated or changed."""
     if len(headers) != len(data):
         raise BadWeights(f"{len(data)} weight buckets arrived, {len(headers)} were announced; pull the version again")
     tensors: dict[str, Tensor] = {}
@@ -50,7 +51,7 @@ def unpack(headers: Sequence[BucketHeader], data: Sequence[np.ndarray]) -> dict[
             raise BadWeights(
                 f"the bucket that begins with {header.names[0]} changed on the way; pull the version again"
             )
-        flat = from_bytes(bucket, header.dtype)
+        flat = viewed(bucket, header.dtype)
         offset = 0
         for name, shape in zip(header.names, header.shapes, strict=True):
             size = int(np.prod(shape, dtype=np.int64))

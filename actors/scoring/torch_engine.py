@@ -25,6 +25,7 @@ from actors.scoring.prefix_cache import PrefixCache
 from actors.wire.records import Score, ScoreRequest
 from configs.roles import Scorer as ScorerConfig
 from objectives import ends
+from objectives.distributions import Distributions
 from objectives.divergence import entropy
 
 CHUNK_TOKENS = 256  # rows of [tokens, vocabulary] in memory at a time
@@ -120,11 +121,24 @@ class TorchEngine:
         return states[-len(item.new_ids) :]
 
     def _read(self, hidden: Tensor, token_ids: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:
-        logprobs = causal_lm.head_logprobs(self._model, hidden, self._vocabulary, self._handling)
+        student = causal_lm.head_distributions(self._model, hidden, self._vocabulary, self._handling)
+        if request.support != "topk":
+            return _sampled(student, token_ids, request.ends)
+        logprobs = student.rows()
         columns = {"logprobs": logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1), "entropy": entropy(logprobs)}
         if request.ends:
             columns["logprobs"] = ends.class_logprob(logprobs, token_ids, request.ends)
-        return columns | (support_of(logprobs, own, request) if request.support == "topk" else {})
+        return columns | support_of(logprobs, own, request)
+
+
+def _sampled(model: Distributions, token_ids: Tensor, end_ids: Sequence[int]) -> dict[str, Tensor]:
+    ids = token_ids.unsqueeze(-1)
+    logprobs, entropies = model.at(torch.cat([ids, *(torch.full_like(ids, end) for end in end_ids)], dim=-1))
+    own, of_class = logprobs[:, 0], logprobs[:, 1:].logsumexp(-1)
+    return {
+        "logprobs": torch.where(ends.is_end(token_ids, end_ids), of_class, own) if end_ids else own,
+        "entropy": entropies,
+    }
 
 
 def support_of(logprobs: Tensor, own: Tensor, request: ScoreRequest) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from actors.learning.optimizer import learning_rate
-from configs.roles import Optimizer
+from actors.learning.optimizer import build_optimizer, learning_rate
+from configs.roles import Learner, Optimizer
 
 
 def rates(steps: int, **config: object) -> list[float]:
@@ -39,3 +40,17 @@ def test_decay_only_falls_and_stays_positive(decay: str) -> None:
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 def test_a_warm_up_longer_than_the_run_only_warms_up(decay: str) -> None:
     assert rates(2, warmup_steps=4, decay=decay) == pytest.approx([0.5, 1.0])
+
+
+def test_adamw_in_one_pass_takes_the_steps_of_the_plain_one() -> None:
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    config = Learner.model_validate({"optimizer": settings})
+    drawn = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    ours, plain = (torch.nn.Parameter(drawn.clone()) for _ in range(2))
+    pairs = [(ours, build_optimizer(config, [ours])), (plain, torch.optim.AdamW([plain], **settings))]
+    for step in range(20):
+        gradient = torch.randn(300, generator=torch.Generator().manual_seed(step))
+        for parameter, optimizer in pairs:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)

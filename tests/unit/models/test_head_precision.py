@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
+from objectives.objective import Objective
 from objectives.schedule import Dials
-from objectives.tokens import Tokens
+from objectives.tokens import Scores, Tokens
 
 WIDTH, ROWS, VOCABULARY = 64, 300, 257  # rows of the head, of which the last are padding
 DIALS = Dials(reverse_weight=1.0, beta=0.0, distillation=1.0, outcome=0.0)
@@ -150,3 +152,34 @@ def test_the_heads_gradient_of_2048_chunks_is_that_of_float64() -> None:
 def relative(found: Tensor | None, expected: Tensor | None) -> float:
     assert found is not None and expected is not None and found.dtype == torch.float32
     return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("support", "times"), [("sampled", 0), ("full", 4)])
+def test_metrics_are_read_once_and_not_again_in_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch, support: str, times: int
+) -> None:
+    """200 tokens in four chunks: the chunks are computed twice, their metrics once."""
+    read: list[int] = []
+    measured = Objective._measured
+
+    def counted(self: Objective, logprobs: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        read.append(len(logprobs))
+        return measured(self, logprobs, tokens)
+
+    monkeypatch.setattr(Objective, "_measured", counted)
+    model = Flat().float()
+    config = ObjectiveConfig.model_validate({"target": "teacher", "support": support, "reverse_weight": 1.0})
+    teacher = Scores(logprob=-torch.ones(200), logprobs=torch.randn(200, VOCABULARY).log_softmax(-1))
+    tokens = dataclasses.replace(tokens_of(200), scores={"teacher": teacher})
+    gradients = []
+    for chunk in (50, 200):
+        model.zero_grad()
+        loss, _, _ = Student(model, objective.build(config), VOCABULARY, chunk, model.handling)(
+            packed(200), Targets(tokens), DIALS
+        )
+        loss.backward()
+        gradients.append(model.head.weight.grad)
+        assert len(read) == times, "a chunk's metrics are read once"
+        read.clear()
+        times = times and 1
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
