@@ -26,7 +26,7 @@ def cases(built: Built, device: torch.device, packs: list[int]) -> list[Case]:
 
 def _case(built: Built, device: torch.device, count: int, support: str, request: ScoreRequest) -> Case:
     engine, rows = Engine(built, device), sequences(count, built.vocabulary)
-    items = [Item(f"{i}.0", prompt, response, 0, True, ()) for i, (prompt, response) in enumerate(rows)]
+    items = [Item(f"{i}.0", prompt, response, 0, True, []) for i, (prompt, response) in enumerate(rows)]
 
     def run() -> None:
         built.model.eval()
