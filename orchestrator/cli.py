@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
-from configs.load import RecipeError, absolute_path, current_folder, load_recipe, load_tree, parse_recipe, with_swaps
+from configs.load import RecipeError, current_folder, load_recipe, load_tree, parse_recipe, with_swaps
 from configs.own_code import imported
 from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
+from orchestrator.surface.arguments import paths_of, sizes_of
 from orchestrator.surface.carry_out import STOPPED
 from orchestrator.surface.outcome import console, say_error
 from orchestrator.surface.pipelines.folders import begun_stages, is_pipeline, stage_under_way
@@ -230,7 +231,7 @@ def watch(
 @app.command()
 def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE=N...")]) -> None:
     """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2."""
-    wanted = _parse_sizes(sizes)
+    wanted = sizes_of(sizes)
     with _control(run) as control:
         _refuse_fixed_roles(wanted, _state_of(run, control)["roles"])
         _get(control.send.remote("scale", wanted))
@@ -245,7 +246,7 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
     """
     from orchestrator.preflight import files
 
-    recipe, paths = load_recipe(stage_under_way(_find(run)) / "recipe.yaml"), _parse_paths(models)
+    recipe, paths = load_recipe(stage_under_way(_find(run)) / "recipe.yaml"), paths_of(models)
     with _control(run) as control:
         step = _state_of(run, control)["step"]
         files.check_swap(recipe, with_swaps(recipe, step + 2, paths))
@@ -361,30 +362,6 @@ def _get(ref: Any) -> Any:
         return ray.get(ref, timeout=30)
     except RayError as error:
         raise RecipeError(f"the run gave no answer ({reason(error)}); it may have ended, else ask again") from None
-
-
-def _parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for text in texts:
-        role, _, number = text.partition("=")
-        if not number.isdigit() or int(number) < 1:
-            raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
-        if role in sizes:
-            raise RecipeError(f"{text!r}: {role} is there twice; say one size")
-        sizes[role] = int(number)
-    return sizes
-
-
-def _parse_paths(texts: Sequence[str]) -> dict[str, str]:
-    paths: dict[str, str] = {}
-    for text in texts:
-        model, equals, path = text.partition("=")
-        if not (model and equals and path):
-            raise RecipeError(f"{text!r}: write MODEL=DIRECTORY, e.g. teacher=/models/teacher-2")
-        if model in paths:
-            raise RecipeError(f"{text!r}: {model} is there twice; say one directory")
-        paths[model] = absolute_path(path, Path.cwd())
-    return paths
 
 
 def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,35 @@
+"""Reads arguments of commands like ROLE=N and MODEL=DIRECTORY."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.load import absolute_path
+from configs.refusal import RecipeError
+
+
+def sizes_of(texts: Sequence[str]) -> dict[str, int]:
+    """ROLE=N as a mapping. Raises RecipeError."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        role, _, number = text.partition("=")
+        if not number.isdigit() or int(number) < 1:
+            raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
+        if role in sizes:
+            raise RecipeError(f"{text!r}: {role} is there twice; say one size")
+        sizes[role] = int(number)
+    return sizes
+
+
+def paths_of(texts: Sequence[str]) -> dict[str, str]:
+    """MODEL=DIRECTORY as a mapping to absolute paths. Raises RecipeError."""
+    paths: dict[str, str] = {}
+    for text in texts:
+        model, equals, path = text.partition("=")
+        if not (model and equals and path):
+            raise RecipeError(f"{text!r}: write MODEL=DIRECTORY, e.g. teacher=/models/teacher-2")
+        if model in paths:
+            raise RecipeError(f"{text!r}: {model} is there twice; say one directory")
+        paths[model] = absolute_path(path, Path.cwd())
+    return paths
