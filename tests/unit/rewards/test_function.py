@@ -123,14 +123,15 @@ def test_a_function_that_never_answers_is_not_asked_for_ever(apart: Apart, tmp_p
     assert values[-1] == Rejection(f"not asked for: {HANGS} responses in a row had no reward within 0.5 s")
 
 
-def test_the_process_apart_dies_with_its_worker() -> None:
+def test_the_process_apart_dies_with_its_worker_whatever_its_function_does() -> None:
     code = (
-        "import os, signal\n"
+        "import os, signal, threading\n"
         "from tests.unit.rewards.test_function import RULES, Apart, responses\n"
         "apart = Apart()\n"
         "apart.values(RULES, 1, responses('ok'))\n"
         "print(apart.pid, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "apart.values(RULES, 1, responses('block'))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended(int(done.stdout)), done.stderr
