@@ -75,5 +75,8 @@ def leak(mechanism: Mechanism) -> str:
             return str(error).removeprefix(f"{mechanism.name}: ")
     if ending.end != "exit" or not ending.value:
         return f"a program did not run ({ending.end}: {(ending.stderr.strip().splitlines() or [''])[-1]})"
-    reached = json.loads(ending.value)
+    try:
+        reached = json.loads(ending.value)
+    except ValueError:  # two processes gave one
+        reached = ["another process"]
     return f"a program reached {', '.join(reached)}" if reached else ""
