@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from rewards.sandbox import isolation as isolation_module
+from rewards.sandbox import view
 from rewards.sandbox.inside import init
 from rewards.sandbox.isolation import NoIsolation, isolation
 from rewards.sandbox.limits import Limits
@@ -139,3 +140,10 @@ def test_without_walls_it_refuses(mechanism: Mechanism, monkeypatch: pytest.Monk
 def test_only_the_first_process_of_a_pid_namespace_ends_all_others() -> None:
     with pytest.raises(SystemExit, match="no pid namespace"):
         init._alone()
+
+
+def test_nothing_but_the_interpreter_is_visible(each_mechanism: Mechanism) -> None:
+    program = "import os\nprint(*sorted(os.listdir('/')), *sorted(os.listdir('/usr')), *sorted(os.listdir('/etc')))"
+    seen = set(only(each_mechanism, program).stdout.split())
+    prefix = {part for path in view.shown() for part in path.split("/")[1:3]}
+    assert seen and seen <= {"dev", "tmp", "sandbox", "lib", "lib64", "share", "ld.so.cache", "bin", *prefix}
