@@ -20,6 +20,7 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from actors.metrics import EVALUATION_METRICS, ROLES, STEP_METRICS
+from orchestrator.surface.report.held_out import GAIN, figures_of
 from orchestrator.surface.report.recorded import (
     CHARTS,
     CLIP,
@@ -81,7 +82,7 @@ def write_report(run_directory: Path, decode: Decode) -> Path:
         swaps=summary.get("swaps") or (),
         length=_length(summary.get("steps") or len(metrics), summary),
         tiles=_tiles(metrics, evaluation),
-        charts=_charts(metrics, held_out),
+        charts=_charts(metrics, held_out, figures_of(summary, metrics[-1]["step"] if metrics else 0)),
         skipped=skipped[:SKIPPED_ROWS],
         skipped_more=len(skipped[SKIPPED_ROWS:]),
         updates_skipped=summary.get("updates_skipped") or (),
@@ -196,14 +197,17 @@ def _label(name: str) -> str:
 # The curves.
 
 
-def _charts(metrics: list[Row], held_out: list[Row]) -> list[tuple[str, str, str]]:
+def _charts(
+    metrics: list[Row], held_out: list[Row], of_sets: list[tuple[str, str, go.Figure]]
+) -> list[tuple[str, str, str]]:
     """(title, unit, html) of each panel with data."""
     figures = [(title, unit, _curves(names, metrics, held_out)) for title, unit, names in CHARTS]
     figures.append(("Components of the reward", "mean of a step, unweighted", _components(metrics)))
+    figures += of_sets
     figures.append(("Where the seconds went", "busy seconds a step, roles overlap", _seconds(metrics)))
     figures.append(("Tokens", "tokens a second", _rates(metrics)))
     return [
-        (title, unit, _html(figure, f"chart-{n}", title not in FREE))
+        (title, unit, _html(figure, f"chart-{n}", title not in FREE, title))
         for n, (title, unit, figure) in enumerate(figures)
         if figure.data
     ]
@@ -260,7 +264,7 @@ def _line(figure: go.Figure, metrics: list[Row], values: list[float | None], nam
         figure.add_scatter(x=[line["step"] for line in metrics], y=values, name=name, mode=mode, **style)
 
 
-def _html(figure: go.Figure, identity: str, from_zero: bool) -> str:
+def _html(figure: go.Figure, identity: str, from_zero: bool, title: str = "") -> str:
     """A transparent panel; the page's style sheet colours text and grid. A single line has no legend."""
     several = sum(trace.get("showlegend", True) for trace in figure.to_dict()["data"]) > 1
     figure.update_layout(
@@ -271,6 +275,8 @@ def _html(figure: go.Figure, identity: str, from_zero: bool) -> str:
         xaxis={"title": {"text": "step", "standoff": 4}, "tickformat": "d", "zeroline": False, "showgrid": False},
         yaxis={"rangemode": "tozero" if from_zero else "normal", "automargin": True, "hoverformat": ".4g"},
     )  # fmt: skip
+    if title == GAIN[0]:
+        figure.update_layout(hovermode="closest", xaxis={"title": {"text": "KL to the start"}, "tickformat": ".3g"})
     options = {"displayModeBar": False, "displaylogo": False, "responsive": True, "scrollZoom": False}
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=identity, config=options)
 
