@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, Sample, ScoreRequest, pack_samples, pack_scores
+from configs.node import START
+from configs.objective import PLAIN as READ_ALONE
 from configs.objective import Objective
 from configs.roles import Scorer
 from objectives import objective
@@ -183,3 +186,37 @@ def test_the_sampler_is_shown_only_where_it_is_compared(alone: Any, models: dict
         found = other.reduced(readings._batch.share)
         for name in ("ratio_p1", "ratio_p50", "ratio_p99", "effective_sample_size", "logprob_gap_mean"):
             assert (found[name] is not None) == compares, name
+
+
+@pytest.mark.parametrize("start_kl", [None, "sampled"])
+def test_an_evaluation_reads_the_loss_of_given_responses_at_temperature_1_without_a_teacher(
+    alone: Any, models: dict[str, Path], start_kl: str | None
+) -> None:
+    """The run's own objective is a reward alone, at another temperature; it is back afterwards."""
+    config = Objective(target="none", outcome={"weight": 1.0})  # pyright: ignore[reportArgumentType]
+    slots = {START: scored(models["teacher"], ScoreRequest("sampled"))} if start_kl else {}
+    _, _, (student, _) = read(config, models["student"], slots, start_kl=start_kl, temperature=0.5)
+    uids = tuple(RESPONSES)
+    share = Share(1, 0, (uids,), 10, {"distillation": Total(10, 4)}, 100, dials_at(READ_ALONE, 1))
+    share = replace(share, rows=dict.fromkeys(uids, 0), foreign=frozenset(uids), objective=READ_ALONE)
+    if start_kl:
+        share = replace(share, scores={uid: {START: (1,)} for uid in uids}, foreign=frozenset())
+    payloads = [pack_samples(samples())[0], *(payload for payload, _ in slots.values())]
+    batch, own = Batch(share, payloads, READ_ALONE, True, start_kl), student.objective
+    readings = Readings(batch)
+    with torch.no_grad(), student.reading(objective.build(READ_ALONE, start_kl), temperature=1.0):
+        pack, targets = batch.micro_batch(uids)
+        readings.add(uids, targets, *student(pack, targets, share.dials))
+    assert student.objective is own
+    each, logprobs, first = readings.each(), distribution(models["student"]), 0
+    for uid, ids in RESPONSES.items():
+        rows = logprobs[first : first + len(ids)]
+        own_logprobs = rows.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert each[uid]["nll"] == pytest.approx(float(-own_logprobs.sum()), rel=1e-4)
+        assert each[uid]["entropy"] == pytest.approx(float(-(rows.exp() * rows).sum()), rel=1e-4)
+        if start_kl:
+            start = distribution(models["teacher"])[first : first + len(ids)]
+            k1 = own_logprobs - start.gather(1, torch.tensor(ids)[:, None])[:, 0]
+            assert each[uid]["start_kl"] == pytest.approx(float(k1.sum()), rel=1e-3)
+        first += len(ids)
+    assert readings.reduced(share)["loss"] == pytest.approx(sum(e["nll"] for e in each.values()) / 10, rel=1e-4)
