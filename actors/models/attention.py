@@ -80,10 +80,10 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention: query [rows, heads, length, width], key and value with as many heads or a divisor of
     it -> [rows, length, heads, width]."""
-    bounds: Any = kwargs.get("cu_seq_lens_q")
+    bounds: Tensor | None = kwargs.get("cu_seq_lens_q")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    apart = bounds is not None and attention_mask is None and len(query) == 1 and query.shape[2] == key.shape[2]
-    if not apart or not causal or kwargs.get("position_bias") is not None:
+    one_row = attention_mask is None and len(query) == 1 and query.shape[2] == key.shape[2]
+    if bounds is None or not one_row or not causal or kwargs.get("position_bias") is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
