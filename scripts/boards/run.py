@@ -71,6 +71,7 @@ def _learning() -> list[Any]:
             low=0,
         ),
         curves("Are responses cut by the length cap?", SHARE, step("truncated_fraction"), low=0, high=1),
+        curves("Groups replaced for want of signal", COUNT, step("groups_replaced"), low=0),
         curves(
             "Do rewards tell samples apart?",
             SHARE,

@@ -102,6 +102,7 @@ def test_a_stop_without_room_for_the_recipe(recipe: Path, tmp_path: Path, monkey
         raise carry_out.StoppedEarly
 
     monkeypatch.setattr(carry_out, "_run_on_cluster", stopped)
+    monkeypatch.setattr(carry_out, "ended", lambda code: code)  # it would end this process
     monkeypatch.setattr(sys, "argv", ["logratio", "run", str(recipe)])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from actors.simulated.members import SimulatedLearner, SimulatedRollout
 from configs.load import load_recipe
 from orchestrator import checkpoint
@@ -145,6 +147,7 @@ def server() -> Iterator[Server]:
 
 def serve() -> None:
     """A life for each line of stdin; its exit code and counts as a line of stdout."""
+    pa.array([0])  # imports pandas where it is installed: here, and not in every life
     for line in sys.stdin:
         root, watched, end = json.loads(line)
         reading, writing = os.pipe()

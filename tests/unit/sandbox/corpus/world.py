@@ -35,6 +35,7 @@ class World:
     targets: Targets
     listeners: tuple[socket.socket, ...]
     victim: subprocess.Popen[bytes]
+    before: frozenset[int]  # processes that other tests have left
 
     def harm(self) -> list[str]:
         """What programs have done, if anything."""
@@ -47,10 +48,13 @@ class World:
             found.append("a process outside was ended")
         if any(_contacted(listener) for listener in self.listeners):
             found.append("a listener outside was contacted")
-        ours = {self.victim.pid}
-        if left := [p.cmdline() for p in psutil.Process().children(recursive=True) if p.pid not in ours]:
+        if left := [p.cmdline() for p in _children() if p.pid not in self.before | {self.victim.pid}]:
             found.append(f"processes were left: {left}")
         return found
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def _contacted(listener: socket.socket) -> bool:
@@ -68,6 +72,7 @@ def world(folder: Path) -> Iterator[World]:
     (folder / "canary").write_text(secret)
     (folder / "canary").chmod(0o666)
     os.environ[VARIABLE] = secret
+    before = frozenset(child.pid for child in _children())
     with ExitStack() as stack:
         tcp, udp = _listener(stack, socket.AF_INET), _listener(stack, socket.AF_INET, socket.SOCK_DGRAM)
         path, named = _listener(stack, socket.AF_UNIX), _listener(stack, socket.AF_UNIX)
@@ -84,7 +89,7 @@ def world(folder: Path) -> Iterator[World]:
         targets = Targets(
             str(folder / "canary"), str(folder), port, str(folder / "socket"), abstract, victim.pid, secret
         )
-        yield World(targets, (tcp, udp, path, named), victim)
+        yield World(targets, (tcp, udp, path, named), victim, before)
     del os.environ[VARIABLE]
 
 
