@@ -32,6 +32,7 @@ from actors.learning.optimizer import (
     deepspeed_config,
     forget_gradients,
     learning_rate,
+    plain_grad_norm,
     reduce_in_float32,
 )
 from actors.learning.student import Student
@@ -314,7 +315,7 @@ class Learner(Member):
         rate = learning_rate(self._specified.config.optimizer, step, self._specified.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        norm = self._plain_grad_norm()
+        norm = plain_grad_norm(self._specified.config, self._built.parameters())
         if norm is None or math.isfinite(norm):
             self._engine.step()  # DeepSpeed's optimizers drop a gradient whose norm is not finite
             self._applied = self._engine.was_step_applied()
@@ -342,14 +343,6 @@ class Learner(Member):
         if self._applied and not all_finite(self._trained):
             raise BrokenWeights(f"the update of step {step} led to weights that are not finite")
         return self._applied
-
-    def _plain_grad_norm(self) -> float | None:
-        """The norm before clipping under ZeRO-0 in float32, where DeepSpeed computes none; None elsewhere."""
-        config = self._specified.config
-        if config.zero_stage or config.dtype != "float32":
-            return None
-        norms = [p.grad.norm() for p in self._built.parameters() if p.grad is not None]
-        return float(torch.stack(norms).norm())
 
     def _copy(self) -> dict[str, Tensor]:
         """The student's trained weights in float32, on rank 0."""

@@ -32,6 +32,14 @@ def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:
     return torch.optim.AdamW(parameters, fused=True, **settings)  # one pass over the weights, not ten
 
 
+def plain_grad_norm(config: LearnerConfig, parameters: Iterable[Any]) -> float | None:
+    """The norm before clipping under ZeRO-0 in float32, where DeepSpeed computes none; None elsewhere."""
+    if config.zero_stage or config.dtype != "float32":
+        return None
+    norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Rate of update `step` (1 is the first) of `steps`: linear warm-up, then constant, linear or cosine to 0."""
     if step <= config.warmup_steps:

@@ -90,10 +90,7 @@ class Flow:
         scoring = (self._score(block, prompts, model) for model in models)
         answered: list[Any] = await asyncio.gather(*scoring, self._reward(block, prompts))
         *scored, rewards = answered
-        rejected = dict(rewards.rejected)
-        rejected |= {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
-        drawn = [s for s in block.samples if block.source == "student"]
-        rejected |= {s.uid: "the sampler's log-probs are not finite" for s in drawn if not s.finite}
+        rejected = dict(rewards.rejected) | _unusable(block)
         scores: dict[str, dict[str, tuple[Any, ...]]] = {s.uid: {} for s in block.samples}
         entropies: dict[str, list[float]] = {s.uid: [] for s in block.samples}
         log_ratios: dict[str, float] = {}
@@ -302,3 +299,11 @@ def kept_seed(prompt_ids: Sequence[int], sample: int, run_seed: int) -> int:
     response in the cache."""
     digest = hashlib.blake2b(f"{run_seed}/{list(prompt_ids)}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _unusable(block: Block) -> dict[str, str]:
+    """The reasons of samples that cannot be trained whatever their scores are, by uid."""
+    found = {s.uid: "no token carries loss" for s in block.samples if not s.loss_tokens}
+    if block.source == "student":
+        found |= {s.uid: "the sampler's log-probs are not finite" for s in block.samples if not s.finite}
+    return found
