@@ -23,7 +23,7 @@ from orchestrator.surface import submission
 from orchestrator.surface.arguments import paths_of, sizes_of
 from orchestrator.surface.carry_out import STOPPED
 from orchestrator.surface.outcome import console, say_error
-from orchestrator.surface.pipelines.folders import begun_stages, is_pipeline, stage_under_way
+from orchestrator.surface.pipelines.folders import begun_stages, stage_under_way
 from orchestrator.surface.submission import Standing, run_directory
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def resume(context: typer.Context, run: RunName) -> None:
     from orchestrator.surface import checked
 
     directory = _find(run)
-    if is_pipeline(directory):
+    if submission.is_pipeline(directory):
         raise typer.Exit(_pipelines().resume(directory, context.obj))
     recipe = submission.recorded_recipe(directory)
     checked.environment(recipe, directory)

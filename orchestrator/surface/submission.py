@@ -14,9 +14,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from configs.hardware import resolve_dtypes
 from configs.hub import same_source
 from configs.load import current_folder, load_recipe, parse_recipe
+from configs.pipeline import STAGES
 from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
 from orchestrator import checkpoint
@@ -52,10 +55,18 @@ def run_directory(name: str, root: str) -> Path:
     return (folder if folder.is_absolute() else current_folder() / folder) / name
 
 
+def is_pipeline(directory: Path) -> bool:
+    """Whether a run directory is one of a recipe with stages. False where its recipe cannot be read."""
+    try:
+        tree = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(tree, dict) and STAGES in tree
+
+
 def resumed_as(directory: Path) -> str:
     """The name by which `logratio resume` goes on with a run: of a stage, that of the whole."""
-    whole = directory.parent
-    return whole.name if (whole / RECIPE).exists() else directory.name
+    return directory.parent.name if is_pipeline(directory.parent) else directory.name
 
 
 def standing(directory: Path) -> Standing:

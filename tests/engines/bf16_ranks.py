@@ -9,6 +9,7 @@ one. Rank 0 prints a line of JSON for each stage.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,7 @@ def main() -> None:
         if rank == 0:
             print(json.dumps(line), flush=True)
     member.stop()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends while the other rank leaves
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def main() -> None:
             torch.save(dict(member._averages["ema"]), folder / f"{case}-ema.pt")
             print(json.dumps(line), flush=True)
     member.stop()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends while the other rank leaves
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.surface.export.card import model_card
 from orchestrator.surface.export.lineage import base_of, runs_behind
-from orchestrator.surface.pipelines.folders import BEST_MODEL, MODEL, is_pipeline, recorded_pipeline
-from orchestrator.surface.submission import SUMMARY
+from orchestrator.surface.pipelines.folders import BEST_MODEL, MODEL, recorded_pipeline
+from orchestrator.surface.submission import SUMMARY, is_pipeline
 
 
 def export(directory: Path, out: Path, step: int | None = None, best: bool = False) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import load_tree
 from configs.pipeline import STAGES, Made, Pipeline, Stage, parse_pipeline
@@ -16,19 +14,10 @@ from configs.refusal import RecipeError
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.surface import submission
-from orchestrator.surface.submission import MARKER, RECIPE, SUMMARY, Standing
+from orchestrator.surface.submission import MARKER, RECIPE, SUMMARY, Standing, is_pipeline
 
 SUMMARY_FORMAT = 1  # of a pipeline's summary.json
 MODEL, BEST_MODEL = "model", "model-best"  # what a stage makes, in its run directory
-
-
-def is_pipeline(directory: Path) -> bool:
-    """Whether a run directory is one of a recipe with stages. False where its recipe cannot be read."""
-    try:
-        tree = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(tree, dict) and STAGES in tree
 
 
 def recorded_pipeline(directory: Path) -> Pipeline:

@@ -112,3 +112,10 @@ def test_paths_follow_the_working_directory_of_a_job(
     elsewhere = tree | {"data": {"prompts": str(tmp_path / "prompts.jsonl")}}
     with pytest.raises(RecipeError, match=r"data\.prompts was "):
         same_recipe(begun, loaded(elsewhere, tmp_path))
+
+
+def test_a_run_in_a_folder_that_holds_a_recipe_resumes_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("run: {name: live, steps: 1}\n")
+    assert submission.resumed_as(tmp_path / "live") == "live"
+    (tmp_path / "recipe.yaml").write_text("stages: {sft: {run: {steps: 1}}}\n")
+    assert submission.resumed_as(tmp_path / "live-01-sft") == tmp_path.name
