@@ -18,6 +18,7 @@ from orchestrator.surface.submission import (
     forget_stop,
     mark_stopped,
     recorded_recipe,
+    resumed_as,
     same_recipe,
     standing,
 )
@@ -116,6 +117,6 @@ def test_paths_follow_the_working_directory_of_a_job(
 
 def test_a_run_in_a_folder_that_holds_a_recipe_resumes_by_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("run: {name: live, steps: 1}\n")
-    assert submission.resumed_as(tmp_path / "live") == "live"
+    assert resumed_as(tmp_path / "live") == "live"
     (tmp_path / "recipe.yaml").write_text("stages: {sft: {run: {steps: 1}}}\n")
-    assert submission.resumed_as(tmp_path / "live-01-sft") == tmp_path.name
+    assert resumed_as(tmp_path / "live-01-sft") == tmp_path.name
