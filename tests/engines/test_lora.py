@@ -20,7 +20,7 @@ from actors.models import causal_lm
 from actors.models.model_files import tensor_shapes
 from tests.engines.lora_engine import LORA
 
-system = pytest.mark.system
+acceptance = pytest.mark.acceptance
 CASES = ("0-float32", "1-float32", "2-float32", "3-float32", "2-bfloat16", "3-bfloat16")
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize(
-    ("ranks", "cases"), [(1, ("3-float32",)), pytest.param(2, CASES, marks=system)], ids=["one", "two"]
+    ("ranks", "cases"), [(1, ("3-float32",)), pytest.param(2, CASES, marks=acceptance)], ids=["one", "two"]
 )
 def test_every_stage_takes_the_same_steps_saves_adapters_alone_and_resumes_exactly(
     models: dict[str, Path], tmp_path: Path, ranks: int, cases: tuple[str, ...]
@@ -94,7 +94,7 @@ def test_peft_reads_the_exported_adapter_as_it_was_trained(models: dict[str, Pat
         )
 
 
-@system
+@acceptance
 @pytest.mark.parametrize("serving", ["adapter", "merged"])
 def test_vllm_samples_with_each_version_and_a_response_goes_on_across_an_update(
     models: dict[str, Path], tmp_path: Path, serving: str

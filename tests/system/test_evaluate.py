@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_context_tokens": 96, "resources": {"cpus": 0.1}}
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]  # minutes of real engines
 
 
 def logratio(*arguments: str) -> None:

@@ -59,7 +59,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.system
+@pytest.mark.acceptance  # minutes of three stages on real engines, started twice
 @pytest.mark.timeout(1200)
 def test_sft_rl_opd_killed_in_its_second_stage(
     models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
