@@ -53,7 +53,7 @@ BLOCKED: dict[str, list[str]] = {
         "open('/etc/passwd').read()",
         "open('/etc/shadow').read()",
         "open('../..' + {canary!r}).read()",
-        "import pathlib\npathlib.Path('/root/.ssh').iterdir().__next__()",
+        "import pathlib\npathlib.Path('/home').iterdir().__next__()",
         "import os\nassert os.listdir('/home')",
         "import runpy\nrunpy.run_path('/sandbox/../etc/../' + {canary!r})",
         "import shutil\nshutil.copytree('/var', 'var')",
