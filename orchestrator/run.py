@@ -43,6 +43,7 @@ from orchestrator.samples.leases import Ticket
 from orchestrator.samples.prompts import Prompts
 from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.carriers import Carrier, ObjectStore
 from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.weights.roles import Roles
@@ -172,7 +173,7 @@ class Run:
         }
         text = json.dumps(summary, indent=1, allow_nan=False)  # on the loop: the values must not change meanwhile
         try:
-            await asyncio.to_thread(checkpoint.write_whole, self.directory / "summary.json", text)
+            await uninterrupted(checkpoint.write_whole, self.directory / "summary.json", text)
             self.unsummarised = None
         except OSError as error:  # surface/ending.py tries again and reports it
             self.unsummarised = str(error)
@@ -213,7 +214,7 @@ class Run:
 
     async def _begin(self) -> None:
         """Rewind to the newest checkpoint, bring the roles up, and make the evaluations that are due."""
-        saved = await asyncio.to_thread(checkpoint.latest, self.directory)  # it reads the whole checkpoint
+        saved = await uninterrupted(checkpoint.latest, self.directory)  # it reads the whole checkpoint
         await self._rewind(saved)
         await self._bring_up(saved)
         if self._deaths:  # frees payloads that were in flight to the dead learner
@@ -237,14 +238,14 @@ class Run:
     async def _export(self, name: str) -> None:
         """Write the learner's weights to a folder of the run, in the learner's turn."""
         partial_model = self.directory / f"{name}.partial"
-        await asyncio.to_thread(shutil.rmtree, partial_model, ignore_errors=True)
+        await uninterrupted(shutil.rmtree, partial_model, ignore_errors=True)
         await self.learner.export(partial_model)
-        await asyncio.to_thread(checkpoint.put_in_place, partial_model, self.directory / name)
+        await uninterrupted(checkpoint.put_in_place, partial_model, self.directory / name)
 
     async def _export_best(self, step: int) -> None:
         """Write model-best. The learner then has the weights of that checkpoint: nothing is trained after this."""
         if step != self.progress.step:
-            folder = await asyncio.to_thread(checkpoint.folder_of, self.directory, step)
+            folder = await uninterrupted(checkpoint.folder_of, self.directory, step)
             if folder is None:
                 self.observer.notice(f"model-best is not written: the checkpoint of step {step} was not saved")
                 return
@@ -257,7 +258,7 @@ class Run:
     async def _end_stopped(self) -> int:
         """Stop with no step under way, or with one given up: the last whole checkpoint stays."""
         self.observer.phase("stopping")
-        await asyncio.to_thread(checkpoint.keep_recipe, self.directory, dump_recipe(self.swaps.recipe))
+        await uninterrupted(checkpoint.keep_recipe, self.directory, dump_recipe(self.swaps.recipe))
         await self.summarise(STOPPED)
         return STOPPED
 
@@ -280,10 +281,10 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "summary.json").unlink(missing_ok=True)  # of an earlier process
         await self.swaps.write()
-        await asyncio.to_thread(checkpoint.rewind, self.directory, saved)
+        await uninterrupted(checkpoint.rewind, self.directory, saved)
         self.progress.rewind(state, initial_beta(self.recipe.objective))
         self.saver.rewound(to_checkpoint=False)
-        highest = await asyncio.to_thread(checkpoint.highest_version, self.directory)
+        highest = await uninterrupted(checkpoint.highest_version, self.directory)
         self.progress.version = 0 if highest is None else highest + 1
 
     async def _bring_up(self, saved: checkpoint.Saved | None) -> None:
@@ -339,7 +340,7 @@ class Run:
         return flow
 
     async def _after_step(self, line: Mapping[str, Any]) -> None:
-        await asyncio.to_thread(checkpoint.append_line, self.directory, line)
+        await uninterrupted(checkpoint.append_line, self.directory, line)
         self.observer.step(line)
         self._stop_rules.stepped(line)
         with suppress(StopAsked):

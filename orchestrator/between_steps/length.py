@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.saving import Saver
 from orchestrator.progress import Progress
 from orchestrator.stopping import Stopping
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.roles import Roles
 
 
@@ -71,7 +71,7 @@ class LengthCurriculum:
         """Restore the weights of the anchor and publish them as a new version."""
         progress, learner = self.progress, self.roles.learner
         anchor = self.directory / "checkpoints" / f"step_{progress.anchor}"
-        progress.beta = await asyncio.to_thread(checkpoint.beta_of, anchor)
+        progress.beta = await uninterrupted(checkpoint.beta_of, anchor)
         progress.version += 1
         async with learner.turns.learner():
             await learner.restore(anchor)

@@ -16,6 +16,7 @@ from orchestrator.evaluation.sets import Sets
 from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
 from orchestrator.stopping import Stopping
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.roles import Roles
 
 
@@ -75,7 +76,7 @@ class SetMeasurements:
     async def _tell(self, name: str, when: str, line: dict[str, Any] | None) -> None:
         if line:
             whole = {"evaluation": name, "when": when, "after_step": self.progress.step, **line}
-            await asyncio.to_thread(checkpoint.append_line, self.directory, whole)
+            await uninterrupted(checkpoint.append_line, self.directory, whole)
         self.observer.evaluated(when, line, name)
 
     def _is_due(self, name: str, step: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from orchestrator import checkpoint
 from orchestrator.between_steps.observer import Observer
 from orchestrator.evaluation.best import best_so_far
 from orchestrator.progress import Faults, Progress
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.learner_group import LearnerGroup
 
 
@@ -50,22 +50,17 @@ class Saver:
     async def save(self) -> None:
         """Write a checkpoint. Raises OSError or RuntimeError if that fails; the one before stays."""
         self._observer.phase(f"saving step {self._progress.step}")
-        folder = await asyncio.to_thread(checkpoint.partial_folder, self._directory, self._progress.step)
+        folder = await uninterrupted(checkpoint.partial_folder, self._directory, self._progress.step)
         state = self._progress.to_state(self._faults(), self._recipe.learner.ranks)
-        at_stake, sealing = self._progress.at_stake(), None
+        at_stake = self._progress.at_stake()
         keep, pinned = self._recipe.checkpoint.keep, self._pinned()
         try:
             async with self._learner.turns.learner():
                 await self._learner.save(folder)
-            sealing = asyncio.ensure_future(
-                asyncio.to_thread(checkpoint.seal, self._directory, folder, state, keep, pinned)
-            )
-            await asyncio.shield(sealing)
+            await uninterrupted(checkpoint.seal, self._directory, folder, state, keep, pinned)
             self._saved, self.saved_at = at_stake, time.time()
         except BaseException:
-            if sealing and not sealing.done():  # cancelled, but the thread goes on and may complete it
-                raise
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # frees a full disk
+            await uninterrupted(shutil.rmtree, folder, ignore_errors=True)  # frees a full disk
             raise
 
     async def save_if_due(self) -> None:

@@ -11,6 +11,7 @@ from configs.load import dump_recipe, with_swaps
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.progress import Progress
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.teachers import SwapFailed, Teachers
 
 
@@ -53,7 +54,7 @@ class Swaps:
         async with self._writing:
             if self._on_disk is not (recipe := self.recipe):
                 text = dump_recipe(recipe)
-                await asyncio.to_thread(checkpoint.write_whole, self._directory / "recipe.yaml", text)
+                await uninterrupted(checkpoint.write_whole, self._directory / "recipe.yaml", text)
                 self._on_disk = recipe
 
     async def follow(self) -> None:

@@ -13,6 +13,7 @@ from actors.wire.records import SwapRefused
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost
+from orchestrator.uninterrupted import uninterrupted
 from orchestrator.weights.canaries import Occasion
 from orchestrator.weights.canary_watch import CanaryWatch, Undecided
 from orchestrator.weights.carriers import Carrier, Version
@@ -42,7 +43,7 @@ class Versions:
 
     async def publish(self, number: int) -> None:
         """Make the learner's weights the current version. Called in the learner's turn."""
-        await asyncio.to_thread(self._claim, number)
+        await uninterrupted(self._claim, number)
         self.current = await self._carrier.publish(self._learner, number, self._model)
 
     async def pull(self, pool: Pool, member: PoolMember) -> None:
