@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from configs.columns import COLUMNS
+from configs.names.columns import COLUMNS
 from configs.node import Node
 
 Columns = dict[str, str]

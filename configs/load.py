@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs import rules, wording, yaml_tree
-from configs.hub import HUB, hub_name, may_be_on_the_hub, snapshot
+from configs import rules
+from configs.names.hub import HUB, hub_name, may_be_on_the_hub, snapshot
 from configs.node import OF_STAGE
+from configs.reading import wording, yaml_tree
+from configs.reading.text_file import read_text
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import FORMAT, Recipe
-from configs.text_file import read_text
 
 BUNDLED = "bundled:"
 LONGEST_FILE = 2**24  # bytes

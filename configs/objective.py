@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from configs.names.own_code import PATTERN
+from configs.names.row_fields import field_of
 from configs.node import Fraction, Node, Positive
-from configs.own_code import PATTERN
-from configs.row_fields import field_of
 
 DATA = "data"  # objective.target when the response's own tokens are the target
 NONE = "none"  # objective.target when there is no teacher: a reward alone

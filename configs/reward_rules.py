@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from configs.names.own_code import is_code, or_own
 from configs.node import Node, NonNegative, Positive, Seconds
-from configs.own_code import is_code, or_own
 from configs.refusal import shown
 
 KINDS = (

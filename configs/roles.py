@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.names.own_code import or_own
 from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
-from configs.own_code import or_own
 from configs.reward_rules import AnyRule, ProgramRule, component_names
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that supports the model

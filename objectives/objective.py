@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from configs.names.own_code import imported
 from configs.node import START
 from configs.objective import DATA, Route
 from configs.objective import Objective as ObjectiveConfig
-from configs.own_code import imported
 from objectives import divergence, ends, readings, signal, trust
 from objectives.advantage import generalised_advantages, returns_to_go
 from objectives.distributions import Distributions, by_blocks

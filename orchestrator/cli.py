@@ -15,7 +15,7 @@ import typer
 
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, current_folder, load_recipe, load_tree, parse_recipe, with_swaps
-from configs.own_code import imported
+from configs.names.own_code import imported
 from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
@@ -324,7 +324,7 @@ def _load(path: Path, overrides: Sequence[str] | None) -> Recipe:
 
 def _pinned(recipe: Recipe) -> Recipe:
     """The recipe with names on the Hub at commits that this machine has. Raises RecipeError."""
-    from orchestrator.preflight import hub
+    from orchestrator.preflight.inputs import hub
 
     return hub.pinned(recipe)
 

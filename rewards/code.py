@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from configs.names.row_fields import field_of
 from configs.reward_rules import CodeRule, ProgramRule
-from configs.row_fields import field_of
 from rewards.response import Response, Reward, Value, singly
 from rewards.sandbox.cases import Case, read_cases
 from rewards.sandbox.extract import code_in

@@ -12,7 +12,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from configs.own_code import imported
+from configs.names.own_code import imported
 from configs.reward_rules import FunctionRule, OwnRule
 from rewards.response import Rejection, Response, Value, described
 

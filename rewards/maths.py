@@ -10,8 +10,8 @@ import logging
 from functools import lru_cache
 from typing import Any
 
+from configs.names.row_fields import answer_of
 from configs.reward_rules import MathsRule
-from configs.row_fields import answer_of
 from rewards.response import Response
 
 _WRITTEN = ("$", "\\boxed", "\\(", "\\[")  # an answer with one of these says itself what in it is mathematics

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from configs.names.row_fields import field_of
 from configs.reward_rules import MinimalEditRule
-from configs.row_fields import field_of
 from rewards.code import graded
 from rewards.edit_distance import excess, tokens_of
 from rewards.response import Response

@@ -6,8 +6,8 @@ import re
 import string
 import unicodedata
 
+from configs.names.row_fields import answer_of, field_of
 from configs.reward_rules import ContainsRule, ExactRule, MatchRule, RegexRule
-from configs.row_fields import answer_of, field_of
 from rewards.response import Response
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -17,8 +17,8 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from actors.models.probe import ProbeResult, probe, unbounded_gap
-from actors.models.small_copy_probe import small_copy
+from actors.models.probing.probe import ProbeResult, probe, unbounded_gap
+from actors.models.probing.small_copy import small_copy
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 LIMIT = 1e-4  # nats

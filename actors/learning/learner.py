@@ -23,10 +23,6 @@ from actors.learning.batch import Batch, Readings
 from actors.learning.compiled import load_ops
 from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
-from actors.learning.finite import all_finite, spoiling
-from actors.learning.gathering import Gathering
-from actors.learning.late_faults import LateFaults
-from actors.learning.meeting import join
 from actors.learning.optimizer import (
     build_optimizer,
     deepspeed_config,
@@ -35,6 +31,10 @@ from actors.learning.optimizer import (
     plain_grad_norm,
     reduce_in_float32,
 )
+from actors.learning.ranks.finite import all_finite, spoiling
+from actors.learning.ranks.gathering import Gathering
+from actors.learning.ranks.late_faults import LateFaults
+from actors.learning.ranks.meeting import join
 from actors.learning.student import Student
 from actors.learning.value_head import ValueHead
 from actors.member import Member

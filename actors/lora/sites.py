@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from actors.models.model_files import tensor_shapes
-from actors.models.shrink import VOCABULARY
-from actors.models.small_copy_probe import small_copy
+from actors.models.probing.shrink import VOCABULARY
+from actors.models.probing.small_copy import small_copy
 from actors.models.stored import Stored, empty_model, stored_as
 from configs.roles import Lora
 
@@ -135,7 +135,7 @@ def _small(directory: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return small_copy(config, "eager")
-    except Exception:  # sizes that do not go together, a package that is missing: as in small_copy_probe.py
+    except Exception:  # sizes that do not go together, a package that is missing: as in probing/small_copy.py
         return None
 
 

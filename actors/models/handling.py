@@ -1,4 +1,4 @@
-"""How to run a causal language model, as measured by the probe (probe.py), never from a list of names."""
+"""How to run a causal language model, as measured by the probe (probing/probe.py), never from a list of names."""
 
 from __future__ import annotations
 

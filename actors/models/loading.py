@@ -1,4 +1,4 @@
-"""Loads a causal language model for a role, probes it (probe.py), and refuses one that would compute wrongly."""
+"""Loads a causal language model for a role, probes it (`probing/`), and refuses one that would compute wrongly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from actors.models import causal_lm
 from actors.models.attention import attend_apart
 from actors.models.handling import Handling
-from actors.models.probe import Packing, ProbeResult, probe
-from actors.models.small_copy_probe import classifier_attention, foresee
+from actors.models.probing.probe import Packing, ProbeResult, probe
+from actors.models.probing.small_copy import classifier_attention, foresee
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from actors.models import causal_lm
 from actors.models.attention import attend_apart
 from actors.models.handling import Handling, body_of
-from actors.models.probe import probe
+from actors.models.probing.probe import probe
 from configs.load import BUNDLED, model_directory
 
 BUNDLE = "bundled"

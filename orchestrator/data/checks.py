@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.names.row_fields import answer_of, field_of
 from configs.objective import Route
 from configs.refusal import RecipeError, shown
 from configs.reward_rules import ExactRule, MatchRule, MathsRule, Rule
-from configs.row_fields import answer_of, field_of
 
 _COMPARE = (ExactRule, MatchRule, MathsRule)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.columns import MESSAGES, PROMPT
+from configs.names.columns import MESSAGES, PROMPT
 
 Row = Mapping[str, Any]
 

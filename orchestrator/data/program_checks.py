@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from configs.names.row_fields import field_of
 from configs.refusal import RecipeError
 from configs.reward_rules import MinimalEditRule, ProgramRule, Rule
-from configs.row_fields import field_of
 from orchestrator.data.checks import Sample
 from rewards.edit_distance import tokens_of
 from rewards.sandbox.cases import read_cases

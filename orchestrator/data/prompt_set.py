@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
-from configs.columns import WEIGHT
+from configs.names.columns import WEIGHT
+from configs.names.row_fields import field_of
 from configs.refusal import RecipeError
-from configs.row_fields import field_of
 from orchestrator.data.checks import Sample
+from orchestrator.data.files.table import where
 from orchestrator.data.prompting import Made, Prompting, TooLong
 from orchestrator.data.rows import Rows, weight_of
-from orchestrator.data.table import where
 from orchestrator.samples.prompts import Prompt
 
 WHOLE = 10_000  # a set of up to as many rows is checked whole before a run starts

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from configs.columns import MESSAGES, PROMPT, RESPONSE
+from configs.names.columns import MESSAGES, PROMPT, RESPONSE
+from configs.names.row_fields import Template
 from configs.objective import Route
 from configs.refusal import RecipeError, shown
-from configs.row_fields import Template
 from orchestrator.data.checks import check_route
 from orchestrator.data.cutting import cut
 from orchestrator.samples.prompts import Prompt

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.columns import MESSAGES, PROMPT, RESPONSE, SOURCE, WEIGHT
 from configs.data import DataSet
+from configs.names.columns import MESSAGES, PROMPT, RESPONSE, SOURCE, WEIGHT
+from configs.names.row_fields import field_of
 from configs.refusal import RecipeError, shown
-from configs.row_fields import field_of
 from orchestrator.data import chats
-from orchestrator.data.table import Raw, Table, where
+from orchestrator.data.files.table import Raw, Table, where
 
 
 @dataclass(frozen=True)

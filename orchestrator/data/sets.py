@@ -10,12 +10,12 @@ from typing import Any
 from configs.data import DataSet
 from configs.reward_rules import Rule
 from orchestrator.data.checks import check_answers
+from orchestrator.data.files.opening import open_table
 from orchestrator.data.mixture import Mixture
 from orchestrator.data.program_checks import check_tests
 from orchestrator.data.prompt_set import Checked, PromptSet
 from orchestrator.data.prompting import Prompting
 from orchestrator.data.rows import Rows
-from orchestrator.data.tables import open_table
 from orchestrator.samples.prompts import Prompt, Prompts, PromptStream
 from orchestrator.samples.templates import Demonstrations
 

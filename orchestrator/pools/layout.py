@@ -15,8 +15,8 @@ from actors.rollout.teacher_rollout import TeacherRollout
 from actors.scoring.scorer import Scorer
 from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
+from configs.names.own_code import imported, is_own
 from configs.node import STUDENT
-from configs.own_code import imported, is_own
 from configs.roles import DATASET, Deadlines, Lora, Resources
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool

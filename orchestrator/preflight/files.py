@@ -22,13 +22,13 @@ from configs.schema import Recipe
 from orchestrator.data.prompting import Limit, Prompting
 from orchestrator.data.sets import Mixed, Read, Train, read_sets
 from orchestrator.pools.layout import demands
-from orchestrator.preflight import held_out
 from orchestrator.preflight.adapters import adapted
-from orchestrator.preflight.architectures import describe_architectures, refuse_architectures
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
-from orchestrator.preflight.loadable import check_models
-from orchestrator.preflight.own_code import check_own_code
-from orchestrator.preflight.stop_rules import check_stop_rules
+from orchestrator.preflight.inputs import held_out
+from orchestrator.preflight.inputs.architectures import describe_architectures, refuse_architectures
+from orchestrator.preflight.inputs.loadable import check_models
+from orchestrator.preflight.inputs.own_code import check_own_code
+from orchestrator.preflight.inputs.stop_rules import check_stop_rules
 from orchestrator.samples.prompts import Prompt
 from orchestrator.samples.templates import Chat, Demonstrations
 

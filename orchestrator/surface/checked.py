@@ -13,12 +13,13 @@ from rich.table import Table
 from configs import rules
 from configs.refusal import printable
 from configs.schema import Recipe
-from orchestrator.preflight import adapters, architectures, capacity, cluster, files
+from orchestrator.preflight import adapters, capacity, cluster, files
 from orchestrator.preflight.comparison import Comparison, refuse
 from orchestrator.preflight.described import layout, models
 from orchestrator.preflight.described.spec import read_spec
 from orchestrator.preflight.environment import check_environment
 from orchestrator.preflight.files import Inputs
+from orchestrator.preflight.inputs import architectures
 from orchestrator.preflight.isolation import check_isolation
 from orchestrator.surface.outcome import console
 from orchestrator.surface.trackers.libraries import check_installed

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from configs.hardware import resolve_dtypes
-from configs.hub import same_source
 from configs.load import current_folder, load_recipe, parse_recipe
+from configs.names.hub import same_source
 from configs.pipeline import STAGES
 from configs.refusal import RecipeError, shown
 from configs.schema import Recipe

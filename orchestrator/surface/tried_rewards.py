@@ -14,11 +14,11 @@ from rich.table import Table
 
 from configs.load import model_directory
 from configs.node import STUDENT
+from configs.reading.text_file import read_text
 from configs.refusal import RecipeError, reason, shown
 from configs.reward_rules import Rule, component_names
 from configs.schema import Recipe
-from configs.text_file import read_text
-from orchestrator.preflight.own_code import check_own_code
+from orchestrator.preflight.inputs.own_code import check_own_code
 from rewards.apart.process import Apart
 from rewards.response import Response
 from rewards.scoring import Rewarded, score

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from configs.columns import COLUMNS
 from configs.data import Data
 from configs.load import load_recipe
+from configs.names.columns import COLUMNS
 from configs.schema import Model
 from orchestrator.data.prompt_set import CHECKED, WHOLE
 from orchestrator.data.prompting import Limit, Prompting

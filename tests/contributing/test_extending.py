@@ -11,7 +11,7 @@ import torch
 
 import audit
 from configs.load import RecipeError
-from configs.own_code import imported
+from configs.names.own_code import imported
 from orchestrator import cli
 from orchestrator.preflight.files import read_inputs
 from orchestrator.run import DONE

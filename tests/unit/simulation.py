@@ -14,7 +14,7 @@ import pyarrow as pa
 from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
-from configs.own_code import is_own
+from configs.names.own_code import is_own
 from configs.schema import Recipe
 from orchestrator.pools.layout import REAL, MemberSpecs, build_pools
 from orchestrator.pools.transport import GangSpec, LocalTransport

@@ -16,10 +16,10 @@ from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.preflight import capacity, files
 from orchestrator.preflight.adapters import adapted
-from orchestrator.preflight.architectures import refuse_architectures
 from orchestrator.preflight.described.spec import ClusterSpec, Prompts
 from orchestrator.preflight.estimates import WIDTH, Extent, Size
-from orchestrator.preflight.own_code import check_own_code
+from orchestrator.preflight.inputs.architectures import refuse_architectures
+from orchestrator.preflight.inputs.own_code import check_own_code
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from configs import wording, yaml_tree
 from configs.load import absolute_path, current_folder
 from configs.node import Members, Node, NonNegative, Positive
+from configs.reading import wording, yaml_tree
+from configs.reading.text_file import read_text
 from configs.refusal import RecipeError
-from configs.text_file import read_text
 from orchestrator.placement import packing
 from orchestrator.preflight.comparison import GIB
 from orchestrator.preflight.survey import STORE_SHARE, Free, Machine, Survey

@@ -102,7 +102,7 @@ def places(pipeline: Pipeline, directory: Path, all_there: bool) -> Callable[[Ma
 
 def stage_recipe(pipeline: Pipeline, stage: Stage, directory: Path, all_there: bool = True) -> Recipe:
     """The recipe of a stage's run: the recorded one if it has begun. Raises RecipeError."""
-    from orchestrator.preflight import hub
+    from orchestrator.preflight.inputs import hub
 
     run = directory / stage.run
     if not (run / RECIPE).exists():
@@ -113,7 +113,7 @@ def stage_recipe(pipeline: Pipeline, stage: Stage, directory: Path, all_there: b
 def new_recipe(pipeline: Pipeline, stage: Stage, directory: Path, all_there: bool) -> Recipe:
     """The recipe of a stage that has not begun. With `all_there` the models that it begins with must be. Raises
     RecipeError."""
-    from orchestrator.preflight import hub
+    from orchestrator.preflight.inputs import hub
 
     made = pipeline.recipe(stage, str(directory), places(pipeline, directory, all_there))
     return resolve_dtypes(hub.pinned(made), cpu_has_bf16())

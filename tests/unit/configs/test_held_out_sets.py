@@ -11,7 +11,7 @@ import yaml
 
 from configs.load import RecipeError, dump_recipe, load_recipe, parse_recipe
 from configs.schema import Recipe
-from orchestrator.preflight import held_out
+from orchestrator.preflight.inputs import held_out
 from orchestrator.samples.prompts import Prompt
 from tests.unit.simulation import recipe
 

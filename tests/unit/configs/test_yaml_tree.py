@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from configs import yaml_tree
 from configs.load import RecipeError, load_recipe
+from configs.reading import yaml_tree
 from tests.unit.recipes import SMALLEST, refusal, tree, write
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from configs.names.row_fields import Template, field_of
 from configs.objective import Route
 from configs.refusal import RecipeError
 from configs.reward_rules import ContainsRule, ExactRule, LengthRule, Rule
-from configs.row_fields import Template, field_of
 from orchestrator.data.checks import Sample, check_answers, check_route
 from orchestrator.samples.flow import teacher_of
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from configs.data import DataSet
-from configs.hub import HubName, hub_name, may_be_on_the_hub, same_source
 from configs.load import absolute_path, model_directory, parse_recipe
+from configs.names.hub import HubName, hub_name, may_be_on_the_hub, same_source
 from configs.refusal import RecipeError
-from orchestrator.data import arrow
-from orchestrator.data.tables import open_table
-from orchestrator.preflight import hub
+from orchestrator.data.files import arrow
+from orchestrator.data.files.opening import open_table
+from orchestrator.preflight.inputs import hub
 from tests.unit.recipes import tree
 
 COMMIT, OTHER = "a" * 40, "b" * 40

@@ -12,8 +12,8 @@ import pytest
 from configs.data import DataSet
 from configs.load import RecipeError
 from configs.schema import Model
+from orchestrator.data.files.opening import open_table
 from orchestrator.data.rows import Rows
-from orchestrator.data.tables import open_table
 from orchestrator.samples.prompts import Prompt, PromptStream
 from orchestrator.samples.templates import Chat
 from tests.unit.data.listed import tokenize

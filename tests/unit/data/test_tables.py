@@ -15,10 +15,10 @@ import pytest
 
 from configs.data import DataSet
 from configs.refusal import RecipeError
-from orchestrator.data import lines
+from orchestrator.data.files import lines
+from orchestrator.data.files.opening import open_table
+from orchestrator.data.files.values import plain
 from orchestrator.data.rows import Rows
-from orchestrator.data.tables import open_table
-from orchestrator.data.values import plain
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "two + two", "answer": "4", "meta": {"level": 1, "tags": ["a", "b"]}},

@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 from actors.learning.adapters import Adapters
-from actors.learning.gathering import Gathering
+from actors.learning.ranks.gathering import Gathering
 from actors.lora.files import base_fingerprint, check_base, record_base
 from actors.lora.sites import Unfit, check_reach, read_sites
 from actors.lora.wire import adapter, moved_tensors, names, whole

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from actors.learning.finite import all_finite, spoiling
 from actors.learning.learner import Learner
+from actors.learning.ranks.finite import all_finite, spoiling
 from actors.wire.jobs import LearnerSpec
 from actors.wire.records import BrokenWeights
 from tests.unit.simulation import recipe

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from actors.address import own_address
-from actors.learning.meeting import join
+from actors.learning.ranks.meeting import join
 from orchestrator.weights.learner_group import meeting_of
 
 

@@ -13,8 +13,8 @@ from transformers import masking_utils
 from actors.models import attention, causal_lm
 from actors.models.attention import attend_apart
 from actors.models.handling import Handling
-from actors.models.probe import probe
-from actors.models.small_copy_probe import small_copy
+from actors.models.probing.probe import probe
+from actors.models.probing.small_copy import small_copy
 from scripts.sweep_models import configuration
 
 PAIRS = [(list(range(20, 23)), list(range(23, 41))), ([70], list(range(71, 97))), ([40, 90], [33, 120, 45])]

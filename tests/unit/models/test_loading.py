@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from actors.models import causal_lm, loading, small_copy_probe
-from actors.models.probe import probe
-from actors.models.small_copy_probe import classifier_attention, foresee, small_copy
+from actors.models import causal_lm, loading
+from actors.models.probing import small_copy as copies
+from actors.models.probing.probe import probe
+from actors.models.probing.small_copy import classifier_attention, foresee, small_copy
 from scripts.sweep_models import configuration
 from tests.probed import write
 
@@ -113,12 +114,12 @@ def test_a_reward_model_without_a_small_copy_is_read_with_plain_attention_and_th
         raise ValueError("sizes that do not go together\nand more")
 
     folder = classifier(tmp_path / "reward", "gemma2")
-    monkeypatch.setattr(small_copy_probe, "_drawn", unbuildable)
-    small_copy_probe._classifier_attention.cache_clear()
+    monkeypatch.setattr(copies, "_drawn", unbuildable)
+    copies._classifier_attention.cache_clear()
     try:
         assert loading.load_classifier(folder).config._attn_implementation == "eager"
     finally:
-        small_copy_probe._classifier_attention.cache_clear()
+        copies._classifier_attention.cache_clear()
     said = capsys.readouterr().out
     assert f"{folder}: attention eager; no small copy can be built (ValueError: sizes that do not go together) " in said
 

@@ -13,8 +13,8 @@ import torch
 
 from actors.models import causal_lm, loading
 from actors.models.handling import PLAIN, Handling, find_logits
-from actors.models.probe import Gaps, decide, probe, tolerance, unbounded_gap
-from actors.models.small_copy_probe import foresee, small_copy
+from actors.models.probing.probe import Gaps, decide, probe, tolerance, unbounded_gap
+from actors.models.probing.small_copy import foresee, small_copy
 from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_recipe
-from configs.own_code import imported
+from configs.names.own_code import imported
 from configs.refusal import RecipeError
 from configs.reward_rules import FunctionRule
-from orchestrator.preflight.own_code import check_own_code
+from orchestrator.preflight.inputs.own_code import check_own_code
 from orchestrator.run import DONE
 from tests.unit.recipes import loaded, tree, write
 from tests.unit.simulation import Simulation, assert_each_once, metrics, recipe, trained

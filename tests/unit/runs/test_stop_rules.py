@@ -11,7 +11,7 @@ import pytest
 from configs.load import RecipeError
 from configs.schema import StopRule
 from orchestrator.between_steps.stop_rules import StopRules, streak
-from orchestrator.preflight.stop_rules import check_stop_rules
+from orchestrator.preflight.inputs.stop_rules import check_stop_rules
 from orchestrator.progress import Progress
 from orchestrator.run import DONE
 from tests.unit.recipes import loaded, refusal

@@ -78,7 +78,7 @@ class ProbeResult:
 
 def tolerance(dtype: torch.dtype, noise: float | None = 0.0) -> float:
     """Nats that rounding may cause; a leak between sequences causes 0.1 to 6. bf16 is coarse (logits of 20 are rounded
-    to 0.06) and may flip a router's expert; the small float32 copy (small_copy_probe.py) shows finer leaks."""
+    to 0.06) and may flip a router's expert; the small float32 copy (probing/small_copy.py) shows finer leaks."""
     if dtype == torch.float32:
         return 2e-3
     return max(0.15, 3.0 * (noise or 0.0))

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from actors.models.model_faults import quiet_transformers
-from actors.models.probe import Packing, ProbeResult, probe, tolerance
-from actors.models.shrink import VOCABULARY, shrunk
+from actors.models.probing.probe import Packing, ProbeResult, probe, tolerance
+from actors.models.probing.shrink import VOCABULARY, shrunk
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from configs.data import DataSet
-from configs.hub import HUB, hub_name
+from configs.names.hub import HUB, hub_name
 from configs.refusal import RecipeError
-from orchestrator.data import arrow
-from orchestrator.data.lines import JsonLines
-from orchestrator.data.table import Table
+from orchestrator.data.files import arrow
+from orchestrator.data.files.lines import JsonLines
+from orchestrator.data.files.table import Table
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors.metrics import STOP_METRICS
 from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
-from orchestrator.preflight.held_out import measured
+from orchestrator.preflight.inputs.held_out import measured
 
 
 def check_stop_rules(recipe: Recipe) -> None:

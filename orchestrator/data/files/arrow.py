@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.hub import HubName
 from configs.load import cache_directory
+from configs.names.hub import HubName
+from configs.reading.text_file import refuse_utf16, regular_size
 from configs.refusal import RecipeError, reason, shown
-from configs.text_file import refuse_utf16, regular_size
-from orchestrator.data.values import plain
+from orchestrator.data.files.values import plain
 
 LONGEST_CELL = 2**27  # characters
 ANSWERS = 10.0  # seconds in which the Hub answers

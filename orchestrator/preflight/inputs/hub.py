@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.hub import HUB, HubName, hub_name
 from configs.load import parse_recipe
+from configs.names.hub import HUB, HubName, hub_name
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
-from orchestrator.data import arrow
+from orchestrator.data.files import arrow
 
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken", "LICENSE*", "README.md")
 

@@ -24,7 +24,7 @@ def describe_architectures(recipe: Recipe, folders: Mapping[Any, Path]) -> list[
 
 
 def _foreseen(recipe: Recipe, folders: Mapping[Any, Path]) -> list[tuple[str, Any, Any]]:
-    from actors.models.small_copy_probe import foresee
+    from actors.models.probing.small_copy import foresee
 
     def on_a_cpu(role: Any) -> str | None:
         return role.dtype if not role.resources.gpus else None

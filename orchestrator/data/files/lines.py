@@ -12,8 +12,8 @@ from array import array
 from pathlib import Path
 from typing import Any, NoReturn
 
+from configs.reading.text_file import read_text, refuse_utf16, regular_size
 from configs.refusal import RecipeError, reason, shortened, shown
-from configs.text_file import read_text, refuse_utf16, regular_size
 
 WHOLE = 2**26  # bytes; a file up to this size is looked at as a whole before it is read by line
 _REMEDY = "give a file of JSON lines, Parquet, CSV or a saved data set in data.prompts and data.heldout"

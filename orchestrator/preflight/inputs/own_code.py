@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from configs.own_code import imported, is_own
+from configs.names.own_code import imported, is_own
 from configs.refusal import RecipeError, reason
 from configs.reward_rules import FunctionRule, OwnRule
 from configs.schema import Recipe

@@ -1,0 +1,1 @@
+"""What the ranks of a learner do together: meet, gather whole tensors, agree if numbers are finite, fail as one."""

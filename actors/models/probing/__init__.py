@@ -1,0 +1,1 @@
+"""Probes of a model: may its sequences be packed, and does our head compute its log-probs?"""
