@@ -12,7 +12,7 @@ def made() -> dict[str, Any]:
     return board(
         "run",
         [
-            ("Is it learning?", _learning()),
+            ("Is it learning?", [*_at_a_glance(), *_learning(), *_responses()]),
             ("What does the teacher say of the tokens?", _teacher()),
             ("What does an update do?", _update()),
             ("Do rollout and learner agree?", _agreement()),
@@ -20,7 +20,7 @@ def made() -> dict[str, Any]:
     )
 
 
-def _learning() -> list[Any]:
+def _at_a_glance() -> list[Any]:
     return [
         number("Steps made", COUNT, step("step")),
         number("Steps planned", COUNT, last("steps_planned")),
@@ -28,6 +28,11 @@ def _learning() -> list[Any]:
         number("Reverse KL", NATS, step("reverse_kl"), decimals=3),
         number("Reward", PLAIN, step("reward_mean")),
         number("Are responses cut?", SHARE, step("truncated_fraction"), bad=0.5),
+    ]
+
+
+def _learning() -> list[Any]:
+    return [
         curves(
             "How far is the student from the teacher?",
             NATS,
@@ -61,6 +66,11 @@ def _learning() -> list[Any]:
             step("teacher_entropy"),
             note="A student's entropy that falls to 0 has collapsed; one that rises without end has lost the thread.",
         ),
+    ]
+
+
+def _responses() -> list[Any]:
+    return [
         curves(
             "How long are responses?",
             TOKENS,
