@@ -191,6 +191,14 @@ SET_COUNTS: dict[str, str] = {
     "samples_skipped": "those that could not be sampled or scored",
 }
 
+MOVEMENT_METRICS: dict[str, str] = {
+    "weights": "weights that were compared with the start",
+    "weights_changed": "share of them that differ from the start after both were rounded to bf16",
+    "weights_distance": "norm of the change over norm of the start, Frobenius, all compared weights as one vector",
+    "effective_rank": "effective rank of the change of a matrix: exp of the entropy of the squared singular values' "
+    "shares; median over the matrices that moved",
+}
+
 
 def set_metrics(k: Sequence[int], responses: int, has_format: bool) -> tuple[str, ...]:
     """The names of what a set of prompts is measured by."""

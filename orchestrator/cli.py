@@ -16,6 +16,7 @@ import typer
 from configs.hardware import cpu_has_bf16, resolve_dtypes
 from configs.load import RecipeError, current_folder, load_recipe, load_tree, parse_recipe, with_swaps
 from configs.names.own_code import imported
+from configs.node import STUDENT
 from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
@@ -168,7 +169,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
     """Evaluate MODEL on the held-out sets of RECIPE, by the engines of a run, and print a table. Trains nothing."""
-    from orchestrator.surface import checked, evaluating
+    from orchestrator.surface import checked
+    from orchestrator.surface.measuring import evaluating
 
     subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else _find(model))
     loaded = load_recipe(recipe or subject.own_recipe, overrides or ())
@@ -176,7 +178,7 @@ def evaluate(
     checked.environment(resolved, directory := run_directory(resolved.run.name, resolved.run.root))
     if code := evaluating.carry_out_of(subject, resolved, directory, context.obj):
         raise typer.Exit(code)
-    evaluating.tell(directory, subject, out, as_json)
+    evaluating.tell(directory, subject, loaded.path_of(STUDENT), out, as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,25 @@ def write_saved_model(checkpoint: Path, source: Path, dtype: str, ends: Sequence
 
     Raises OSError or ValueError where the files are not those of a learner of this model.
     """
+    model, tensors = _read(checkpoint, source, dtype)
+    write_model(model, tensors, read_stored(source).others, source, directory)
+    name_ends(directory, ends)
+
+
+def saved_tensors(checkpoint: Path, source: Path) -> dict[str, Tensor]:
+    """The student's tensors in a checkpoint, float32, by their names in the files of `source`: with ZeRO the
+    optimizer's own copy, finer than what is published. Raises as write_saved_model does."""
+    return _read(checkpoint, source, "float32")[1]
+
+
+def _read(checkpoint: Path, source: Path, dtype: str) -> tuple[Any, dict[str, Tensor]]:
     model, stored = causal_lm.load_model(source, dtype), read_stored(source)
     _put(model, _saved(checkpoint))
     values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     tensors: dict[str, Tensor] = {}
     for group in stored.groups:
         tensors |= group.split({name: values[name].detach() for name in group.parameters})
-    whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    write_model(model, whole, stored.others, source, directory)
-    name_ends(directory, ends)
+    return model, {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _saved(checkpoint: Path) -> dict[str, Tensor]:

@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors.metrics import MOVEMENT_METRICS
 from orchestrator.surface.export.export import export
+from orchestrator.surface.measuring.movement import measured
 from tests.engines.shared import Engines
+
+STEP_2 = "checkpoints/step_2"
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,8 @@ def test_the_model_of_a_checkpoint_is_the_learners(engines: Engines, tmp_path: P
         torch.testing.assert_close(last[name], tensor, rtol=0.0, atol=0.0, msg=name)
     assert any(not torch.equal(first[name], last[name]) for name in whole), "step 2 moved the weights"
     assert {file.name for file in outs[1].iterdir()} >= {file.name for file in (done.directory / "model").iterdir()}
+    start = done.recipe.path_of("student")
+    moved, saved = measured(start, done.directory / "model"), measured(start, Path(start), done.directory / STEP_2)
+    assert moved["weights_changed"] > 0.1 and moved["effective_rank"] > 1.0
+    for name in MOVEMENT_METRICS:
+        assert saved[name] == pytest.approx(moved[name], rel=1e-4), name

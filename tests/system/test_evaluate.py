@@ -80,7 +80,9 @@ def test_two_evaluations_of_one_checkpoint_are_equal(trained: tuple[Path, dict[s
     found = [{name: of_set["after"] for name, of_set in sets.items()}]
     for subject, out in ((run / "checkpoints" / "step_2", "a.json"), (run, "b.json")):
         logratio("evaluate", str(subject), "--out", str(tmp_path / out))
-        found.append(json.loads((tmp_path / out).read_text())["sets"])
+        results = json.loads((tmp_path / out).read_text())
+        found.append(results["sets"])
+        assert 0.0 < results["movement"]["weights_changed"] <= 1.0 < results["movement"]["effective_rank"]
     for other in found[1:]:
         assert other.keys() == found[0].keys()
         for name, line in found[0].items():

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from configs.load import RecipeError
 from orchestrator.run import DONE
-from orchestrator.surface import evaluating
-from orchestrator.surface.evaluating import Evaluating, Subject
+from orchestrator.surface.measuring import evaluating
+from orchestrator.surface.measuring.evaluating import Evaluating, Subject
 from tests.unit.runs.test_sets import PROMPTS, TRAIN, prompt, summary, with_sets
 from tests.unit.simulation import Simulation, recipe
 

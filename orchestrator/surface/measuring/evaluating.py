@@ -22,6 +22,7 @@ from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.stopping import StopAsked
 from orchestrator.surface import submission
 from orchestrator.surface.carry_out import carry_out
+from orchestrator.surface.measuring import movement
 from orchestrator.surface.outcome import console
 
 if TYPE_CHECKING:
@@ -127,15 +128,17 @@ def carry_out_of(subject: Subject, recipe: Recipe, directory: Path, members: Mem
     return carry_out(recipe, directory, members, partial(Evaluating, saved=subject.saved))
 
 
-def tell(directory: Path, subject: Subject, out: Path | None, as_json: bool) -> None:
-    """Print the results of an evaluation, as a table or as JSON, and write them to `out`."""
-    results = results_of(directory, subject)
+def tell(directory: Path, subject: Subject, start: str, out: Path | None, as_json: bool) -> None:
+    """Print the results of an evaluation, as tables or as JSON, and write them to `out`. `start`: the model that the
+    subject's weights are compared with."""
+    results = results_of(directory, subject) | {"movement": movement.measured(start, subject.model, subject.saved)}
     if out is not None:
         write(results, out)
     if as_json:
         console.print_json(data=results)
     else:
         console.print(table_of(results["sets"]))
+        console.print(movement.table_of(results["movement"]))
 
 
 def results_of(directory: Path, subject: Subject) -> dict[str, Any]:
