@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs import rules
+from configs.gpu_defaults import with_gpu_defaults
 from configs.names.hub import HUB, hub_name, may_be_on_the_hub, snapshot
 from configs.node import OF_STAGE
 from configs.reading import wording, yaml_tree
@@ -47,6 +48,7 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
     """Validate a whole tree, then the rules on combinations of keys. Raises RecipeError: a line with the first NAMED
     wrong keys, or the first rule that the recipe breaks."""
+    tree = with_gpu_defaults(tree)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
