@@ -18,13 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from benchmarks import machine
 from configs.load import model_directory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,10 +53,12 @@ def main() -> None:
     report = {name: _medians(steps) for name, steps in taken.items()}
     report["agreement"] = {"ours": first["loss"], "trl": loss, "relative": abs(first["loss"] / loss - 1)}
     report["asked"] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()}
-    for line in _lines(report):
+    for line in lines(report):
         print(line)
     if asked.out:
-        asked.out.write_text(json.dumps(report | {"steps": taken}, indent=1) + "\n")
+        found = machine.described("transformers", "vllm", "deepspeed") | report | {"steps": taken}
+        found["versions"] |= {peer.name: peer.version for peer in distributions(name="trl", path=[str(PEER)])}
+        asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def ours(asked: argparse.Namespace, folder: Path, number: int) -> list[Step]:
@@ -97,6 +101,7 @@ def _recipe(asked: argparse.Namespace, folder: Path, name: str) -> dict[str, Any
             "resources": {"cpus": 0.4, "threads": 2},
         },
         "checkpoint": {"every": 0},
+        "cluster": {"dashboard": False},
     }
 
 
@@ -150,7 +155,7 @@ def _medians(steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def _lines(report: dict[str, Any]) -> Iterator[str]:
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
     for name in ("logratio", "trl"):
         one = report[name]
         phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in one["phases"].items())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import resource
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import machine
 from benchmarks.step.case import Case
 from benchmarks.step.limits import Limits
 
@@ -23,15 +21,12 @@ Rounds = Sequence[tuple[float, Limits]]
 def of(
     model: str, device: torch.device, threads: int, cases: Sequence[Case], rounds: Mapping[str, Rounds]
 ) -> dict[str, Any]:
-    import transformers
-
+    gpu = {"machine": torch.cuda.get_device_name()} if device.type == "cuda" else {}
     return {
+        **machine.described("transformers"),
+        **gpu,
         "model": model,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
         "threads": threads,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "peak_mib": _peak(device),
         "cases": {case.key: _case(case, rounds[case.key]) for case in cases},
     }
