@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
-from orchestrator.surface.arguments import paths_of, sizes_of
+from orchestrator.surface.arguments import paths_of, run_named, sizes_of
 from orchestrator.surface.carry_out import STOPPED
 from orchestrator.surface.outcome import console, say_error
 from orchestrator.surface.pipelines.folders import begun_stages, stage_under_way
+from orchestrator.surface.research import commands as research
 from orchestrator.surface.submission import Standing, run_directory
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def resume(context: typer.Context, run: RunName) -> None:
     from orchestrator.preflight.cluster import is_alive
     from orchestrator.surface import checked
 
-    directory = _find(run)
+    directory = run_named(run)
     if submission.is_pipeline(directory):
         raise typer.Exit(_pipelines().resume(directory, context.obj))
     recipe = submission.recorded_recipe(directory)
@@ -172,7 +172,7 @@ def evaluate(
     from orchestrator.surface import checked
     from orchestrator.surface.measuring import evaluating
 
-    subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else _find(model))
+    subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else run_named(model))
     loaded = load_recipe(recipe or subject.own_recipe, overrides or ())
     resolved = resolve_dtypes(evaluating.recipe_for(loaded, subject), cpu_has_bf16())
     checked.environment(resolved, directory := run_directory(resolved.run.name, resolved.run.root))
@@ -186,7 +186,7 @@ def stop(run: RunName) -> None:
     """Stop RUN after the step under way, or now if there is none. It saves a checkpoint and exits with 3."""
     from orchestrator.preflight import cluster
 
-    directory = _find(run, cluster.LOCK)
+    directory = run_named(run, cluster.LOCK)
     try:
         with cluster.attached(stage_under_way(directory)) as control:
             _get(control.send.remote("stop", {}))
@@ -225,7 +225,7 @@ def watch(
 
     if demo == bool(runs) or len(runs or ()) > SIDE_BY_SIDE:
         raise RecipeError("watch: name one run or two, or say --demo")
-    found = [begun_stages(_find(run)) or [_find(run)] for run in runs or ()]
+    found = [begun_stages(run_named(run)) or [run_named(run)] for run in runs or ()]
     shown = found[0][-SIDE_BY_SIDE:] if len(found) == 1 else [stages[-1] for stages in found]
     serve([DEMO] if demo else shown, port)
 
@@ -248,7 +248,7 @@ def swap(run: RunName, models: Annotated[list[str], typer.Argument(metavar="MODE
     """
     from orchestrator.preflight import files
 
-    recipe, paths = load_recipe(stage_under_way(_find(run)) / "recipe.yaml"), paths_of(models)
+    recipe, paths = load_recipe(stage_under_way(run_named(run)) / "recipe.yaml"), paths_of(models)
     with _control(run) as control:
         step = _state_of(run, control)["step"]
         files.check_swap(recipe, with_swaps(recipe, step + 2, paths))
@@ -272,7 +272,7 @@ def export(
     last one trained."""
     from orchestrator.surface.export.export import export as written
 
-    which = written(_find(run), out.absolute(), checkpoint, best)
+    which = written(run_named(run), out.absolute(), checkpoint, best)
     console.print(f"{out}: {which}, and a model card", markup=False, soft_wrap=True)
 
 
@@ -337,22 +337,11 @@ def _pipelines() -> Any:
     return commands
 
 
-def _find(run: str, file: str = "recipe.yaml") -> Path:
-    """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs, or of a stage in one of
-    these. Raises RecipeError."""
-    runs = Path(os.environ.get("LOGRATIO_RUNS") or "runs")
-    within = sorted(folder / run for folder in runs.iterdir()) if runs.is_dir() else []
-    for candidate in (Path(run), runs / run, *within):
-        if (candidate / file).exists():
-            return candidate.absolute()
-    raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")
-
-
 @contextlib.contextmanager
 def _control(run: str) -> Iterator[Any]:
     from orchestrator.preflight import cluster
 
-    with cluster.attached(stage_under_way(_find(run))) as control:
+    with cluster.attached(stage_under_way(run_named(run))) as control:
         yield control
 
 
@@ -381,6 +370,9 @@ def _state_of(run: str, control: Any) -> dict[str, Any]:
     if state := _get(control.status.remote()):
         return state
     raise RecipeError(f"{run}: has not said how it is yet; ask again in a second")
+
+
+app.command()(research.compare)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Reads arguments of commands like ROLE=N and MODEL=DIRECTORY."""
+"""Reads arguments of commands like ROLE=N, MODEL=DIRECTORY and RUN."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,3 +34,14 @@ def paths_of(texts: Sequence[str]) -> dict[str, str]:
             raise RecipeError(f"{text!r}: {model} is there twice; say one directory")
         paths[model] = absolute_path(path, Path.cwd())
     return paths
+
+
+def run_named(run: str, file: str = "recipe.yaml") -> Path:
+    """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs, or of a stage in one of
+    these. Raises RecipeError."""
+    runs = Path(os.environ.get("LOGRATIO_RUNS") or "runs")
+    within = sorted(folder / run for folder in runs.iterdir()) if runs.is_dir() else []
+    for candidate in (Path(run), runs / run, *within):
+        if (candidate / file).exists():
+            return candidate.absolute()
+    raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")

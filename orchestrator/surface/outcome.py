@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from configs.refusal import RecipeError
+from orchestrator import checkpoint
 from orchestrator.preflight import disk
 from orchestrator.surface.submission import resumed_as
 
@@ -89,3 +93,13 @@ def described(failure: BaseException, directory: Path) -> str:
 
 def say_error(text: str) -> None:
     print(f"logratio: {text}", file=sys.stderr, flush=True)
+
+
+def write_results(results: Mapping[str, Any], out: Path) -> None:
+    """Write the results as JSON. Raises RecipeError if the file cannot be written."""
+    try:
+        checkpoint.write_whole(out.absolute(), json.dumps(results, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise RecipeError(
+            f"--out {out}: cannot be written ({error.strerror}); name a file in a folder of yours"
+        ) from None

@@ -23,7 +23,7 @@ from orchestrator.stopping import StopAsked
 from orchestrator.surface import submission
 from orchestrator.surface.carry_out import carry_out
 from orchestrator.surface.measuring import movement
-from orchestrator.surface.outcome import console
+from orchestrator.surface.outcome import console, write_results
 
 if TYPE_CHECKING:
     from orchestrator.pools.layout import MemberSpecs
@@ -133,7 +133,7 @@ def tell(directory: Path, subject: Subject, start: str, out: Path | None, as_jso
     subject's weights are compared with."""
     results = results_of(directory, subject) | {"movement": movement.measured(start, subject.model, subject.saved)}
     if out is not None:
-        write(results, out)
+        write_results(results, out)
     if as_json:
         console.print_json(data=results)
     else:
@@ -159,13 +159,3 @@ def table_of(sets: Mapping[str, Mapping[str, Any]]) -> Table:
                 bounds = " to ".join(f"{bound:.4g}" for bound in intervals.get(metric, ()))
                 table.add_row(name, metric, f"{value:.4g}" if isinstance(value, float) else str(value), bounds)
     return table
-
-
-def write(results: Mapping[str, Any], out: Path) -> None:
-    """Write the results as JSON. Raises RecipeError if the file cannot be written."""
-    try:
-        checkpoint.write_whole(out.absolute(), json.dumps(results, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise RecipeError(
-            f"--out {out}: cannot be written ({error.strerror}); name a file in a folder of yours"
-        ) from None

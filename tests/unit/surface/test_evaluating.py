@@ -14,6 +14,7 @@ from configs.load import RecipeError
 from orchestrator.run import DONE
 from orchestrator.surface.measuring import evaluating
 from orchestrator.surface.measuring.evaluating import Evaluating, Subject
+from orchestrator.surface.outcome import write_results
 from tests.unit.runs.test_sets import PROMPTS, TRAIN, prompt, summary, with_sets
 from tests.unit.simulation import Simulation, recipe
 
@@ -78,7 +79,7 @@ def test_results_are_a_table_and_a_file(tmp_path: Path) -> None:
     console.print(evaluating.table_of(sets))
     text = console.export_text()
     assert "pass@1" in text and "0.25" in text and "0.1 to 0.5" in text and "reverse_kl" not in text
-    evaluating.write({"sets": sets}, tmp_path / "r.json")
+    write_results({"sets": sets}, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())["sets"] == sets
     with pytest.raises(RecipeError, match=r"--out .* cannot be written"):
-        evaluating.write({}, tmp_path / "no" / "r.json")
+        write_results({}, tmp_path / "no" / "r.json")
