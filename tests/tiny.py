@@ -101,6 +101,9 @@ def write_prompts(path: Path, count: int, response: bool = False) -> Path:
         {
             "prompt": f"say {i}",
             "persona": ("pirate", "poet")[i % 2],
+            "given": "def f(x):\n    return 1\n",
+            "solution": "def f(x):\n    return x\n",
+            "tests": [{"call": "f(2)", "expect": 2}],
             **({"response": f"number {i}!"} if response else {}),
         }
         for i in range(count)

@@ -16,11 +16,13 @@ def checked(file: Path, models: dict[str, Path], prompts: dict[str, Path], root:
     answered = [
         f"stages.{name}.data.prompts={prompts['data']}" for name, part in tree["stages"].items() if "data" in part
     ]
+    sets = tree.get("evaluate", {}).get("sets", {})
     overrides = [
         f"run.root={root}",
+        *(f"evaluate.sets.{name}.prompts={prompts['heldout']}" for name in sets),
         *(f"models.{name}.path={models[name]}" for name in tree["models"]),
         *(f"models.{name}.{key}" for name in tree["models"] for key in ("system=null", "prompt='{prompt}'")),
-        f"data.prompts={prompts['train']}",
+        f"data.prompts={prompts['data']}",
         f"data.heldout={prompts['heldout']}",
         *answered,
         *more,
