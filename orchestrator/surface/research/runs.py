@@ -24,7 +24,7 @@ from configs.schema import Recipe
 from orchestrator.evaluation.estimates import Rewards, pass_at_k
 from orchestrator.evaluation.heldout import COMPONENT
 from orchestrator.evaluation.sets import rewards_of
-from orchestrator.preflight.held_out import measured
+from orchestrator.preflight.inputs.held_out import measured
 from orchestrator.surface import submission
 from orchestrator.surface.report.recorded import Row, object_of, table_of
 from orchestrator.surface.research.curves import Curve, Point
