@@ -123,7 +123,8 @@ class Buffer:
     scores_age: bool = False
     drops: Counter[int] = field(default_factory=Counter)
     last_dropped: tuple[str, str] | None = None
-    _groups: dict[int, Group] = field(default_factory=dict)  # leased, not yet in a batch
+    _groups: dict[int, Group] = field(default_factory=dict)  # leased, not yet in a batch; the first opened first
+    _held: int = 0  # samples in them
     _leased: ByVersion = field(default_factory=ByVersion)  # all of _groups, by version at lease
     _complete: dict[int, float] = field(default_factory=dict)  # complete groups -> version below which they expire
     _ready: ByVersion = field(default_factory=ByVersion)  # complete groups, by version at lease
@@ -196,10 +197,10 @@ class Buffer:
 
     def oldest(self, now: float) -> float:
         """Seconds since the first of the groups that hold samples was leased; 0 without any."""
-        return max((now - group.opened for group in self._groups.values() if group.samples), default=0.0)
+        return next((now - group.opened for group in self._groups.values() if group.samples), 0.0)
 
     def __len__(self) -> int:
-        return sum(len(group.samples) for group in self._groups.values())
+        return self._held
 
     def _leaves_time(self, chosen: Sequence[int], version: int) -> bool:
         """Whether every group that the learner waits for can still be trained within the bound after this batch: for
@@ -223,11 +224,13 @@ class Buffer:
 
     def _put(self, index: int, group: Group) -> None:
         self._groups[index] = group
+        self._held += len(group.samples)
         self._leased.put(index, group.version)
         self._index(index, group)
 
     def _pop(self, index: int) -> Group:
         group = self._groups.pop(index)
+        self._held -= len(group.samples)
         self._leased.remove(index, group.version)
         self._waited_for.discard(index)
         if index in self._complete:
@@ -241,6 +244,7 @@ class Buffer:
         if group is None or uid in group.samples:
             return
         group.samples[uid] = scored
+        self._held += 1
         self._index(index, group)
 
     def _index(self, index: int, group: Group) -> None:

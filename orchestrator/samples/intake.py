@@ -111,8 +111,8 @@ class Intake:
 
     def oldest(self, now: float) -> float:
         """Seconds since the oldest response that is being sampled was asked for; 0 without one."""
-        running = (response.submitted for work in self._work.values() for response in work.running.values())
-        return max((now - submitted for submitted in running if submitted), default=0.0)
+        first = (next(iter(work.running.values())) for work in self._work.values() if work.running)  # asked in order
+        return max((now - response.submitted for response in first), default=0.0)
 
     def collect(self, source: str, member: PoolMember) -> Coroutine[Any, Any, None]:
         """Allow leases to a member. The returned coroutine collects its blocks while it lives."""

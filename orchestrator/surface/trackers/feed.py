@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from configs.refusal import reason
@@ -58,11 +59,13 @@ class Feed:
     def close(self, exit_code: int | None) -> None:
         """Let the trackers end, for up to LAST_SECONDS. Blocks: call it off the event loop."""
         self._put("close", exit_code)
-        try:
+        with suppress(queue.Full):
             self._waiting.put(None, timeout=LAST_SECONDS)
-        except queue.Full:
-            return
-        self._thread.join(LAST_SECONDS)
+            self._thread.join(LAST_SECONDS)
+        if self._thread.is_alive():
+            self._notice(
+                f"trackers: a slow one has not taken all numbers {LAST_SECONDS:.0f} s after the end; they are lost"
+            )
 
     def _put(self, method: str, *arguments: Any) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -266,5 +267,9 @@ def test_whatever_the_course_no_trained_token_passes_the_bound_and_every_group_i
             assert all(version - v <= bound for s in batch.samples for v, _ in s.header.versions)
             trained += list(batch.groups)
             version += 1
+        if aged or batch:
+            holding = [group for group in buffer._groups.values() if group.samples]
+            assert len(buffer) == sum(len(group.samples) for group in holding)
+            assert buffer.oldest(now := time.monotonic()) == max((now - group.opened for group in holding), default=0.0)
     assert sorted(trained) == list(range(steps * per_step))
     assert max(again.values(), default=0) <= DROPS + 1

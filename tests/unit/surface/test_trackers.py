@@ -118,6 +118,7 @@ def test_a_tracker_that_hangs_holds_up_nobody_and_loses_what_is_too_much(monkeyp
     feed.close(1)
     never.set()
     assert len([n for n in notices if "later ones are lost" in n]) == 1
+    assert "has not taken all numbers" in notices[-1]
 
 
 def test_only_numbers_that_are_known_are_passed_on() -> None:
