@@ -232,14 +232,17 @@ def capacity(arguments: argparse.Namespace) -> float:
     return arguments.rollouts * arguments.concurrent / (mean_tokens * arguments.token_seconds)
 
 
-async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as root:
-        settings = recipe(root, arguments)
-        watcher = Watcher()
+async def measure(
+    arguments: argparse.Namespace, transport: Transport, watcher: Watcher | None = None, root: Path | None = None
+) -> dict[str, Any]:
+    """The run lies in `root`, or in a folder that goes with it. With `--reported`, Ray must be there."""
+    with contextlib.ExitStack() as stack:
+        root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings, watcher = recipe(str(root), arguments), watcher or Watcher()
         prompts = [Prompt({"prompt": str(i)}, {"student": [i] * 50, "teacher": [i] * 50}, None) for i in range(997)]
         inputs = Inputs(prompts, [], None, 1000, (1,), 0, 0)
         pools = build_pools(settings, transport, 1000, None, members_of(arguments))
-        directory = Path(root) / "scale"
+        directory = root / "scale"
         feed = Feed([partial(Prometheus, "scale", settings.scored_models)] if arguments.reported else [], print)
         reporting = Reporting(watcher, feed, directory)  # type: ignore[arg-type]  # it sees what a terminal would
         run = Run(settings, directory, inputs, pools, reporting)
@@ -258,20 +261,26 @@ async def measure(arguments: argparse.Namespace, transport: Transport) -> dict[s
 def summary(watcher: Watcher, settings: Recipe) -> dict[str, Any]:
     """Figures of the steps after the pipeline fills and before it empties; in short runs, of the middle half."""
     steps = len(watcher.lines)
-    edge = min(settings.max_staleness + 1, steps // 4)
-    settled = watcher.lines[edge : steps - edge]
-    samples, seconds = len(settled) * settings.samples_per_step, sum(line["seconds_step"] for line in settled)
-    busy = watcher.cpu[steps - edge - 1] - watcher.cpu[edge - 1]
+    first, last = settled(steps, settings.max_staleness)
+    lines = watcher.lines[first:last]
+    samples, seconds = len(lines) * settings.samples_per_step, sum(line["seconds_step"] for line in lines)
+    busy = watcher.cpu[last - 1] - watcher.cpu[first - 1]
     return {
         "samples_settled": samples,
         "samples_per_second": samples / seconds,
         "driver_cpu_ms_per_sample": 1000 * busy / samples,
         "driver_cpu_share": busy / seconds,
-        "resampled_share": sum(line["samples_aged"] for line in settled) / samples,
-        "learner_idle_share": sum(line["seconds_wait"] for line in settled) / seconds,
+        "resampled_share": sum(line["samples_aged"] for line in lines) / samples,
+        "learner_idle_share": sum(line["seconds_wait"] for line in lines) / seconds,
         "memory_mib_after_quarter": watcher.memory[steps // 4] / 2**20,
         "memory_mib_at_end": watcher.memory[-1] / 2**20,
     }
+
+
+def settled(steps: int, staleness: int) -> tuple[int, int]:
+    """The first step of those counted, and the one after the last: neither fills nor empties the pipeline."""
+    edge = min(staleness + 1, steps // 4)
+    return edge, steps - edge
 
 
 async def members_alone(arguments: argparse.Namespace) -> float:

@@ -17,7 +17,7 @@ def test_the_oldest_response_is_the_first_of_some_member(tmp_path: Path) -> None
     ages: list[tuple[float, float]] = []
 
     def look(run: Run, line: Mapping[str, Any]) -> None:
-        assert run.stage
+        assert run.stage and run.pools.rollout
         intake, now = run.stage.rollouts.intake, time.monotonic()
         asked = [response.submitted for work in intake._work.values() for response in work.running.values()]
         ages.append((intake.oldest(now), max((now - since for since in asked), default=0.0)))
