@@ -84,9 +84,21 @@ class Rollout(Node):
     keep_key_values: bool = False
 
 
+class Server(Node):
+    """A vLLM server that runs elsewhere and serves the scored model. `model`: what the server calls it; null: the only
+    one that it serves. `token_file`: a file on the machines of driver and scorers that holds the server's API key.
+    `max_concurrent`: responses that one member asks about at a time."""
+
+    address: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$")]
+    model: str | None = None
+    token_file: Annotated[str, Field(pattern="^/")] | None = None
+    max_concurrent: Positive = 64
+
+
 class Scorer(Node):
     """Members that score responses under one teacher or reference. A request batch holds up to `tokens_per_batch`.
 
+    `engine: server` asks a vLLM server that runs elsewhere; of the model's directory its members read nothing.
     `cache_tokens` bounds the KV cache between the segments of responses, prompts included; 0 keeps none.
     `score_cache_mib` bounds the cached scores of teachers' and datasets' own responses, which recur every epoch.
     `tensor_parallel`: GPUs of one vLLM engine.
@@ -95,7 +107,8 @@ class Scorer(Node):
     counts; null never repeats.
     """
 
-    engine: Annotated[str, or_own("torch", "vllm")] = "torch"
+    engine: Annotated[str, or_own("torch", "vllm", "server")] = "torch"
+    server: Server | None = None
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -109,6 +122,11 @@ class Scorer(Node):
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     tensor_parallel: Positive = 1
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether vLLM computes: its weights stay, and it gives log-probs of sampled tokens and of its own top k."""
+        return self.engine in ("vllm", "server")
 
 
 class Reward(Node):

@@ -1,9 +1,9 @@
 """Scoring service member: log-probs of given responses under one teacher or reference.
 
-One interface, two engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
+One interface, three engines. `torch` gives everything (sampled tokens, any top-k with its exact tail, entropy, or the
 last hidden state for full-vocabulary targets); `vllm` gives sampled tokens and the teacher's top-k through prompt
-log-probs. Requests of all callers are batched together by token budget, or handed at once to an engine that forms its
-own batches.
+log-probs; `server` asks a vLLM server that runs elsewhere for the same. Requests of all callers are batched together by
+token budget, or handed at once to an engine that forms its own batches.
 """
 
 from __future__ import annotations
@@ -255,6 +255,10 @@ async def _build(config: ScorerConfig, model: Path, vocabulary: int) -> Engine:
         from actors.scoring.vllm_engine import VllmEngine
 
         return await VllmEngine.start(config, model)
+    if config.engine == "server":
+        from actors.scoring.server_engine import ServerEngine
+
+        return await ServerEngine.start(config)
     from actors.scoring.torch_engine import TorchEngine
 
     return await asyncio.to_thread(TorchEngine, config, model, vocabulary)

@@ -19,6 +19,7 @@ import numpy as np
 
 from actors.engine_metrics import ray_stat_loggers
 from actors.scoring.engine import Item
+from actors.scoring.prompt_logprobs import score_of
 from actors.wire.records import Score, ScoreRequest
 from configs.roles import Scorer as ScorerConfig
 from configs.rules import VLLM_MAX_TOPK
@@ -92,29 +93,15 @@ class VllmEngine:
         return await asyncio.to_thread(_score_of, item, output.prompt_logprobs, k)
 
 
-TAIL_RESOLUTION = 8.0 * float(np.finfo(np.float32).eps)  # 1e-6: rounding error of 1 - sum, for a sum near 1
-
-
 def _score_of(item: Item, flat: Any, k: int) -> Score:
     """vLLM lists the actual token first, then the rest of the top k by rank."""
     positions = range(item.tokens - len(item.new_ids), item.tokens)
     sampled = np.array([flat.logprobs[flat.start_indices[p]] for p in positions], dtype=np.float32)
-    if not k:
-        return Score(item.uid, sampled)
     ids = np.zeros((len(sampled), k), dtype=np.int32)
     logprobs = np.zeros((len(sampled), k), dtype=np.float32)
-    for row, p in enumerate(positions):
+    for row, p in enumerate(positions if k else ()):
         start, end = flat.start_indices[p], flat.end_indices[p]
         by_rank = dict(zip(flat.ranks[start:end], range(start, end), strict=True))
         top = [by_rank[rank] for rank in range(1, k + 1)]
         ids[row], logprobs[row] = [flat.token_ids[i] for i in top], [flat.logprobs[i] for i in top]
-    tail, floored = _tails(logprobs)
-    return Score(item.uid, sampled, ids, logprobs.astype(np.float16), tail, tails_floored=floored)
-
-
-def _tails(logprobs: np.ndarray) -> tuple[np.ndarray, int]:
-    """log(1 - sum of the support) of each position, [T, k] -> [T] float32, with the sum's complement floored at
-    TAIL_RESOLUTION; and how many positions were floored."""
-    outside = 1.0 - np.exp(logprobs.astype(np.float64)).sum(-1)
-    floored = int((outside < TAIL_RESOLUTION).sum())
-    return np.log(np.maximum(outside, TAIL_RESOLUTION)).astype(np.float32), floored
+    return score_of(item.uid, sampled, ids, logprobs)

@@ -179,8 +179,9 @@ def _self_distillation(recipe: Recipe) -> Refusal:
     if reference and recipe.models[reference.model].weights == "live":
         return f"models.{reference.model}: a live reference holds back nothing; use weights: frozen or ema"
     for name in recipe.scored_models:
-        if recipe.models[name].weights != "frozen" and recipe.scorer_of(name).engine == "vllm":
-            return f"scorer.{name}.engine: 'vllm' keeps its weights; a moving teacher needs engine: torch"
+        scorer = recipe.scorer_of(name)
+        if recipe.models[name].weights != "frozen" and scorer.is_vllm:
+            return f"scorer.{name}.engine: {scorer.engine!r} keeps its weights; a moving teacher needs engine: torch"
     if recipe.sampled_teacher and recipe.models[recipe.sampled_teacher].weights != "frozen":
         return "objective.prefix: responses of a moving teacher cannot be kept; use a frozen teacher or prefix: student"
     return None
@@ -192,6 +193,8 @@ def _swaps(recipe: Recipe) -> Refusal:
             continue
         if name not in recipe.scored_models:
             return f"models.{name}.swaps: no scorer serves it; allowed: {list(recipe.scored_models)}"
+        if recipe.scorer_of(name).engine == "server":
+            return f"models.{name}.swaps: its server keeps its weights; remove them, or use another engine"
         if model.weights != "frozen":
             return f"models.{name}.swaps: its {model.weights} weights follow the student; remove them, or freeze it"
         if name == recipe.sampled_teacher:
@@ -208,10 +211,10 @@ def _end_tokens(recipe: Recipe) -> Refusal:
     if not objective.teachers and recipe.sampled_teacher is None:
         return "objective.end_tokens: 'class' joins the student's with a target's, and there is none; set it to same"
     for name in objective.target_models:
-        if recipe.scorer_of(name).engine == "vllm":
+        if recipe.scorer_of(name).is_vllm:
             return (
-                f"scorer.{name}.engine: 'vllm' gives the mass of its likeliest tokens, and objective.end_tokens: class "
-                "needs that of every end token; use engine: torch"
+                f"scorer.{name}.engine: {recipe.scorer_of(name).engine!r} gives the mass of its likeliest tokens, and "
+                "objective.end_tokens: class needs that of every end token; use engine: torch"
             )
     reference = objective.reference.model if objective.reference else None
     if reference in objective.target_models:
@@ -241,14 +244,15 @@ def _start_kl(recipe: Recipe) -> Refusal:
 def _supports_of_engines(recipe: Recipe) -> Refusal:
     objective = recipe.objective
     for name, support in recipe.support_of.items():
-        if recipe.scorer_of(name).engine != "vllm":
+        engine = recipe.scorer_of(name).engine
+        if not recipe.scorer_of(name).is_vllm:
             continue
         if support == "full":
-            return f"scorer.{name}.engine: 'vllm' has no hidden states; support: full needs engine: torch"
+            return f"scorer.{name}.engine: {engine!r} has no hidden states; support: full needs engine: torch"
         if support == "topk" and objective.topk_of != "teacher":
-            return f"scorer.{name}.engine: 'vllm' ranks its own tokens only; topk_of: {objective.topk_of} needs torch"
+            return f"scorer.{name}.engine: {engine!r} ranks its own tokens; topk_of: {objective.topk_of} needs torch"
         if support == "topk" and objective.topk > VLLM_MAX_TOPK:
-            return f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} of engine: vllm; use torch"
+            return f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} of engine: {engine}; use torch"
     if objective.topk_of != "teacher" and objective.topk > VLLM_MAX_TOPK:
         return f"objective.topk: {objective.topk} exceeds the {VLLM_MAX_TOPK} that the rollout engine returns"
     return None

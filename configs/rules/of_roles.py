@@ -17,6 +17,18 @@ def _split_engines(recipe: Recipe) -> Refusal:
     return None
 
 
+def _servers(recipe: Recipe) -> Refusal:
+    for model in recipe.scored_models:
+        role, config = f"scorer.{model}", recipe.scorer_of(model)
+        if (config.engine == "server") != (config.server is not None):
+            wanted = "set server: {address: http://HOST:PORT}" if config.server is None else "set engine: server"
+            return f"{role}.server: goes with engine: server, found engine: {config.engine}; {wanted}, or remove it"
+        if config.engine == "server" and (config.resources.gpus or config.tensor_parallel > 1):
+            key = "resources.gpus" if config.resources.gpus else "tensor_parallel"
+            return f"{role}.{key}: the server has GPUs of its own, its members compute nothing; remove it"
+    return None
+
+
 def _placements(recipe: Recipe) -> Refusal:
     for role, size in recipe.roles.items():
         if size.resources.placement == "strict_pack" and size.elastic:
@@ -109,4 +121,4 @@ def _contexts(recipe: Recipe) -> Refusal:
     return None
 
 
-OF_ROLES: tuple[Rule, ...] = (_split_engines, _placements, _colocations, _streams, _autoscales, _contexts)
+OF_ROLES: tuple[Rule, ...] = (_servers, _split_engines, _placements, _colocations, _streams, _autoscales, _contexts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from configs.node import STUDENT
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
@@ -82,6 +84,16 @@ def _arguments_that_one_template_lacks(recipe: Recipe) -> Refusal:
     return None
 
 
+def _key_in_clear(recipe: Recipe) -> Refusal:
+    for model in recipe.scored_models:
+        server = recipe.scorer_of(model).server
+        if server and server.token_file and urlsplit(server.address).scheme == "http":
+            host = urlsplit(server.address).hostname
+            if host not in ("localhost", "127.0.0.1", "::1"):
+                return f"scorer.{model}.server.address: its key goes to {host} in clear; use https"
+    return None
+
+
 WARNED: tuple[Rule, ...] = (
     _forward_on_the_students_support,
     _reverse_on_a_renormalised_support,
@@ -91,4 +103,5 @@ WARNED: tuple[Rule, ...] = (
     _divided_beta,
     _turns_without_a_gpu,
     _arguments_that_one_template_lacks,
+    _key_in_clear,
 )

@@ -30,7 +30,7 @@ DEVICE = re.compile(
 MEMORY_NAMES = {"OutOfMemoryError", "MemoryError", "ArrayMemoryError"}
 DEVICE_NAMES = {
     *("AcceleratorError", "CudaError", "DistBackendError", "DistNetworkError", "DistStoreError", "NCCLError"),
-    *("EngineDeadError", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"),
+    *("EngineDeadError", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError", "ServerAway"),
 }
 GENERIC_NAMES = {"RuntimeError", "DistError", "EngineGenerateError", "Exception", "OSError", "ConnectionError"}
 HANDLED = "During handling of the above exception, another exception occurred"

@@ -26,6 +26,7 @@ from orchestrator.preflight.adapters import adapted
 from orchestrator.preflight.comparison import GIB, Comparison, counted, size
 from orchestrator.preflight.estimates import Extent, Size
 from orchestrator.preflight.files import Inputs
+from orchestrator.preflight.inputs.servers import served_elsewhere
 from orchestrator.preflight.node_capacity import compare_nodes
 from orchestrator.preflight.survey import Survey, reserve
 
@@ -38,8 +39,14 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
     for model, swap in places(recipe):
         folders.setdefault(model, []).append(model_directory(recipe.path_of(model, swap)))
     largest = {name: max(found, key=parameters) for name, found in folders.items()}
-    sizes = {name: Size(parameters(f), hidden_width(f), key_values_per_token(f)) for name, f in largest.items()}
+    sizes = {name: _size(recipe, name, folder) for name, folder in largest.items()}
     return sizes | {STUDENT: adapted(recipe, sizes[STUDENT], largest[STUDENT])}
+
+
+def _size(recipe: Recipe, model: str, folder: Path) -> Size:
+    if served_elsewhere(recipe, model):
+        return Size(0, 0, None)
+    return Size(parameters(folder), hidden_width(folder), key_values_per_token(folder))
 
 
 def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Comparison]:

@@ -183,11 +183,12 @@ def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
 
 
 def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
-    """Roles that serve a model, with the model's name and the role's keys."""
+    """Roles that hold a served model's weights, with the model's name and the role's keys."""
     found: dict[str, tuple[str, Rollout | Scorer]] = {"rollout": (STUDENT, recipe.rollout)}
     if recipe.sampled_teacher:
         found["teacher_rollout"] = (recipe.sampled_teacher, recipe.teacher_rollout)
-    return found | {f"scorer.{model}": (model, recipe.scorer_of(model)) for model in recipe.scored_models}
+    scorers = {model: recipe.scorer_of(model) for model in recipe.scored_models}
+    return found | {f"scorer.{m}": (m, scorer) for m, scorer in scorers.items() if scorer.engine != "server"}
 
 
 def _offloaded(size: Size, learner: Learner) -> int:

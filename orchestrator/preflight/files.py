@@ -28,6 +28,7 @@ from orchestrator.preflight.inputs import held_out
 from orchestrator.preflight.inputs.architectures import describe_architectures, refuse_architectures
 from orchestrator.preflight.inputs.loadable import check_models
 from orchestrator.preflight.inputs.own_code import check_own_code
+from orchestrator.preflight.inputs.servers import check_servers, served_elsewhere
 from orchestrator.preflight.inputs.stop_rules import check_stop_rules
 from orchestrator.samples.prompts import Prompt
 from orchestrator.samples.templates import Chat, Demonstrations
@@ -78,6 +79,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     """Open every file the recipe names, but no weights. Raises RecipeError."""
     check_own_code(recipe)
     check_stop_rules(recipe)
+    check_servers(recipe)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
@@ -119,7 +121,10 @@ def _sets(recipe: Recipe, chats: Mapping[str, Chat], models: Models) -> held_out
 
 def read_models(recipe: Recipe) -> Models:
     """Read the served models and check that they fit together. Raises RecipeError."""
-    folders = {place: _model_folder(str(place), recipe.path_of(*place)) for place in places(recipe)}
+    folders = {
+        place: _model_folder(str(place), recipe.path_of(*place), not served_elsewhere(recipe, place.model))
+        for place in places(recipe)
+    }
     tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
     _same_tokens(tokenizers)
     vocabulary = common_width(recipe, folders)
@@ -198,7 +203,7 @@ def _learner_name(recipe: Recipe) -> str:
     return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}{adapters}"
 
 
-def _model_folder(key: str, path: str) -> Path:
+def _model_folder(key: str, path: str, weights: bool = True) -> Path:
     folder = model_directory(path)
     remedy = "run `make setup`" if path.startswith("bundled:") else "give a local Hugging Face directory"
     try:
@@ -207,9 +212,11 @@ def _model_folder(key: str, path: str) -> Path:
         raise RecipeError(f"{key}: {folder} is no directory; {remedy}") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{key}: {folder} cannot be read ({reason(error)}); {remedy}") from None
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+    if "config.json" not in names:
+        raise RecipeError(f"{key}: {folder} needs config.json; give a local Hugging Face directory")
+    if weights and not any(name.endswith(".safetensors") for name in names):
         raise RecipeError(f"{key}: {folder} needs config.json and *.safetensors; export it as safetensors")
-    if lack := unreadable(folder):
+    if weights and (lack := unreadable(folder)):
         raise RecipeError(f"{key}: {folder} is not whole: {lack}; correct that, or copy it again")
     return folder
 
@@ -300,10 +307,10 @@ def common_width(recipe: Recipe, folders: Mapping[Place, Path]) -> int:
     common = min(widths.values())
     for place, width in widths.items():
         name = place.model
-        if name in recipe.scored_models and recipe.scorer_of(name).engine == "vllm" and width > common:
+        if name in recipe.scored_models and recipe.scorer_of(name).is_vllm and width > common:
             raise RecipeError(
-                f"scorer.{name}.engine: 'vllm' normalises over all {width} columns of {place}, the common vocabulary "
-                f"has {common}; use engine: torch, which cuts before the softmax"
+                f"scorer.{name}.engine: {recipe.scorer_of(name).engine!r} normalises over all {width} columns of "
+                f"{place}, the common vocabulary has {common}; use engine: torch, which cuts before the softmax"
             )
     return common
 
@@ -342,7 +349,7 @@ def fit_contexts(recipe: Recipe, folders: Mapping[Place, Path]) -> None:
                 raise RecipeError(
                     f"{role}.max_context_tokens: {limit} exceeds the {own} positions of {place}; lower it"
                 )
-            if role == f"scorer.{name}" and recipe.scorer_of(name).engine == "vllm" and limit == own:
+            if role == f"scorer.{name}" and recipe.scorer_of(name).is_vllm and limit == own:
                 raise RecipeError(
                     f"{role}.max_context_tokens: vLLM decodes one token behind {limit}, {place} has {own} positions; "
                     f"lower it to {limit - 1}"

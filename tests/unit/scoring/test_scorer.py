@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors.scoring.canary import ways_to_batch
 from actors.scoring.engine import Item
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Sample, Score, ScoreHeader, ScoreRequest, ScoreTable, pack_samples
@@ -212,3 +213,9 @@ def test_a_score_that_is_not_finite_rejects_its_sample_alone(engine: Recording, 
     assert header.uids == ("a", "c") and header.tokens == 4
     table = ScoreTable(payload)
     assert "b" not in table and all(table.values(uid, "logprobs").tolist() == [-0.5, -0.5] for uid in "ac")
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_each_way_to_batch_fixed_texts_scores_each_of_them_once(count: int) -> None:
+    for way in ways_to_batch(count):
+        assert sorted(i for batch in way for i in batch) == list(range(count))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.scoring.vllm_engine import TAIL_RESOLUTION, _tails
+from actors.scoring.prompt_logprobs import TAIL_RESOLUTION
+from actors.scoring.prompt_logprobs import tails as tails_of
 from actors.wire.records import Score, pack_scores
 
 
 def test_a_tail_within_resolution_is_one_less_the_sum() -> None:
     mass = np.array([[0.5, 0.25], [0.9, 0.0999], [0.3, 0.1]])
-    tails, floored = _tails(np.log(mass).astype(np.float32))
+    tails, floored = tails_of(np.log(mass).astype(np.float32))
     assert tails == pytest.approx(np.log(1.0 - mass.sum(-1)), abs=2e-3) and floored == 0
 
 
 @pytest.mark.parametrize("outside", [0.0, 1e-12, 1e-9, 3e-8, 9e-7])
 def test_a_smaller_tail_is_floored_and_counted(outside: float) -> None:
     mass = np.array([[0.75 - outside, 0.25], [0.5, 0.25]])
-    tails, floored = _tails(np.log(mass).astype(np.float32))
+    tails, floored = tails_of(np.log(mass).astype(np.float32))
     assert tails == pytest.approx(np.log([TAIL_RESOLUTION, 0.25])) and floored == 1
 
 
