@@ -11,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from configs import rules
-from configs.gpu_defaults import with_gpu_defaults
 from configs.names.hub import HUB, hub_name, may_be_on_the_hub, snapshot
 from configs.node import OF_STAGE
 from configs.reading import wording, yaml_tree
+from configs.reading.gpu_defaults import with_gpu_defaults
 from configs.reading.text_file import read_text
 from configs.refusal import RecipeError, reason, shown
 from configs.schema import FORMAT, Recipe

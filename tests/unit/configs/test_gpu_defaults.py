@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from configs.gpu_defaults import BATCH, ROLES, SCORER, with_gpu_defaults
 from configs.load import RecipeError, dump_recipe, parse_recipe
 from configs.reading import yaml_tree
+from configs.reading.gpu_defaults import BATCH, ROLES, SCORER, with_gpu_defaults
 from configs.schema import Recipe
 from tests.unit.simulation import recipe
 
