@@ -1,7 +1,7 @@
 # Everything lives in .venv. One target at a time: they share it, and the machine.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart dashboards lint format test test-system acceptance test-trl bench clean
+.PHONY: help setup quickstart dashboards lint format test test-system acceptance test-trl test-trackers bench clean
 
 BIN := .venv/bin
 # Every engine is a process that imports thousands of modules: without the bytecode cache each compiles them again.
@@ -52,9 +52,14 @@ test-trl: setup  ## agreement of the divergences with TRL's, which is installed 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .trl --no-deps -r requirements/trl.txt
 	PYTHONPATH=.trl $(BIN)/pytest tests/objectives/test_trl.py
 
+test-trackers: setup  ## W&B, MLflow and Trackio offline, each by its own library, which are installed beside and not into .venv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .trackers
+	$(BIN)/uv pip install --quiet --python .trackers/bin/python -r requirements/trackers.txt
+	$(BIN)/pytest tests/trackers
+
 bench: setup  ## list the benchmarks; one of them: .venv/bin/python -m benchmarks NAME
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove caches and build leftovers; .venv and runs stay
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .trl
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .trl .trackers
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
