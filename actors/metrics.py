@@ -199,6 +199,13 @@ MOVEMENT_METRICS: dict[str, str] = {
     "shares; median over the matrices that moved",
 }
 
+# what a probe measures beside metrics of a step
+PROBE_METRICS: dict[str, str] = {
+    "tail_fraction": "share of response tokens whose log-ratio is beyond 5 nats, either way",
+    "end_disagreement": "share of the student's end tokens that the teacher finds at least 20 times less likely",
+    "late_kl": "mean k1 in the second halves of responses, over that in their first halves",
+}
+
 
 def set_metrics(k: Sequence[int], responses: int, has_format: bool) -> tuple[str, ...]:
     """The names of what a set of prompts is measured by."""

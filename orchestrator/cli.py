@@ -20,8 +20,9 @@ from configs.pipeline import STAGES
 from configs.refusal import reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
-from orchestrator.surface.arguments import paths_of, run_named, sizes_of
+from orchestrator.surface.arguments import Overrides, RecipePath, paths_of, run_named, sizes_of
 from orchestrator.surface.carry_out import STOPPED
+from orchestrator.surface.measuring.commands import probe
 from orchestrator.surface.outcome import console, say_error
 from orchestrator.surface.pipelines.folders import begun_stages, stage_under_way
 from orchestrator.surface.research import commands as research
@@ -34,8 +35,6 @@ SIDE_BY_SIDE = 2  # runs on a live page
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its directory.")]
 
 
@@ -179,6 +178,9 @@ def evaluate(
     if code := evaluating.carry_out_of(subject, resolved, directory, context.obj):
         raise typer.Exit(code)
     evaluating.tell(directory, subject, loaded.path_of(STUDENT), out, as_json)
+
+
+app.command()(probe)
 
 
 @app.command()

@@ -95,8 +95,7 @@ class Evaluation:
         sampling = self._recipe.sampling
         if cap:
             sampling = sampling.model_copy(update={"max_response_tokens": cap})
-        rollouts = self._rollouts(self._prompts, self._recipe.evaluate.samples_per_prompt, self._skipped)
-        batch, metrics = await self._read(rollouts, version, dials, record, sampling)
+        batch, metrics = await self.read(version, dials, record, sampling)
         scored, each = batch.samples, metrics.pop("each", {})
         if not scored:
             return None
@@ -112,6 +111,14 @@ class Evaluation:
         }
         means = {name: finite(values.get(name)) for name in (*EVALUATION_METRICS, *EVALUATION_COUNTS)}
         return Found(means, {s.header.uid: finite(each[s.header.uid] | _of_response(s)) for s in scored})
+
+    async def read(
+        self, version: int, dials: Dials, record: Path | None, sampling: Sampling
+    ) -> tuple[Batch, dict[str, Any]]:
+        """The scored samples, and what the learner says of them: all metrics of a step without an update, and `each`;
+        nothing if no sample could be scored."""
+        rollouts = self._rollouts(self._prompts, self._recipe.evaluate.samples_per_prompt, self._skipped)
+        return await self._read(rollouts, version, dials, record, sampling)
 
     async def answer_greedily(self, version: int, dials: Dials, record: Path) -> None:
         """Record a greedy response (temperature 0) to each of the first SHOWN held-out prompts."""
@@ -133,14 +140,16 @@ class Evaluation:
                         if not batch.samples:
                             return batch, {}
                         try:
-                            async with self._learner.turns.learner():
-                                return batch, await self._learner.evaluate(
-                                    batch.samples, version, dials, record, self._objective
-                                )
+                            return batch, await self._read_by_learner(batch, version, dials, record)
                         except PayloadsLost as loss:
                             rollouts.intake.requeue(batch, loss.uids)
                 finally:
                     rolling.cancel()
+
+    async def _read_by_learner(self, batch: Batch, version: int, dials: Dials, record: Path | None) -> dict[str, Any]:
+        async with self._learner.turns.learner():
+            with self._meter.clock("learn").busy():
+                return await self._learner.evaluate(batch.samples, version, dials, record, self._objective)
 
     async def _roll_out(self, rollouts: Rollouts, version: int, sampling: Sampling) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -1,13 +1,19 @@
-"""Reads arguments of commands like ROLE=N, MODEL=DIRECTORY and RUN."""
+"""Arguments that several commands have, and how those like ROLE=N, MODEL=DIRECTORY and RUN are read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from configs.load import absolute_path
 from configs.refusal import RecipeError
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
 
 
 def sizes_of(texts: Sequence[str]) -> dict[str, int]:
