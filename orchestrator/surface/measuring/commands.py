@@ -26,7 +26,8 @@ def probe(
     from configs.load import load_recipe
     from orchestrator.preflight.inputs import hub
     from orchestrator.surface import checked
-    from orchestrator.surface.measuring import evaluating, probing
+    from orchestrator.surface.measuring import probing
+    from orchestrator.surface.outcome import write_results
     from orchestrator.surface.submission import run_directory
 
     asked = resolve_dtypes(hub.pinned(load_recipe(recipe, overrides or ())), cpu_has_bf16())
@@ -36,5 +37,5 @@ def probe(
         raise typer.Exit(code)
     found = probing.read(directory)
     if out is not None:
-        evaluating.write(found, out)
+        write_results(found, out)
     probing.tell(found, as_json)
