@@ -86,7 +86,8 @@ class Model(Node):
     `prompt` is a format string over the fields of the prompt row, e.g. "{prompt}\\n\\nReference: {solution}".
     `template` holds arguments of the tokenizer's chat template, e.g. {enable_thinking: false}.
     `weights`: `frozen` are the directory's. `live` are the student's version and `ema` its average with `decay`; both
-    start from the student's, so `path` is left out. `swaps`: the directory of other weights from a step on, e.g.
+    start from the student's, so `path` is left out. `base` are the student's without its adapters (`learner.lora`): the
+    learner itself scores them. `swaps`: the directory of other weights from a step on, e.g.
     {121: /models/teacher-2}; `logratio swap` adds to them.
     """
 
@@ -94,7 +95,7 @@ class Model(Node):
     system: str | None = None
     prompt: str = "{prompt}"
     template: dict[str, Any] = Field(default_factory=dict)
-    weights: Literal["frozen", "ema", "live"] = "frozen"
+    weights: Literal["frozen", "ema", "live", "base"] = "frozen"
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     swaps: dict[Annotated[int, Field(ge=2)], str] = Field(default_factory=dict)
 
@@ -238,7 +239,22 @@ class Recipe(Node):
     @property
     def scored_models(self) -> tuple[str, ...]:
         """Names of the models with scorers; empty for cross-entropy on a response's own tokens."""
-        return tuple(self.support_of)
+        return tuple(name for name in self.support_of if name not in self.base_models)
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """Scored models that are the student without its adapters: the learner scores them."""
+        return tuple(n for n in self.support_of if n in self.models and self.models[n].weights == "base")
+
+    @property
+    def privileged_base(self) -> tuple[str, ...]:
+        """Those of them whose prompt is not the student's."""
+        student = self.models[STUDENT]
+        return tuple(
+            name
+            for name in self.base_models
+            if self.models[name].privileged or student.privileged or self.models[name].template != student.template
+        )
 
     @property
     def support_of(self) -> dict[str, str]:

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.address import own_address
-from actors.learning.adapters import Adapters
-from actors.learning.batch import Batch, Readings
+from actors.learning.adapting.adapters import Adapters, adapters_of
+from actors.learning.adapting.base_scores import base_scores
+from actors.learning.batch import Batch
 from actors.learning.compiled import load_ops
 from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
@@ -35,6 +36,7 @@ from actors.learning.ranks.finite import all_finite, spoiling
 from actors.learning.ranks.gathering import Gathering
 from actors.learning.ranks.late_faults import LateFaults
 from actors.learning.ranks.meeting import join
+from actors.learning.readings import Readings
 from actors.learning.student import Student
 from actors.learning.value_head import ValueHead
 from actors.member import Member
@@ -80,7 +82,7 @@ class Learner(Member):
         torch.manual_seed(spec.seed)
         self._join(meeting)
         model = self._load_model(spec)
-        self._adapters = self._adapt(spec, model)
+        self._adapters = adapters_of(spec, model, self._stored)
         self._student = Student(
             model,
             objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
@@ -89,6 +91,7 @@ class Learner(Member):
             self._handling,
             spec.temperature,
             self._value_head(spec, model),
+            base_scores(spec, model, self._adapters, self._handling),
         )
         if spec.config.zero_stage == 3:  # gather the LM head once a forward pass, not once a chunk
             for parameter in model.get_output_embeddings().parameters():
@@ -158,7 +161,7 @@ class Learner(Member):
         """By uid of this rank's samples: sum over loss tokens of log q - log p_reference, nats."""
         batch = self._batch(share)
         read = self._read(batch)
-        return {uid: batch.reference_sum(uid, logprobs) for uid, logprobs in read.student.get("logprob", {}).items()}
+        return {uid: batch.reference_sum(uid, read.student) for uid in read.student.get("logprob", {})}
 
     def publish(self, model: str | None = None) -> Iterator[Any]:
         """Yield bucket, header, bucket, header, ... of the student or of one of its averages, on rank 0. Other ranks
@@ -216,12 +219,12 @@ class Learner(Member):
     def sleep(self) -> None:
         """Move weights, optimizer states and heads to the host, and drop gradients."""
         self._engine.offload_states(pin_memory=self._device.type != "cpu")
-        self._move_beside(torch.device("cpu"))
+        self._move_heads(torch.device("cpu"))
         torch.cuda.empty_cache()  # no effect without a GPU
 
     def wake(self) -> None:
         self._engine.reload_states()
-        self._move_beside(self._device)
+        self._move_heads(self._device)
 
     def stop(self) -> None:
         if dist.is_initialized():
@@ -253,14 +256,11 @@ class Learner(Member):
         engine._copy_recovery_script = late(engine._copy_recovery_script)
 
     def _move_heads(self, place: torch.device) -> None:
+        """Move what DeepSpeed does not: heads, and the base of adapters."""
         heads, self._place = self._built.heads, place
         heads.update({head: projection.to(place) for head, projection in heads.items()})
         if self._built.value_head is not None:
             self._built.value_head.to(place)
-
-    def _move_beside(self, place: torch.device) -> None:
-        """Move what DeepSpeed does not: heads, and the base of adapters."""
-        self._move_heads(place)
         if self._adapters is not None:
             self._adapters.move_base(place)
 
@@ -272,7 +272,7 @@ class Learner(Member):
     def _batch(self, share: Share) -> Batch:
         spec = self._specified
         config = share.objective or spec.objective
-        return Batch(share, self._payloads, config, self._handling.packs, self._start_kl(share))
+        return Batch(share, self._payloads, config, self._handling.packs, self._start_kl(share), spec.base)
 
     def _start_kl(self, share: Share) -> str | None:
         return self._specified.start_kl if share.start_kl else None
@@ -386,10 +386,6 @@ class Learner(Member):
             return None
         width = model.get_output_embeddings().weight.shape[1]
         return ValueHead(width, spec.config.value_head, spec.config.optimizer.betas)
-
-    def _adapt(self, spec: LearnerSpec, model: Any) -> Adapters | None:
-        lora = spec.config.lora
-        return None if lora is None else Adapters(model, lora, Path(spec.model), self._stored, spec.seed)
 
     @property
     def _whole(self) -> Gathering:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from actors.learning.adapting.base_scores import BaseScores, as_streams, taken, with_scores
 from actors.learning.value_head import ValueHead
 from actors.models import causal_lm
 from actors.models.causal_lm import Pack, Projection
@@ -45,10 +46,12 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of a micro-batch. `hidden` by target slot, on full support."""
+    """The targets of a micro-batch. `hidden` by target slot, on full support; `base` by slot that the base fills: the
+    responses behind its prompts. A part of a micro-batch has none."""
 
     tokens: Tokens
     hidden: Mapping[str, Sequence[Hidden]] = field(default_factory=dict)
+    base: Mapping[str, Pack] = field(default_factory=dict)
 
     def split(self, size: int) -> list[Targets]:
         starts = range(0, max(1, len(self.tokens)), size)
@@ -61,7 +64,8 @@ class Targets:
         ]
 
     def to(self, device: torch.device) -> Targets:
-        return Targets(self.tokens.to(device), {slot: [h.to(device) for h in hs] for slot, hs in self.hidden.items()})
+        hidden = {slot: [h.to(device) for h in hs] for slot, hs in self.hidden.items()}
+        return Targets(self.tokens.to(device), hidden, {slot: pack.to(device) for slot, pack in self.base.items()})
 
 
 class _Again(AbstractContextManager[None]):
@@ -92,8 +96,10 @@ class Student(nn.Module):
         handling: Handling,
         temperature: float = 1.0,
         value_head: ValueHead | None = None,
+        base: BaseScores | None = None,
     ) -> None:
         super().__init__()
+        self.base = base
         self.model = model
         self.objective = objective
         self.heads: dict[Head, Projection] = {}
@@ -119,27 +125,37 @@ class Student(nn.Module):
     def forward(
         self, batch: Pack, targets: Targets, dials: Dials
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        base = {} if self.base is None else self.base.states(targets.base)
         hidden = causal_lm.hidden_states(self.model, batch, self._handling)
         if not len(batch.token_ids):
             return self._placeholder(hidden), {}, {}
+        targets = self._with_base(targets, base)
         parts = targets.split(self._chunk)
         read = self._lazily if len(parts) > 1 and torch.is_grad_enabled() else self._read
-        chunks = [read(h, part, dials) for h, part in zip(hidden.split(self._chunk), parts, strict=True)]
+        rows = _split(base, self._chunk, len(parts))
+        chunks = [read(*piece, dials) for piece in zip(hidden.split(self._chunk), parts, rows, strict=True)]
         streams = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        tokens = with_scores(targets.tokens, taken(streams))
         if self.value_head is not None:
             streams["value"] = self.value_head(hidden)
-        loss = self.objective.loss(streams, targets.tokens, dials)
-        sums = self.objective.metrics(streams, targets.tokens, dials)
+        loss = self.objective.loss(streams, tokens, dials)
+        sums = self.objective.metrics(streams, tokens, dials)
         kept = {name: streams[name].detach() for name in STREAMS if name in streams}
         if not torch.is_grad_enabled():  # an evaluation
-            kept |= self.objective.each(streams, targets.tokens)
-        return loss, sums, kept
+            kept |= self.objective.each(streams, tokens)
+        return loss, sums, kept | as_streams({slot: tokens.scores[slot] for slot in base})
 
-    def _lazily(self, hidden: Tensor, targets: Targets, dials: Dials) -> dict[str, Tensor]:
+    def _with_base(self, targets: Targets, states: Mapping[str, Tensor]) -> Targets:
+        """The targets with the base's scores where only those of the sampled tokens are read."""
+        if self.base is None:
+            return targets
+        return replace(targets, tokens=with_scores(targets.tokens, self.base.sampled(states, targets.tokens.token_ids)))
+
+    def _lazily(self, hidden: Tensor, targets: Targets, base: Mapping[str, Tensor], dials: Dials) -> dict[str, Tensor]:
         """`_read` that keeps nothing of the vocabulary: it is computed again in the backward pass, but for metrics."""
         again = _Again()
         found = checkpoint(
-            lambda h: self._read(h, targets, dials, measured=not again.begun),
+            lambda h: self._read(h, targets, base, dials, measured=not again.begun),
             hidden,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), again),
@@ -147,12 +163,17 @@ class Student(nn.Module):
         assert isinstance(found, dict)
         return found
 
-    def _read(self, hidden: Tensor, targets: Targets, dials: Dials, measured: bool = True) -> dict[str, Tensor]:
+    def _read(
+        self, hidden: Tensor, targets: Targets, base: Mapping[str, Tensor], dials: Dials, measured: bool = True
+    ) -> dict[str, Tensor]:
+        """Streams of a chunk, [n] each. `base`: the base's hidden states [n, width] by slot."""
         student = causal_lm.head_distributions(self.model, hidden, self._vocabulary, self._handling, self._temperature)
         scores = dict(targets.tokens.scores)
         for slot, pieces in targets.hidden.items():
             scores[slot] = replace(scores[slot], logprobs=self._tempered(self._project(pieces, len(targets.tokens))))
-        return self.objective.read(student, replace(targets.tokens, scores=scores), dials, measured)
+        of_base = {} if self.base is None else self.base.whole(base, targets.tokens.token_ids)
+        tokens = replace(targets.tokens, scores=scores | of_base)
+        return self.objective.read(student, tokens, dials, measured) | as_streams(of_base)
 
     def _tempered(self, logprobs: Tensor) -> Tensor:
         """Another model's log-probs at the student's temperature."""
@@ -179,3 +200,8 @@ class Student(nn.Module):
     def _placeholder(self, hidden: Tensor) -> Tensor:
         """A zero loss that depends on every parameter, because ZeRO's collectives wait for every gradient."""
         return (hidden.float().sum() + causal_lm.head_logits(self.model, hidden[:0]).sum()) * 0.0
+
+
+def _split(states: Mapping[str, Tensor], size: int, count: int) -> list[dict[str, Tensor]]:
+    """Rows of every slot in chunks, `count` in all."""
+    return [{slot: own[i * size : (i + 1) * size] for slot, own in states.items()} for i in range(count)]

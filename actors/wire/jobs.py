@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ class LearnerSpec:
     `publish_dtype` the dtype of the buckets. `averages` are decays by the name of an averaged model. `temperature`
     divides the student's logits; it is 1 unless the objective is a reward alone. `compares_sampler`: the sampler's
     log-probs are of the same distribution, so that metrics of q/mu make sense. `start_kl`: how the KL to the starting
-    weights is logged, or None. `end_tokens` count as one outcome in the distillation term, and all end a response of
+    weights is logged, or None. `base`: models that are the student
+    without its adapters. `end_tokens` count as one outcome in the distillation term, and all end a response of
     the exported model; empty if they are tokens like others."""
 
     config: LearnerConfig
@@ -33,6 +34,7 @@ class LearnerSpec:
     start_kl: str | None = None
     end_tokens: tuple[int, ...] = ()
     averages: Mapping[str, float] = field(default_factory=dict)
+    base: tuple[str, ...] = ()
 
 
 class Total(NamedTuple):
@@ -53,6 +55,8 @@ class Share:
     `masked` have no outcome term. Tokens that the student drew with a version below `oldest` carry no loss. `record` is
     the file for the trained samples, or None. `objective`: what an evaluation reads the samples by, at temperature 1;
     None: the run's. `start_kl`: whether the starting weights have scored the samples, where the run asks for that.
+    `base_prompts`: by model and uid, the prompt ids
+    of a base whose prompts are not the student's.
     """
 
     step: int
@@ -73,3 +77,4 @@ class Share:
     record: str | None = None
     objective: ObjectiveConfig | None = None
     start_kl: bool = True
+    base_prompts: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
+from configs.rules.of_adapters import OF_ADAPTERS
 from configs.rules.of_roles import OF_ROLES
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
@@ -366,4 +367,5 @@ MEANINGLESS: tuple[Rule, ...] = (
     _references,
     _dynamic_sampling,
     *OF_ROLES,
+    *OF_ADAPTERS,
 )

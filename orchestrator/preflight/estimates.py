@@ -150,7 +150,7 @@ def planned(
         return sample_bytes(prompt_tokens, tokens, _student_topk(recipe))
 
     rows, scores, projections = _rows(recipe), {}, {}
-    for model, support in recipe.support_of.items():
+    for model, support in ((model, recipe.support_of[model]) for model in recipe.scored_models):
         hidden, dtype = sizes[model].hidden, recipe.scorer_of(model).dtype
         whole = score_bytes(support, length, topk, hidden, dtype)
         scores[model] = trained * (whole + SCORE_BYTES * (len(rows) - 1)) + evaluated * whole

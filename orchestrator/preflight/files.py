@@ -82,6 +82,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     check_servers(recipe)
     models = read_models(recipe)
     tokenizers = {name: models.tokenizers[Place(name)] for name in (STUDENT, *recipe.served_models)}
+    tokenizers |= dict.fromkeys(recipe.privileged_base, tokenizers[STUDENT])
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
     student = models.folders[Place(STUDENT)]
     prompting = _prompting(recipe, chats)

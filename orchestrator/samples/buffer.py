@@ -33,7 +33,8 @@ class Scored:
     """A scored sample. `samples` refers to the payload with its row, `scores` to the payloads with its scores, by model
     and one per segment. `components` are the parts of `reward` by name, unweighted. `teacher_entropy` and `log_ratio`
     (first target to sampler) are sums over its tokens in nats, None if unknown. `aged` counts loss tokens past the
-    staleness bound, which its header no longer counts."""
+    staleness bound, which its header no longer counts. `base_prompts`: prompt ids of models that the learner scores
+    behind a prompt of their own."""
 
     header: SampleHeader
     samples: Any
@@ -44,6 +45,7 @@ class Scored:
     teacher_entropy: float | None = None
     log_ratio: float | None = None
     aged: int = 0
+    base_prompts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def given_tokens(self) -> int:

@@ -114,6 +114,7 @@ class Flow:
                 source=block.source,
                 teacher_entropy=fmean(entropies[header.uid]) if entropies[header.uid] else None,
                 log_ratio=log_ratios.get(header.uid),
+                base_prompts={model: prompts[header.uid].ids[model] for model in self._recipe.privileged_base},
             )
             for header in block.samples
             if header.uid not in rejected

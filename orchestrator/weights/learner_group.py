@@ -290,8 +290,15 @@ def share_of_rank(
         components={s.header.uid: s.components for s in entries if s.components},
         foreign=frozenset(s.header.uid for s in entries if s.source != "student"),
         masked=frozenset(cut & mine),
+        base_prompts=_base_prompts(entries),
     )
     return RankShare(share, tuple(payloads.values()))
+
+
+def _base_prompts(entries: Sequence[Scored]) -> dict[str, dict[str, Sequence[int]]]:
+    """By model and uid, as in Share."""
+    models = dict.fromkeys(model for scored in entries for model in scored.base_prompts)
+    return {model: {s.header.uid: s.base_prompts[model] for s in entries} for model in models}
 
 
 def _credited(share: Share, advantages: Mapping[str, float]) -> Share:

@@ -130,6 +130,7 @@ class Roles:
             end_tokens=tuple(self._end_token_ids) if recipe.objective.end_tokens == "class" else (),
             temperature=recipe.learner_temperature,
             compares_sampler=recipe.sampler_matches_learner,
+            base=recipe.base_models,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from actors.learning.adapters import Adapters
+from actors.learning.adapting.adapters import Adapters
 from actors.models.stored import Group, Stored
 
 Named = Iterator[tuple[str, Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from configs import rules
+from tests.unit.configs.adapters import OF_ADAPTERS
 from tests.unit.configs.combinations import (
     COLOCATED,
     GATE,
@@ -233,7 +234,7 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         ),
     ],
 }
-MEANINGLESS = OF_OBJECTIVES | OF_ROLES
+MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from actors.learning.adapters import Adapters
+from actors.learning.adapting.adapters import Adapters
 from actors.learning.ranks.gathering import Gathering
 from actors.lora.files import base_fingerprint, check_base, record_base
 from actors.lora.sites import Unfit, check_reach, read_sites

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from actors.learning.batch import Batch, Readings
+from actors.learning.batch import Batch
+from actors.learning.readings import Readings
 from actors.learning.student import Student
 from actors.models import causal_lm
 from actors.models.handling import PLAIN

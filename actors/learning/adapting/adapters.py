@@ -15,6 +15,7 @@ from actors.lora.files import base_fingerprint, check_base, record_base, write_a
 from actors.lora.sites import Site, find_sites, inject
 from actors.lora.wire import merge, names
 from actors.models.stored import Group, Stored
+from actors.wire.jobs import LearnerSpec
 from configs.roles import Lora
 
 FOLDER = "adapter"  # of an exported model
@@ -106,6 +107,12 @@ class Adapters:
     @cached_property
     def _fingerprint(self) -> str:
         return base_fingerprint(self._directory)
+
+
+def adapters_of(spec: LearnerSpec, model: Any, stored: Stored) -> Adapters | None:
+    """Put a learner's adapters into its model, if it trains any."""
+    lora = spec.config.lora
+    return None if lora is None else Adapters(model, lora, Path(spec.model), stored, spec.seed)
 
 
 def _parts(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
