@@ -21,12 +21,18 @@ Row = Mapping[str, Any]
 
 
 class Limit(NamedTuple):
-    """The longest context that a role gives a model, and the room in it that is the response's; tokens."""
+    """The longest context that a role gives a model, and the room in it that is the response's; tokens. The learner
+    gives a base as many as it has positions."""
 
     model: str
     role: str
     context: int
     response: int
+
+    def __str__(self) -> str:
+        if self.role == "learner":
+            return f"the {self.context} positions of models.{self.model}; shorten it"
+        return f"{self.role}.max_context_tokens {self.context}; shorten it, raise the limit"
 
 
 class TooLong(RecipeError):
@@ -89,8 +95,7 @@ class Prompting:
             if tokens + limit.response > limit.context:
                 return (
                     f"prompt {str(row[PROMPT])[:40]!r} has {tokens} tokens under models.{limit.model}; with a response "
-                    f"of {limit.response} that exceeds {limit.role}.max_context_tokens {limit.context}; shorten it, "
-                    "raise the limit, or set data.too_long to drop or cut"
+                    f"of {limit.response} that exceeds {limit}, or set data.too_long to drop or cut"
                 )
         return None
 

@@ -85,7 +85,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     tokenizers |= dict.fromkeys(recipe.privileged_base, tokenizers[STUDENT])
     chats = {name: Chat(name, recipe.models[name], tokenizer) for name, tokenizer in tokenizers.items()}
     student = models.folders[Place(STUDENT)]
-    prompting = _prompting(recipe, chats)
+    prompting = _prompting(recipe, chats, student)
     ends = Demonstrations(chats[STUDENT], models.end_token_ids) if "dataset" in recipe.objective.sources else None
     rules, drops, apart = recipe.reward.rules, recipe.data.too_long == "drop", recipe.data.heldout_set
     train = read_sets(recipe.data.sets, replace(prompting, demonstrations=ends), rules, drops)
@@ -114,10 +114,11 @@ def _sets(recipe: Recipe, chats: Mapping[str, Chat], models: Models) -> held_out
     """The prompts of the held-out sets. Raises RecipeError."""
 
     def prompting_of(of_set: Recipe) -> Prompting:
-        return _prompting(of_set, {name: chats[name] for name in (STUDENT, *of_set.scored_models)})
+        asked = (STUDENT, *of_set.scored_models, *of_set.privileged_base)
+        return _prompting(of_set, {name: chats[name] for name in asked}, student)
 
-    ends, positions = Demonstrations(chats[STUDENT], models.end_token_ids), models.folders[Place(STUDENT)]
-    return held_out.read(recipe, prompting_of, ends, context_length(positions))
+    ends, student = Demonstrations(chats[STUDENT], models.end_token_ids), models.folders[Place(STUDENT)]
+    return held_out.read(recipe, prompting_of, ends, context_length(student))
 
 
 def read_models(recipe: Recipe) -> Models:
@@ -324,11 +325,13 @@ def _reward_model(path: str, student: Any) -> None:
         )
 
 
-def _prompting(recipe: Recipe, chats: Mapping[str, Chat]) -> Prompting:
-    response = recipe.sampling.max_response_tokens
-    limits = tuple(Limit(name, role, context, response) for name, role, context in context_limits(recipe))
-    target = recipe.objective.target
-    return Prompting(chats, limits, target if isinstance(target, Route) else None, cuts=recipe.data.too_long == "cut")
+def _prompting(recipe: Recipe, chats: Mapping[str, Chat], student: Path) -> Prompting:
+    response, target = recipe.sampling.max_response_tokens, recipe.objective.target
+    limits = [Limit(name, role, context, response) for name, role, context in context_limits(recipe)]
+    if (positions := context_length(student)) is not None:
+        limits += [Limit(base, "learner", positions, response) for base in recipe.privileged_base]
+    route = target if isinstance(target, Route) else None
+    return Prompting(chats, tuple(limits), route, cuts=recipe.data.too_long == "cut")
 
 
 def _longest(recipe: Recipe, model: str, read: Sequence[Read]) -> int:
