@@ -20,6 +20,7 @@ from tests.unit.configs.combinations import (
 from tests.unit.configs.meaningless_objectives import OF_OBJECTIVES
 from tests.unit.recipes import REWARD_ONLY, REWARDED, RULED, loaded, refusal
 
+SERVER = {"address": "http://127.0.0.1:8000"}
 OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
     "_supports_of_engines": [
         (
@@ -32,7 +33,7 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         ),
         (
             with_objective(support="topk", topk_of="union") | {"scorer.teacher": {"engine": "vllm"}},
-            "scorer.teacher.engine: 'vllm' ranks its own tokens only; topk_of: union needs torch",
+            "scorer.teacher.engine: 'vllm' ranks its own tokens; topk_of: union needs torch",
         ),
         (
             with_objective(support="topk", topk=257) | {"scorer.teacher": {"engine": "vllm"}},
@@ -132,6 +133,20 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
             REWARD_ONLY | {"batch.max_replacements": 2, "objective.outcome.baseline": "none"},
             "batch.max_replacements: a group of equal rewards has no signal only where its mean is taken off; set "
             "outcome.baseline: mean or rloo, or remove it",
+        ),
+    ],
+    "_servers": [
+        (
+            {"scorer.teacher.engine": "server"},
+            "scorer.teacher.server: goes with engine: server, found engine: server; set",
+        ),
+        (
+            {"scorer.teacher.server": SERVER},
+            "scorer.teacher.server: goes with engine: server, found engine: torch; set",
+        ),
+        (
+            {"scorer.teacher": {"engine": "server", "server": SERVER, "resources": {"gpus": 1}}},
+            "scorer.teacher.resources.gpus: the server has GPUs of its own",
         ),
     ],
     "_split_engines": [
