@@ -375,6 +375,8 @@ def _state_of(run: str, control: Any) -> dict[str, Any]:
 
 
 app.command()(research.compare)
+app.command()(research.replay)
+app.command()(research.sweep)
 
 
 if __name__ == "__main__":

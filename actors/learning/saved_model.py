@@ -37,6 +37,11 @@ def saved_tensors(checkpoint: Path, source: Path) -> dict[str, Tensor]:
     return _read(checkpoint, source, "float32")[1]
 
 
+def put_saved(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Give a model the weights that a checkpoint holds. Raises OSError, or ValueError if it is of another model."""
+    _put(model, _saved(checkpoint))
+
+
 def _read(checkpoint: Path, source: Path, dtype: str) -> tuple[Any, dict[str, Tensor]]:
     model, stored = causal_lm.load_model(source, dtype), read_stored(source)
     _put(model, _saved(checkpoint))

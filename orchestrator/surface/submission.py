@@ -138,7 +138,7 @@ def differences(recorded: Mapping[str, Any], submitted: Mapping[str, Any], above
             yield from differences(old, new, name)
         elif same_source(old, new):
             continue
-        elif _portable(old) != _portable(new) and not (new is None and re.fullmatch(r"models\.\w+\.swaps\.\d+", name)):
+        elif portable(old) != portable(new) and not (new is None and re.fullmatch(r"models\.\w+\.swaps\.\d+", name)):
             yield f"{name} was {shown(old)}, now {shown(new)}"
 
 
@@ -170,5 +170,6 @@ def _relocated(value: Any, folder: str) -> Any:
     return JOB_FOLDER.sub(lambda _: folder, value) if isinstance(value, str) else value
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
+    """A tree whose paths do not say where a Ray job was unpacked."""
     return _relocated(value, "")

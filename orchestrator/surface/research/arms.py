@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.schema import Recipe
+from orchestrator.surface.submission import portable
 
 KEY = 10  # characters of a hash that name an arm
 ASIDE = {"run": ("name", "root", "grace_seconds"), "record": ("every",), "metrics": ("trackers",), "cluster": None}
@@ -34,7 +35,7 @@ def labels(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def _hash(tree: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:KEY]
+    return hashlib.sha256(json.dumps(portable(tree), sort_keys=True).encode()).hexdigest()[:KEY]
 
 
 def _bare(recipe: Recipe) -> dict[str, Any]:

@@ -44,3 +44,54 @@ def compare(
     console.print(comparing.table_of(found))
     for line in notices:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def replay(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its directory.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the other objective.")
+    ] = None,
+    objective: Annotated[
+        Path | None, typer.Option("--objective", metavar="FILE", help="A recipe, or the keys of an objective.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", metavar="N", help="Whose recorded samples.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Weights, if not those that the step began with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Compute the gradient of another objective on the samples that a step of RUN trained: its cosine with the run's
+    own, signal-to-noise, and what was clipped. Samples nothing; needs the models, and no engine."""
+    from orchestrator.surface.research import replaying
+    from orchestrator.surface.submission import recorded_recipe
+
+    directory = run_named(run)
+    other = replaying.other_recipe(recorded_recipe(directory), objective, overrides or ())
+    found = replaying.replay(directory, other, step, model)
+    if out is not None:
+        write_results(found, out)
+    if as_json:
+        return typer.echo(json.dumps(found, indent=1, allow_nan=False))
+    console.print(replaying.tables_of(found))
+    if found["why_no_cosine"]:
+        console.print(f"no cosine: {found['why_no_cosine']}", markup=False, soft_wrap=True)
+
+
+def sweep(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    values: Annotated[list[str], typer.Argument(metavar="KEY=A,B... [seed=0,1...]", help="Values of keys.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Also go on with arms that a person stopped.")] = False,
+) -> None:
+    """Train RECIPE once for every combination of the values, in <run.root>/<run.name>/. Run again, it leaves alone what
+    is done and goes on with what was cut short."""
+    from orchestrator.preflight.inputs import hub
+    from orchestrator.surface.carry_out import ended
+    from orchestrator.surface.research.grid import arms_of
+    from orchestrator.surface.research.sweeping import carry_out_sweep
+    from orchestrator.surface.submission import run_directory
+
+    name, root, arms = arms_of(recipe, values, hub.pinned)
+    directory = run_directory(name, root)
+    raise typer.Exit(ended(carry_out_sweep(directory, arms, resume, context.obj)))
