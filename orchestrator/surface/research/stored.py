@@ -100,6 +100,10 @@ class Stored:
         objective = recipe.objective
         if objective.needs_advantages and any(row["reward"] is None for row in self.rows):
             raise RecipeError("replay: the objective reads rewards, and none were stored: the run had no reward")
+        if objective.support_of and self.scores is None:
+            raise RecipeError(
+                f"replay: this objective needs scores of {next(iter(objective.support_of))}; none were stored"
+            )
         scores = {model: (self.scores,) for model in list(objective.support_of)[:1]}
         source = objective.sources[0]
         return [

@@ -153,6 +153,12 @@ def test_a_reference_that_was_not_stored_is_named(run: Path, models: dict[str, P
         replayed(run, "objective.clip.log_ratio=[-1,1]")
 
 
+def test_samples_without_scores_are_refused(run: Path, models: dict[str, Path]) -> None:
+    write(run, models, teacher=False)
+    with pytest.raises(RecipeError, match="scores of teacher; none were stored"):
+        replayed(run)
+
+
 def test_a_run_on_full_support_has_no_cosine_and_says_why(run: Path) -> None:
     tree = json.loads((run / "recipe.yaml").read_text())
     tree["objective"] = {"target": "teacher", "support": "full"}
