@@ -67,8 +67,8 @@ class StopRule(Node):
 
 class Run(Node):
     """A run's directory and length. `steps` counts learner steps; one of the rules of `stop` may end it earlier. After
-    a SIGTERM the current step has `grace_seconds` to finish and be saved. `stage`: of a recipe with stages, the one
-    that the run is; set by `stages`."""
+    a SIGTERM the current step has `grace_seconds` to finish and be saved. `stage`: the name of the
+    stage that this run is, in a recipe with `stages`, which sets it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     root: str = "runs"

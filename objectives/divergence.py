@@ -159,7 +159,7 @@ def _directions(
         parts = [(lam, lambda: _reverse(q, p, floor)), (1.0 - lam, lambda: _forward(q, p))]
     elif family.name == "jsd":
         scale = 1.0 / (lam * (1.0 - lam)) if family.unit else 1.0
-        m = _mixture(p, q, lam, floor)
+        m = _mixture(p, q, lam, floor)  # near lam = 1 it is p, and the second term is (1 - lam) KL(q||p)
         parts = [
             (scale * lam, lambda: p.exp() * (_finite(p, floor) - m)),
             (scale * (1.0 - lam), lambda: q.exp() * (_finite(q, floor) - m)),
@@ -175,7 +175,7 @@ def _directions(
 
 
 def _reverse(q: Tensor, p: Tensor, floor: float) -> Tensor:
-    return q.exp() * (q.clamp(min=4 * floor) - p.clamp(min=floor))
+    return q.exp() * (q.clamp(min=4 * floor) - p.clamp(min=floor))  # below it q.exp() is 0; 0 * -inf is NaN
 
 
 def _forward(q: Tensor, p: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ from orchestrator.weights.roles import Roles
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 SUMMARY_FORMAT = 1  # of summary.json
-REBUILDS = 3  # deaths of the learner that end a run, without a step in between beyond all earlier ones
+REBUILDS = 3  # deaths of the learner in a row, with no new furthest step between them, that end a run
 
 
 @dataclass

@@ -258,7 +258,7 @@ class Stage:
 
     def _close(self, indices: Collection[int]) -> None:
         """Enter groups in the ledger and forget what was counted of them."""
-        self.progress.ledger = self.progress.ledger.trained(indices)
+        self.progress.ledger = self.progress.ledger.with_done(indices)
         for index in indices:
             self.progress.drops.pop(index, None)
             self.progress.suspects.acquit(index)

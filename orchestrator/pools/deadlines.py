@@ -1,8 +1,9 @@
 """Deadlines of calls. One timer serves all waits of a pool: a timer per call would make the event loop sort them all,
 though nearly every call is answered in time.
 
-A call that is late ends with MemberDied, and membership.py replaces the member. `Pool.call` repeats the call on another
-member; callers of a given member (`call_member`, `stream`) get the error.
+A call that is late ends with MemberDied, and membership.py replaces the member. Who asks again depends on the call.
+For scores and rewards it is `isolate` in samples/flow.py, with fewer and fewer samples, so that one that kills its
+members is found. Responses that were being sampled are leased again by samples/intake.py.
 """
 
 from __future__ import annotations

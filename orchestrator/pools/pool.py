@@ -1,4 +1,4 @@
-"""The pool of one role: sends each call to a member, within its deadline, and again if that member dies.
+"""The pool of one role: sends each call to a member, within its deadline, and replaces a member that dies under it.
 
 A call goes to the least-loaded member if it is free, or waits in line. A call that is not answered within its
 deadline counts as its member's death. The deadline counts from when the member's earlier calls are answered, so a full
@@ -24,9 +24,9 @@ from orchestrator.pools.telemetry import MemberClock
 from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, Transport, ValueLost
 from orchestrator.pools.waiting import WaitingLine
 
-# When a call has failed: after DEATHS members died under it (`retry`), after one (`once`), or after DEATHS members that
-# answered a ping just before (`living`).
-Patience = Literal["retry", "once", "living"]
+# When a call has failed: after one member died under it (`once`), or after DEATHS members that answered a ping just
+# before (`living`).
+Patience = Literal["once", "living"]
 
 
 class CallFailed(RoleFailed):
@@ -71,7 +71,7 @@ class Pool:
         load: int = 1,
         returns: int = 1,
         near: int | None = None,
-        patience: Patience = "retry",
+        patience: Patience = "living",
     ) -> list[Any]:
         """Call an idempotent method on the least-loaded free member; if that one dies, on another. Calls with the
         same number `near` go to the same member while the members stay the same.

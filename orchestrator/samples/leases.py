@@ -1,9 +1,11 @@
 """Leases of prompt groups to members that write responses. A state machine: it owns no tasks, clients or clock.
 
-The staleness bound limits what is leased: with B groups a step, s steps done and a bound of n versions, (s + 1 + n) * B
-groups may be trained, in flight or buffered, not counting groups that were passed over. A group's index decides its
-source. intake.py reports what is lost with a member (`lose`): it is leased again until it is sampled, unless the group
-kills its members (suspects.py).
+The staleness bound limits what is leased: with B groups a step, s steps done, S steps in all and a bound of n
+versions, min(s + 1 + n, S) * B groups may have been leased so far, not counting those that were passed over. A group's
+index decides its source.
+
+A response is leased again (`lose`) when its member died, its payload was lost, or it is too old for buffer.py
+(`expire`); intake.py says so. A group that kills its members is not leased again (suspects.py).
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
 
 @dataclass
 class Leases:
-    """Leases the groups that `ledger` does not list as trained. `passed_over` counts groups without a trainable sample.
+    """Leases the groups that `ledger` does not list as done. `passed_over` counts groups without a trainable sample.
     `source(index)` names the source of a group.
 
     A suspect is leased apart, to an idle member that gets nothing else meanwhile. A guilty group is not leased again.

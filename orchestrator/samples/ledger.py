@@ -1,7 +1,8 @@
-"""Which prompt groups are trained: the whole data position of a run, small enough for every checkpoint.
+"""Which prompt groups are done, trained or passed over: the whole data position of a run, small enough for every
+checkpoint.
 
-Groups are numbered in data order and trained nearly in that order: those below `all_below` are trained, and a few
-`beyond` it that were sampled sooner. A resume leases all others.
+Groups are numbered in data order and done nearly in that order: those below `all_below`, and a few `beyond` it that
+were sampled sooner. A resume leases all others.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Ledger:
 
     @property
     def count(self) -> int:
-        """Number of trained groups."""
+        """Number of groups that are done."""
         return self.all_below + len(self.beyond)
 
-    def trained(self, indices: Iterable[int]) -> Ledger:
-        """The ledger after a step on these groups. Raises ValueError for a group that is trained already."""
+    def with_done(self, indices: Iterable[int]) -> Ledger:
+        """The ledger with these groups too. Raises ValueError for a group that is done already."""
         new = frozenset(indices)
         if twice := sorted(index for index in new if index in self):
-            raise ValueError(f"prompt groups {twice[:3]} are trained already; no token may enter two batches")
+            raise ValueError(f"prompt groups {twice[:3]} are done already; no token may enter two batches")
         below, beyond = self.all_below, self.beyond | new
         while below in beyond:
             below += 1

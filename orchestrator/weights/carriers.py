@@ -3,12 +3,14 @@
 A carrier defines two things: what the learner does to publish a version, and what happens between learner and member
 when one member pulls it. It awaits both ends of a pull, so that a carrier whose ends must meet (NCCL, CUDA IPC) fits as
 well as one that passes references. Such a carrier opens a channel at the first pull of each pair of learner and member
-(`learner.member` changes with a rebuild) and closes the learner's end when the member dies. Every call has a deadline,
-one of the recipe's `deadlines`: `learn` for a call of the learner, `load` for a call of a member.
+(`learner.member` changes with a rebuild) and closes the learner's end when the member dies.
 
-A new carrier is a class here, passed as `carrier` where orchestrator/surface/carry_out.py makes its `Run`; without one,
-a `Run` uses ObjectStore. The learner's end is in actors/learning/learner.py, a member's in `load` of
-actors/rollout/rollout.py and actors/scoring/scorer.py.
+Every call has a deadline, one of the recipe's `deadlines`, by the method's name (`Deadlines.of` in configs/roles.py). A
+member's method that is new there gets `learn`, an hour: pass `deadline="load"` to `call_member`.
+
+A new carrier is a class here, passed as `carrier` to the `Run` (orchestrator/run.py) that `_drive` in
+orchestrator/surface/carry_out.py makes; without one, a `Run` uses ObjectStore. The learner's end is in
+actors/learning/learner.py, a member's in `load` of actors/rollout/rollout.py and actors/scoring/scorer.py.
 """
 
 from __future__ import annotations

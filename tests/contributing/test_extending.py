@@ -108,5 +108,5 @@ def test_code_that_cannot_be_imported_is_refused_before_any_actor(tmp_path: Path
 
 @pytest.mark.parametrize("value", ["vlm", "my_engine", "my engine:Scorer"])
 def test_an_engine_that_is_neither_built_in_nor_code_is_refused(tmp_path: Path, value: str) -> None:
-    with pytest.raises(RecipeError, match=r"scorer.teacher.engine: .* input should be 'torch', 'vllm' or"):
+    with pytest.raises(RecipeError, match=r"scorer.teacher.engine: .* input should be 'torch', 'vllm', 'server' or"):
         recipe(tmp_path, scorer={"teacher": {"engine": value}})

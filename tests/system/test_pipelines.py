@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from configs.roles import Resources
+from orchestrator.pools.layout import environment
 from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
 from tests.contributing.pages import ROOT
 from tests.processes import alive, descendants
@@ -95,7 +97,12 @@ def test_sft_rl_opd_killed_in_its_second_stage(
     assert exported.returncode == 0, said
     assert (out / "README.md").read_text().index("### sft_rl_opd-01-sft") > 0
     loaded = subprocess.run(
-        [sys.executable, "-c", VLLM, str(out)], capture_output=True, text=True, timeout=300.0, check=False
+        [sys.executable, "-c", VLLM, str(out)],
+        env=os.environ | environment(Resources(threads=1)),
+        capture_output=True,
+        text=True,
+        timeout=300.0,
+        check=False,
     )
     assert loaded.returncode == 0 and "8 tokens" in loaded.stdout, loaded.stderr[-2000:]
 
@@ -105,7 +112,7 @@ import sys
 from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
-    model = LLM(sys.argv[1], max_model_len=64, enforce_eager=True, dtype="float32")
+    model = LLM(sys.argv[1], max_model_len=64, enforce_eager=True, dtype="float32", distributed_executor_backend="uni")
     answer = model.generate(["say 1"], SamplingParams(max_tokens=8, ignore_eos=True))
     print(len(answer[0].outputs[0].token_ids), "tokens")
 """

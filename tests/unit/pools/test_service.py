@@ -30,7 +30,7 @@ def test_a_slow_call_is_hedged_and_the_first_answer_returned() -> None:
     async def story() -> None:
         workers = pool({0: 5.0}, hedge=0.01)
         await workers.members.start(2)
-        assert await workers.call("work") == [1]
+        assert await workers.call("work", patience="once") == [1]
         assert [m.lead.asked for m in workers.members] == [1, 1] and workers.members.restarts == 0
         assert [m.load for m in workers.members] == [1, 0], "it still has what it was given"
         await workers.members.stop()
@@ -43,7 +43,7 @@ def test_a_hung_member_is_replaced_though_the_hedge_answered() -> None:
         workers = pool({0: 60.0}, hedge=0.005, deadlines=Deadlines(learn=0.05))
         await workers.members.start(2)
         hung = workers.members[0]
-        assert await workers.call("work") == [1]
+        assert await workers.call("work", patience="once") == [1]
         await asyncio.sleep(0.1)
         assert hung not in workers.members and workers.members.restarts == 1
 
