@@ -119,11 +119,7 @@ def stored_as(model: Any, headers: Headers) -> Stored:
     tied: set[str] = set(getattr(model, "all_tied_weights_keys", None) or ())
     rules = _Rules(model)
     sources = rules.sources(files)
-    groups = [
-        rules.group(target, joining, {name: files[name] for name in names})
-        for target, (joining, names) in sources.items()
-        if target in state
-    ]
+    groups, partial = _groups(rules, {target: sources[target] for target in sources if target in state}, files)
     read = {name for _, names in sources.values() for name in names}
     numbers = [name for name in sources if name in whole and name not in state]
     kept = tuple(group for group in groups if not group.parameters.keys() <= tied)
@@ -131,9 +127,26 @@ def stored_as(model: Any, headers: Headers) -> Stored:
         groups=kept,
         others=tuple(sorted(files.keys() - read)),
         precise=_precise(headers),
-        unreadable=tuple(_unreadable(kept, state, tied, getattr(model, "_keys_to_ignore_on_load_missing", None) or ())),
+        unreadable=(
+            *partial,
+            *_unreadable(kept, state, tied, getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
+        ),
         unwritable=(*_unwritable(kept), *(f"{name} holds whole numbers" for name in numbers)),
     )
+
+
+def _groups(
+    rules: _Rules, sources: Mapping[str, tuple[Any, list[str]]], files: Shapes
+) -> tuple[list[Group], list[str]]:
+    """The groups, and a line for each parameter whose tensors do not fit together."""
+    groups, partial = [], []
+    for target, (joining, names) in sources.items():
+        try:
+            groups.append(rules.group(target, joining, {name: files[name] for name in names}))
+        except Exception as error:  # a converter may raise anything
+            said = (str(error).splitlines() or [""])[0][:200]
+            partial.append(f"{target} cannot be made of the {len(names)} weights that there are for it ({said})")
+    return groups, partial
 
 
 def _unreadable(groups: Iterable[Group], state: Shapes, tied: set[str], optional: Iterable[str]) -> Iterator[str]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from actors.models import stored
 from orchestrator import cli
 from orchestrator.preflight import cluster
-from tests import probed
+from tests import architectures, probed
 from tests.engines.shared import merged
 
 WHO = {"student": "learner", "teacher": "scorer.teacher"}  # which role looks at which model
@@ -106,3 +108,55 @@ def test_check_refuses_a_model_without_kernels_in_its_dtype(
     assert ended.value.code == 2 and error.count("\n") == 1, error
     assert f"{WHO[model]}: models.{model}.path ({mamba}): it cannot be run here in torch.bfloat16" in error
     assert error.rstrip().endswith("; set another dtype or attention")
+
+
+def checked(tree: dict[str, Any], tmp_path: Path, monkeypatch: Any, capsys: Any) -> tuple[int, str]:
+    """Exit code and errors of `check`."""
+    monkeypatch.setattr(sys, "argv", ["logratio", "check", str(written(tree, tmp_path))])
+    capsys.readouterr()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return int(ended.code or 0), capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def test_check_refuses_an_attention_of_a_scorer_that_leaves_something_out(
+    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    """Gemma 2 soft-caps what a token attends to, which `sdpa` does not."""
+    gemma = probed.write(tmp_path / "gemma2", "gemma2")
+    tree = named(recipe, "teacher", gemma)
+    told = merged(tree, {"scorer": {"teacher": {"attention": "sdpa"}}})
+    code, error = checked(told, tmp_path, monkeypatch, capsys)
+    assert code == 2 and error.count("\n") == 1, error
+    assert f"scorer.teacher: models.teacher.path ({gemma}): this attention is " in error
+    assert error.rstrip().endswith("set attention: auto or eager")
+    for attention in ("auto", "eager"):
+        told = merged(tree, {"scorer": {"teacher": {"attention": attention}}})
+        assert checked(told, tmp_path, monkeypatch, capsys) == (0, "")
+
+
+def test_check_sees_whether_a_students_files_hold_its_model_and_can_be_written_again(
+    recipe: dict[str, Any], monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    """transformers fuses the experts of a layer."""
+    moe = architectures.build("qwen3_moe", tmp_path / "moe")
+    tree = named(recipe, "student", moe)
+    assert checked(tree, tmp_path, monkeypatch, capsys) == (0, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored._Rules, "_splitting", lambda *_: None)  # a conversion that goes one way only
+        code, error = checked(tree, tmp_path, monkeypatch, capsys)
+    assert code == 2 and error.count("\n") == 1, error
+    assert f"models.student.path: {moe}: model.layers.0.mlp.experts.0." in error
+    assert "cannot be made of model.layers.0.mlp.experts." in error
+    assert error.rstrip().endswith("load the model with transformers and save it with save_pretrained")
+
+    tensors = load_file(moe / "model.safetensors")
+    del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, moe / "model.safetensors", {"format": "pt"})
+    code, error = checked(tree, tmp_path, monkeypatch, capsys)
+    assert code == 2 and error.count("\n") == 1, error
+    assert f"models.student.path: {moe}: model.layers.1.mlp.experts.gate_up_proj cannot be made of the 7" in error
+    assert error.rstrip().endswith("copy or export the model again")

@@ -113,6 +113,10 @@ def test_files_that_do_not_make_the_model_are_seen_from_their_headers(tmp_path: 
     )
     save_file({key: t for key, t in whole.items() if "experts.3." not in key}, folder / "model.safetensors")
     assert any("gate_up_proj is [3, 64, 64] in its files and [4" in fault for fault in read_stored(folder).unreadable)
+    save_file({key: t for key, t in whole.items() if "1.mlp.experts.3.up_" not in key}, folder / "model.safetensors")
+    first, second = read_stored(folder).unreadable
+    assert first.startswith("model.layers.1.mlp.experts.gate_up_proj cannot be made of the 7 weights that there are")
+    assert second == "it lacks the weights ['model.layers.1.mlp.experts.gate_up_proj']"
 
 
 def test_old_buffers_are_nobodys_business(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied
 from orchestrator.run import DONE, Run
 from orchestrator.weights.canaries import FLOORS, Occasion
 from orchestrator.weights.canary_watch import CanaryWatch, TeacherWrong
+from tests.unit.scoring.stub_vllm import Logprobs, right, stand_in
 from tests.unit.simulation import Simulation, learned, metrics, recipe
 from tests.unit.weights.test_canaries import off
 
@@ -157,6 +158,31 @@ def test_a_swap_that_one_member_loads_wrongly_replaces_that_member_only(tmp_path
     assert {m.version for m in teacher(simulation).members.serving()} == {3}
 
 
+@pytest.mark.parametrize("weights", ["live", "ema"])
+def test_a_version_that_one_member_loads_wrongly_replaces_it_and_trains_nothing_wrong(
+    tmp_path: Path, ward: Ward, weights: str
+) -> None:
+    moving = {"weights": weights} | ({"decay": 0.9} if weights == "ema" else {"system": "Think."})
+    models = {"student": {"path": "/none"}, "teacher": moving}
+    load = SimulatedScorer.load
+
+    async def half(scorer: SimulatedScorer, version: int, *rest: Any) -> int:
+        if version == 3 and ward.members.index(scorer) == 1:
+            ward.ill[1] = 0.5
+        return await load(scorer, version, *rest)
+
+    untouched = Simulation(recipe(tmp_path / "right", models=models))
+    assert untouched.go() == DONE
+    ward.members.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedScorer, "load", half)
+        simulation = Simulation(recipe(tmp_path / "wrong", models=models))
+        assert simulation.go() == DONE
+    assert 1 not in numbers(simulation) and len(numbers(simulation)) == 2
+    assert [n for n in simulation.notices if "of version 3 its scores" in n and "differ by 0.5 nats a token" in n]
+    assert learned(tmp_path / "wrong") == learned(tmp_path / "right")
+
+
 def shared(root: Path, **changes: Any) -> Simulation:
     return Simulation(recipe(root, colocate=True, learner={"zero_stage": 2}, data={"heldout": "/none"}, **changes))
 
@@ -209,11 +235,11 @@ def test_an_alarm_checks_all_members_and_rescores_what_a_wrong_one_scored(
 
 
 class Bed:
-    """Real torch scorers in this process, and a watch over them."""
+    """Real scorers in this process, and a watch over them."""
 
-    def __init__(self, root: Path, model: Path, dtype: str) -> None:
-        settings = recipe(root, scorer={"teacher": {"engine": "torch", "dtype": dtype, "max_context_tokens": 64}})
-        config = ScorerConfig(dtype=dtype, max_context_tokens=64)
+    def __init__(self, root: Path, model: Path, dtype: str, engine: str = "torch") -> None:
+        keys = {"engine": engine, "dtype": dtype, "max_context_tokens": 64}
+        settings, config = recipe(root, scorer={"teacher": keys}), ScorerConfig.model_validate(keys)
         spec = GangSpec("scorer.teacher", Scorer, ((config, str(model), 250, 0),), Resources())
         self.pool = Pool("scorer.teacher", LocalTransport(), lambda number: spec)
         self.pool.startup.admit = self.admit
@@ -225,7 +251,7 @@ class Bed:
         self.broken: Callable[[int, Any], None] = lambda number, model: None
 
     async def admit(self, member: Any) -> None:
-        self.broken(member.number, member.lead._engine._model)
+        self.broken(member.number, getattr(member.lead._engine, "_model", None))
         await self.watch.check(self.pool, member, 0)
 
 
@@ -287,3 +313,47 @@ def test_a_real_replica_that_is_loaded_wrong_twice_ends_its_role(
             await bed.pool.call("score")
 
     asyncio.run(story())
+
+
+# vLLM's engine; vLLM itself is a stand-in.
+
+
+def shifted(by: float) -> Logprobs:
+    return lambda ids: off(by, right(ids))
+
+
+def of_the_next_token(ids: Sequence[int]) -> list[float]:
+    found = right(ids)
+    return [*found[1:], found[0]]
+
+
+STRAYED = {
+    "slightly shifted": shifted(-1.5e-3),
+    "far off": shifted(-3.0),
+    "of the next token": of_the_next_token,
+    "uniform": lambda ids: [-5.52] * (len(ids) - 1),
+    "not finite": lambda ids: [float("nan")] * (len(ids) - 1),
+}
+
+
+@pytest.mark.parametrize("strayed", STRAYED.values(), ids=STRAYED)
+@pytest.mark.parametrize("occasion", [Occasion.WAKE, Occasion.ALARM])
+def test_a_vllm_scorer_whose_log_probs_have_strayed_is_found_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strayed: Logprobs, occasion: Occasion
+) -> None:
+    built = stand_in(monkeypatch)
+
+    async def story() -> None:
+        bed = Bed(tmp_path, Path("/model"), "float32", engine="vllm")
+        await bed.pool.members.start(2)
+        sick = bed.pool.members[1]
+        await bed.watch.check(bed.pool, sick, 0, occasion)  # nothing is wrong: nothing happens
+        built[1].logprobs = strayed
+        with pytest.raises(MemberDied):
+            await bed.watch.check(bed.pool, sick, 0, occasion)
+        while len(bed.pool.members.serving()) < 2:
+            await asyncio.sleep(0.01)
+        assert [m.number for m in bed.pool.members.serving()] == [0, 2] and len(built) == 3
+        await bed.pool.members.stop()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
