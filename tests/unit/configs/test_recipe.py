@@ -30,7 +30,7 @@ from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, loaded, reci
         ),
         ("rollout.resources.custom", {"GPU": 1}, "rollout.resources.custom: GPU is Ray's own; set gpus"),
         ("objective.outcome.w", 1, "objective.outcome.w: unknown key; allowed: weight, baseline"),
-        ("scorer.teacher.engin", "x", "scorer.teacher.engin: unknown key; allowed: engine, members, resources, dtype"),
+        ("scorer.teacher.engin", "x", "scorer.teacher.engin: unknown key; allowed: engine, server, members, resources"),
         ("models.teacher.sys", "x", "models.teacher.sys: unknown key; allowed: path, system, prompt"),
         (
             "reward.rules",

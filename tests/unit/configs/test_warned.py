@@ -56,6 +56,11 @@ WARNED: dict[str, tuple[Changes, str]] = {
         {"models.student.template": {"enable_thinking": False}},
         "models.teacher.template: lacks the student's enable_thinking, so that it reads another kind of prompt; give",
     ),
+    "_key_in_clear": (
+        {"scorer.teacher": {"engine": "server", "server": {"address": "http://far:1", "token_file": "/key"}}}
+        | with_objective(support="sampled"),
+        "scorer.teacher.server.address: its key goes to far in clear; use https",
+    ),
 }
 
 
