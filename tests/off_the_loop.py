@@ -18,7 +18,7 @@ import hashlib
 import inspect
 import io
 import os
-import sys
+import shutil
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -98,20 +98,33 @@ class Guard:
         self._hashes()
         self._tensors()
         self.forbid(time, "sleep", "time.sleep")
-        if ray := sys.modules.get("ray"):  # who has not imported it cannot call it
-            self.forbid(ray, "get", "ray.get")
-            self.forbid(ray, "wait", "ray.wait")
+        import ray  # the program may import it later
+
+        self.forbid(ray, "get", "ray.get")
+        self.forbid(ray, "wait", "ray.wait")
 
     def _files(self) -> None:
-        for owner in (builtins, io):
+        for owner in (builtins, io, os):
             self.forbid(owner, "open", "a file is opened")
-        self.forbid(os, "fsync", "fsync")
+        for name in ("read", "write", "fsync"):
+            self.forbid(os, name, f"os.{name}")
+        for name in ("copy", "copy2", "copyfile", "copyfileobj", "copytree", "move", "rmtree"):
+            self.forbid(shutil, name, f"shutil.{name}")
+        self._files_of_libraries()
+
+    def _files_of_libraries(self) -> None:
+        import pyarrow
         import safetensors
         import safetensors.torch
+        import torch
 
         for name in ("save_file", "load_file"):
             self.forbid(safetensors.torch, name, name)
         self.forbid(safetensors, "safe_open", "safe_open")
+        for name in ("save", "load"):
+            self.forbid(torch, name, f"torch.{name}")
+        for name in ("OSFile", "memory_map"):
+            self.forbid(pyarrow, name, f"pyarrow.{name}")
 
     def _hashes(self) -> None:
         from actors.models import fingerprint

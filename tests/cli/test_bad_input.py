@@ -240,6 +240,12 @@ def test_weights_are_finite(recipe: dict[str, Any], refused: Any, key: str) -> N
         assert f"{key}: " in refused(recipe, f"{key}={value}", "reward.rules=[{kind: length}]")
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+def test_a_rules_weight_is_finite(recipe: dict[str, Any], refused: Any, value: str) -> None:
+    rules = f"reward.rules=[{{kind: length}}, {{kind: length, weight: {value}}}]"
+    assert "reward.rules.1.weight: " in refused(recipe, rules)
+
+
 def test_a_route_that_leads_nowhere_is_refused_with_its_row(recipe: dict[str, Any], refused: Any) -> None:
     target = {"field": "persona", "models": {"pirate": "teacher"}}
     error = refused(recipe | {"objective": {"target": target, "support": "full"}})

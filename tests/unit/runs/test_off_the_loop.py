@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from actors.member import Member
@@ -56,7 +59,16 @@ DEEDS: dict[str, Callable[[Path], Any]] = {
     "opening a file": lambda file: builtins.open(file).close(),
     "reading a file": lambda file: file.read_text(),
     "writing a file": lambda file: file.write_bytes(b""),
+    "opening by number": lambda file: os.close(os.open(file, os.O_RDONLY)),
+    "reading by number": lambda file: os.read(0, 0),
+    "writing by number": lambda file: os.write(1, b""),
     "fsync": lambda file: os.fsync(0),
+    "copying a file": lambda file: shutil.copyfile(file, f"{file}.copy"),
+    "removing a tree": lambda file: shutil.rmtree(file.parent / "none", ignore_errors=True),
+    "an arrow file": lambda file: pa.OSFile(str(file), "wb").close(),
+    "saving tensors": lambda file: torch.save({}, file),
+    "ray.get": lambda file: ray.get([]),
+    "ray.wait": lambda file: ray.wait([]),
     "hashing": lambda file: hashlib.sha256(bytes(HASHED)),
     "a fingerprint": lambda file: weights.fingerprint(np.zeros(1, np.uint8)),
     "copying a tensor": lambda file: torch.zeros(1).clone(),
@@ -74,6 +86,8 @@ def test_the_guard_refuses_each_blocking_call_on_a_loops_thread_only(
     (tmp_path / "file").touch()
     monkeypatch.setattr("tests.off_the_loop.OURS", (*OURS, __file__))  # as if this were the program
     monkeypatch.setattr(os, "fsync", lambda number: None)
+    monkeypatch.setattr(ray, "get", lambda refs: None)
+    monkeypatch.setattr(ray, "wait", lambda refs: None)
     guard, member = Guard(monkeypatch), Blocking(tmp_path / "file")
     guard.everything()
     deed(member.file)  # no loop here

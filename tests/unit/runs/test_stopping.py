@@ -165,16 +165,24 @@ def test_a_stop_while_waiting_for_a_batch_takes_seconds_and_saves(
     ("ask", "grace", "ended", "steps"),
     [
         (Ask.GENTLY, 20.0, LONG, 4),
-        (Ask.IN_TIME, 20.0, 20.0, 3),
+        (Ask.IN_TIME, None, 20.0, 3),
+        (Ask.IN_TIME, 30.0, 30.0, 3),
         (Ask.IN_TIME, 2 * LONG, LONG, 4),
         (Ask.AT_ONCE, 20.0, 0.0, 3),
     ],
     ids=str,
 )
 def test_the_step_under_way_ends_or_is_given_up_after_the_grace(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask, grace: float, ended: float, steps: int
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask,
+    grace: float | None,
+    ended: float,
+    steps: int,
 ) -> None:
-    changes: dict[str, Any] = {"run": {"grace_seconds": grace}, "checkpoint": {"every": 3, "keep": 9}}
+    given = {} if grace is None else {"grace_seconds": grace}
+    changes: dict[str, Any] = {"run": given, "checkpoint": {"every": 3, "keep": 9}}
     stopped = Stopped(tmp_path, ask, **changes)
     slow(monkeypatch, SimulatedLearner, "step", stopped.now, call=4)
     assert ended <= stopped.went_on() < ended + SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from actors.wire.jobs import Share
 from orchestrator import checkpoint
 from orchestrator.run import DONE, STOPPED
 from orchestrator.stage import NotFinite
+from orchestrator.surface.ending import fail
 from orchestrator.surface.outcome import first_of
 from orchestrator.surface.report.page import write_report
 from orchestrator.weights.skipped_updates import SkippedUpdates
@@ -106,6 +108,9 @@ def test_three_in_a_row_end_the_run_and_leave_the_last_checkpoint(tmp_path: Path
     assert [line["step"] for line in strict_lines(tmp_path)] == [1, 2, 3, 4, 5]
     (folder,) = (simulation.directory / "checkpoints").iterdir()
     assert folder.name == "step_2" and checkpoint.latest(simulation.directory)
+    code, said = asyncio.run(fail(simulation.run, failure.value))  # type: ignore[arg-type]
+    assert code == 1 and said.startswith(f"the run failed: {error}\n")
+    assert json.loads((simulation.directory / "summary.json").read_text())["exit"] == 1
 
 
 def test_a_resume_keeps_skipped_updates(tmp_path: Path, sick: list[int]) -> None:
