@@ -103,7 +103,7 @@ class Rollout(Writer):
                 self._version = version
                 await self._engine.resume_generation()
             finally:
-                self._delivery.remove(path)
+                await asyncio.to_thread(self._delivery.remove, path)
         return version
 
     async def _reset_key_values(self, version: int) -> None:
