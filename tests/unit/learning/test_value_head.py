@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors.learning.learner import Learner
 from actors.learning.value_head import ValueHead
+from actors.wire.jobs import LearnerSpec
+from configs.objective import Objective
+from configs.roles import Learner as LearnerConfig
 from configs.roles import ValueHead as ValueHeadConfig
 
 WIDTH = 8
@@ -76,3 +80,17 @@ def test_a_gradient_that_is_not_finite_is_let_go() -> None:
 def test_a_checkpoint_without_its_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"has no value_head.safetensors: it is of an earlier version"):
         head().load(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 0.25), (0.5, 0.125)])
+def test_the_learner_steps_it_at_its_own_rate_in_the_policys_schedule(share: float, expected: float) -> None:
+    """`share`: of its rate that the policy's schedule has reached."""
+    config = LearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "value_head": {"lr": 0.25}})
+    learner, found = Learner(0, 1), head()
+    learner._spec = LearnerSpec(config, Objective(target="data"), "/none", 9, 1, 0, "float32")
+    for applied in (False, True):
+        (found(torch.ones(4, WIDTH)) - 1.0).square().sum().backward()
+        learner._applied = applied
+        learner._apply_values(found, share * 1e-3)
+        assert found.weight.tolist() == pytest.approx([expected * applied] * WIDTH, rel=1e-4)
+        assert found.weight.grad is None, "a gradient whose step the policy skipped is let go"
