@@ -153,7 +153,7 @@ def _control_at(address: str, directory: Path) -> Any:
         _prepare_to_join(address)
         _ray().init(address=address, **_DRIVER)
         return _ray().get_actor(control_name(directory.name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Ray raises many types
         raise RecipeError(
             f"{directory} does not answer ({reason(error)}); it may have died "
             f"(`logratio resume {directory.name}` goes on with it)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from configs.load import parse_recipe
+from configs.load import RecipeError, parse_recipe
 from orchestrator.preflight import cluster, survey
 from orchestrator.preflight.environment import job_warnings
 from tests.unit.recipes import SMALLEST
@@ -55,3 +55,30 @@ def test_a_job_is_warned_if_ray_would_kill_it_before_its_checkpoint() -> None:
     (line,) = job_warnings(recipe, job)
     assert "Ray kills a job 3 s after" in line and "RAY_JOB_STOP_WAIT_TIME_S=30" in line
     assert job_warnings(recipe, job | {"RAY_JOB_STOP_WAIT_TIME_S": "30"}) == []
+
+
+class Broken(Exception):
+    """What a Ray raises that has no better word for it."""
+
+
+def unstartable(**_: Any) -> None:
+    raise Broken("GCS\ndid not come up")
+
+
+def test_a_ray_that_does_not_start_is_bad_input_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(init=unstartable))
+    monkeypatch.setattr(cluster, "prepare_local", lambda dashboard: None)
+    with pytest.raises(RecipeError, match=r"^Ray does not start on this machine: GCS$") as raised:
+        cluster.start_local(1, None)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_whose_ray_cannot_be_joined_is_said_not_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = SimpleNamespace(init=unstartable, is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(cluster, "_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "_prepare_to_join", lambda address: None)
+    with pytest.raises(RecipeError, match=rf"^{tmp_path} does not answer \(GCS\).*resume") as raised:
+        cluster._control_at("127.0.0.1:1", tmp_path)
+    assert "\n" not in str(raised.value)
