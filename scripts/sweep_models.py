@@ -1,8 +1,8 @@
 """Every causal language model of the installed transformers, built tiny and probed: writes docs/models.md.
 
 A model is supported where our packed or padded forward pass and our LM head agree with the model's own logits of each
-sequence alone to 1e-4 nats in float32. `blind`: without boundaries between sequences the copy is less than 0.1 nats
-off, so that the probe would not detect a leak.
+sequence alone to 1e-4 nats in float32. `unbounded`: how far off the copy is without boundaries between sequences, nats;
+the tests want more than 0.1 of each, since a smaller leak would not be seen.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_packed_padded_and_head_logprobs_are_the_models_own(name: str) -> None:
     assert row.unbounded > 0.1, "these weights would hide a leak"
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_5", "falcon_h1", "gemma2", "mamba2", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("name", REQUIRED)
 def test_gradients_of_a_batch_are_those_of_its_sequences_alone(name: str) -> None:
     """As the probe would run it, and padded."""
     model = small_copy(configuration(name), "eager")
@@ -215,6 +216,15 @@ def test_a_scale_and_a_cap_are_found_under_any_name() -> None:
         ((7.0 * torch.tanh(product / 7.0)).bfloat16(), 1.0, 7.0),
     ):
         assert find_logits(product, own, Config()) == (pytest.approx(scale), cap)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_5_text", "gemma3"])
+def test_a_probe_costs_about_a_second(name: str) -> None:
+    """Of this process's time, whoever else uses the machine."""
+    model = small_copy(configuration(name), "sdpa")
+    before = time.process_time()
+    probe(model)
+    assert time.process_time() - before < 5.0
 
 
 def test_the_probe_leaves_the_model_as_it_was() -> None:
