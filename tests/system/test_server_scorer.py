@@ -122,7 +122,7 @@ def test_a_run_is_taught_by_a_teacher_whose_weights_are_not_here(
             (described / file.name).write_bytes(file.read_bytes())
     small = {"cpus": 0.1, "threads": 1}
     tree = {
-        "run": {"name": "taught", "root": str(tmp_path), "steps": 4},
+        "run": {"name": "taught", "root": str(tmp_path), "steps": 24},
         "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(described)}},
         "data": {"prompts": str(prompts["train"]), "heldout": str(prompts["heldout"])},
         "batch": {"prompts_per_step": 4},
