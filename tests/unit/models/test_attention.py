@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ from actors.models.probing.small_copy import small_copy
 from scripts.sweep_models import configuration
 
 PAIRS = [(list(range(20, 23)), list(range(23, 41))), ([70], list(range(71, 97))), ([40, 90], [33, 120, 45])]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def gradients(model: Any, handling: Handling, batches: list[causal_lm.Pack]) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,6 @@ from tests.probed import REQUIRED, write
 
 IDS = [list(range(20, 41)), list(range(70, 97, 1)), [40, 90, 33, 120, 45]]
 RIGHT = Gaps(head=0.0, packed=1e-6, packed_first=1e-6, padded=1e-6, continued=1e-6, attention=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of a type, written once."""
-    return lru_cache(lambda name: write(tmp_path_factory.mktemp(name), name))
 
 
 def scorer(dtype: str) -> Scorer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,8 @@ from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest
 from configs.roles import Scorer
 from tests.cli import leaky
-from tests.probed import write
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of a type, written once."""
-    return lru_cache(lambda name: write(tmp_path_factory.mktemp(name), name))
 
 
 @pytest.fixture
