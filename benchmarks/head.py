@@ -1,20 +1,25 @@
 """The cost of float32 logits of a bf16 LM head: bf16 product then float32, against ours, alternating.
 
-`python -m benchmarks head [--tokens 256] [--width 576] [--vocabulary 49152] [--rounds 7] [--backward]`
+`python -m benchmarks head [--tokens 256] [--width 576] [--vocabulary 49152] [--rounds 7] [--backward]
+[--out FILE]`
 Prints the median seconds a chunk of each, and the p99 error of its log-probs against a float64 head, nats.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from actors.models.head_product import product
+from benchmarks import machine
 
 
 def rounded(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,6 +42,7 @@ def main() -> None:
     for name, default in (("tokens", 256), ("width", 576), ("vocabulary", 49_152), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--backward", action="store_true")
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,11 +55,23 @@ def main() -> None:
     for _ in range(asked.rounds):
         for name, call in kinds.items():
             took[name].append(seconds(call, hidden, weight, asked.backward))
+    report = {name: {"seconds": statistics.median(times)} for name, times in took.items()}
     exact = (hidden[:32].double() @ weight.double().t()).log_softmax(-1)
     for name, call in kinds.items():
         error = (call(hidden[:32], weight, None).log_softmax(-1) - exact).abs().detach().flatten()
-        p99 = float(error.kthvalue(int(0.99 * len(error))).values)
-        print(f"{name:8} {statistics.median(took[name]):8.4f} s a chunk, log-probs p99 off by {p99:.2e} nats")
+        report[name]["p99"] = float(error.kthvalue(int(0.99 * len(error))).values)
+    for line in lines(report):
+        print(line)
+    if asked.out:
+        sizes = {"asked": {name: getattr(asked, name) for name in ("tokens", "width", "vocabulary", "backward")}}
+        asked.out.write_text(json.dumps(machine.described() | sizes | report, indent=1) + "\n")
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("rounded", "float32"):
+        one = report[name]
+        yield f"{name:8} {one['seconds']:8.4f} s a chunk, log-probs p99 off by {one['p99']:.2e} nats"
+    yield f"ratio    {report['float32']['seconds'] / report['rounded']['seconds']:8.2f}"
 
 
 if __name__ == "__main__":

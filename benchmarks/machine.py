@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def described(*packages: str) -> dict[str, Any]:
-    """Date, machine, cores that this process may use, and the versions of `packages`."""
+    """Date, machine, cores that this process may use, and the versions of `packages`, by the names they are imported
+    by."""
+    names = packages_distributions()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "bf16_in_hardware": cpu_has_bf16(),
-        "versions": {name: version(name) for name in ("torch", *packages)},
+        "versions": {name: version(names[name][0]) for name in ("torch", *packages)},
     }
 
 

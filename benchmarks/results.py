@@ -1,4 +1,5 @@
-"""Writes benchmarks/RESULTS.md from the JSON in benchmarks/results: `python -m benchmarks results`.
+"""Writes benchmarks/RESULTS.md and the README's comparison from the JSON in benchmarks/results:
+`python -m benchmarks results`.
 
 A file is named by its benchmark: `trl-16x48.json` was written by `python -m benchmarks trl --out`.
 """
@@ -10,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, trl
+from benchmarks import head, machine, trl
 from benchmarks.step import report as step
 
 HERE = Path(__file__).parent
-PAGE = HERE / "RESULTS.md"
+PAGE, README = HERE / "RESULTS.md", HERE.parent / "README.md"
+BEGIN, END = "<!-- python -m benchmarks results -->", "<!-- end of results -->"
 Found = Mapping[str, Any]
 
 
@@ -34,7 +36,23 @@ def _trl(found: Found) -> str:
     return "\n".join(["```", *trl.lines(found), "```"])
 
 
+def _head(found: Found) -> str:
+    asked = found["asked"]
+    passes = "forward and backward" if asked["backward"] else "forward"
+    sizes = f"{asked['tokens']} tokens, width {asked['width']}, vocabulary {asked['vocabulary']}, {passes}"
+    return "\n".join([f"{sizes}:", "", "```", *head.lines(found), "```"])
+
+
+def compared(readme: str, folder: Path) -> str:
+    """The README's text with a row for each whole step that was compared with TRL's."""
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    rows = [trl.row(json.loads(file.read_text())) for file in sorted(folder.glob("trl-*.json"))]
+    return "\n".join([before + BEGIN, *trl.HEAD, *rows, END + after])
+
+
 KINDS: dict[str, tuple[str, Callable[[Found], str]]] = {
+    "head": ("bf16 head: product rounded to bf16, beside ours in float32", _head),
     "step": ("Each role alone, against the machine's limits", step.table),
     "trl": ("Whole steps, beside TRL", _trl),
 }
@@ -42,6 +60,7 @@ KINDS: dict[str, tuple[str, Callable[[Found], str]]] = {
 
 def main() -> None:
     PAGE.write_text(page(HERE / "results"))
+    README.write_text(compared(README.read_text(), HERE / "results"))
     print(PAGE.relative_to(HERE.parent))
 
 

@@ -166,6 +166,17 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"loss on the same tokens: {losses}: {agreement['relative']:.1e} apart"
 
 
+HEAD = ("| whole steps, the same prompts | logratio | TRL | ratio | measured |", "|---|---|---|---|---|")
+
+
+def row(found: Mapping[str, Any]) -> str:
+    """The same as a row of a table."""
+    asked, (ours, peer) = found["asked"], (found[name]["tokens_per_second"] for name in ("logratio", "trl"))
+    sizes = f"{asked['responses']} x {asked['tokens']} tokens, full reverse KL, SmolLM2-135M, {asked['dtype']}"
+    measured = f"TRL {found['versions']['trl']}, {found['cores']} cores, {found['date'][:10]}"
+    return f"| {sizes} | {ours:.1f} response tokens/s | {peer:.1f} | {ours / peer:.2f} | {measured} |"
+
+
 def _run(command: Sequence[str], **environment: str) -> str:
     """What a command printed. Ends the benchmark with its last lines if it fails."""
     quiet = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}

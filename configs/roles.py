@@ -207,8 +207,13 @@ class Lora(Node):
 DATASET = RoleSize(1, 1, Resources(cpus=0.05, threads=1), elastic=False)  # the role that reads given responses
 
 
+CHUNK_BYTES = 2**28
+
+
 class Learner(Node):
-    """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors.
+    """DeepSpeed learner. `ranks` actors form one member. `tokens_per_chunk` bounds the [tokens, vocabulary] tensors;
+    null: as many rows as CHUNK_BYTES hold in float32. A micro-batch of one chunk is not computed again in the backward
+    pass.
 
     `packing`: several sequences in a row without padding. `auto`: if a probe finds that no sequence attends to another;
     true: always, and a model whose sequences leak is refused; false: never.
@@ -226,11 +231,15 @@ class Learner(Node):
     gradient_checkpointing: bool = False
     attention: Attention = "auto"
     packing: Literal["auto", True, False] = "auto"
-    tokens_per_chunk: Positive = 256
+    tokens_per_chunk: Positive | None = None
     dropout: bool = False
     lora: Lora | None = None
     optimizer: Optimizer
     value_head: ValueHead = ValueHead()
+
+    def rows_per_chunk(self, vocabulary: int) -> int:
+        """Rows of the largest [tokens, vocabulary] tensor."""
+        return self.tokens_per_chunk or max(1, CHUNK_BYTES // (4 * vocabulary))
 
     @property
     def deepspeed_stage(self) -> int:

@@ -87,7 +87,7 @@ class Learner(Member):
             model,
             objective.build(spec.objective, spec.start_kl, spec.objective.merged_ends(spec.end_tokens)),
             spec.vocabulary,
-            spec.config.tokens_per_chunk,
+            spec.config.rows_per_chunk(spec.vocabulary),
             self._handling,
             spec.temperature,
             self._value_head(spec, model),

@@ -9,6 +9,7 @@ one. Rank 0 prints a line of JSON for each stage.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -88,7 +89,19 @@ def gradient(rank: Learner) -> dict[str, Tensor]:
     return {name: safe_get_full_grad(p).double() for name, p in rank._built.named_parameters()}
 
 
+def moments(rank: Learner) -> dict[str, Tensor]:
+    """What the optimizer was given at step 1, wherever it is kept: Adam's first moment holds 1 - beta of it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    share = 1.0 - rank._specified.config.optimizer.betas[0]
+    parameters = rank._built.named_parameters()
+    return {name: safe_get_full_optimizer_state(p, "exp_avg").double() / share for name, p in parameters}
+
+
 def distance(found: dict[str, Tensor], total: dict[str, Tensor]) -> float:
+    """Of `found` from `total`, relative; where there is no `total`, not a number: every rank gathers, one compares."""
+    if not total:
+        return math.nan
     squares = sum(float((found[name] - total[name]).square().sum()) for name in total)
     return (squares / sum(float(tensor.square().sum()) for tensor in total.values())) ** 0.5
 
@@ -96,20 +109,23 @@ def distance(found: dict[str, Tensor], total: dict[str, Tensor]) -> float:
 def main() -> None:
     (rank, ranks, port), model, count = map(int, sys.argv[1:4]), Path(sys.argv[4]), int(sys.argv[5])
     learner.Readings = Unread  # type: ignore[assignment]
-    member, total = Learner(rank, ranks), expected(model, ranks, count)
-    norm = float(torch.stack([tensor.norm() for tensor in total.values()]).norm())
+    member, total = Learner(rank, ranks), expected(model, ranks, count) if rank == 0 else {}
+    norm = sum(float(tensor.square().sum()) for tensor in total.values()) ** 0.5 if total else math.nan
     for asked in sys.argv[6:]:
         stage, offload = int(asked[0]), "cpu" if asked.endswith("+cpu") else "none"
-        settings: dict[str, Any] = {"optimizer": {"name": "adamw", "lr": 1e-12}, "tokens_per_chunk": CHUNK}
+        optimizer = {"name": "adamw", "lr": 1e-12, "max_grad_norm": 0.0}
+        settings: dict[str, Any] = {"optimizer": optimizer, "tokens_per_chunk": CHUNK}
         settings |= {"dtype": "bfloat16", "zero_stage": stage, "offload_optimizer": offload, "ranks": ranks}
         spec = LearnerSpec(LearnerConfig.model_validate(settings), OBJECTIVE, str(model), VOCABULARY, 2, 0, "bfloat16")
         member.start(spec, ("127.0.0.1", port))
         line: dict[str, Any] = {"stage": asked, "errors": [], "norms": []}
         for step in (1, 2):  # the second time from the same weights: the rate moves nothing
             member._accumulate(Micro(rank, count))  # type: ignore[arg-type]
-            if offload == "none":  # else it is with the optimizer, and its norm is what is seen
+            if offload == "none":  # else it is with the optimizer, whose moments show it
                 line["errors"].append(distance(gradient(member), total))
             line["norms"].append(member._apply(step)["grad_norm"] / norm - 1.0)
+            if step == 1:
+                line["errors"].append(distance(moments(member), total))
         if stage in (1, 2):
             member.sleep()
             member.wake()

@@ -88,4 +88,5 @@ def base_scores(spec: LearnerSpec, model: Any, adapters: Adapters | None, handli
     if adapters is None or not spec.base:
         return None
     full = frozenset(full_slots(spec.objective)) & frozenset(spec.base)
-    return BaseScores(model, adapters, handling, spec.vocabulary, spec.config.tokens_per_chunk, full)
+    rows = spec.config.rows_per_chunk(spec.vocabulary)
+    return BaseScores(model, adapters, handling, spec.vocabulary, rows, full)

@@ -80,9 +80,8 @@ def _computed(recipe: Recipe, before: Before, sides: Sequence[tuple[Recipe, Any]
     from orchestrator.preflight.files import read_models
 
     models = read_models(recipe)
-    weights = replaying.Weights(
-        before.model, before.checkpoint, recipe.learner.packing, models.vocabulary, recipe.learner.tokens_per_chunk
-    )
+    rows = recipe.learner.rows_per_chunk(models.vocabulary)
+    weights = replaying.Weights(before.model, before.checkpoint, recipe.learner.packing, models.vocabulary, rows)
     read = [
         replaying.Side(each.objective, share.share, each.learner_temperature, models.end_token_ids)
         for each, share in sides

@@ -37,7 +37,12 @@ def test_each_role_with_gpus_has_its_own_defaults_and_the_others_keep_theirs() -
     assert (plain.rollout.eager, plain.rollout.max_concurrent) == (True, 64)
     assert with_gpus.scorer_of("teacher").tokens_per_batch == 16_384 > plain.scorer_of("teacher").tokens_per_batch
     assert with_gpus.learner.tokens_per_chunk == 2048 and with_gpus.batch.tokens_per_microbatch == 8192
-    assert plain.learner.tokens_per_chunk == 256 and plain.batch.tokens_per_microbatch == 512
+    assert (
+        plain.learner.rows_per_chunk(49_152) * 49_152 * 4
+        <= 2**28
+        < (plain.learner.rows_per_chunk(49_152) + 1) * 196_608
+    )
+    assert with_gpus.learner.rows_per_chunk(49_152) == 2048 and plain.batch.tokens_per_microbatch == 512
     alone = parse_recipe(tree(rollout=GPU))
     assert alone.batch == plain.batch and not alone.rollout.eager and alone.teacher_rollout.eager
 
