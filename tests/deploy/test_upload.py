@@ -18,6 +18,7 @@ LEFT_OUT = (
     ".venv-gpu/bin/python",
     ".git/config",
     ".trl/trl/__init__.py",
+    ".trackers/bin/python",
     ".env",
     "models/student/model.safetensors",
     "build/lib/x.py",
