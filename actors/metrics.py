@@ -117,6 +117,12 @@ FLOW_METRICS: tuple[Exported, ...] = (
         "member_load", "gauge", "unanswered work of a member: tokens of scorers, else responses", ("role", "member")
     ),
     Exported("restarts", "counter", "members that were replaced", ("role",)),
+    Exported(
+        "retries",
+        "counter",
+        "calls made again since their member was lost, and samples resampled for whatever reason",
+        ("role",),
+    ),
     Exported("learner_rebuilds", "counter", "learners that were rebuilt from a checkpoint"),
     Exported("time_share", "gauge", "share of a role's member-seconds, last minute: 0 to 1", ("role", "phase")),
     Exported("queue_depth", "gauge", "samples on an edge, in flight or waiting; on `score` tokens", ("edge",)),

@@ -57,6 +57,7 @@ class Pool:
         self.members = Membership(self.startup, self._members_changed)
         self.line = WaitingLine() if line is None else line  # an empty line is false
         self.clock = MemberClock()
+        self.retries = 0  # calls made again, and samples asked for again
         self.alone = asyncio.Lock()  # one suspected call at a time
         self.listeners: list[Callable[[], None]] = []
         self._hedge = hedge
@@ -89,6 +90,7 @@ class Pool:
             except MemberDied as death:
                 if attempt == DEATHS or patience == "once":
                     raise CallFailed(f"{self.role}: {method} failed on {attempt} members; {death}") from death
+                self.retries += 1
         raise AssertionError("unreachable")
 
     async def call_member(self, member: PoolMember, method: str, *args: Any, deadline: str | None = None) -> Any:

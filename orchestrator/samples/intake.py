@@ -290,8 +290,13 @@ class Intake:
         self, tickets: Iterable[Ticket], died: bool = False, implicated: AbstractSet[int] | None = None
     ) -> None:
         """Queue lost tickets again, and quarantine guilty groups; `died`, `implicated` as in Leases.lose."""
-        for index in self.leases.lose(tickets, died, implicated):
+        lost = list(tickets)
+        guilty = self.leases.lose(lost, died, implicated)
+        for index in guilty:
             self._quarantine(index)
+        for ticket in lost:
+            if ticket.index not in guilty:
+                self.writers[self.leases.source(ticket.index)].retries += 1
 
     def _quarantine(self, index: int) -> None:
         """Skip a guilty group's missing samples, so that no batch waits for them. Those it has are trained."""

@@ -73,6 +73,7 @@ def _roles(run: Run, use: Use | None) -> list[dict[str, Any]]:
             "elastic": role in elastic,
             "members": len(pool.members),
             "restarts": pool.members.restarts,
+            "retries": pool.retries,
             "busy": shares[role].busy if role in shares else None,
             "waiting": shares[role].waiting if role in shares else None,
         }

@@ -36,9 +36,10 @@ def _now() -> list[Any]:
 
 def _died() -> list[Any]:
     return [
-        curves("Members replaced in an hour, by role", COUNT, grown("restarts", "role"), low=0),
-        curves("Learners rebuilt in an hour", COUNT, grown("learner_rebuilds"), low=0),
-        curves("Canaries failed in an hour, by teacher", COUNT, grown("canary_failures", "teacher"), low=0),
+        curves("Members replaced in an hour, by role", COUNT, grown("restarts", "role"), width=6, low=0),
+        curves("Work done again in an hour, by role", COUNT, grown("retries", "role"), width=6, low=0),
+        curves("Learners rebuilt in an hour", COUNT, grown("learner_rebuilds"), width=6, low=0),
+        curves("Canaries failed in an hour, by teacher", COUNT, grown("canary_failures", "teacher"), width=6, low=0),
     ]
 
 

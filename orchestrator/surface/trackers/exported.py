@@ -29,7 +29,8 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Value]:
     """All other metrics."""
     yield from _of_members(status["members"], [role["role"] for role in status["roles"]])
     for role in status["roles"]:
-        yield "restarts", {"role": role["role"]}, role["restarts"]
+        for name in ("restarts", "retries"):
+            yield name, {"role": role["role"]}, role[name]
         for phase, share in _shares(role):
             yield "time_share", {"role": role["role"], "phase": phase}, share
     for queue in status["queues"]:

@@ -78,6 +78,7 @@ def test_a_call_that_kills_every_member_fails_with_a_message() -> None:
         await pool.members.start(2)
         with pytest.raises(RoleFailed, match="echo: slowly failed on 3 members; out of memory"):
             await pool.call("slowly", 4)
+        assert pool.retries == 2
 
     asyncio.run(story())
 

@@ -37,6 +37,7 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
     assert_each_once(tmp_path)
     assert {row["attempt"] for row in rows} == {0, 1}
     assert pool is not None and pool.members.restarts == 1 and len(pool.members.serving()) == 2
+    assert pool.retries == sum(row["attempt"] for row in rows)
     assert max(line["staleness_max"] for line in metrics(tmp_path)) <= bound
 
 

@@ -33,9 +33,9 @@ STATUS: dict[str, Any] = {
         {"name": "scorer.teacher-0", "state": "serving", "version": 0, "load": 77, "restarts": 0},
     ],
     "roles": [
-        {"role": "rollout", "restarts": 1, "busy": 0.75, "waiting": 0.25},
-        {"role": "scorer.teacher", "restarts": 0, "busy": None, "waiting": None},
-        {"role": "learner", "restarts": 0, "busy": 0.5, "waiting": 0.2},
+        {"role": "rollout", "restarts": 1, "retries": 7, "busy": 0.75, "waiting": 0.25},
+        {"role": "scorer.teacher", "restarts": 0, "retries": 0, "busy": None, "waiting": None},
+        {"role": "learner", "restarts": 0, "retries": 0, "busy": 0.5, "waiting": 0.2},
     ],
     "queues": [{"edge": "learn", "depth": 12, "oldest_seconds": 3.5}],
     "totals": {
