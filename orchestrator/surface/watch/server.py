@@ -15,7 +15,7 @@ from actors.address import LOOPBACK
 from actors.metrics import STEP_METRICS
 from configs.refusal import RecipeError
 from orchestrator.surface.outcome import console
-from orchestrator.surface.report.recorded import CHARTS, CLIP, FREE, NEUTRAL
+from orchestrator.surface.report.recorded import CHARTS, CLIP, COMPONENTS, FREE, NEUTRAL
 from orchestrator.surface.watch.guard import Guard
 from orchestrator.surface.watch.run_files import RunFiles
 
@@ -32,6 +32,7 @@ LIBRARY_FILES = {
     "uplot.css": ("vendor/uplot.min.css", "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04"),
 }
 MORE_CHARTS = (
+    ("Components of the reward", "mean of a step, unweighted", (COMPONENTS,)),
     ("Log-ratio of sampled tokens", "nats; 1st, 50th, 99th percentile", (
         "log_ratio_p1", "log_ratio_p50", "log_ratio_p99",
     )),

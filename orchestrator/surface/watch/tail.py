@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.metrics import finite
+from orchestrator.surface.report.recorded import COMPONENTS
 
 ANCHOR = 256  # bytes before the place read up to, by which it is known again
 ROWS = 2000  # of one answer
 
 
 class Tail:
-    """The whole lines of a file of steps, as columns. `generation` changes where lines that were there are gone."""
+    """The whole lines of a file of steps, as columns; each component of the reward has one. `generation` changes where
+    lines that were there are gone."""
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
         self._path = path
@@ -72,8 +74,11 @@ class Tail:
             self.generation += 1
             keep = next(i for i, known in enumerate(self.columns["step"]) if known >= step)
             self.columns = {name: column[:keep] for name, column in self.columns.items()}
+        components = _components(values)
+        for name in components.keys() - self.columns.keys():
+            self.columns[name] = [None] * len(self)
         for name, column in self.columns.items():
-            column.append(_number(values.get(name)))
+            column.append(_number(components.get(name, values.get(name))))
 
     def _is_same(self, file: Any) -> bool:
         """Whether what was read is still there, before the place read up to."""
@@ -96,6 +101,12 @@ def _values(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _components(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a line's components, by the names of their columns."""
+    found = values.get(COMPONENTS)
+    return {f"{COMPONENTS}.{name}": value for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _number(value: Any) -> int | float | None:

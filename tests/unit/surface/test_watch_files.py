@@ -48,6 +48,15 @@ def test_a_half_written_last_line_waits_for_its_end(log: Path) -> None:
     assert (found.columns, found.generation) == ({"step": [1, 2], "loss": [0.5, 7]}, 1)
 
 
+def test_components_of_the_reward_are_columns_of_their_own(log: Path) -> None:
+    """Also of one that later steps have alone, and where a resumed run takes steps again."""
+    rewards = {1: None, 2: {"length": 0.5, "model": None}, 3: {"length": 1.0, "model": "no number"}, 4: "no components"}
+    log.write_text("".join(json.dumps({"step": n, "reward_component": rewards[n]}) + "\n" for n in (1, 2, 3, 4, 2)))
+    found = follow(log).columns
+    assert found["reward_component.length"] == [None, 0.5] and found["reward_component.model"] == [None, None]
+    assert {len(column) for column in found.values()} == {2}
+
+
 def test_lines_that_are_no_steps_are_left_out(log: Path) -> None:
     log.write_bytes(
         b'nonsense\n[1]\n\xff\xfe\n{"step": null}\n{"step": 1, "loss": NaN}\n{"step": 2, "loss": "x"}\n{"loss": 1}\n'

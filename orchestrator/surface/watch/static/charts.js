@@ -5,11 +5,22 @@ import { byId, colour, el, number, words } from "./dom.js";
 const COLOURS = ["#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#c99700", "#8a94a6", "#e11d48"];
 const HEIGHT = 190, FEW = 60;
 
-/** Series of one chart: a line a metric and run, and rings for its held-out values. */
+/** Columns of a chart's metrics. One that has parts, as a reward has components, is a column `metric.part` for each. */
+function columnsOf(metrics, stores) {
+  return metrics.flatMap((metric) => {
+    const parts = new Set(stores.flatMap((store) => Object.keys(store.columns).filter((name) => name.startsWith(`${metric}.`))));
+    return parts.size > 1 ? [...parts] : [metric];
+  });
+}
+
+const wholeOf = (column) => column.split(".", 1)[0];
+const labelOf = (column) => (column.includes(".") ? column.slice(wholeOf(column).length + 1) : words(column).replace(/^(seconds|tokens) /, ""));
+
+/** Series of one chart: a line a column and run, and rings for its held-out values. */
 function seriesOf(spec, stores, tags) {
-  const found = [], alone = spec.metrics.length === 1;
-  stores.forEach((store, run) => spec.metrics.forEach((metric, i) => {
-    const stroke = COLOURS[(alone ? run : i) % COLOURS.length], label = words(metric).replace(/^(seconds|tokens) /, "") + (tags[run] ? ` ${tags[run]}` : "");
+  const found = [], columns = columnsOf(spec.metrics, stores), alone = columns.length === 1;
+  stores.forEach((store, run) => columns.forEach((metric, i) => {
+    const stroke = COLOURS[(alone ? run : i) % COLOURS.length], label = labelOf(metric) + (tags[run] ? ` ${tags[run]}` : "");
     const values = store.columns[metric];
     if (values && values.some((value) => value !== null)) {
       found.push({ metric, run, stroke, label, steps: store.columns.step, values, rings: false });
@@ -120,7 +131,7 @@ class Chart {
   draw_legend() {
     this.values = this.series.map(() => el("b"));
     const several = this.series.some((one) => one.run);
-    this.legend.replaceChildren(...this.series.map((one, i) => (one.faint || (several && one.rings) ? null : el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[one.metric], vars: { "--c": one.stroke } },
+    this.legend.replaceChildren(...this.series.map((one, i) => (one.faint || (several && one.rings) ? null : el("span", { class: one.rings ? "key ring" : one.run ? "key dash" : "key", title: this.meanings[wholeOf(one.metric)], vars: { "--c": one.stroke } },
       el("i"), one.label + " ", this.values[i]))).filter(Boolean));
     this.read();
   }
