@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from configs.names.own_code import or_own
-from configs.node import Members, Momentum, Node, NonNegative, Positive, Seconds
+from configs.node import FromMemory, Members, Momentum, Node, NonNegative, Positive, Seconds
 from configs.reward_rules import AnyRule, ProgramRule, component_names
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: the fastest that supports the model
@@ -75,7 +75,7 @@ class Rollout(Node):
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     max_context_tokens: Positive = 512
-    max_concurrent: Positive = 64
+    max_concurrent: FromMemory = 64
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     tensor_parallel: Positive = 1
@@ -113,7 +113,7 @@ class Scorer(Node):
     resources: Resources = Resources()
     dtype: Dtype = "auto"
     attention: Attention = "auto"
-    tokens_per_batch: Positive = 1024
+    tokens_per_batch: FromMemory = 1024
     cache_tokens: NonNegative = 16384
     score_cache_mib: NonNegative = 64
     max_queued_tokens: Positive = 262_144

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.data import Data
 from configs.evaluation import Best, Evaluate
-from configs.node import OF_STAGE, START, STUDENT, Node, NonNegative, Positive, Seconds
+from configs.node import OF_STAGE, START, STUDENT, FromMemory, Node, NonNegative, Positive, Seconds
 from configs.objective import PLAIN, Objective
 from configs.roles import (
     DATASET,
@@ -135,7 +135,7 @@ class Batch(Node):
 
     prompts_per_step: Positive
     samples_per_prompt: Positive = 1
-    tokens_per_microbatch: Positive = 512
+    tokens_per_microbatch: FromMemory = 512
     updates: Positive = 1
     max_replacements: NonNegative = 0
 

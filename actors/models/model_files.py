@@ -111,6 +111,26 @@ def key_values_per_token(directory: Path) -> int | None:
     return 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width
 
 
+def layer_numbers(directory: Path) -> tuple[int, int] | None:
+    """Layers, and numbers of one token that a decoder layer keeps for its backward pass, without attention scores;
+    None if the configuration does not say.
+
+    Of width h, query width q, key width k and MLP width m that is 8h + 5 (q + k) + 4m, in the model's dtype: two norms
+    with a float32 copy before and after scaling, projections with their norms and rotations, a gated MLP. Counted on
+    transformers' Qwen3 layers; of other layers it is an estimate."""
+    config = _read_json(directory / "config.json")
+    config = config.get("text_config", config)
+    wanted = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    if not all(isinstance(config.get(name), int) for name in wanted):
+        return None
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    per_head = config.get("head_dim") or width // heads
+    keys = (config.get("num_key_value_heads") or heads) * per_head
+    experts = (config.get("num_experts_per_tok") or 1) * (config.get("moe_intermediate_size") or 0)
+    mlp = max(config["intermediate_size"], experts)
+    return config["num_hidden_layers"], 8 * width + 5 * (heads * per_head + keys) + 4 * mlp
+
+
 def _weight_files(directory: Path) -> list[Path]:
     return sorted(Path(directory).glob("*.safetensors"))
 

@@ -1,19 +1,24 @@
-"""Defaults of a role that has GPUs. Those in the schema are for CPUs, where memory is small and compilation slow."""
+"""Defaults of a role that has GPUs. Those in the schema are for CPUs, where memory is small and compilation slow.
+
+`auto`: preflight derives the number from the memory of the GPUs (orchestrator/preflight/budgets/)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_ENGINE = {"eager": False, "max_concurrent": 256}  # CUDA graphs: else each token waits for the launches of its kernels
+_ENGINE = {
+    "eager": False,
+    "max_concurrent": "auto",
+}  # CUDA graphs: else each token waits for the launches of its kernels
 ROLES: Mapping[str, Mapping[str, Any]] = {
     "rollout": _ENGINE,
     "teacher_rollout": _ENGINE,
     "learner": {"tokens_per_chunk": 2048},
     "reward": {"tokens_per_batch": 32_768},
 }
-SCORER: Mapping[str, Any] = {"tokens_per_batch": 16_384, "cache_tokens": 131_072}
-BATCH: Mapping[str, Any] = {"tokens_per_microbatch": 8192}  # of the learner
+SCORER: Mapping[str, Any] = {"tokens_per_batch": "auto", "cache_tokens": 131_072}
+BATCH: Mapping[str, Any] = {"tokens_per_microbatch": "auto"}  # of the learner
 
 
 def with_gpu_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
-from actors.models.model_files import hidden_width, key_values_per_token, parameters
+from actors.models.model_files import hidden_width, key_values_per_token, layer_numbers, parameters
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.places import places
@@ -46,14 +46,21 @@ def read_sizes(recipe: Recipe) -> dict[str, Size]:
 def _size(recipe: Recipe, model: str, folder: Path) -> Size:
     if served_elsewhere(recipe, model):
         return Size(0, 0, None)
-    return Size(parameters(folder), hidden_width(folder), key_values_per_token(folder))
+    layers, layer = layer_numbers(folder) or (None, None)
+    return Size(parameters(folder), hidden_width(folder), key_values_per_token(folder), layers=layers, layer=layer)
 
 
 def compared_with_machines(recipe: Recipe, inputs: Inputs, directory: Path) -> list[Comparison]:
     """Compare the run with the machines that it would use. A cluster to join must be joined already."""
     from orchestrator.preflight import cluster
 
-    survey = cluster.survey(recipe, directory)
+    return compared_with(recipe, inputs, cluster.survey(recipe, directory))
+
+
+def compared_with(recipe: Recipe, inputs: Inputs, survey: Survey) -> list[Comparison]:
+    """Compare the run with machines whose survey was taken."""
+    from orchestrator.preflight import cluster
+
     placed = _reserved(recipe, survey) if cluster.joins_cluster(recipe) else packed(recipe, survey)
     return compare(recipe, inputs.extent, read_sizes(recipe), survey, placed)
 

@@ -23,13 +23,15 @@ SCORE_BYTES = 64  # of a row beside its tokens, at most by the wire's contract
 class Size:
     """A model's parameters, width of its hidden states, and numbers in the KV cache for a token over all layers (None
     if the configuration does not say). Of a student with adapters also the numbers in these, and in the weights that
-    they adapt; None: all is trained."""
+    they adapt; None: all is trained. `layers` and `layer`: see layer_numbers; None if unknown."""
 
     parameters: int
     hidden: int
     key_values: int | None
     adapters: int | None = None
     adapted: int | None = None
+    layers: int | None = None
+    layer: int | None = None
 
     @property
     def trained(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from configs.refusal import reason
 from orchestrator.placement.on_ray import make_group
 from orchestrator.placement.packing import Bundle, Node, Placed, size_on_a_node
+from orchestrator.preflight.gpu_memory import smallest_gpu
 
 SEEN_WITHIN = 5.0  # seconds in which a file of another node shows up; network file systems cache folders
 PATIENCE = 30.0  # seconds to wait for all nodes
@@ -29,12 +30,14 @@ STORE_SHARE = 0.3  # share of the memory that Ray gives its object store
 @dataclass(frozen=True)
 class Free:
     """Bytes free on a machine: shared memory (None without /dev/shm), disk under the run (None if what the machine
-    writes into the run's folder is not seen here), memory. `unwritten`: why it could not write there."""
+    writes into the run's folder is not seen here), memory. `unwritten`: why it could not write there. `gpu_memory`: all
+    of its smallest GPU; None if unknown."""
 
     shared_memory: int | None
     disk: int | None
     memory: int
     unwritten: str = ""
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def free_here(folder: str) -> Free:
         shared_memory=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
         disk=shutil.disk_usage(folder).free if os.path.isdir(folder) else None,
         memory=_available_memory(),
+        gpu_memory=smallest_gpu(),
     )
 
 

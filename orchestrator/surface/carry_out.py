@@ -150,21 +150,21 @@ def _run_on_cluster(
     members: MemberSpecs | None,
     kind: Callable[..., Run] | None,
 ) -> Outcome:
-    from orchestrator.preflight import capacity, cluster, files
+    from orchestrator.preflight import cluster, files
     from orchestrator.preflight.environment import job_warnings
 
     for warning in job_warnings(recipe, os.environ):
         display.notice(f"warning: {warning}")
     inputs = files.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
-        _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
+        recipe = _fitted(recipe, inputs, directory, display)
     display.phase("starting Ray")
     with cluster.connected(recipe, directory) as dashboard:
         handlers.before_the_loop()
         if dashboard:
             display.notice(f"Ray's dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
         if cluster.joins_cluster(recipe):
-            _warn_or_refuse(capacity.compared_with_machines(recipe, inputs, directory), display)
+            recipe = _fitted(recipe, inputs, directory, display)
         runner = asyncio.Runner()
         try:
             outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, members, kind))
@@ -232,6 +232,26 @@ def removed_if_unused(directory: Path) -> Iterator[None]:
             for file in directory.iterdir():
                 file.unlink()
             directory.rmdir()
+
+
+def _fitted(recipe: Recipe, inputs: Inputs, directory: Path, display: Display) -> Recipe:
+    """The recipe with the numbers that follow from the machines' memory. Raises RecipeError where they cannot hold the
+    run."""
+    from orchestrator.preflight import capacity, cluster
+    from orchestrator.preflight.budgets.fitted import fitted_to, unsized
+    from orchestrator.preflight.disk import refused_if_full
+
+    survey = cluster.survey(recipe, directory)
+    _warn_or_refuse(capacity.compared_with(recipe, inputs, survey), display)
+    if not any(unsized(recipe)):
+        return recipe
+    whole, lines = fitted_to(recipe, inputs.extent, capacity.read_sizes(recipe), survey.machines)
+    for line in lines:
+        display.notice(line)
+    if (file := directory / submission.RECIPE).exists():  # of a run that was stopped before it knew the numbers
+        with refused_if_full(directory):
+            checkpoint.write_whole(file, dump_recipe(whole))
+    return whole
 
 
 def _warn_or_refuse(findings: Sequence[Comparison], display: Display) -> None:

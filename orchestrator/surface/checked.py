@@ -14,9 +14,10 @@ from configs import rules
 from configs.refusal import printable
 from configs.schema import Recipe
 from orchestrator.preflight import adapters, capacity, cluster, files
+from orchestrator.preflight.budgets.fitted import by_gpu, fitted_to
 from orchestrator.preflight.comparison import Comparison, refuse
 from orchestrator.preflight.described import layout, models
-from orchestrator.preflight.described.spec import read_spec
+from orchestrator.preflight.described.spec import read_spec, survey_of
 from orchestrator.preflight.environment import check_environment
 from orchestrator.preflight.files import Inputs
 from orchestrator.preflight.inputs import architectures
@@ -43,6 +44,7 @@ def here(recipe: Recipe) -> Inputs:
         f"{len(inputs.train)} prompts, {len(inputs.heldout)} held out; {inputs.parameters / 1e6:.1f} M parameters, "
         f"{inputs.version_bytes / 2**20:.0f} MiB a weight version"
     )
+    _print_lines(by_gpu(recipe, inputs.extent, capacity.read_sizes(recipe)))
     _print_warnings(recipe, inputs.warnings)
     return inputs
 
@@ -52,7 +54,9 @@ def on_reachable_cluster(recipe: Recipe, inputs: Inputs, directory: Path) -> Non
     _print_lines(f"fits: {line}" for line in files.describe_files(recipe, inputs))
     joined = cluster.driver(recipe) if cluster.joins_cluster(recipe) else contextlib.nullcontext()
     with joined:
-        comparisons = capacity.compared_with_machines(recipe, inputs, directory)
+        survey = cluster.survey(recipe, directory)
+        comparisons = capacity.compared_with(recipe, inputs, survey)
+    _print_lines(fitted_to(recipe, inputs.extent, capacity.read_sizes(recipe), survey.machines)[1])
     _print_comparisons(comparisons)
     console.print("the cluster can hold it")
 
@@ -63,8 +67,9 @@ def on_described_cluster(recipe: Recipe, file: Path) -> None:
     described = models.read(recipe, spec)
     console.print(_layout_table(files.describe_layout(recipe)))
     laid = layout.lay_out(recipe, spec, described)
+    _, numbers = fitted_to(recipe, described.extent, described.sizes, survey_of(spec).machines)
     lines = architectures.describe_architectures(recipe, described.folders)
-    _print_lines([*lines, models.line(described), *laid.homes])
+    _print_lines([*lines, models.line(described), *laid.homes, *numbers])
     _print_lines(adapters.describe_adapters(recipe, described.sizes))
     _print_warnings(recipe, described.warnings)
     if described.unseen:

@@ -19,6 +19,7 @@ import yaml
 from configs.hardware import resolve_dtypes
 from configs.load import current_folder, load_recipe, parse_recipe
 from configs.names.hub import same_source
+from configs.node import AUTO
 from configs.pipeline import STAGES
 from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
@@ -136,7 +137,7 @@ def differences(recorded: Mapping[str, Any], submitted: Mapping[str, Any], above
         old, new = recorded.get(key), submitted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, name)
-        elif same_source(old, new):
+        elif same_source(old, new) or (new == AUTO and type(old) is int):  # a number that the run found in memory
             continue
         elif portable(old) != portable(new) and not (new is None and re.fullmatch(r"models\.\w+\.swaps\.\d+", name)):
             yield f"{name} was {shown(old)}, now {shown(new)}"

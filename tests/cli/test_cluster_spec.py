@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ def test_a_large_recipe_lies_as_its_placement_says(check: Any) -> None:
         "8 weight files of 15.3 GiB and 15.3 GiB in the object store take 137.3 GiB of /dev/shm on gpu-3; 512.0 GiB",
     ):
         assert line in said, said
+
+
+AUTO = ("rollout.max_concurrent=auto", "scorer.teacher.tokens_per_batch=auto", "batch.tokens_per_microbatch=auto")
+
+
+@pytest.mark.parametrize("gib", [24, 48, 80, 141])
+def test_numbers_that_follow_from_memory_are_said_for_the_gpus_there(check: Any, gib: int) -> None:
+    _, said = check("opd_1.7b_8b", {"gpu_memory_gib": gib}, *AUTO)
+    for key in AUTO:
+        (line,) = re.findall(rf"{key.removesuffix('=auto')}: (\d+): ({0.9 * gib:.1f}) GiB of a GPU less", said)
+        assert int(line[0]) >= 1
+    _, said = check("opd_1.7b_8b", {"gpu_memory_gib": gib})
+    assert "of a GPU less" not in said, "the recipe's own numbers"
 
 
 def test_a_large_recipe_does_not_fit_one_node(check: Any) -> None:

@@ -56,7 +56,7 @@ def full_once_ray_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     address = SimpleNamespace(gcs_address="127.0.0.1:1")
     monkeypatch.setattr(cluster, "driver", driver)
     monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(get_runtime_context=lambda: address))
-    monkeypatch.setattr(capacity, "compared_with_machines", lambda *_: [])
+    monkeypatch.setattr(capacity, "compared_with", lambda *_: [])
 
 
 def test_no_room_for_what_leads_commands_to_a_run(

@@ -14,20 +14,19 @@ from configs.schema import Recipe
 from orchestrator.placement.packing import Bundle, Placed
 from orchestrator.preflight import estimates
 from orchestrator.preflight.comparison import Comparison, compared, notable, size
-from orchestrator.preflight.described.spec import ClusterSpec
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.survey import Machine
 
 
 def compare_gpus(
-    recipe: Recipe, sizes: Mapping[str, Size], machines: Sequence[Machine], spec: ClusterSpec, placed: Placed
+    recipe: Recipe, sizes: Mapping[str, Size], machines: Sequence[Machine], placed: Placed
 ) -> list[Comparison]:
     """Each vLLM engine with its share of a GPU, and each GPU with all that lies on it; those that are short, else the
     fullest."""
     shares: dict[str, list[Comparison]] = {}
     whole: list[Comparison] = []
     for machine in machines:
-        memory = spec.gpu_memory(machine.node.name)
+        memory = (machine.free and machine.free.gpu_memory) or 0
         for gpu, bundles in placed.on_gpus(machine.node.name).items():
             where = f"GPU {gpu} of {machine.node.name}"
             for role in {bundle.role for bundle in bundles}:

@@ -30,7 +30,7 @@ def lay_out(recipe: Recipe, spec: ClusterSpec, described: Described) -> Laid:
     found = capacity.compare(recipe, described.extent, described.sizes, survey, placed)
     if placed.homeless:
         return Laid(tuple(found), ())
-    found += compare_gpus(recipe, described.sizes, survey.machines, spec, placed)
+    found += compare_gpus(recipe, described.sizes, survey.machines, placed)
     found += [*_spare(placed, survey), *_largest(recipe, survey)]
     return Laid(tuple(found), tuple(_homes(placed, survey)))
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.models.model_faults import quiet_transformers
-from actors.models.model_files import context_length, end_token_ids, key_values_per_token, logit_width
+from actors.models.model_files import (
+    context_length,
+    end_token_ids,
+    key_values_per_token,
+    layer_numbers,
+    logit_width,
+)
 from actors.models.stored import described_size
 from configs.load import model_directory
 from configs.node import STUDENT
@@ -92,7 +98,8 @@ def _size(place: Place, folder: Path) -> Size:
         with quiet_transformers():
             parameters, hidden = described_size(folder)
         logit_width(folder)
-        return Size(parameters, hidden, key_values_per_token(folder))
+        layers, layer = layer_numbers(folder) or (None, None)
+        return Size(parameters, hidden, key_values_per_token(folder), layers=layers, layer=layer)
     except Exception as error:  # transformers and a configuration may raise anything
         raise RecipeError(
             f"{place}: {folder}/config.json describes no model that can be sized ({type(error).__name__}: "

@@ -72,11 +72,6 @@ class ClusterSpec(Node):
             raise ValueError(f"nodes: the name {twice[0]} is there twice; give each group its own")
         return self
 
-    def gpu_memory(self, node: str) -> int:
-        """Bytes of one GPU of a node, by the node's name."""
-        group = next(group for group in self.nodes if node.rpartition("-")[0] == group.name)
-        return int((group.gpu_memory_gib or 0) * GIB)
-
 
 def read_spec(path: Path) -> ClusterSpec:
     """Read a cluster spec; its relative paths are relative to the file. Raises RecipeError."""
@@ -121,4 +116,5 @@ def _machine(group: NodeGroup, number: int, run_root_gib: float) -> Machine:
         custom=group.resources,
         spare=number >= group.count,
     )
-    return Machine(node, store, Free(shared, int(run_root_gib * GIB), memory))
+    gpu = int(group.gpu_memory_gib * GIB) if group.gpu_memory_gib else None
+    return Machine(node, store, Free(shared, int(run_root_gib * GIB), memory, gpu_memory=gpu))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from configs.load import RecipeError, dump_recipe, parse_recipe
+from configs.node import UNSIZED
 from configs.reading import yaml_tree
 from configs.reading.gpu_defaults import BATCH, ROLES, SCORER, with_gpu_defaults
 from configs.schema import Recipe
@@ -33,10 +34,13 @@ def tree(**changes: Any) -> dict[str, Any]:
 def test_each_role_with_gpus_has_its_own_defaults_and_the_others_keep_theirs() -> None:
     with_gpus = parse_recipe(tree(rollout=GPU, scorer={"teacher": GPU}, learner=LEARNER | GPU, reward=GPU))
     plain = parse_recipe(tree())
-    assert (with_gpus.rollout.eager, with_gpus.rollout.max_concurrent) == (False, 256)
+    assert (with_gpus.rollout.eager, with_gpus.rollout.max_concurrent) == (False, UNSIZED)
     assert (plain.rollout.eager, plain.rollout.max_concurrent) == (True, 64)
-    assert with_gpus.scorer_of("teacher").tokens_per_batch == 16_384 > plain.scorer_of("teacher").tokens_per_batch
-    assert with_gpus.learner.tokens_per_chunk == 2048 and with_gpus.batch.tokens_per_microbatch == 8192
+    assert (with_gpus.scorer_of("teacher").tokens_per_batch, plain.scorer_of("teacher").tokens_per_batch) == (
+        UNSIZED,
+        1024,
+    )
+    assert with_gpus.learner.tokens_per_chunk == 2048 and with_gpus.batch.tokens_per_microbatch == UNSIZED
     assert (
         plain.learner.rows_per_chunk(49_152) * 49_152 * 4
         <= 2**28

@@ -108,7 +108,7 @@ def serve() -> None:
 if __name__ == "__main__":
     Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
     cluster.connected = cluster.driver = nothing  # type: ignore[assignment]
-    capacity.compared_with_machines = lambda *arguments: []  # type: ignore[assignment]
+    capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
     transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
     files.read_inputs = read_inputs  # type: ignore[assignment]
     serve()

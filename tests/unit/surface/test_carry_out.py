@@ -46,7 +46,7 @@ async def serve_commands(run, display, reporting):
 
 Member.attach_log = lambda self, path: None  # it is this process's
 cluster.connected = lambda recipe, directory: contextlib.nullcontext()
-capacity.compared_with_machines = lambda *arguments: []
+capacity.compared_with = lambda *arguments: []
 driver.serve_commands = serve_commands
 transport.RayTransport = transport.LocalTransport
 files.read_inputs = read_inputs
