@@ -64,6 +64,7 @@ STEP_METRICS: dict[str, str] = {
     "tokens_scored": "response tokens times models scored since the last step",
     "scores_suspicious": "response tokens since the last step with scores that no working model gives",
     "tails_floored": "scored tokens since the last step whose tail a vllm scorer cannot tell from 0, and takes as 1e-6",
+    "scores_from_files": "scored tokens since the last step whose scores were read from scorer.NAME.cache",
     "tokens_trained": "loss tokens of this step's batch",
     "tokens_masked": "tokens of this step's samples that carry no loss because they are too old",
     "samples_cut": "responses ended early since the last step because their target had lost the thread",

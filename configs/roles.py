@@ -101,6 +101,8 @@ class Scorer(Node):
     `engine: server` asks a vLLM server that runs elsewhere; of the model's directory its members read nothing.
     `cache_tokens` bounds the KV cache between the segments of responses, prompts included; 0 keeps none.
     `score_cache_mib` bounds the cached scores of teachers' and datasets' own responses, which recur every epoch.
+    `cache`: a folder on the members' machines in which these are kept across runs, `cache_gib` of them; of frozen
+    weights, not on full support.
     `tensor_parallel`: GPUs of one vLLM engine.
     `max_queued_tokens`: a member with this load gets no further request; while more tokens wait for each member,
     no response is sampled. `hedge_seconds`: a slower request is repeated on a second member, and the first answer
@@ -116,6 +118,8 @@ class Scorer(Node):
     tokens_per_batch: FromMemory = 1024
     cache_tokens: NonNegative = 16384
     score_cache_mib: NonNegative = 64
+    cache: Annotated[str, Field(pattern="^/")] | None = None
+    cache_gib: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 4.0
     max_queued_tokens: Positive = 262_144
     hedge_seconds: Seconds | None = None
     max_context_tokens: Positive = 1024

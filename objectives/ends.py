@@ -13,17 +13,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from objectives.devices import constant
 from objectives.tokens import Scores, Tokens
 
 
 def is_end(token_ids: Tensor, ends: Sequence[int]) -> Tensor:
     """Whether each id is in E, bool."""
-    return torch.isin(token_ids, torch.tensor(ends, dtype=token_ids.dtype, device=token_ids.device))
+    return torch.isin(token_ids, constant(tuple(ends), token_ids.device))
 
 
 def class_mass(logprobs: Tensor, ends: Sequence[int]) -> Tensor:
     """Log-prob of E, [..., V] -> [...], nats."""
-    return logprobs[..., list(ends)].logsumexp(-1)
+    return logprobs.index_select(-1, constant(tuple(ends), logprobs.device)).logsumexp(-1)
 
 
 def class_logprob(logprobs: Tensor, token_ids: Tensor, ends: Sequence[int]) -> Tensor:

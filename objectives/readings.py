@@ -10,6 +10,7 @@ from torch import Tensor
 from configs.objective import DATA
 from configs.objective import Objective as ObjectiveConfig
 from objectives import divergence, signal
+from objectives.devices import constant
 from objectives.tokens import Scores, Tokens
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # ends of position buckets
@@ -155,7 +156,7 @@ def _by_position(kl: Tensor | None, tokens: Tokens) -> dict[str, Tensor]:
     """Sum and count of the KL by position in the response, in buckets that double."""
     if kl is None:
         return {}
-    bucket = torch.bucketize(tokens.position, torch.tensor(POSITIONS, device=kl.device), right=True)
+    bucket = torch.bucketize(tokens.position, constant(POSITIONS, kl.device), right=True)
     empty = kl.new_zeros(len(POSITIONS) + 1)  # the last is of positions beyond
     of_kl = empty.index_add(0, bucket, torch.where(tokens.on, kl, 0.0))
     counts = empty.index_add(0, bucket, tokens.on.to(kl.dtype))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from objectives.devices import moved
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -64,9 +66,9 @@ class Tokens:
     def to(self, device: torch.device) -> Tokens:
         def move(scores: Scores) -> Scores:
             present = {f.name: v for f in fields(scores) if (v := getattr(scores, f.name)) is not None}
-            return replace(scores, **{name: value.to(device) for name, value in present.items()})
+            return replace(scores, **{name: moved(value, device) for name, value in present.items()})
 
-        return self._map(lambda tensor: tensor.to(device), move)
+        return self._map(lambda tensor: moved(tensor, device), move)
 
     def by_response(self, function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
         """Apply a function of one response's tokens, [T] x k -> [T], to every response: [N] x k -> [N]."""

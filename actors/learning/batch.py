@@ -206,7 +206,7 @@ class Batch:
                 rows.setdefault((joined.model, version), []).append(first + places)
                 states.setdefault((joined.model, version), []).append(part)
             first += joined.tokens
-        return [Hidden(head, torch.cat(rows[head]), torch.cat(states[head])) for head in rows]
+        return [Hidden.of(head, torch.cat(rows[head]), torch.cat(states[head])) for head in rows]
 
 
 def on_loss(sample: Sample) -> Tensor:

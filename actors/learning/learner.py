@@ -24,6 +24,7 @@ from actors.learning.batch import Batch
 from actors.learning.compiled import load_ops
 from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
+from actors.learning.feeding import fed
 from actors.learning.optimizer import (
     build_optimizer,
     deepspeed_config,
@@ -281,13 +282,12 @@ class Learner(Member):
         """Forward and backward of this rank's share. The gradient is then complete and not yet applied."""
         self._engine.train()
         read = Readings(batch, self._specified.compares_sampler)
-        for index, uids in enumerate(batch.share.micro_batches):
+        for index, one in enumerate(fed(batch, self._device)):
             self._engine.set_gradient_accumulation_boundary(index == len(batch.share.micro_batches) - 1)
-            pack, targets = batch.micro_batch(uids)
-            result = self._engine(pack.to(self._device), targets.to(self._device), batch.share.dials)
+            result = self._engine(one.pack, one.targets, batch.share.dials)
             # DeepSpeed averages over ranks; the weights already carry the global denominator
             self._engine.backward(spoiling(result[0]) * self._ranks, scale_wrt_gas=False)
-            read.add(uids, targets, *result)
+            read.add(one.uids, one.known, *result)
         self._close(batch, read)
         return read.reduced(batch.share)
 
@@ -295,10 +295,8 @@ class Learner(Member):
     def _read(self, batch: Batch) -> Readings:
         self._engine.eval()
         read = Readings(batch, self._specified.compares_sampler)
-        for uids in batch.share.micro_batches:
-            pack, targets = batch.micro_batch(uids)
-            result = self._built(pack.to(self._device), targets.to(self._device), batch.share.dials)
-            read.add(uids, targets, *result)
+        for one in fed(batch, self._device):
+            read.add(one.uids, one.known, *self._built(one.pack, one.targets, batch.share.dials))
         self._close(batch, read)
         return read
 

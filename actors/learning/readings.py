@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,40 @@ from actors.metrics import EVALUATION_METRICS, OF_TEXT
 from actors.wire.jobs import Share
 from actors.wire.records import Sample
 from objectives import readings
+from objectives.devices import on_host
 from objectives.tokens import Tokens
 
 GATHERED = 16_384  # tokens a rank gives to quantiles; every n-th of a longer share
 MEASURED = {*EVALUATION_METRICS, *OF_TEXT}
 
 
+@dataclass(frozen=True)
+class _Left:
+    """The student's outputs for a micro-batch, where the student left them; its `tokens` on the host."""
+
+    uids: Sequence[str]
+    tokens: Tokens
+    loss: Tensor
+    sums: Mapping[str, Tensor]
+    streams: Mapping[str, Tensor]
+
+    def numbers(self, names: Sequence[str]) -> Tensor:
+        """[1 + names] float64: the loss, and the sums; 0 for those that it has not."""
+        nothing = self.loss.new_zeros(())
+        return torch.stack([self.loss.double(), *(self.sums.get(name, nothing).double() for name in names)])
+
+
 class Readings:
     """Sums over this rank's tokens, reduced once over ranks. Without `compares_sampler` there is no metric of q/mu.
 
     Outputs stay where the student left them until something is asked for: to read one would make the host wait for a
-    micro-batch, where it could start the next.
+    micro-batch, where it could start the next. Then all are copied, and waited for once.
     """
 
     def __init__(self, batch: Batch, compares_sampler: bool = True) -> None:
         self._batch = batch
         self._compares_sampler = compares_sampler
-        self._left: list[tuple[Sequence[str], Tokens, Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
+        self._left: list[_Left] = []
         self._loss = 0.0
         self._sums: dict[str, float] = {}
         self._gap = [0.0, 0.0]
@@ -50,7 +68,7 @@ class Readings:
         streams: Mapping[str, Tensor],
     ) -> None:
         """Add the student's outputs for one micro-batch."""
-        self._left.append((uids, targets.tokens, loss.detach(), sums, streams))
+        self._left.append(_Left(uids, targets.tokens, loss.detach(), sums, streams))
 
     @property
     def student(self) -> dict[str, dict[str, np.ndarray]]:
@@ -60,23 +78,28 @@ class Readings:
 
     def _settle(self) -> None:
         left, self._left = self._left, []
-        for uids, tokens, loss, sums, streams in left:
-            names = list(sums)
-            values = torch.stack([loss.double(), *(sums[name].double() for name in names)]).tolist()
-            self._loss += values[0]
-            for name, value in zip(names, values[1:], strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + value
-            self._take(uids, tokens, streams)
+        if not left:
+            return
+        names = sorted({name for one in left for name in one.sums})
+        full = [one for one in left if one.uids]
+        kept = [*full[0].streams] if full else []
+        streams = [torch.cat([one.streams[name] for one in full]).float() for name in kept]
+        numbers, *found = on_host([torch.stack([one.numbers(names) for one in left]), *streams])
+        loss, *sums = numbers.sum(0).tolist()
+        self._loss += loss
+        self._sums |= {name: self._sums.get(name, 0.0) + value for name, value in zip(names, sums, strict=True)}
+        parts = zip(*(stream.split([len(one.tokens) for one in full]) for stream in found), strict=True)
+        for one, own in zip(full, parts, strict=True):
+            self._take(one.uids, one.tokens, dict(zip(kept, own, strict=True)))
 
     def _take(self, uids: Sequence[str], tokens: Tokens, streams: Mapping[str, Tensor]) -> None:
-        if not uids:
-            return
+        """Take in the streams of a micro-batch, [its tokens] each, on the host."""
         samples = [self._batch.samples[uid] for uid in uids]
         lengths = [len(s.response_ids) for s in samples]
         for name, stream in streams.items():
-            parts = stream.float().cpu().split(lengths)
+            parts = stream.split(lengths)
             self._student.setdefault(name, {}).update(zip(uids, (part.numpy() for part in parts), strict=True))
-        logprob, against = (s.float().cpu().numpy() for s in (streams["logprob"], readings.of_distillation(streams)))
+        logprob, against = (s.numpy() for s in (streams["logprob"], readings.of_distillation(streams)))
         self._compare(tokens, logprob, against, samples, self._teacher(tokens, streams))
 
     def reduced(self, share: Share) -> dict[str, Any]:

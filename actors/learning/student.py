@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +21,7 @@ from actors.learning.value_head import ValueHead
 from actors.models import causal_lm
 from actors.models.causal_lm import Pack, Projection
 from actors.models.handling import Handling
+from objectives.devices import moved
 from objectives.objective import Objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens
@@ -30,18 +32,26 @@ Head = tuple[str, int]  # model and version: the projection that hidden states n
 
 @dataclass(frozen=True)
 class Hidden:
-    """Last hidden states [n, width] of one model for the tokens `rows` [n] (ascending) of a micro-batch."""
+    """Last hidden states [n, width] of one model for the tokens `rows` [n] (ascending) of a micro-batch. `known`: the
+    same rows, for the host, which cuts chunks by them."""
 
     head: Head
     rows: Tensor
     states: Tensor
+    known: np.ndarray
+
+    @classmethod
+    def of(cls, head: Head, rows: Tensor, states: Tensor) -> Hidden:
+        """From tensors on the host."""
+        return cls(head, rows, states, rows.numpy())
 
     def within(self, start: int, end: int) -> Hidden:
-        inside = (self.rows >= start) & (self.rows < end)
-        return Hidden(self.head, self.rows[inside] - start, self.states[inside])
+        first, last = np.searchsorted(self.known, (start, end))
+        own = slice(int(first), int(last))
+        return Hidden(self.head, self.rows[own] - start, self.states[own], self.known[own] - start)
 
     def to(self, device: torch.device) -> Hidden:
-        return Hidden(self.head, self.rows.to(device), self.states.to(device))
+        return Hidden(self.head, moved(self.rows, device), moved(self.states, device), self.known)
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ class Student(nn.Module):
             return projected[0][1][..., : self._vocabulary]
         whole = torch.full((count, self._vocabulary), -torch.inf, device=projected[0][1].device)
         for piece, logprobs in projected:
-            whole[piece.rows] = logprobs[..., : self._vocabulary]
+            whole.index_copy_(0, piece.rows, logprobs[..., : self._vocabulary])
         return whole
 
     def _head(self, head: Head) -> Projection:

@@ -3,12 +3,16 @@
 transformers marks the sequences of a row by a dense mask, and every layer then computes all pairs of the row's tokens.
 Here each sequence attends to itself alone: on a GPU through torch's variable-length attention, elsewhere through one
 causal call a sequence. Layers that need a mask of their own (a window, a block) get it and use it, as under `sdpa`.
+
+How many sequences a row has, and how long they are, the host knows. Asking the tensors would make it wait for a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 NAME = "apart"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)  # of the variable-length kernel, up to KERNEL_WIDTH a head
 KERNEL_WIDTH = 256
+_LENGTHS = "lengths_on_host"  # attribute of a tensor of bounds
+_SEQUENCES: ContextVar[int | None] = ContextVar("sequences", default=None)  # of the packed row under way
 
 
 def attend_apart(model: Any) -> None:
@@ -38,6 +44,40 @@ def attending_apart(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(used)
+
+
+@contextmanager
+def packing(sequences: int | None) -> Iterator[None]:
+    """Inside of it transformers is told how many sequences, whose positions begin at 0, a row packs. It would look at
+    the positions once a mask. None: it looks."""
+    _listen()
+    token = _SEQUENCES.set(sequences)
+    try:
+        yield
+    finally:
+        _SEQUENCES.reset(token)
+
+
+@cache
+def _listen() -> None:
+    """Have transformers ask here, in this process, which sequence each position of a row belongs to."""
+    from transformers import masking_utils
+
+    look = masking_utils.find_packed_sequence_indices
+
+    def find(position_ids: Tensor) -> Tensor | None:
+        sequences = _SEQUENCES.get()
+        if sequences is None:
+            return look(position_ids)
+        return (position_ids == 0).cumsum(-1) - 1 if sequences > 1 else None
+
+    masking_utils.find_packed_sequence_indices = find
+
+
+def with_lengths(bounds: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The bounds of a row's sequences, [sequences + 1], with their lengths attached."""
+    setattr(bounds, _LENGTHS, tuple(lengths))
+    return bounds
 
 
 def mask(
@@ -123,7 +163,7 @@ def _together(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    lengths = bounds.diff().tolist()
+    lengths = getattr(bounds, _LENGTHS, None) or bounds.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = zip(*(whole.split(lengths, dim=2) for whole in (query, key, value)), strict=True)
     outputs = [

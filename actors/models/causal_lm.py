@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.models.attention import packing, with_lengths
 from actors.models.handling import Handling, body_of
 from actors.models.head_product import product
+from objectives.devices import moved
 from objectives.distributions import Distributions
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -28,26 +31,28 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class Pack:
     """Rows of packed sequences. ids, positions: [rows, length] int64; `targets` indexes, in the flattened rows, the
     position that predicts each response token, in sequence order; token_ids: [response tokens] int64. `bounds`:
-    [sequences + 1] int32, where in a single row each sequence begins and the last ends; None if rows are padded."""
+    [sequences + 1] int32, where in a single row each sequence begins and the last ends; None if rows are padded.
+    `lengths`: tokens of each sequence of a single row, for the host."""
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
     token_ids: Tensor
     bounds: Tensor | None = None
-    longest: int = 0  # tokens of the longest sequence
+    lengths: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Pack:
         names = ("ids", "positions", "targets", "token_ids")
-        bounds = None if self.bounds is None else self.bounds.to(device)
-        return Pack(*(getattr(self, name).to(device) for name in names), bounds=bounds, longest=self.longest)
+        bounds = None if self.bounds is None else moved(self.bounds, device)
+        return Pack(*(moved(getattr(self, name), device) for name in names), bounds=bounds, lengths=self.lengths)
 
     @property
     def rows_of(self) -> Tensor:
         """[1, length] int32: the sequence that each position of a packed row belongs to."""
         assert self.bounds is not None
         lengths = self.bounds.diff()
-        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths).int().unsqueeze(0)
+        numbers = torch.arange(len(lengths), device=lengths.device, dtype=torch.int32)
+        return numbers.repeat_interleave(lengths, output_size=self.ids.shape[1]).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -74,35 +79,43 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool 
     An empty batch is one row of two tokens without targets: a rank with nothing to do still joins collectives.
     """
     if not sequences:
-        return _rows([[0, 0]], [], [])
+        return _rows(np.zeros((1, 2), np.int64), [], [])
     if not packed:
         width = max(len(p) + len(r) for p, r in sequences)
-        rows = [[*p, *r, *[0] * (width - len(p) - len(r))] for p, r in sequences]
-        starts = [i * width for i in range(len(rows))]
-        return _rows(rows, sequences, starts)
-    row = [token for p, r in sequences for token in (*p, *r)]
-    starts = np.cumsum([0, *(len(p) + len(r) for p, r in sequences)])[:-1].tolist()
-    positions = [i for p, r in sequences for i in range(len(p) + len(r))]
+        rows = np.array([[*p, *r, *[0] * (width - len(p) - len(r))] for p, r in sequences], np.int64)
+        return _rows(rows, sequences, [i * width for i in range(len(rows))])
+    lengths = [len(p) + len(r) for p, r in sequences]
+    bounds = np.cumsum([0, *lengths])
+    row = np.fromiter(chain.from_iterable(part for pair in sequences for part in pair), np.int64, bounds[-1])
     return replace(
-        _rows([row], sequences, starts, [positions]),
-        bounds=torch.tensor([*starts, len(row)], dtype=torch.int32),
-        longest=max(len(p) + len(r) for p, r in sequences),
+        _rows(row[None], sequences, bounds[:-1], _counted(lengths)[None]),
+        bounds=torch.from_numpy(bounds.astype(np.int32)),
+        lengths=tuple(lengths),
     )
 
 
 def _rows(
-    rows: list[list[int]],
+    rows: np.ndarray,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
-    starts: list[int],
-    positions: list[list[int]] | None = None,
+    starts: Sequence[int] | np.ndarray,
+    positions: np.ndarray | None = None,
 ) -> Pack:
-    targets = [start + len(p) - 1 + t for start, (p, r) in zip(starts, sequences, strict=True) for t in range(len(r))]
+    lengths = [len(r) for _, r in sequences]
+    first = [start + len(p) - 1 for start, (p, _) in zip(starts, sequences, strict=True)]
     return Pack(
-        ids=torch.tensor(rows),
-        positions=torch.tensor(positions) if positions else torch.arange(len(rows[0])).repeat(len(rows), 1),
-        targets=torch.tensor(targets, dtype=torch.long),
-        token_ids=torch.tensor([token for _, r in sequences for token in r], dtype=torch.long),
+        ids=torch.from_numpy(rows),
+        positions=torch.arange(rows.shape[1]).repeat(len(rows), 1)
+        if positions is None
+        else torch.from_numpy(positions),
+        targets=torch.from_numpy(np.repeat(np.asarray(first, np.int64), lengths) + _counted(lengths)),
+        token_ids=torch.from_numpy(np.fromiter(chain.from_iterable(r for _, r in sequences), np.int64, sum(lengths))),
     )
+
+
+def _counted(lengths: Sequence[int]) -> np.ndarray:
+    """[sum of lengths] int64: 0, 1, ... of each length, one after the other."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(sum(lengths)) - np.repeat(ends - lengths, lengths) if lengths else np.zeros(0, np.int64)
 
 
 def load_model(directory: Path, dtype: str, attention: str = "sdpa") -> Any:
@@ -132,7 +145,8 @@ def hidden_states(model: Any, batch: Pack, handling: Handling) -> Tensor:
     """[response tokens, width]: the LM head's input (after the final norm) that predicts each response token."""
     body = body_of(model)
     wanted = {"position_ids": batch.positions, "use_cache": False, **_cumulative(batch)}
-    hidden = body(input_ids=batch.ids, **_taken(body, wanted)).last_hidden_state
+    with packing(len(batch.lengths) or 1):  # a padded row holds one
+        hidden = body(input_ids=batch.ids, **_taken(body, wanted)).last_hidden_state
     return _behind_neck(model, hidden.reshape(-1, hidden.shape[-1])[batch.targets], handling)
 
 
@@ -141,8 +155,8 @@ def _cumulative(batch: Pack) -> dict[str, Any]:
     if batch.bounds is None:
         return {}
     names = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
-    lengths = dict.fromkeys(names[0], batch.bounds) | dict.fromkeys(names[1], batch.longest)
-    return {**lengths, "seq_idx": batch.rows_of}
+    bounds, longest = with_lengths(batch.bounds, batch.lengths), max(batch.lengths)
+    return {**dict.fromkeys(names[0], bounds), **dict.fromkeys(names[1], longest), "seq_idx": batch.rows_of}
 
 
 def _taken(body: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from actors.scoring.beginnings import Beginnings
 from actors.scoring.canary import suspicion_of, ways_to_batch
 from actors.scoring.engine import Engine, Item
 from actors.scoring.score_cache import ScoreCache, key_of
+from actors.scoring.score_files import ScoreFiles
 from actors.weights_lock import Idle, WeightsLock
 from actors.wire.records import (
     Sample,
@@ -53,6 +54,7 @@ class Scorer(Member):
         self._from_directory = True  # no version was loaded since
         self._engine: Engine | None = None
         self._cache = ScoreCache(config.score_cache_mib * 2**20)
+        self._files: ScoreFiles | None = None
         self._beginnings = Beginnings()
         self._queue: list[tuple[Item, ScoreRequest, asyncio.Future[Score]]] = []
         self._arrived = asyncio.Event()
@@ -63,6 +65,7 @@ class Scorer(Member):
     async def start(self) -> None:
         """Load the model and begin to serve."""
         self._engine = await _build(self._config, self._model, self._vocabulary)
+        self._files = await self._open_files()
         self._server = asyncio.create_task(self._serve())
 
     async def score(
@@ -89,7 +92,10 @@ class Scorer(Member):
         ]
         payload, header = await asyncio.to_thread(pack_scores, good, rejected, self._engine.hidden_dtype, unknown)
         tokens = [token for s in good for token in samples[s.uid].response_ids[samples[s.uid].new]]
-        return payload, header._replace(suspicion=suspicion_of(good, tokens, self._vocabulary))
+        suspicion = suspicion_of(good, tokens, self._vocabulary)
+        if not suspicion:
+            await self._keep(items, good, request)
+        return payload, header._replace(suspicion=suspicion)
 
     async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
         """Log-probs (nats) of all tokens of the texts but the first of each; with `repeats` one list for each way to
@@ -124,6 +130,7 @@ class Scorer(Member):
             await self._engine.replace(tensors)
             self._version, self._from_directory = version, False
             self._cache.clear()
+            self._files = None  # the weights are no longer the directory's
         return version
 
     async def swap(self, version: int, model: str) -> int:
@@ -136,6 +143,7 @@ class Scorer(Member):
                 self._engine = await self._build_or_go_back(Path(model))
                 self._model, self._version, self._from_directory = Path(model), version, True
                 self._cache.clear()
+                self._files = await self._open_files()
         return version
 
     async def sleep(self) -> None:
@@ -178,16 +186,33 @@ class Scorer(Member):
         return ""
 
     async def _scored(self, item: Item, request: ScoreRequest) -> Score:
-        """The scores of an item, from the cache if the request is `reusable` and the version is the same."""
-        if not (request.reusable and item.whole):
+        """The scores of an item; of one that comes again, from the cache or a file if they are of these weights."""
+        if not _comes_again(item, request):
             return await self._computed(item, request)
         key = key_of(_kind(request), item.prompt_ids, item.response_ids, item.support_ids)
         kept = self._cache.get(key, item.uid)
         if kept is not None and kept.version == self._version:
             return kept
-        score = await self._computed(item, request)
-        self._cache.put(key, score)
+        score = await self._from_file(item, request) or await self._computed(item, request)
+        self._cache.put(key, replace(score, from_file=False))
         return score
+
+    async def _from_file(self, item: Item, request: ScoreRequest) -> Score | None:
+        async with self._weights_lock.shared():
+            files, version = self._files, self._version
+            found = await asyncio.to_thread(files.get, _kind(request), item) if files else None
+        return replace(found, version=version) if found else None
+
+    async def _keep(self, items: Sequence[Item], scores: Sequence[Score], request: ScoreRequest) -> None:
+        """Write the scores of responses that come again, of the weights that serve."""
+        by_uid = {item.uid: item for item in items if _comes_again(item, request)}
+        new = [(by_uid[s.uid], s) for s in scores if s.uid in by_uid and s.version == self._version]
+        if self._files and new and request.support != "full":
+            kind = _kind(request)
+            await asyncio.to_thread(lambda files: [files.put(kind, item, s) for item, s in new], self._files)
+
+    async def _open_files(self) -> ScoreFiles | None:
+        return await asyncio.to_thread(ScoreFiles.of, self._config, self._model, self._vocabulary)
 
     async def _computed(self, item: Item, request: ScoreRequest) -> Score:
         """The scores of an item from the engine: at once if it is continuous, else with others off the queue."""
@@ -244,6 +269,10 @@ def _item(sample: Sample, prompt_ids: list[int], response_ids: list[int]) -> Ite
         last=sample.finish != "",
         support_ids=sample.support_ids[k * sample.new.start :],
     )
+
+
+def _comes_again(item: Item, request: ScoreRequest) -> bool:
+    return request.reusable and item.whole
 
 
 def _kind(request: ScoreRequest) -> tuple[str, int, str, tuple[int, ...]]:

@@ -25,6 +25,7 @@ from actors.scoring.prefix_cache import PrefixCache
 from actors.wire.records import Score, ScoreRequest
 from configs.roles import Scorer as ScorerConfig
 from objectives import ends
+from objectives.devices import constant, moved, on_host
 from objectives.distributions import Distributions
 from objectives.divergence import entropy
 
@@ -83,15 +84,16 @@ class TorchEngine:
     @torch.inference_mode()
     def _score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
         hidden = self._hidden(items)
-        new = torch.tensor([token for item in items for token in item.new_ids], device=self._device)
+        new = moved(torch.tensor([token for item in items for token in item.new_ids]), self._device)
         students = _student_support(items, request, self._device).split(CHUNK_TOKENS)
         chunks = [
             self._read(h, t, own, request)
             for h, t, own in zip(hidden.split(CHUNK_TOKENS), new.split(CHUNK_TOKENS), students, strict=True)
         ]
-        columns = {name: torch.cat([c[name] for c in chunks]).cpu() for name in chunks[0]}
+        found = {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
         if request.support == "full":
-            columns["hidden"] = hidden.cpu()
+            found["hidden"] = hidden
+        columns = dict(zip(found, on_host([*found.values()]), strict=True))
         lengths = [len(item.new_ids) for item in items]
         split = {name: column.split(lengths) for name, column in columns.items()}
         return [_score_of(item.uid, {name: rows[i] for name, rows in split.items()}) for i, item in enumerate(items)]
@@ -167,7 +169,7 @@ def _without(logprobs: Tensor, ids: Sequence[int]) -> Tensor:
     """The log-probs with -inf at `ids`."""
     if not ids:
         return logprobs
-    return logprobs.index_fill(-1, torch.tensor(ids, dtype=torch.long, device=logprobs.device), -torch.inf)
+    return logprobs.index_fill(-1, constant(tuple(ids), logprobs.device), -torch.inf)
 
 
 def united(first: Tensor, second: Tensor) -> Tensor:
@@ -181,8 +183,8 @@ def _student_support(items: Sequence[Item], request: ScoreRequest, device: torch
     tokens = sum(len(item.new_ids) for item in items)
     if request.support != "topk" or request.topk_of == "teacher":
         return torch.zeros((tokens, 0), dtype=torch.long, device=device)
-    ids = torch.tensor([i for item in items for i in item.support_ids], dtype=torch.long, device=device)
-    return ids.reshape(tokens, request.topk)
+    ids = torch.tensor([i for item in items for i in item.support_ids], dtype=torch.long)
+    return moved(ids.reshape(tokens, request.topk), device)
 
 
 def _score_of(uid: str, columns: dict[str, Tensor]) -> Score:

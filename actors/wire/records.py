@@ -123,7 +123,8 @@ class ScoreHeader(NamedTuple):
     uids of segments whose beginning the scorer lacks; `tokens` counts scored tokens. Sums over a row's tokens, in the
     order of `uids`, nats: `entropies`, None if the engine cannot give them; `log_ratios`, this model's log-prob less
     the sampler's, NaN if the sampler's is unknown. `suspicion`: why no working model gives these scores, or empty.
-    `tails_floored` counts tokens whose tail is below the engine's resolution."""
+    `tails_floored` counts tokens whose tail is below the engine's resolution, `from_files` those whose scores were read
+    from a folder."""
 
     uids: tuple[str, ...]
     rejected: dict[str, str]
@@ -135,6 +136,7 @@ class ScoreHeader(NamedTuple):
     unknown: tuple[str, ...] = ()
     suspicion: str = ""
     tails_floored: int = 0
+    from_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class Score:
 
     logprobs [T] f32; support_ids, support_logprobs [T, k]; tail_logprob [T] f32; hidden [T, width] as raw bytes of
     `hidden_dtype`. `entropy_sum` and `log_ratio` (to the sampler) are sums over the T tokens, nats, and travel in the
-    header. `version` is the scorer's at the time.
+    header. `version` is the scorer's at the time. `from_file`: read from a folder, not computed.
     """
 
     uid: str
@@ -220,6 +222,7 @@ class Score:
     start: int = 0
     log_ratio: float | None = None
     tails_floored: int = 0
+    from_file: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -317,9 +320,17 @@ def pack_scores(
     newest = max((s.version for s in scores), default=0)
     entropies, log_ratios = (_known(getattr(s, name) for s in scores) for name in ("entropy_sum", "log_ratio"))
     uids = tuple(s.uid for s in scores)
-    floored = sum(s.tails_floored for s in scores)
     header = ScoreHeader(
-        uids, rejected, tokens, newest, payload.nbytes, entropies, log_ratios, tuple(unknown), tails_floored=floored
+        uids,
+        rejected,
+        tokens,
+        newest,
+        payload.nbytes,
+        entropies,
+        log_ratios,
+        tuple(unknown),
+        tails_floored=sum(s.tails_floored for s in scores),
+        from_files=sum(len(s.logprobs) for s in scores if s.from_file),
     )
     return payload, header
 

@@ -32,9 +32,9 @@ def _case(built: Built, device: torch.device, count: int, support: str, chunk: i
     if support == "full":
         values = causal_lm.projection_of(built.model, built.vocabulary, built.handling)
         student.heads[TEACHER] = causal_lm.projection_from(values, device)
-        places = torch.arange(len(targets.tokens), device=device)
-        states = torch.randn(len(places), built.width, device=device).to(built.model.dtype)
-        targets = Targets(targets.tokens, {"teacher": [Hidden(TEACHER, places, states)]})
+        places = torch.arange(len(targets.tokens))
+        states = torch.randn(len(places), built.width).to(built.model.dtype)
+        targets = Targets(targets.tokens, {"teacher": [Hidden.of(TEACHER, places, states).to(device)]})
 
     def run() -> None:
         built.model.train()

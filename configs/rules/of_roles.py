@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configs.roles import Scorer
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
@@ -26,6 +27,27 @@ def _servers(recipe: Recipe) -> Refusal:
         if config.engine == "server" and (config.resources.gpus or config.tensor_parallel > 1):
             key = "resources.gpus" if config.resources.gpus else "tensor_parallel"
             return f"{role}.{key}: the server has GPUs of its own, its members compute nothing; remove it"
+    return None
+
+
+def _caches(recipe: Recipe) -> Refusal:
+    for model in recipe.scored_models:
+        role, config, weights = f"scorer.{model}", recipe.scorer_of(model), recipe.models[model].weights
+        if config.cache is None:
+            if config.cache_gib != Scorer().cache_gib:
+                return f"{role}.cache_gib: bounds a folder that {role}.cache names; name one, or remove it"
+            continue
+        if weights != "frozen":
+            return f"{role}.cache: its {weights} weights follow the student, no score comes again; remove it"
+        if config.engine not in ("torch", "vllm"):
+            return f"{role}.cache: which weights {config.engine!r} serves is not known here; remove it"
+        if recipe.support_of[model] == "full":
+            return f"{role}.cache: keeps log-probs, full support takes hidden states; use sampled or topk, or remove it"
+        if recipe.objective.sources == ("student",):
+            return (
+                f"{role}.cache: no response of the student comes again; remove it, or name teacher or dataset in "
+                "objective.prefix"
+            )
     return None
 
 
@@ -121,4 +143,13 @@ def _contexts(recipe: Recipe) -> Refusal:
     return None
 
 
-OF_ROLES: tuple[Rule, ...] = (_servers, _split_engines, _placements, _colocations, _streams, _autoscales, _contexts)
+OF_ROLES: tuple[Rule, ...] = (
+    _servers,
+    _split_engines,
+    _caches,
+    _placements,
+    _colocations,
+    _streams,
+    _autoscales,
+    _contexts,
+)

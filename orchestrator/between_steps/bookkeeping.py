@@ -41,7 +41,7 @@ class Bookkeeping:
         counts, objective = self._meter.read_and_reset(), self._recipe.objective
         seconds = {f"seconds_{role}" for role in ("rollout", "score", "reward", "learn", "publish", "wait")}
         names = {"tokens_generated", "tokens_scored", "scores_suspicious", "tails_floored", "bytes_inlined"}
-        names |= {*SAMPLES_LOST, *seconds}
+        names |= {"scores_from_files", *SAMPLES_LOST, *seconds}
         scored_tokens, aged = counts.get("tokens_scored", 0), counts.get("samples_aged", 0)
         return step_line(
             {name: counts.get(name, 0) for name in names}

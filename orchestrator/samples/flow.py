@@ -202,6 +202,7 @@ class Flow:
         self._meter.count("tokens_scored", header.tokens)
         self._meter.count("score_bytes", header.payload_bytes)
         self._meter.count("tails_floored", header.tails_floored)
+        self._meter.count("scores_from_files", header.from_files)
         self._meter.payload(header.payload_bytes)
 
     async def _reward(self, block: Block, prompts: Mapping[str, Prompt]) -> Rewards:

@@ -21,6 +21,7 @@ from tests.unit.configs.meaningless_objectives import OF_OBJECTIVES
 from tests.unit.recipes import REWARD_ONLY, REWARDED, RULED, loaded, refusal
 
 SERVER = {"address": "http://127.0.0.1:8000"}
+KEPT = "/scores"
 OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
     "_supports_of_engines": [
         (
@@ -165,6 +166,28 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         (
             {"scorer.teacher": {"tensor_parallel": 2, "resources": {"gpus": 2}}},
             "scorer.teacher.tensor_parallel: 2 is for engine: vllm; a torch scorer has one GPU; remove it",
+        ),
+    ],
+    "_caches": [
+        (
+            {"scorer.teacher.cache": KEPT},
+            "scorer.teacher.cache: no response of the student comes again; remove it, or name teacher or dataset in",
+        ),
+        (
+            {"scorer.teacher.cache_gib": 2.0},
+            "scorer.teacher.cache_gib: bounds a folder that scorer.teacher.cache names; name one, or remove it",
+        ),
+        (
+            {"models.teacher": {"path": None, "weights": "ema"}, "scorer.teacher.cache": KEPT},
+            "scorer.teacher.cache: its ema weights follow the student, no score comes again; remove it",
+        ),
+        (
+            {"scorer.teacher": {"engine": "server", "server": SERVER, "cache": KEPT}},
+            "scorer.teacher.cache: which weights 'server' serves is not known here; remove it",
+        ),
+        (
+            {"scorer.teacher.cache": KEPT, "objective.prefix": "dataset", "objective.support": "full"},
+            "scorer.teacher.cache: keeps log-probs, full support takes hidden states; use sampled or topk",
         ),
     ],
     "_placements": [
