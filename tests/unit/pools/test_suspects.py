@@ -167,4 +167,5 @@ def test_a_run_outlives_engines_that_die_together_again_and_again_in_a_few_round
 
     assert in_own_time(story()) == DONE and struck
     assert json.loads((simulation.directory / "summary.json").read_text())["skipped"] == {}
+    assert len(leased) <= 6 and max(leased) > 4, "groups that were in flight are not asked for one by one"
     assert_each_once(tmp_path, 32 * 1 // 4)
