@@ -16,12 +16,15 @@ REQUIRED = (
 )
 
 
-def write(folder: Path, name: str, **changes: Any) -> Path:
-    """A tiny model of one model type, with a tokenizer. `changes`: of its configuration."""
+def write(folder: Path, name: str, vocabulary: int | None = None, **changes: Any) -> Path:
+    """A tiny model of one model type, with a tokenizer. `vocabulary`: rows of embedding and head, if not the copy's.
+    `changes`: of its configuration."""
     config = configuration(name)
     for key, value in changes.items():
         setattr(config, key, value)
     model = small_copy(config, "eager")
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary)
     model.config.eos_token_id = model.generation_config.eos_token_id = tiny.build_tokenizer().eos_token_id
     model.save_pretrained(folder)
     tiny.build_tokenizer().save_pretrained(folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.learning.compiled import own_folder
 from actors.learning.learner import Learner
 from actors.rewarding.reward import Reward
 from actors.rollout.dataset import Dataset
@@ -122,7 +123,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "TORCH_EXTENSIONS_DIR": str(cache_directory() / "torch_extensions"),
+        "TORCH_EXTENSIONS_DIR": str(own_folder()),
     }
     if not resources.gpus:
         variables |= {

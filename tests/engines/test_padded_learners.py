@@ -4,6 +4,7 @@ against the model itself, one sequence at a time."""
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def test_a_step_of_a_model_that_is_padded_is_the_models_own(
 ) -> None:
     words = len(build_tokenizer())
     names = ("qwen3_5_text", "falcon_h1", "gpt_oss")
-    folders = {name: write(tmp_path / name, name, vocab_size=words) for name in names}
+    folders = {name: write(tmp_path / name, name, words) for name in names}
+    rows = [json.dumps({"prompt": f"{i}" * (1 + 3 * i), "response": "why not " * (i % 3 + 1)}) for i in range(8)]
+    for folder in folders.values():
+        (folder / "rows.jsonl").write_text("\n".join(rows))
     pools = ranks.pools(_recipe(ranks, folders["falcon_h1"], 2))
     try:
         for folder in folders.values():
@@ -40,6 +44,7 @@ def _recipe(ranks: Ranks, student: Path, stage: int) -> Any:
     return ranks.recipe(
         run={"steps": 1},
         models={"student": {"path": str(student)}},
+        data={"prompts": str(student / "rows.jsonl")},
         batch={"prompts_per_step": 8, "tokens_per_microbatch": 256},
         learner={"zero_stage": stage, "optimizer": {"name": "sgd", "lr": RATE}},
         checkpoint={"every": 0},

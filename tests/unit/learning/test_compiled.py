@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.learning.compiled import load_ops
+from actors.learning.compiled import load_ops, own_folder
 
 COMPILES = """
 import sys
@@ -40,3 +40,10 @@ def test_who_compiles_is_waited_for_and_who_was_killed_is_not(lock: Path) -> Non
         compiler.send_signal(signal.SIGKILL)
         waiting.join(30.0)
     assert not waiting.is_alive() and not lock.exists()
+
+
+def test_two_environments_compile_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = own_folder()
+    assert here == own_folder()
+    monkeypatch.setattr(sys, "prefix", "/another/environment")
+    assert here != own_folder() and here.parent == own_folder().parent
