@@ -22,10 +22,11 @@ def alive(pids: Iterable[int]) -> set[int]:
 
 def agents_of_ray(pids: Iterable[int]) -> set[int]:
     """Those that are agents of a Ray node. They find a killed node gone a minute later, and hold nothing of a run."""
-    return {pid for pid in pids if _title(pid).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))}
+    return {pid for pid in pids if title(pid).startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))}
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
+    """Its command line; empty where it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:

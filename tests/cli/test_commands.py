@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
-from tests.cli.test_security import beyond_loopback
+from tests.listening import listeners, table, unlisted, unseen
+from tests.processes import descendants
 
 
 @pytest.mark.timeout(300)
@@ -28,7 +29,11 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     control = directory / "control.json"
     assert control.stat().st_mode & 0o777 == 0o600
 
-    assert not beyond_loopback(run.pid), "neither Ray, nor its dashboard, nor its metrics"
+    found, ports = listeners({run.pid, *descendants(run.pid)}), table("On one machine")
+    assert not unlisted(found, ports), "docs/security.md has every port"
+    assert not unseen(found, [row for row in ports if "Ray" in row.who and "free" in row.port]), (
+        "and none that is not there"
+    )
 
     assert "rollout-0" in _said("status", directory)
     assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
