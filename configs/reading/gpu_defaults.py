@@ -7,10 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_ENGINE = {
-    "eager": False,
-    "max_concurrent": "auto",
-}  # CUDA graphs: else each token waits for the launches of its kernels
+# CUDA graphs: else each token waits for the launches of its kernels
+_ENGINE = {"eager": False, "max_concurrent": "auto"}
 ROLES: Mapping[str, Mapping[str, Any]] = {
     "rollout": _ENGINE,
     "teacher_rollout": _ENGINE,
