@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from configs import rules
 from configs.names.hub import HUB, hub_name, may_be_on_the_hub, snapshot
+from configs.names.paths import Named, paths_in
 from configs.node import OF_STAGE
 from configs.reading import wording, yaml_tree
 from configs.reading.gpu_defaults import with_gpu_defaults
@@ -163,70 +165,19 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _anchor(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tree of one file with absolute paths, so that files from different folders can be merged."""
-    tree = dict(tree)
-    if isinstance(tree.get("data"), dict):
-        tree["data"] = {k: _anchor_data(k, v, folder) for k, v in tree["data"].items()}
-    if isinstance(tree.get("models"), dict):
-        tree["models"] = {
-            name: _anchor_model(model, folder) if isinstance(model, dict) else model
-            for name, model in tree["models"].items()
-        }
-    if isinstance(tree.get("evaluate"), dict) and isinstance(tree["evaluate"].get("sets"), dict):
-        sets = tree["evaluate"]["sets"]
-        tree["evaluate"] = tree["evaluate"] | {"sets": {name: _anchor_set(one, folder) for name, one in sets.items()}}
-    if isinstance(tree.get("reward"), dict):
-        tree["reward"] = _anchor_reward(tree["reward"], folder)
-    if isinstance(tree.get("stages"), dict):
-        stages = tree["stages"].items()
-        tree["stages"] = {name: _anchor(stage, folder) if isinstance(stage, dict) else stage for name, stage in stages}
+    tree = deepcopy(tree)
+    for named in paths_in(tree):
+        named.holder[named.key] = _anchored(named, folder)
     return tree
 
 
-def _anchor_reward(reward: dict[str, Any], folder: Path) -> dict[str, Any]:
-    anchored = {key: absolute_path(value, folder) if key == "model" else value for key, value in reward.items()}
-    if isinstance(reward.get("rules"), list):
-        anchored["rules"] = [_anchor_rule(rule, folder) if isinstance(rule, dict) else rule for rule in reward["rules"]]
-    return anchored
-
-
-def _anchor_rule(rule: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A rule whose function is in a file, with that file's absolute path."""
-    function = rule.get("function")
-    file, colon, name = function.rpartition(":") if isinstance(function, str) else ("", "", "")
-    return rule | {"function": f"{absolute_path(file, folder)}:{name}"} if colon and file.endswith(".py") else rule
-
-
-def _anchor_data(key: str, value: Any, folder: Path) -> Any:
-    """A value of `data` with its paths anchored, those of a mixture's entries too."""
-    if key == "responses" and isinstance(value, str):  # a folder to write to
-        return str(_resolved(Path(value), folder))
-    if key in ("prompts", "heldout"):
-        return (
-            [_with_path(entry, folder) for entry in value] if isinstance(value, list) else absolute_path(value, folder)
-        )
-    return value
-
-
-def _with_path(entry: Any, folder: Path) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {key: absolute_path(value, folder) if key == "path" else value for key, value in entry.items()}
-
-
-def _anchor_model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
-    model = _with_path(model, folder)
-    if isinstance(model.get("swaps"), dict):
-        model["swaps"] = {step: absolute_path(path, folder) for step, path in model["swaps"].items()}
-    return model
-
-
-def _anchor_set(held_out: Any, folder: Path) -> Any:
-    if not isinstance(held_out, dict):
-        return held_out
-    anchored = _anchor_reward(held_out, folder)  # it has rules as well
-    return {
-        key: absolute_path(value, folder) if key in ("prompts", "text") else value for key, value in anchored.items()
-    }
+def _anchored(named: Named, folder: Path) -> str:
+    if named.kind == "folder":  # to write to
+        return str(_resolved(Path(named.text), folder))
+    if named.kind == "code":
+        file, _, name = named.text.rpartition(":")
+        return f"{absolute_path(file, folder)}:{name}" if file.endswith(".py") else named.text
+    return absolute_path(named.text, folder)
 
 
 def absolute_path(value: Any, folder: Path) -> Any:

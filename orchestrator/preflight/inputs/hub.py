@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from configs.load import parse_recipe
 from configs.names.hub import HUB, HubName, hub_name
+from configs.names.paths import Named, paths_in
 from configs.refusal import RecipeError, reason
 from configs.schema import Recipe
 from orchestrator.data.files import arrow
@@ -22,36 +22,30 @@ FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.
 def pinned(recipe: Recipe) -> Recipe:
     """The recipe with its names on the Hub at commits that are in the caches. Raises RecipeError."""
     tree = recipe.model_dump(mode="json")
-    for name, model in tree["models"].items():
-        _pin_model(model, "path", f"models.{name}.path")
-        for step in model["swaps"]:
-            _pin_model(model["swaps"], step, f"models.{name}.swaps.{step}")
-    _pin_model(tree["reward"], "model", "reward.model")
-    if isinstance(tree["data"]["prompts"], str):
-        _pin_data(tree["data"], "prompts", "data.prompts")
-    else:
-        for number, entry in enumerate(tree["data"]["prompts"]):
-            _pin_data(entry, "path", f"data.prompts.{number}.path")
-    _pin_data(tree["data"], "heldout", "data.heldout")
+    for named in paths_in(tree):
+        if named.kind == "model":
+            _pin_model(named)
+        elif named.kind == "data":
+            _pin_data(named)
     return recipe if tree == recipe.model_dump(mode="json") else parse_recipe(tree)
 
 
-def _pin_model(holder: Any, key: Any, where: str) -> None:
-    if name := _name(holder[key], where):
-        holder[key] = str(replace(name, revision=_fetched(name, where).name))
+def _pin_model(named: Named) -> None:
+    if name := _name(named.text, named.where):
+        named.holder[named.key] = str(replace(name, revision=_fetched(name, named.where).name))
 
 
-def _pin_data(holder: Any, key: str, where: str) -> None:
-    name = _name(holder[key], where)
+def _pin_data(named: Named) -> None:
+    name = _name(named.text, named.where)
     if name and not name.pinned:
         try:
-            holder[key] = str(replace(name, revision=arrow.commit_of(name)))
+            named.holder[named.key] = str(replace(name, revision=arrow.commit_of(name)))
         except Exception as error:  # as below
-            raise _refusal(where, name, error) from None
+            raise _refusal(named.where, name, error) from None
 
 
-def _name(path: Any, where: str) -> HubName | None:
-    if not isinstance(path, str) or not path.startswith(HUB):
+def _name(path: str, where: str) -> HubName | None:
+    if not path.startswith(HUB):
         return None
     if (name := hub_name(path)) is None:
         raise RecipeError(f"{where}: {path} is no name on the Hub; write hub:owner/name or hub:owner/name@revision")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from configs.data import DataSet
-from configs.load import absolute_path, model_directory, parse_recipe
+from configs.load import absolute_path, load_tree, model_directory, parse_recipe
 from configs.names.hub import HubName, hub_name, may_be_on_the_hub, same_source
 from configs.refusal import RecipeError
 from orchestrator.data.files import arrow
@@ -130,9 +130,54 @@ def test_a_data_set_of_the_cache_is_pinned_and_read_without_a_network(offline: P
         open_table(DataSet(path=f"hub:acme/sums@{OTHER}"))
 
 
+SETS: dict[str, Any] = {
+    "data.prompts": [{"path": "/mine.jsonl"}, {"path": "hub:acme/sums"}],
+    "data.heldout": "hub:acme/sums",
+    "evaluate.sets.maths.prompts": "hub:acme/sums:train",
+    "evaluate.sets.prose.text": "hub:acme/sums",
+}
+
+
+def test_every_set_of_a_recipe_is_pinned(offline: Path) -> None:
+    """One in a mixture, and those that are held out."""
+    cached_data(offline, COMMIT)
+    recipe = hub.pinned(parse_recipe(tree(SETS)))
+    sets = recipe.evaluate.sets
+    assert [entry.path for entry in recipe.data.sets] == ["/mine.jsonl", f"hub:acme/sums@{COMMIT}"]
+    assert recipe.data.heldout == sets["prose"].text == f"hub:acme/sums@{COMMIT}"
+    assert sets["maths"].prompts == f"hub:acme/sums@{COMMIT}:train"
+    assert same_source(recipe.model_dump(mode="json"), parse_recipe(tree(SETS)).model_dump(mode="json"))
+    entry = recipe.of_set("maths").data.heldout_set
+    assert entry is not None and open_table(entry)[0] == {"prompt": f"of {COMMIT[0]}"}
+
+
+def test_all_that_names_files_is_anchored_in_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "models: {student: {path: s, swaps: {2: t}}, odd: 3}\n"
+        "reward: {model: r, rules: [{function: 'f.py:score'}, {function: 'pkg.mod:score'}, 7]}\n"
+        "data: {prompts: [{path: a.csv}, o/n, 5], heldout: o/n, responses: kept}\n"
+        "evaluate: {sets: {one: {prompts: h.jsonl, rules: [{function: 'g.py:score'}]}, two: {text: o/n@v1}, odd: []}}\n"
+        "stages: {first: {data: {prompts: b.jsonl}}}\n"
+    )
+    found = load_tree(tmp_path / "recipe.yaml")
+
+    def here(name: str) -> str:
+        return str(tmp_path / name)
+
+    assert found["models"] == {"student": {"path": here("s"), "swaps": {2: here("t")}}, "odd": 3}
+    functions = [{"function": here("f.py:score")}, {"function": "pkg.mod:score"}, 7]
+    assert found["reward"] == {"model": here("r"), "rules": functions}
+    prompts = [{"path": here("a.csv")}, "o/n", 5]
+    assert found["data"] == {"prompts": prompts, "heldout": "hub:o/n", "responses": here("kept")}
+    one = {"prompts": here("h.jsonl"), "rules": [{"function": here("g.py:score")}]}
+    assert found["evaluate"]["sets"] == {"one": one, "two": {"text": "hub:o/n@v1"}, "odd": []}
+    assert found["stages"]["first"]["data"]["prompts"] == here("b.jsonl")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"evaluate.sets.x.prompts": "hub:acme/none"}, "evaluate.sets.x.prompts: acme/none is no path on this machine"),
         (
             {"models.student.path": "hub:acme/none"},
             "models.student.path: acme/none is no path on this machine, and cannot be",
