@@ -1,5 +1,6 @@
 """What blocks is refused on the thread of an event loop: hashing, fsync, reading and writing files, copying tensors,
-`ray.get` and `time.sleep` raise there while `off_the_loop` is entered. Off it, and outside a loop, nothing changes.
+tokenising, `ray.get` and `time.sleep` raise there while `off_the_loop` is entered. Off it, and outside a loop, nothing
+changes.
 
 What counts is whose call it is: the innermost frame that is neither the standard library's nor this file's must be the
 program's. What a library does inside itself (Ray, vLLM, transformers, imports) is its own; but for
@@ -97,6 +98,7 @@ class Guard:
         self._files()
         self._hashes()
         self._tensors()
+        self._tokenizers()
         self.forbid(time, "sleep", "time.sleep")
         import ray  # the program may import it later
 
@@ -133,6 +135,12 @@ class Guard:
         self.forbid(hashlib, "file_digest", "hashing of a file")
         for name in ("sha256", "blake2b", "md5", "sha1"):
             self.forbid(hashlib, name, "hashing", lambda data=b"", **_: memoryview(data).nbytes > SMALL)
+
+    def _tokenizers(self) -> None:
+        from orchestrator.samples.templates import Chat
+
+        for name in ("encoded", "render"):
+            self.forbid(Chat, name, "a prompt is tokenised")
 
     def _tensors(self) -> None:
         import torch

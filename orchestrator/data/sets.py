@@ -16,7 +16,7 @@ from orchestrator.data.program_checks import check_tests
 from orchestrator.data.prompt_set import Checked, PromptSet
 from orchestrator.data.prompting import Prompting
 from orchestrator.data.rows import Rows
-from orchestrator.samples.prompts import Prompt, Prompts, PromptStream
+from orchestrator.samples.prompts import MadeOnDemand, Prompt, Prompts, PromptStream
 from orchestrator.samples.templates import Demonstrations
 
 NAMED = 100  # prompts that a summary names
@@ -68,12 +68,14 @@ def check_sets(sets: Sequence[PromptSet], prompting: Prompting, rules: Sequence[
 
 def order(train: Train, seed: int, shuffle: bool) -> Prompts:
     """The prompts of a run by group index. An index is the whole state."""
+    if isinstance(train, PromptSet):
+        return MadeOnDemand(PromptStream(train, seed, shuffle, train.weights))
     if not isinstance(train, Mixed):
-        return PromptStream(train, seed, shuffle, train.weights if isinstance(train, PromptSet) else None)
+        return PromptStream(train, seed, shuffle)
     streams = [
         PromptStream(prompts, f"{seed}:{number}", shuffle, prompts.weights) for number, prompts in enumerate(train.sets)
     ]
-    return Mixture(streams, train.shares, seed)
+    return MadeOnDemand(Mixture(streams, train.shares, seed))
 
 
 def dropped(train: Train) -> dict[str, str]:

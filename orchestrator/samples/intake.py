@@ -28,7 +28,7 @@ from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.samples.buffer import Batch, Buffer, Scored
 from orchestrator.samples.flow import Block, Flow
 from orchestrator.samples.leases import Lease, Leases, Ticket
-from orchestrator.samples.prompts import Prompt, Prompts
+from orchestrator.samples.prompts import Prompt, Prompts, taken
 from orchestrator.samples.segments import Segments
 
 
@@ -132,19 +132,28 @@ class Intake:
             self._resample(tickets)
             self.changed()
             return
-        if not work.load:
-            self.meter.clock("rollout").begin()
-        pairs = [(ticket, self.prompts[ticket.index]) for ticket in tickets]
-        work.load, work.last_activity = work.load + len(pairs), time.monotonic()
+        pool = self.writers[lease.source]
+        self._give(work, pool, lease, len(tickets))  # at once: or the same free slots would be leased again
+        prompts = await taken(self.prompts, [ticket.index for ticket in tickets])
+        if self._work.get((lease.source, lease.member)) is not work:  # the member left, and its load was taken off it
+            self._resample(tickets)
+            self.changed()
+            return
+        pairs, work.last_activity = list(zip(tickets, prompts, strict=True)), time.monotonic()
         responses = [_Response(t.uid, t, prompt, lease, submitted=work.last_activity) for t, prompt in pairs]
         work.running |= {response.uid: response for response in responses}
-        work.left[lease] += len(pairs)
-        pool = self.writers[lease.source]
-        pool.add_load(work.member, len(pairs))
         with suppress(MemberDied):  # its stream raises this too
             await self.flow.submit(pool, work.member, work.channel, pairs, lease.source, sampling)
             for response in responses:
                 response.begun = True
+
+    def _give(self, work: _Work, pool: Pool, lease: Lease, responses: int) -> None:
+        """Count the responses of a lease as its member's load."""
+        if not work.load:
+            self.meter.clock("rollout").begin()
+        work.load, work.last_activity = work.load + responses, time.monotonic()
+        work.left[lease] += responses
+        pool.add_load(work.member, responses)
 
     async def _collect(self, source: str, work: _Work) -> None:
         pool, died = self.writers[source], False

@@ -5,7 +5,9 @@ Response tokens are scored behind any of a prompt's ids and never tokenised agai
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,25 @@ class Prompts(Protocol):
     """Prompts by group index."""
 
     def __getitem__(self, index: int, /) -> Prompt: ...
+
+
+class MadeOnDemand:
+    """Prompts that are read and tokenised when they are asked for: one at a time, whatever threads ask."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts = prompts
+        self._one = threading.Lock()
+
+    def __getitem__(self, index: int) -> Prompt:
+        with self._one:
+            return self._prompts[index]
+
+
+async def taken(prompts: Prompts, indices: Sequence[int]) -> list[Prompt]:
+    """The prompts of these indices; those that are yet to be made are made off the event loop."""
+    if isinstance(prompts, MadeOnDemand):
+        return await asyncio.to_thread(lambda: [prompts[index] for index in indices])
+    return [prompts[index] for index in indices]
 
 
 class PromptStream:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from configs.schema import Model
 from orchestrator.data.prompting import Limit, Prompting
-from orchestrator.data.sets import Mixed
+from orchestrator.data.sets import Mixed, order
 from orchestrator.run import DONE, STOPPED
+from orchestrator.samples.prompts import Prompts
 from orchestrator.samples.templates import Chat
+from tests.off_the_loop import OnTheLoop, off_the_loop
 from tests.unit.data.listed import prompt_set
 from tests.unit.data.test_prompt_set import LONG, Letters
 from tests.unit.simulation import Simulation, metrics, recipe, stop_at, trained
@@ -27,6 +32,17 @@ def mixed() -> Mixed:
 
 def texts(root: Path) -> list[str]:
     return ["".join(map(chr, row["prompt_ids"])).strip()[1:] for row in trained(root)]
+
+
+def test_prompts_are_made_off_the_event_loop(tmp_path: Path) -> None:
+    with off_the_loop():
+        assert Simulation(recipe(tmp_path, max_staleness=1), train=mixed()).go() == DONE
+    with pytest.raises(OnTheLoop), off_the_loop():
+        asyncio.run(on_the_loop(order(mixed(), 0, True)))
+
+
+async def on_the_loop(prompts: Prompts) -> None:
+    prompts[0]
 
 
 def test_a_mixture_with_dropped_prompts_fills_its_batches_and_resumes_in_the_same_order(

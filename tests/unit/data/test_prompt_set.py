@@ -203,5 +203,5 @@ def test_one_set_has_the_order_that_it_always_had_and_two_have_orders_of_their_o
     sets = [prompt_set(texts(10), prompting()) for _ in range(2)]
     alone, mixed = order(sets[0], 4, True), order(Mixed(tuple(sets), (1.0, 1.0)), 4, True)
     assert [alone[i] for i in range(10)] == [PromptStream(sets[0], 4, True)[i] for i in range(10)]
-    first, second = (mixed._streams[k]._order(0) for k in (0, 1))  # type: ignore[attr-defined]
+    first, second = (mixed._prompts._streams[k]._order(0) for k in (0, 1))  # type: ignore[attr-defined]
     assert list(first) != list(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.samples import intake
 from orchestrator.samples.intake import Intake, _Response, _Work
 from orchestrator.samples.leases import FreeSlots, Lease, Leases, Ticket
+from orchestrator.samples.prompts import MadeOnDemand
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["a response is rejected", "its payload is lost"])
@@ -107,6 +109,13 @@ class Deathbed:
         await asyncio.sleep(0)
         assert member in self.deaf or await asyncio.wait_for(asking, 1.0) is None
 
+    async def offer(self, member: int, group: int) -> asyncio.Task[None]:
+        """Lease a group to a member, whose prompt is yet to be made."""
+        lease = Lease("student", member, (Ticket(group, 0),))
+        asking = asyncio.ensure_future(self.intake.lease(lease, Sampling(max_response_tokens=4)))
+        await asyncio.sleep(0.01)
+        return asking
+
     async def die(self, member: int) -> None:
         self._ends[member].set()
         await self._collecting[member]
@@ -182,3 +191,36 @@ def test_what_a_member_was_asked_for_after_another_death_on_its_node_is_evidence
         return bed.leases.suspects
 
     assert asyncio.run(story()).deaths == {0: 1, 1: 1}
+
+
+class Slow:
+    """Prompts that are made when `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __getitem__(self, index: int) -> Any:
+        self.go.wait(5.0)
+        return SimpleNamespace()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_member_is_given_a_lease_before_its_prompts_are_made(dies: bool) -> None:
+    """So its slots are not leased twice; if it dies meanwhile, the lease is asked for again, and nothing suspected."""
+
+    async def story() -> None:
+        bed, slow = Deathbed([None]), Slow()
+        bed.intake.prompts = MadeOnDemand(slow)
+        asking = await bed.offer(0, group=0)
+        (work,) = bed.intake._work.values()
+        assert work.load == 1 and not work.running, "the loop is not kept waiting"
+        if dies:
+            await bed.die(0)
+        slow.go.set()
+        await asyncio.wait_for(asking, 5.0)
+        assert len(work.running) == (not dies)
+        (*again,) = bed.leases.grant(-1, {"student": {1: FreeSlots(9, idle=True)}})
+        assert [lease.tickets for lease in again] == ([(Ticket(0, 0, 1),)] if dies else [])
+        assert not bed.leases.suspects.deaths
+
+    asyncio.run(story())
