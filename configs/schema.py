@@ -160,16 +160,20 @@ class Checkpoint(Node):
 class Metrics(Node):
     """Metrics beyond those of the objective, and who gets them. `start_kl`: KL(student||its starting weights), in no
     loss: the mean k1 of the tokens that the student sampled, or exact over the vocabulary. The model `start` has these
-    weights. `trackers` get each step's line, through their own packages; Prometheus does without being named."""
+    weights. `movement`: at each evaluation, the share of weights that changed since the start, beyond bf16's rounding.
+    `trackers` get each step's line, through their own packages; Prometheus does without being named."""
 
     start_kl: Literal["sampled", "exact"] | None = None
+    movement: bool = False
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
 
 
 class Record(Node):
-    """Trained samples are written to samples/ every `every` steps."""
+    """Trained samples are written to samples/ every `every` steps, and beside them what their models scored, if that
+    is at most `scores_mib` MiB a step: for `replay` on other supports than sampled tokens."""
 
     every: Positive = 1
+    scores_mib: NonNegative = 0
 
 
 class Cluster(Node):

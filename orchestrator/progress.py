@@ -46,7 +46,7 @@ class Progress:
     replaced: int = 0  # prompt groups without signal that the coming step has replaced so far
     skipped: dict[str, str] = field(default_factory=dict)  # uid -> why it was not trained, or not evaluated
     evaluations: dict[str, Any] = field(
-        default_factory=lambda: {"before": None, "steps": [], "after": None, "sets": {}}
+        default_factory=lambda: {"before": None, "steps": [], "after": None, "sets": {}, "movement": []}
     )
     before: Found | None = None  # the evaluation before training, sample by sample
     earlier_faults: Faults | None = None  # of the processes before this one; None until known
@@ -94,7 +94,8 @@ class Progress:
             self.step, self.ledger, self.ladder, self.beta = 0, Ledger(), Ladder(), beta
             self.anchor, self.ended_early, self.ended_because, self.streaks = None, False, None, {}
             self.drops, self.skips, self.replaced = Counter(), SkippedUpdates(), 0
-            self.evaluations["steps"], self.evaluations["sets"] = [], {}
+            first = [line for line in self.evaluations["movement"] if not line["step"]]
+            self.evaluations |= {"steps": [], "sets": {}, "movement": first}
             self.earlier_faults = self.earlier_faults or Faults()
             skipped = self.skipped
         else:
@@ -105,7 +106,7 @@ class Progress:
             self.drops = Counter(dict(state["drops"]))
             self.skips, self.replaced = SkippedUpdates.from_state(state["updates_skipped"]), state["replaced"]
             self.suspects.recall(state["suspects"])
-            self.evaluations |= {"sets": {}, **state["evaluation"]}
+            self.evaluations |= {"sets": {}, "movement": [], **state["evaluation"]}
             self.before = Found(**state["before"]) if state["before"] else None
             self.earlier_faults = self.earlier_faults or Faults(**state["faults"])
             skipped = self.skipped | state["skipped"]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator import checkpoint
 from orchestrator.between_steps.length import LengthCurriculum
 from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.measuring_sets import SetMeasurements
+from orchestrator.between_steps.moving import Movement
 from orchestrator.between_steps.observer import Observer
 from orchestrator.between_steps.saving import Saver
 from orchestrator.between_steps.stop_rules import StopRules
@@ -40,7 +41,7 @@ from orchestrator.preflight.files import Inputs
 from orchestrator.progress import Faults, Progress, readable
 from orchestrator.samples.flow import Flow
 from orchestrator.samples.leases import Ticket
-from orchestrator.samples.prompts import Prompts
+from orchestrator.samples.prompts import Prompts, taken
 from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
 from orchestrator.uninterrupted import uninterrupted
@@ -88,7 +89,8 @@ class Run:
         )
         self.swaps = Swaps(recipe, directory, self.progress, self.roles.teachers, notice)
         reporting = self.evaluation_meter, self.observer
-        sets = SetMeasurements(recipe, directory, self.progress, self.roles, self._sets(), *reporting)
+        movement = Movement(recipe, self.progress, self.roles, self.evaluation_meter)
+        sets = SetMeasurements(recipe, directory, self.progress, self.roles, self._sets(), *reporting, movement)
         self.measurements = Measurements(recipe, directory, self.progress, self.roles, evaluation, *reporting, sets)
         self.saver = Saver(recipe, directory, self.progress, self.learner, self.faults, self.observer)
         self._length = LengthCurriculum(
@@ -153,7 +155,7 @@ class Run:
 
     async def summarise(self, code: int) -> None:
         """Write summary.json. A full disk sets `unsummarised` and raises nothing."""
-        progress = self.progress
+        progress, skipped_prompts = self.progress, await self._skipped_prompts()
         summary = {
             "format": SUMMARY_FORMAT,
             "exit": code,
@@ -167,7 +169,7 @@ class Run:
             "swaps": self.swaps.so_far(),
             "skipped": progress.skipped,
             "updates_skipped": progress.skips.to_state(),
-            "skipped_prompts": self._skipped_prompts(),
+            "skipped_prompts": skipped_prompts,
             "prompts_dropped": named(dropped(self.inputs.train)),
             **asdict(self.faults()),
         }
@@ -306,7 +308,7 @@ class Run:
             flow=self.flow,
             learner=self.learner,
             versions=self.roles.versions,
-            prompts=self._prompts(),
+            prompts=self._prompts,
             progress=self.progress,
             meter=self.meter,
             samples=self.directory / "samples",
@@ -317,6 +319,7 @@ class Run:
             prompts_dropped=lambda: len(dropped(self.inputs.train)),
         )
 
+    @cached_property
     def _prompts(self) -> Prompts:
         return order(self.inputs.train, self.recipe.run.seed, self.recipe.data.shuffle)
 
@@ -367,15 +370,15 @@ class Run:
         if self.stage is not None:
             self.stage.stop()
 
-    def _skipped_prompts(self) -> dict[str, str]:
+    async def _skipped_prompts(self) -> dict[str, str]:
         """Texts of the prompts of skipped samples, by group."""
-        train, heldout = self._prompts(), self.inputs.heldout
+        heldout = self.inputs.heldout
         indices = sorted({Ticket.of(uid, 0).index for uid in self.progress.skipped})
         sets = self.measurements.sets.sets
         held_out = [
             heldout[i - HELDOUT_INDEX] if i < sets.first else sets.prompt(i) for i in indices if i >= HELDOUT_INDEX
         ]
-        prompts = [*(train[i] for i in indices if i < HELDOUT_INDEX), *held_out]
+        prompts = [*await taken(self._prompts, [i for i in indices if i < HELDOUT_INDEX]), *held_out]
         return {Ticket(i, 0).group: prompt.row["prompt"] for i, prompt in zip(indices, prompts, strict=True)}
 
 

@@ -6,6 +6,7 @@ denominator, so the loss does not depend on ranks, micro-batches or packing.
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ from actors.learning.readings import Readings
 from actors.learning.student import Student
 from actors.learning.value_head import ValueHead
 from actors.member import Member
-from actors.models import causal_lm, loading, weights
+from actors.models import causal_lm, loading, movement, weights
 from actors.models.handling import PLAIN
 from actors.models.stored import Stored, stored
 from actors.wire.jobs import LearnerSpec, Share
@@ -106,7 +107,7 @@ class Learner(Member):
         if self._adapters is not None:
             self._adapters.save_only_adapters(self._engine)
         reduce_in_float32(self._engine)
-        self._delay_write_errors()
+        self._faults.delay(self._engine)
         self._device = self._engine.device
         self._move_heads(self._device)
         self._averages = {name: self._copy() for name in spec.averages}
@@ -175,6 +176,10 @@ class Learner(Member):
             yield bucket
             yield header
 
+    def movement(self) -> dict[str, float]:
+        """How far the student is from the files that it began with. All ranks gather, rank 0 compares."""
+        return movement.counted_from(movement.Files(Path(self._specified.model)), self._whole.student())
+
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint: DeepSpeed's files, which are pickles that a manifest guards, and the
         student's averages in safetensors. Raises OSError or RuntimeError if this rank could not write, but only after
@@ -227,6 +232,12 @@ class Learner(Member):
         self._engine.reload_states()
         self._move_heads(self._device)
 
+    def renew(self) -> None:
+        """Memory may not hold two engines; the process group stays."""
+        self._engine, self._student, self._adapters, self._averages, self._payloads = None, None, None, {}, ()
+        gc.collect()  # an engine's parts refer to each other
+        torch.cuda.empty_cache()  # no effect without a GPU
+
     def stop(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -248,13 +259,6 @@ class Learner(Member):
 
         for name, tensors in self._averages.items():
             save_file(tensors, directory / f"average_{name}.safetensors")
-
-    def _delay_write_errors(self) -> None:
-        """Delay the errors of DeepSpeed's checkpoint writes, so that this rank stays in its collectives."""
-        engine, late = self._engine, self._faults.late
-        engine.checkpoint_engine.makedirs = late(engine.checkpoint_engine.makedirs)
-        engine.checkpoint_engine.save = late(engine.checkpoint_engine.save)
-        engine._copy_recovery_script = late(engine._copy_recovery_script)
 
     def _move_heads(self, place: torch.device) -> None:
         """Move what DeepSpeed does not: heads, and the base of adapters."""

@@ -7,9 +7,9 @@ is in memory at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,32 @@ def movement(start: Files, now: Files | Mapping[str, Tensor]) -> Iterator[tuple[
             yield name, moved(before, after)
 
 
-def moved(start: Tensor, now: Tensor) -> Moved:
-    """The numbers of one tensor of any shape and floating-point dtypes. Only a matrix (two dimensions) has a rank."""
+def counted_from(start: Files, now: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """`weights_changed` and `weights_distance` as in MOVEMENT_METRICS, without a spectrum: what a run can afford
+    between two steps. 0 of no tensors, as other ranks than the first have."""
+    known = start.keys()
+    found = [counted(start[name].to(t.device), t) for name, t in now if name in known and t.is_floating_point()]
+    weights, norm = sum(one.weights for one in found), sum(one.start for one in found)
+    distance = math.sqrt(sum(one.change for one in found) / norm) if norm else 0.0
+    return {"weights_changed": sum(one.changed for one in found) / max(1, weights), "weights_distance": distance}
+
+
+def counted(start: Tensor, now: Tensor) -> Moved:
+    """The numbers of one tensor of any shape and floating-point dtypes, but for its rank."""
     changed = int((start.bfloat16() != now.bfloat16()).sum())
-    change = now.float() - start.float()
-    size = float(change.double().square().sum())
-    found = Moved(start.numel(), changed, size, float(start.double().square().sum()))
-    if start.dim() != 2 or size == 0.0:
+    change = float((now.float() - start.float()).double().square().sum())
+    return Moved(start.numel(), changed, change, float(start.double().square().sum()))
+
+
+def moved(start: Tensor, now: Tensor) -> Moved:
+    """The numbers of one tensor. Only a matrix (two dimensions) has a rank."""
+    found = counted(start, now)
+    if start.dim() != 2 or found.change == 0.0:
         return found
     most = min(start.shape)
-    shares = spectrum(change / math.sqrt(size))
-    return Moved(
-        found.weights, changed, size, found.start, effective_rank(shares, most), most, min(1.0, float(shares.sum()))
-    )
+    shares = spectrum((now.float() - start.float()) / math.sqrt(found.change))
+    seen = min(1.0, float(shares.sum()))
+    return replace(found, rank=effective_rank(shares, most), most=most, seen=seen)
 
 
 def spectrum(unit: Tensor) -> Tensor:

@@ -219,6 +219,7 @@ class SimulatedLearner(Member):
         self._speeds = speeds
         self._rank = rank
         self._weights = np.zeros(WEIGHTS, np.float32)
+        self._start = self._weights
         self._model = ""
         self._lr = 0.0
         self._updates = 1
@@ -231,6 +232,7 @@ class SimulatedLearner(Member):
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         self._weights = np.random.default_rng(spec.seed).standard_normal(WEIGHTS).astype(np.float32)
+        self._start = self._weights
         self._model = spec.model
         self._lr = spec.config.optimizer.lr
         self._updates = spec.updates
@@ -289,6 +291,11 @@ class SimulatedLearner(Member):
             data = np.frombuffer(self._weights.tobytes(), np.uint8).copy()
             yield data
             yield BucketHeader(("weights",), ((WEIGHTS,),), "float32", data.nbytes, fingerprint(data))
+
+    def movement(self) -> dict[str, float]:
+        change = self._weights - self._start
+        distance = float(np.linalg.norm(change) / np.linalg.norm(self._start))
+        return {"weights_changed": float((change != 0).mean()), "weights_distance": distance}
 
     def save(self, directory: str) -> None:
         folder = Path(directory) / "simulated"

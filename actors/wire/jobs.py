@@ -53,7 +53,8 @@ class Share:
     `totals` by term and `loss_tokens` are global; `constant` is the denominator of `normalise: constant`; `advantages`,
     `rewards` and their unweighted `components` are by uid. The student did not draw the samples in `foreign`; those in
     `masked` have no outcome term. Tokens that the student drew with a version below `oldest` carry no loss. `record` is
-    the file for the trained samples, or None. `objective`: what an evaluation reads the samples by, at temperature 1;
+    the file for the trained samples, or None; `kept_scores`: bytes of this rank's scores that may be kept beside it.
+    `objective`: what an evaluation reads the samples by, at temperature 1;
     None: the run's. `start_kl`: whether the starting weights have scored the samples, where the run asks for that.
     `base_prompts`: by model and uid, the prompt ids
     of a base whose prompts are not the student's.
@@ -75,6 +76,7 @@ class Share:
     masked: frozenset[str] = frozenset()
     oldest: int = 0
     record: str | None = None
+    kept_scores: int = 0
     objective: ObjectiveConfig | None = None
     start_kl: bool = True
     base_prompts: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)

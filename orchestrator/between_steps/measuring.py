@@ -71,6 +71,7 @@ class Measurements:
         self.observer.phase(f"evaluating on {self.evaluation.prompts} held-out prompts ({when})")
         with self.meter.clock("evaluation").busy():
             found = await self._measure(self.directory / "samples" / f"eval_{when.replace(' ', '_')}", None)
+            await self.sets.movement.note()
         self.observer.evaluated(when, found and found.means)
         return found
 

@@ -11,6 +11,7 @@ from typing import Any
 from configs.schema import Recipe
 from objectives.schedule import dials_at
 from orchestrator import checkpoint
+from orchestrator.between_steps.moving import Movement
 from orchestrator.between_steps.observer import Observer
 from orchestrator.evaluation.sets import Sets
 from orchestrator.pools.telemetry import Meter
@@ -31,6 +32,7 @@ class SetMeasurements:
     sets: Sets
     meter: Meter
     observer: Observer
+    movement: Movement
 
     async def before(self) -> None:
         """The evaluations before training, unless a checkpoint has them."""
@@ -63,6 +65,7 @@ class SetMeasurements:
                 lines = [await self._measured(name, when) for name in names]
             else:
                 lines = await asyncio.gather(*(self._measured(name, when) for name in names))
+            await self.movement.note()
         for name, line in zip(names, lines, strict=True):
             await self._tell(name, when, line)
         return dict(zip(names, lines, strict=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from configs.node import STUDENT
 from configs.roles import Learner, Rollout, Scorer
 from configs.schema import SHOWN, Recipe
-from orchestrator.preflight.comparison import GIB
+from orchestrator.preflight.comparison import GIB, MIB
 
 WIDTH = {"bfloat16": 2, "float32": 4}  # bytes a number
 SAMPLE_BYTES = 144  # of a row beside its tokens: ids, seed, spans, offsets
@@ -129,7 +129,18 @@ def recorded_bytes(recipe: Recipe, prompt_tokens: int, heldout: int) -> int:
     steps, every = recipe.run.steps, recipe.evaluate.every
     evaluations = 2 + ((steps - 1) // every if every else 0)
     trained = recipe.samples_per_step * (steps // recipe.record.every)
-    return row * (trained + evaluations * heldout * recipe.evaluate.samples_per_prompt + 2 * min(SHOWN, heldout))
+    evaluated = evaluations * heldout * recipe.evaluate.samples_per_prompt + 2 * min(SHOWN, heldout)
+    return row * (trained + evaluated) + kept_bytes(recipe) * (steps // recipe.record.every)
+
+
+def kept_bytes(recipe: Recipe) -> int:
+    """Upper bound of the scores that a recorded step keeps. On full support that is the recipe's own bound: hidden
+    states are as wide as their model."""
+    most, supports = recipe.record.scores_mib * MIB, recipe.objective.support_of.values()
+    if "full" in supports:
+        return most
+    row = sum(score_bytes(s, recipe.sampling.max_response_tokens, _scored_topk(recipe)) for s in supports)
+    return min(most, row * recipe.samples_per_step)
 
 
 def planned(
@@ -142,11 +153,11 @@ def planned(
     an evaluation, without segments. LM heads: vocabulary x width x bytes of the scorer's dtype; two for a live or ema
     model. `version` is in bytes, `prompt_tokens` the longest prompt, `heldout` the number of held-out prompts.
     """
-    objective, length = recipe.objective, recipe.sampling.max_response_tokens
+    length = recipe.sampling.max_response_tokens
     trained = recipe.samples_per_step * (recipe.max_staleness + 1)
     evaluated = heldout * recipe.evaluate.samples_per_prompt
     moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
-    topk = objective.topk * (2 if objective.topk_of == "union" else 1) + (objective.end_tokens == "class")
+    topk = _scored_topk(recipe)
 
     def row_bytes(tokens: int) -> int:
         return sample_bytes(prompt_tokens, tokens, _student_topk(recipe))
@@ -222,6 +233,12 @@ def _rows(recipe: Recipe) -> list[int]:
     """Response tokens in each row of a response at its cap: those of one segment, and in the last row all."""
     cap, every = recipe.sampling.max_response_tokens, recipe.stream_tokens
     return [every] * (-(-cap // every) - 1) + [cap] if every else [cap]
+
+
+def _scored_topk(recipe: Recipe) -> int:
+    """Number of top-k ids that a scorer returns at each position."""
+    objective = recipe.objective
+    return objective.topk * (2 if objective.topk_of == "union" else 1) + (objective.end_tokens == "class")
 
 
 def _student_topk(recipe: Recipe) -> int:

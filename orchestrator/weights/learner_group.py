@@ -29,6 +29,8 @@ from orchestrator.samples.buffer import Scored
 from orchestrator.weights.rank_answers import together
 from orchestrator.weights.turns import Colocated, OwnGpus, Turns
 
+MIB = 2**20
+
 
 class LearnerDied(RoleFailed):
     """A rank is dead or hangs. What the learner has not saved is lost."""
@@ -104,6 +106,10 @@ class LearnerGroup:
         found = await self._together("evaluate", lambda rank: (shares[rank].share,))
         return found[0] | {"each": {uid: sums for part in found for uid, sums in part["each"].items()}}
 
+    async def movement(self) -> dict[str, float]:
+        """How far the weights are from the files that training began with: `weights_changed`, `weights_distance`."""
+        return (await self._together("movement", lambda rank: ()))[0]
+
     async def publish(self, model: str | None = None) -> tuple[list[Any], list[Any]]:
         """Gather the student's weights, or those of its average `model`, on all ranks. Returns the headers of the
         buckets and references to them, from rank 0."""
@@ -169,6 +175,7 @@ class LearnerGroup:
             dials=dials,
             oldest=oldest,
             record=str(record) if record else None,
+            kept_scores=recipe.record.scores_mib * MIB // recipe.learner.ranks if step else 0,
             objective=objective,
             start_kl=start_kl,
         )

@@ -24,6 +24,12 @@ class LateFaults:
 
         return attempt
 
+    def delay(self, engine: Any) -> None:
+        """Delay the errors of a DeepSpeed engine's checkpoint writes, so that this rank stays in its collectives."""
+        engine.checkpoint_engine.makedirs = self.late(engine.checkpoint_engine.makedirs)
+        engine.checkpoint_engine.save = self.late(engine.checkpoint_engine.save)
+        engine._copy_recovery_script = self.late(engine._copy_recovery_script)
+
     def settle(self) -> None:
         """Raise the first error since the last call, if any."""
         first, self._first = self._first, None

@@ -110,6 +110,7 @@ def recipe_for(recipe: Recipe, subject: Subject) -> Recipe:
     tree["models"][STUDENT]["path"] = str(subject.model)
     tree["run"]["name"] = f"{recipe.run.name}.evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
     tree["checkpoint"]["best"], tree["metrics"]["trackers"] = None, []
+    tree["metrics"]["movement"] = False  # of the subject from itself
     found = parse_recipe(tree)
     start = {START: recipe.models[START]} if recipe.metrics.start_kl else {}
     return found.model_copy(update={"models": found.models | start})

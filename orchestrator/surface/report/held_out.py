@@ -8,6 +8,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from actors.metrics import AVERAGE_AT, PASS_AT
+from configs.evaluation import HELDOUT
 
 Line = Mapping[str, Any]
 CURVES = (  # title, unit, beginnings of the metrics' names
@@ -16,14 +17,22 @@ CURVES = (  # title, unit, beginnings of the metrics' names
     ("Held-out sets: KL to the start", "nats a token", ("start_kl",)),
     ("Held-out text: loss", "nats a token", ("nll",)),
 )
-GAIN = ("Gain against movement", "reward or passing, over KL to the start in nats a token")
+GAINS = (  # title, unit, movement
+    ("Gain against movement", "reward or passing, over KL to the start in nats a token", "start_kl"),
+    ("Gain against weights changed", "reward or passing, over the share of weights changed in bf16", "weights_changed"),
+)
+OVER = {title: unit.rpartition(", over ")[2] for title, unit, _ in GAINS}  # the panels whose abscissa is not the step
 
 
 def figures_of(summary: Line, last: int) -> list[tuple[str, str, go.Figure]]:
     """(title, unit, figure) of each panel; those without data have none. `last`: the step after the run."""
-    sets = {name: lines_of(one, last) for name, one in ((summary.get("evaluation") or {}).get("sets") or {}).items()}
+    evaluation = summary.get("evaluation") or {}
+    sets = {name: lines_of(one, last) for name, one in (evaluation.get("sets") or {}).items()}
+    moved = {line["step"]: line for line in evaluation.get("movement") or ()}
+    all_sets = {HELDOUT: lines_of(evaluation, last), **sets}
+    with_movement = {name: [moved.get(line["step"], {}) | line for line in one] for name, one in all_sets.items()}
     found = [(title, unit, _over_steps(sets, names)) for title, unit, names in CURVES]
-    return [*found, (*GAIN, _gain(sets))]
+    return [*found, *((title, unit, _gain(with_movement, over)) for title, unit, over in GAINS)]
 
 
 def lines_of(of_set: Line, last: int) -> list[Line]:
@@ -50,13 +59,13 @@ def _over_steps(sets: Mapping[str, Sequence[Line]], beginnings: tuple[str, ...])
     return figure
 
 
-def _gain(sets: Mapping[str, Sequence[Line]]) -> go.Figure:
-    """A metric of a set over how far its answers have moved: a point an evaluation, joined in order of steps."""
+def _gain(sets: Mapping[str, Sequence[Line]], over: str) -> go.Figure:
+    """A metric of a set over a movement: a point an evaluation, joined in order of steps."""
     figure = go.Figure()
-    for label, metric, lines in _curves(sets, (PASS_AT, AVERAGE_AT)):
-        known = [line for line in lines if line.get(metric) is not None and line.get("start_kl") is not None]
+    for label, metric, lines in _curves(sets, (PASS_AT, AVERAGE_AT, "reward_mean")):
+        known = [line for line in lines if line.get(metric) is not None and line.get(over) is not None]
         if known:
-            x, y = ([line[name] for line in known] for name in ("start_kl", metric))
+            x, y = ([line[name] for line in known] for name in (over, metric))
             steps = [f"step {line['step']}" for line in known]
             figure.add_scatter(x=x, y=y, name=label, text=steps, mode="lines+markers")
     return figure

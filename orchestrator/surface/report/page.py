@@ -20,7 +20,7 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from actors.metrics import EVALUATION_METRICS, ROLES, STEP_METRICS
-from orchestrator.surface.report.held_out import GAIN, figures_of
+from orchestrator.surface.report.held_out import OVER, figures_of
 from orchestrator.surface.report.recorded import (
     CHARTS,
     CLIP,
@@ -275,8 +275,8 @@ def _html(figure: go.Figure, identity: str, from_zero: bool, title: str = "") ->
         xaxis={"title": {"text": "step", "standoff": 4}, "tickformat": "d", "zeroline": False, "showgrid": False},
         yaxis={"rangemode": "tozero" if from_zero else "normal", "automargin": True, "hoverformat": ".4g"},
     )  # fmt: skip
-    if title == GAIN[0]:
-        figure.update_layout(hovermode="closest", xaxis={"title": {"text": "KL to the start"}, "tickformat": ".3g"})
+    if title in OVER:
+        figure.update_layout(hovermode="closest", xaxis={"title": {"text": OVER[title]}, "tickformat": ".3g"})
     options = {"displayModeBar": False, "displaylogo": False, "responsive": True, "scrollZoom": False}
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=identity, config=options)
 

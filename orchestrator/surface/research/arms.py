@@ -11,7 +11,12 @@ from configs.schema import Recipe
 from orchestrator.surface.submission import portable
 
 KEY = 10  # characters of a hash that name an arm
-ASIDE = {"run": ("name", "root", "grace_seconds"), "record": ("every",), "metrics": ("trackers",), "cluster": None}
+ASIDE = {
+    "run": ("name", "root", "grace_seconds"),
+    "record": ("every", "scores_mib"),
+    "metrics": ("trackers", "movement"),
+    "cluster": None,
+}
 
 
 def key_of(recipe: Recipe) -> str:
