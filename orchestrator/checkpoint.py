@@ -92,8 +92,8 @@ def rewind(run: Path, saved: Saved | None) -> None:
             lost.write(tail)
         os.truncate(metrics, length)  # in place: a kill right here must not lose the rest
     step = saved.state["step"] if saved else 0
-    for file in sorted((run / "samples").glob("step_*.arrow")):
-        if int(file.name.split(".")[0].removeprefix("step_")) > step:
+    for file in sorted(file for name in ("step", "scores") for file in (run / "samples").glob(f"{name}_*.arrow")):
+        if int(file.name.split(".")[0].partition("_")[2]) > step:
             file.rename(file.with_name(f"{file.name}.lost"))
     for partial in (run / "checkpoints").glob("step_*.partial"):
         shutil.rmtree(partial)
@@ -150,6 +150,11 @@ def _name(partial: Path) -> Path:
     os.replace(partial, folder)
     _sync(folder.parent)  # before older ones are removed
     return folder
+
+
+def steps_saved(run: Path) -> list[int]:
+    """The steps after which there is a checkpoint, ascending; whether it is whole, `folder_of` says."""
+    return sorted(map(_step, _folders(run)))
 
 
 def _folders(run: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from actors.learning.student import Head, Hidden, Targets
 from actors.models import causal_lm
 from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share
+from actors.wire.kept_scores import Kept, file_beside, kept_batch
 from actors.wire.records import Sample
 from actors.wire.trained import LIKELIEST, Likeliest, trained_batch
 from configs.objective import Objective as ObjectiveConfig
@@ -103,16 +104,26 @@ class Batch:
         return float(((logprobs - reference) * on_loss(self.samples[uid]).numpy()).sum())
 
     def record(self, rank: int, heads: Mapping[Head, Projection]) -> None:
-        """Write the trained samples to the share's `record`, if it has one. `heads`: LM heads of full support."""
+        """Write the trained samples to the share's `record`, if it has one, and beside it what it keeps of their
+        scores. `heads`: LM heads of full support."""
         if self.share.record is None:
             return
-        path = Path(f"{self.share.record}.rank{rank}.arrow")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        trained = self._trained(heads)
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, trained.schema) as writer:
-            writer.write_batch(trained)
-        partial.replace(path)
+        if (kept := self._kept()) is not None:
+            _write(kept_batch(kept), file_beside(self.share.record, self.share.step, rank))
+        _write(self._trained(heads), Path(f"{self.share.record}.rank{rank}.arrow"))
+
+    def _kept(self) -> list[Kept] | None:
+        """The scores of all samples by the objective's models; None if they take more than the share keeps."""
+        if not self.share.kept_scores:
+            return None
+        joined = [
+            JoinedScores.of(model, sample, [self._tables[place] for place in places])
+            for uid, sample in sorted(self.samples.items())
+            for model, places in self.share.scores.get(uid, {}).items()
+            if model in self._config.support_of
+        ]
+        kept = [row for each in joined if (row := each.kept()) is not None]
+        return kept if sum(row.score.nbytes for row in kept) <= self.share.kept_scores else None
 
     def _trained(self, heads: Mapping[Head, Projection]) -> pa.RecordBatch:
         uids = sorted(self.samples)
@@ -207,6 +218,14 @@ class Batch:
                 states.setdefault((joined.model, version), []).append(part)
             first += joined.tokens
         return [Hidden.of(head, torch.cat(rows[head]), torch.cat(states[head])) for head in rows]
+
+
+def _write(rows: pa.RecordBatch, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    partial.replace(path)
 
 
 def on_loss(sample: Sample) -> Tensor:

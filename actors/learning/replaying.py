@@ -7,7 +7,7 @@ n / (n - 1) * sum |g_i - G/n|^2, and the square of its mean without bias by |G|^
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from actors.learning.batch import Batch
 from actors.learning.saved_model import put_saved
-from actors.learning.student import Student
+from actors.learning.student import Head, Student
 from actors.models import loading
+from actors.models.causal_lm import Projection, projection_from, projection_of
 from actors.models.probing.probe import Packing
 from actors.wire.jobs import Share
 from configs.objective import Objective as ObjectiveConfig
@@ -29,13 +30,15 @@ from objectives import objective
 
 @dataclass(frozen=True)
 class Weights:
-    """A model directory, and the checkpoint whose weights it gets, if any; computed in float32 on the host."""
+    """A model directory, and the checkpoint whose weights it gets, if any; computed in float32 on the host. `heads`: by
+    model and version, the directory that has the LM head of kept hidden states, and the dtype that it was served in."""
 
     model: Path
     checkpoint: Path | None
     packing: Packing
     vocabulary: int
     tokens_per_chunk: int
+    heads: Mapping[Head, tuple[Path, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,29 @@ def replay(weights: Weights, sides: Sequence[Side], payloads: Sequence[Sequence[
     loaded = loading.load(weights.model, "float32", "sdpa", weights.packing, torch.device("cpu"))
     if weights.checkpoint is not None:
         put_saved(loaded.model, weights.checkpoint)
-    found = [_gradient(loaded, weights, side, given) for side, given in zip(sides, payloads, strict=True)]
+    heads = {head: _head(*place, weights) for head, place in weights.heads.items()}
+    found = [_gradient(loaded, weights, heads, side, given) for side, given in zip(sides, payloads, strict=True)]
     plain = [one.plain(max(1, side.share.loss_tokens)) for one, side in zip(found, sides, strict=True)]
     return {"sides": plain, "cosine": cosine(found[0].total, found[1].total) if len(found) > 1 else None}
 
 
-def _gradient(loaded: loading.Loaded, weights: Weights, side: Side, payloads: Sequence[pa.RecordBatch]) -> Gradient:
+def _head(directory: Path, dtype: str, weights: Weights) -> Projection:
+    """A served model's LM head."""
+    loaded = loading.load(directory, dtype, "sdpa", weights.packing, torch.device("cpu"))
+    return projection_from(projection_of(loaded.model, weights.vocabulary, loaded.handling), torch.device("cpu"))
+
+
+def _gradient(
+    loaded: loading.Loaded,
+    weights: Weights,
+    heads: Mapping[Head, Projection],
+    side: Side,
+    payloads: Sequence[pa.RecordBatch],
+) -> Gradient:
     built = objective.build(side.objective, None, side.objective.merged_ends(side.ends))
     handling = loaded.handling
     student = Student(loaded.model, built, weights.vocabulary, weights.tokens_per_chunk, handling, side.temperature)
+    student.heads.update(heads)
     batch = Batch(side.share, payloads, side.objective, handling.packs)
     batch.old = _recorded(payloads)
     parameters = [p for p in student.parameters() if p.requires_grad]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from actors.wire.jobs import Share
-from actors.wire.records import Sample, ScoreTable, Span, unpack_samples
+from actors.wire.kept_scores import ARRAYS, Kept
+from actors.wire.records import Sample, Score, ScoreTable, Span, unpack_samples
 
 
 def given_samples(share: Share, payloads: Sequence[pa.RecordBatch]) -> dict[str, Sample]:
@@ -95,3 +97,23 @@ class JoinedScores:
         for start, part in parts:
             joined[start * k : start * k + len(part)] = part
         return joined
+
+    def kept(self) -> Kept | None:
+        """All of it as one row, 0 where there is no score. None of hidden states under several LM heads."""
+        tables = list(self.tables.values())
+        versions = {table.version(self.uid) for table in tables}
+        hidden = self._hidden() if self.has("hidden") else None
+        if hidden is not None and len(versions) > 1:
+            return None
+        arrays: dict[str, Any] = {name: self.values(name) for name in ARRAYS if self.has(name)}
+        score = Score(self.uid, self.values("logprobs"), hidden=hidden, version=max(versions), **arrays)
+        return Kept(self.model, score, None if hidden is None else tables[0].hidden_dtype)
+
+    def _hidden(self) -> bytes:
+        """Bytes of [tokens, width] hidden states."""
+        parts = [(s, t.hidden(self.uid), len(t.values(self.uid, "logprobs"))) for s, t in self.tables.items()]
+        width = len(parts[0][1]) // parts[0][2]  # bytes of a token
+        joined = bytearray(self.tokens * width)
+        for start, part, _ in parts:
+            joined[start * width : start * width + len(part)] = part
+        return bytes(joined)

@@ -58,6 +58,9 @@ def replay(
     model: Annotated[
         Path | None, typer.Option("--model", metavar="DIR", help="Weights, if not those that the step began with.")
     ] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option("--checkpoint", metavar="N", help="The weights of the checkpoint after step N.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
@@ -68,7 +71,9 @@ def replay(
 
     directory = run_named(run)
     other = replaying.other_recipe(recorded_recipe(directory), objective, overrides or ())
-    found = replaying.replay(directory, other, step, model)
+    if checkpoint is not None and model is not None:
+        raise RecipeError("--checkpoint and --model: name one of them")
+    found = replaying.replay(directory, other, replaying.At(step, checkpoint, model))
     if out is not None:
         write_results(found, out)
     if as_json:

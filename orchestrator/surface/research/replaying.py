@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from actors.wire.kept_scores import stem
 from configs.load import load_tree, merged, model_directory, parse_override, parse_recipe
 from configs.node import STUDENT
 from configs.refusal import RecipeError, reason
@@ -21,6 +22,16 @@ from orchestrator.surface.research.runs import read_run
 from orchestrator.surface.research.stored import Stored, missing
 
 OWN, OTHER = "the run's own", "the other"
+
+
+@dataclass(frozen=True)
+class At:
+    """Whose samples, and at which weights: a recorded `step`, None for the last one with weights; the `checkpoint`
+    after a step, or a `model` directory, None for the weights that the step began with."""
+
+    step: int | None = None
+    checkpoint: int | None = None
+    model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,22 +60,22 @@ def other_recipe(own: Recipe, file: Path | None, overrides: Sequence[str]) -> Re
     return parse_recipe(tree)
 
 
-def replay(directory: Path, other: Recipe, step: int | None, model: Path | None) -> dict[str, Any]:
-    """Both objectives' gradients on the samples of a step, by default of the last one whose weights are there, at the
-    weights that it began with, or at `model`. Raises RecipeError, which names what was not stored."""
+def replay(directory: Path, other: Recipe, at: At) -> dict[str, Any]:
+    """Both objectives' gradients on the samples of a step. Raises RecipeError, which names what was not stored."""
     run = read_run(directory)
-    if lacks := missing(run.recipe, other.objective):
+    step, before = _weights(directory, run.recipe, at)
+    stored = Stored.of(_table(directory, step), run.recipe, table_of(directory, stem(step)))
+    if lacks := missing(run.recipe, other.objective, stored.kept):
         raise RecipeError(f"replay: this objective needs {lacks}")
-    at, before = _weights(directory, run.recipe, step, model)
-    stored = Stored.of(_table(directory, at))
-    why = missing(run.recipe, run.recipe.objective)
+    why = missing(run.recipe, run.recipe.objective, stored.kept)
     betas = {line["step"]: line.get("beta") for line in run.steps}
-    recipes = [(OTHER, other, None)] if why else [(OWN, run.recipe, betas.get(at)), (OTHER, other, None)]
-    found = _computed(run.recipe, before, [(recipe, stored.share(recipe, at, beta)) for _, recipe, beta in recipes])
+    recipes = [(OTHER, other, None)] if why else [(OWN, run.recipe, betas.get(step)), (OTHER, other, None)]
+    shares = [(recipe, stored.share(recipe, step, beta)) for _, recipe, beta in recipes]
+    found = _computed(run.recipe, before, _heads(run.recipe, stored), shares)
     sides = {name: side for (name, *_), side in zip(recipes, found["sides"], strict=True)}
     return {
         "run": str(directory),
-        "step": at,
+        "step": step,
         "weights": str(before.checkpoint or before.model),
         "samples": len(stored.rows),
         "groups": len(stored.groups()),
@@ -75,13 +86,26 @@ def replay(directory: Path, other: Recipe, step: int | None, model: Path | None)
     }
 
 
-def _computed(recipe: Recipe, before: Before, sides: Sequence[tuple[Recipe, Any]]) -> dict[str, Any]:
+def _heads(recipe: Recipe, stored: Stored) -> dict[tuple[str, int], tuple[Path, str]]:
+    """Where the LM heads lie that kept hidden states need, and the dtype that they were served in."""
+    return {
+        (model, version): (model_directory(recipe.path_of(model, version)), recipe.scorer_of(model).dtype)
+        for model, support in recipe.objective.support_of.items()
+        if support == "full" and model in stored.kept and recipe.models[model].weights == "frozen"
+        for version in sorted(stored.versions(model))
+    }
+
+
+def _computed(
+    recipe: Recipe, before: Before, heads: Mapping[Any, tuple[Path, str]], sides: Sequence[tuple[Recipe, Any]]
+) -> dict[str, Any]:
     from actors.learning import replaying
     from orchestrator.preflight.files import read_models
 
     models = read_models(recipe)
     rows = recipe.learner.rows_per_chunk(models.vocabulary)
-    weights = replaying.Weights(before.model, before.checkpoint, recipe.learner.packing, models.vocabulary, rows)
+    packing = recipe.learner.packing
+    weights = replaying.Weights(before.model, before.checkpoint, packing, models.vocabulary, rows, heads)
     read = [
         replaying.Side(each.objective, share.share, each.learner_temperature, models.end_token_ids)
         for each, share in sides
@@ -93,28 +117,39 @@ def _computed(recipe: Recipe, before: Before, sides: Sequence[tuple[Recipe, Any]
         raise RecipeError(f"{before.checkpoint or before.model}: cannot be replayed on ({reason(error)})") from None
 
 
-def _weights(directory: Path, recipe: Recipe, step: int | None, model: Path | None) -> tuple[int, Before]:
+def _weights(directory: Path, recipe: Recipe, at: At) -> tuple[int, Before]:
     """The step, and its weights. Raises RecipeError."""
     recorded = recorded_steps(directory)
     if not recorded:
         raise RecipeError(
             f"{directory}: has no recorded samples, samples/step_*; a run records every record.every steps"
         )
-    if step is not None and step not in recorded:
-        raise RecipeError(f"--step {step}: was not recorded; there are {_named(recorded)}")
-    if model is not None:
-        return step or recorded[-1], Before(model.absolute())
+    if at.step is not None and at.step not in recorded:
+        raise RecipeError(f"--step {at.step}: was not recorded; there are {_named(recorded)}")
+    if at.model is not None:
+        return at.step or recorded[-1], Before(at.model.absolute())
     student = model_directory(recipe.path_of(STUDENT))
-    for at in [step] if step else reversed(recorded):
-        if at == 1:
-            return at, Before(student)
-        if saved := checkpoint.folder_of(directory, at - 1):
-            return at, Before(student, saved)
-    have = [at for at in recorded if at == 1 or checkpoint.folder_of(directory, at - 1)]
+    if at.checkpoint is not None:
+        after = at.checkpoint + 1
+        return at.step or (after if after in recorded else recorded[-1]), _saved(directory, student, at.checkpoint)
+    for step in [at.step] if at.step else reversed(recorded):
+        if step == 1:
+            return step, Before(student)
+        if saved := checkpoint.folder_of(directory, step - 1):
+            return step, Before(student, saved)
+    have = [step for step in recorded if step == 1 or checkpoint.folder_of(directory, step - 1)]
     raise RecipeError(
-        f"--step {step or recorded[-1]}: the weights that it began with were not kept; steps with theirs: "
-        f"{_named(have) or 'none'}; or name other weights: --model {directory.name}/model"
+        f"--step {at.step or recorded[-1]}: the weights that it began with were not kept; steps with theirs: "
+        f"{_named(have) or 'none'}; or name other weights: --checkpoint N, or --model {directory.name}/model"
     )
+
+
+def _saved(directory: Path, student: Path, step: int) -> Before:
+    """The weights of the checkpoint after a step. Raises RecipeError."""
+    if saved := checkpoint.folder_of(directory, step):
+        return Before(student, saved)
+    there = _named(checkpoint.steps_saved(directory)) or "none"
+    raise RecipeError(f"--checkpoint {step}: was not kept, or is not whole; there are {there} (checkpoint.keep)")
 
 
 def _table(directory: Path, step: int) -> Any:

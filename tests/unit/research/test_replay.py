@@ -19,11 +19,14 @@ from actors.wire.records import Sample
 from actors.wire.trained import trained_batch
 from configs.refusal import RecipeError
 from orchestrator.cli import app
-from orchestrator.surface.research.replaying import other_recipe, replay
+from orchestrator.surface.research.replaying import At, other_recipe, replay
+from orchestrator.surface.research.stored import missing
 from orchestrator.surface.submission import recorded_recipe
 from tests import tiny
+from tests.unit.simulation import recipe as simulated
 
 GROUPS, EACH, LENGTH = 3, 2, 4
+MODELS = {name: {"path": "/none"} for name in ("student", "teacher")}
 SQUARED = {"target": "teacher", "estimator": "k2_in_loss"}
 
 
@@ -98,7 +101,7 @@ def write(folder: Path, models: dict[str, Path], teacher: bool = True) -> None:
 
 def replayed(run: Path, *overrides: str, **arguments: Any) -> dict[str, Any]:
     other = other_recipe(recorded_recipe(run), None, overrides)
-    return replay(run, other, arguments.get("step"), arguments.get("model"))
+    return replay(run, other, At(**arguments))
 
 
 def test_the_gradient_is_that_of_the_objective(run: Path, models: dict[str, Path]) -> None:
@@ -175,6 +178,34 @@ def test_a_step_without_record_or_weights_is_refused(run: Path, step: int, words
         (run / "samples" / "step_000002.rank0.arrow").write_bytes(record.read_bytes())
     with pytest.raises(RecipeError, match=words):
         replayed(run, step=step)
+
+
+def test_a_checkpoint_that_was_not_kept_is_refused(run: Path) -> None:
+    (run / "checkpoints" / "step_4").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="--checkpoint 2: was not kept, or is not whole; there are 4"):
+        replayed(run, checkpoint=2)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "words"),
+    [
+        ({"support": "topk", "topk": 8}, {"support": "topk", "topk": 8}, None),
+        ({"support": "topk", "topk": 8}, {"support": "sampled"}, None),
+        ({"support": "full"}, {"support": "sampled"}, None),
+        ({"support": "full"}, {"support": "topk", "topk": 8}, "on topk support; the record has them on full"),
+        ({"support": "topk", "topk": 8}, {"support": "topk", "topk": 4}, "the 4 likeliest tokens of the teacher"),
+        ({"support": "topk", "topk": 8}, {"support": "full"}, "on full support; the record has them on topk"),
+        ({"target": {"teacher": 0.5, "second": 0.5}}, {"target": "second"}, None),
+        ({"target": "moving", "support": "full"}, {"target": "moving", "support": "full"}, "LM head of moving"),
+        ({}, {"target": "second"}, "scores of second; the record has those of teacher"),
+    ],
+)
+def test_what_kept_scores_serve(own: dict[str, Any], other: dict[str, Any], words: str | None, tmp_path: Path) -> None:
+    models = {"second": {"path": "/none"}, "moving": {"weights": "live", "prompt": "hm: {prompt}"}}
+    target = {"target": "teacher"}
+    recipes = [simulated(tmp_path, models=MODELS | models, objective=target | each) for each in (own, other)]
+    found = missing(recipes[0], recipes[1].objective, kept=recipes[0].scored_models)
+    assert found is None if words is None else words in str(found)
 
 
 def test_without_a_record_it_is_refused(run: Path) -> None:
