@@ -3,8 +3,8 @@
 Members are plain classes that know neither Ray nor each other. Arguments and results are values, so the same class runs
 in a Ray actor or in a test's process.
 
-Methods: start stop load sleep wake drain. One that a role does not need does nothing. Roles that serve many callers at
-once make them coroutines; the others serve one call at a time.
+Methods: start stop renew load sleep wake drain. One that a role does not need does nothing. Roles that serve many
+callers at once make them coroutines; the others serve one call at a time.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Member:
 
     def drain(self) -> Any:
         """Wait until no accepted work is left."""
+
+    def renew(self) -> Any:
+        """Forget the run that it served, before another one that is made of the same; its weights come anew."""
 
     def stop(self) -> Any:
         """Release everything the process holds outside itself."""

@@ -52,6 +52,10 @@ class Reward(Member):
 
             self._model = load_classifier(Path(self._model_directory))
 
+    def renew(self) -> None:
+        """A user's function may remember responses."""
+        self._apart.close()
+
     def stop(self) -> None:
         self._apart.close()
 

@@ -98,7 +98,7 @@ class Rollout(Writer):
                 await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
                 await self._delivery.read(self._engine, path)
                 if not self._config.keep_key_values:
-                    await self._reset_key_values(version)
+                    await self._reset_key_values()
                 await self._engine.update_weight_version(str(version))
                 self._version = version
                 await self._engine.resume_generation()
@@ -106,10 +106,10 @@ class Rollout(Writer):
                 await asyncio.to_thread(self._delivery.remove, path)
         return version
 
-    async def _reset_key_values(self, version: int) -> None:
+    async def _reset_key_values(self) -> None:
         """Drop the KV cache of the old weights; running responses recompute theirs."""
         if not await self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise RuntimeError(f"the prefix cache was not reset for version {version}")
+            raise RuntimeError(f"the prefix cache of version {self._version} was not reset")
 
     async def sleep(self) -> None:
         """Move weights to the host and drop the KV cache. On a CPU vLLM only stops scheduling."""
@@ -120,6 +120,10 @@ class Rollout(Writer):
 
     async def drain(self) -> None:
         await self._idle.wait()
+
+    async def renew(self) -> None:
+        """Versions count from the start again, and the salts of the KV cache with them."""
+        await self._reset_key_values()
 
     async def stop(self) -> None:
         if self._engine is not None:

@@ -160,6 +160,11 @@ class Scorer(Member):
     async def drain(self) -> None:
         await self._idle.wait()
 
+    async def renew(self) -> None:
+        """A run's cost must not depend on what another one had scored."""
+        self._cache.clear()
+        self._beginnings = Beginnings()
+
     async def stop(self) -> None:
         if self._server:
             self._server.cancel()

@@ -77,6 +77,20 @@ class Membership(Sequence[PoolMember]):
             await self.discard()
             raise
 
+    async def take_over(self, left: Sequence[PoolMember]) -> None:
+        """Serve with the actors of another pool, made of the same, once they have forgotten its run. If one does not,
+        all are ended, and there are none."""
+        taken = [self._add() for _ in left]
+        for member, other in zip(taken, left, strict=True):
+            member.actors, member.node, member.started = other.actors, other.node, other.started
+        renewed = await asyncio.gather(*(self.startup.renew(m) for m in taken), return_exceptions=True)
+        if any(isinstance(answer, BaseException) for answer in renewed):
+            await self.discard()
+            return
+        for member in taken:
+            member.serving = True
+        self._changed()
+
     async def resize(self, size: int) -> None:
         """Scale to `size` members. New members serve once admitted; surplus members finish their work first. The last
         call wins. Joining members are cancelled before serving ones are removed."""

@@ -42,7 +42,7 @@ class Startup:
 
     async def run(self, member: PoolMember) -> None:
         """Spawn a member's actors, start its engine and admit it. Raises what ended it; its actors are not killed."""
-        member.log = self.logs / f"{self.role}-{member.number}.log" if self.logs else None
+        member.log = self._log_of(member)
         member.actors = await self.transport.spawn(self.spec(member.number))
         member.node = self.transport.node(member.actors[0])
         await self._attach_logs(member)
@@ -50,6 +50,13 @@ class Startup:
             await self._start(member)
         if self.admit:
             await self.admit(member)
+
+    async def renew(self, member: PoolMember) -> None:
+        """Give a member that served an earlier run this run's log, and let it forget that run. Raises what ended it."""
+        member.log = self._log_of(member)
+        await self._attach_logs(member)
+        calls = [self.transport.call(actor, "renew")[0] for actor in member.actors]
+        await self.watch.in_time("start", asyncio.gather(*(self.transport.value(call) for call in calls)))
 
     async def died(self, member: PoolMember, death: MemberDied) -> DiedStarting:
         """The error of a member that died in `run`."""
@@ -61,6 +68,9 @@ class Startup:
         """Call `stop` on a member's actors. Raises if they do not answer within STOP_SECONDS."""
         stops = [self.transport.call(actor, "stop")[0] for actor in member.actors]
         await asyncio.wait_for(asyncio.gather(*(self.transport.value(s) for s in stops)), STOP_SECONDS)
+
+    def _log_of(self, member: PoolMember) -> Path | None:
+        return self.logs / f"{self.role}-{member.number}.log" if self.logs else None
 
     async def _attach_logs(self, member: PoolMember) -> None:
         """The first call to the actors: it also waits for their imports and constructors."""

@@ -18,6 +18,7 @@ from orchestrator import checkpoint
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals
 from orchestrator.surface import submission
 from orchestrator.surface.ending import end, fail
+from orchestrator.surface.engines import Engines
 from orchestrator.surface.outcome import Outcome, console, say_error
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def carry_out(
 ) -> int:
     """Carry out a run; returns its exit code. A stopped run ends this process without waiting for its threads.
     `members`: see build_pools; `kind`: what makes the run, if not Run."""
-    return ended(carry_out_one(recipe, directory, Handlers(), members, kind))
+    return ended(carry_out_one(recipe, directory, Handlers(), Engines(members), kind))
 
 
 def ended(code: int) -> int:
@@ -101,10 +102,10 @@ def carry_out_one(
     recipe: Recipe,
     directory: Path,
     handlers: Handlers,
-    members: MemberSpecs | None = None,
+    engines: Engines,
     kind: Callable[..., Run] | None = None,
 ) -> int:
-    """Carry out a run under handlers that may have served another; returns its exit code."""
+    """Carry out a run under handlers, and on engines, that may have served another; returns its exit code."""
     from orchestrator.preflight import cluster
     from orchestrator.surface.display import Display
 
@@ -123,7 +124,7 @@ def carry_out_one(
         try:
             with Display(recipe.run.steps) as display:
                 display.phase(f"run {recipe.run.name}: reading the recipe, its prompts and tokenizers")
-                outcome = _run_on_cluster(recipe, directory, display, handlers, members, kind)
+                outcome = _run_on_cluster(recipe, directory, display, handlers, engines, kind)
         except (StoppedEarly, SystemExit):  # Ray's handler of SIGTERM exits while Ray starts
             leave()
             return STOPPED
@@ -147,7 +148,7 @@ def _run_on_cluster(
     directory: Path,
     display: Display,
     handlers: Handlers,
-    members: MemberSpecs | None,
+    engines: Engines,
     kind: Callable[..., Run] | None,
 ) -> Outcome:
     from orchestrator.preflight import cluster, files
@@ -157,17 +158,17 @@ def _run_on_cluster(
         display.notice(f"warning: {warning}")
     inputs = files.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
-        recipe = _fitted(recipe, inputs, directory, display)
+        recipe = _fitted(recipe, inputs, directory, display, engines)
     display.phase("starting Ray")
     with cluster.connected(recipe, directory) as dashboard:
         handlers.before_the_loop()
         if dashboard:
             display.notice(f"Ray's dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
         if cluster.joins_cluster(recipe):
-            recipe = _fitted(recipe, inputs, directory, display)
+            recipe = _fitted(recipe, inputs, directory, display, engines)
         runner = asyncio.Runner()
         try:
-            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, members, kind))
+            outcome = runner.run(_drive(recipe, directory, inputs, display, handlers, engines, kind))
         except BaseException:
             runner.close()
             raise
@@ -183,22 +184,20 @@ async def _drive(
     inputs: Inputs,
     display: Display,
     handlers: Handlers,
-    members: MemberSpecs | None,
+    engines: Engines,
     kind: Callable[..., Run] | None,
 ) -> Outcome:
-    from orchestrator.pools.layout import build_pools
-    from orchestrator.pools.transport import RayTransport
-    from orchestrator.run import Run
+    from orchestrator.run import DONE, FAILED, Run
     from orchestrator.surface.driver import collect_seldom, serve_commands
     from orchestrator.surface.reporting import Reporting
 
     collect_seldom()
-    pools = build_pools(recipe, RayTransport(), inputs.vocabulary, directory / "logs", members)
+    pools = await engines.pools(recipe, inputs.vocabulary, directory / "logs")
     reporting = Reporting(display, _feed(recipe, directory, display), directory)
     training = (kind or Run)(recipe, directory, inputs, pools, reporting)
     display.working = training.working
     handlers.in_the_loop(training)
-    error = None
+    code, error = FAILED, None
     try:
         async with serve_commands(training, display, reporting):
             code = await training.execute()
@@ -206,8 +205,7 @@ async def _drive(
         code, error = await fail(training, failure)
     finally:
         display.phase("stopping the roles")
-        at_once = training.stopping.hurried
-        await asyncio.gather(*(pool.members.stop(at_once) for pool in pools.all().values()))
+        await engines.end(pools, code == DONE, training.stopping.hurried)
     display.phase("writing the report")
     await reporting.ended(code)
     return await end(training, code, error, inputs.tokenizer)
@@ -234,7 +232,7 @@ def removed_if_unused(directory: Path) -> Iterator[None]:
             directory.rmdir()
 
 
-def _fitted(recipe: Recipe, inputs: Inputs, directory: Path, display: Display) -> Recipe:
+def _fitted(recipe: Recipe, inputs: Inputs, directory: Path, display: Display, engines: Engines) -> Recipe:
     """The recipe with the numbers that follow from the machines' memory. Raises RecipeError where they cannot hold the
     run."""
     from orchestrator.preflight import capacity, cluster
@@ -242,7 +240,8 @@ def _fitted(recipe: Recipe, inputs: Inputs, directory: Path, display: Display) -
     from orchestrator.preflight.disk import refused_if_full
 
     survey = cluster.survey(recipe, directory)
-    _warn_or_refuse(capacity.compared_with(recipe, inputs, survey), display)
+    if not engines.compared:
+        _warn_or_refuse(capacity.compared_with(recipe, inputs, survey), display)
     if not any(unsized(recipe)):
         return recipe
     whole, lines = fitted_to(recipe, inputs.extent, capacity.read_sizes(recipe), survey.machines)

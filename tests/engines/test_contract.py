@@ -122,6 +122,19 @@ def test_a_seed_gives_the_same_response_again(bench: Bench) -> None:
     assert responses(first) == responses(second)
 
 
+def test_a_renewed_member_serves_as_before(bench: Bench) -> None:
+    before, _ = bench.sample(bench.requests(2))
+    for pool in (bench.pools.rollout, bench.pools.scorers["teacher"], bench.pools.reward):
+        assert pool is not None
+        for member in pool.members:
+            bench.runner.run(pool.call_member(member, "renew"))
+    after, _ = bench.sample(bench.requests(2))
+    tokens = [{s.uid: s.response_ids for p in found for s in unpack_samples(p)} for found in (before, after)]
+    assert tokens[0] == tokens[1]
+    table, header = bench.call(bench.pools.scorers["teacher"], "score", after[0], ScoreRequest("sampled"), returns=2)
+    assert header.uids and all(uid in ScoreTable(table) for uid in header.uids)
+
+
 def test_load_is_followed_by_tokens_of_that_version(bench: Bench) -> None:
     version = bench.runner.run(_publish(bench, 7))
     bench.runner.run(_load(bench, version))

@@ -23,6 +23,7 @@ from orchestrator.surface.carry_out import (
     mark_if_stopped,
     removed_if_unused,
 )
+from orchestrator.surface.engines import Engines
 from orchestrator.surface.outcome import console, say_error
 from orchestrator.surface.pipelines import folders
 from orchestrator.surface.submission import Standing
@@ -85,7 +86,7 @@ def _carry_out_stage(
     console.print(folders.headline(pipeline, stage), markup=False, soft_wrap=True)
     try:
         recipe = folders.stage_recipe(pipeline, stage, directory)
-        code = carry_out_one(recipe, directory / stage.run, handlers, members)
+        code = carry_out_one(recipe, directory / stage.run, handlers, Engines(members))
     except RecipeError as error:
         raise RecipeError(*(f"stages.{stage.name}: {line}" for line in error.lines)) from None
     _summarise(pipeline, directory, code)

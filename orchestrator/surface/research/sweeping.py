@@ -1,4 +1,5 @@
-"""`logratio sweep`: arms one after the other, on one Ray cluster. An arm is a run like any other.
+"""`logratio sweep`: arms one after the other, on one Ray cluster and engines that stay warm. An arm is a run like any
+other.
 
 What is done stays; what was cut short goes on; what failed is tried again by the next call. Where a sweep stands
 follows from where its arms stand.
@@ -6,8 +7,10 @@ follows from where its arms stand.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from orchestrator.surface import checked, submission
 from orchestrator.surface.carry_out import STOPPED, Handlers, StoppedEarly, carry_out_one, removed_if_unused
 from orchestrator.surface.outcome import console, say_error
 from orchestrator.surface.research.grid import Arm
+from orchestrator.surface.research.warm import WarmEngines
 from orchestrator.surface.submission import Standing
 
 if TYPE_CHECKING:
@@ -59,14 +63,15 @@ def _on_one_cluster(directory: Path, arms: Sequence[Arm], handlers: Handlers, me
     recipes = [_recipe(directory, arm) for arm in left]
     _check(left, recipes, directory)
     record(directory, arms)
-    with cluster.driver(recipes[0]):
+    with cluster.driver(recipes[0]), _warm(directory, recipes[0], members) as engines:
         handlers.before_the_loop()
+        _compare_joined(left, recipes, directory)
         for number, (arm, recipe) in enumerate(zip(left, recipes, strict=True), 1):
             if handlers.asked:
                 handlers.leave()
                 return STOPPED
             console.print(f"arm {number} of {len(left)}, {arm.key}: {arm.label}", markup=False, soft_wrap=True)
-            ended = _carry_out(directory, arm, recipe, handlers, members)
+            ended = _carry_out(directory, arm, recipe, handlers, engines)
             record(directory, arms)
             if ended == STOPPED:
                 return STOPPED
@@ -75,10 +80,21 @@ def _on_one_cluster(directory: Path, arms: Sequence[Arm], handlers: Handlers, me
     return code
 
 
-def _carry_out(directory: Path, arm: Arm, recipe: Recipe, handlers: Handlers, members: MemberSpecs | None) -> int:
+@contextlib.contextmanager
+def _warm(directory: Path, recipe: Recipe, members: MemberSpecs | None) -> Iterator[WarmEngines]:
+    """Engines for all arms. What is left of them ends with the sweep."""
+    engines = WarmEngines(directory, members)
+    try:
+        yield engines
+    finally:
+        asyncio.run(engines.close())
+        cluster.sweep(engines.placed(recipe))
+
+
+def _carry_out(directory: Path, arm: Arm, recipe: Recipe, handlers: Handlers, engines: WarmEngines) -> int:
     """One arm; its exit code. Another arm may still succeed where this one failed."""
     try:
-        return carry_out_one(recipe, _folder(directory, arm), handlers, members)
+        return carry_out_one(recipe, _folder(directory, arm), handlers, engines)
     except RecipeError as error:
         for line in error.lines:
             say_error(f"{arm.label}: {line}")
@@ -86,15 +102,38 @@ def _carry_out(directory: Path, arm: Arm, recipe: Recipe, handlers: Handlers, me
 
 
 def _check(arms: Sequence[Arm], recipes: Sequence[Recipe], directory: Path) -> None:
-    """Check files and machine for all arms before the first begins. Raises RecipeError."""
+    """Check files, and the machine where the cluster starts here, for all arms before the first begins. Raises
+    RecipeError."""
     for arm, recipe in zip(arms, recipes, strict=True):
-        try:
+        with _of(arm):
             checked.environment(recipe, directory)
             inputs = files.read_inputs(recipe)
             if not cluster.joins_cluster(recipe):
-                refuse(capacity.compared_with_machines(recipe, inputs, directory))
-        except RecipeError as error:
-            raise RecipeError(*(f"{arm.label}: {line}" for line in error.lines)) from None
+                _compare(recipe, inputs, directory)
+
+
+def _compare_joined(arms: Sequence[Arm], recipes: Sequence[Recipe], directory: Path) -> None:
+    """Compare all arms with a cluster that is joined now, while none of their engines is there. Raises RecipeError."""
+    for arm, recipe in zip(arms, recipes, strict=True):
+        if cluster.joins_cluster(recipe):
+            with _of(arm):
+                _compare(recipe, files.read_inputs(recipe), directory)
+
+
+def _compare(recipe: Recipe, inputs: files.Inputs, directory: Path) -> None:
+    found = capacity.compared_with_machines(recipe, inputs, directory)
+    refuse(found)
+    for line in (one.line for one in found if one.grade == "tight"):
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _of(arm: Arm) -> Iterator[None]:
+    """A refusal names the arm."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(f"{arm.label}: {line}" for line in error.lines)) from None
 
 
 def _recipe(directory: Path, arm: Arm) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -219,3 +220,19 @@ def test_a_score_that_is_not_finite_rejects_its_sample_alone(engine: Recording, 
 def test_each_way_to_batch_fixed_texts_scores_each_of_them_once(count: int) -> None:
     for way in ways_to_batch(count):
         assert sorted(i for batch in way for i in batch) == list(range(count))
+
+
+def test_a_renewed_scorer_has_no_scores_of_the_run_before(engine: Recording) -> None:
+    async def story() -> list[int]:
+        scorer = Scorer(ScorerConfig(tokens_per_batch=BUDGET), "nowhere", vocabulary=100)
+        await scorer.start()
+        asked, counts = replace(SAMPLED, reusable=True), []
+        for renewed in (False, False, True):
+            if renewed:
+                await scorer.renew()
+            await scorer.score(pack_samples([response("a", 3)])[0], asked)
+            counts.append(len(engine.batches))
+        await scorer.stop()
+        return counts
+
+    assert asyncio.run(story()) == [1, 1, 2]
