@@ -1,6 +1,6 @@
 """Seconds from a million-row file to the first prompt that could be leased, and memory.
 
-`python -m benchmarks data [--rows 1000000] [--kind parquet|jsonl] [--model bundled:SmolLM2-135M-Instruct]`
+`python -m benchmarks data [--rows 1000000] [--kind parquet|jsonl] [--model bundled:SmolLM2-135M-Instruct] [--out FILE]`
 Writes a temporary file, then reads it in new processes: once with an empty cache, once again. Prints seconds to the
 first prompt, prompts a second after it, both by the wall and of the processor, and the growth of memory: anonymous, and
 of mapped files, which the system may drop.
@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
+
+CACHES = ("empty", "filled")
 BATCH = 50_000  # rows written at a time
 TEXT = "Compute the sum of the first numbers whose digits add up to it, and explain each step. "
 
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("parquet", "jsonl"), default="parquet")
     parser.add_argument("--model", default="bundled:SmolLM2-135M-Instruct")
     parser.add_argument("--leases", type=int, default=1000, help="prompts taken in the order of a run")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.read:
@@ -103,9 +107,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"prompts.{asked.kind}"
         write(file, asked.rows)
-        print(f"{asked.rows} rows, {file.stat().st_size / 2**20:.0f} MiB of {asked.kind}")
-        for cache in ("empty", "filled"):
-            _report(cache, _measured(asked, file, folder))
+        found: dict[str, Any] = {"rows": asked.rows, "kind": asked.kind, "file_mib": file.stat().st_size / 2**20}
+        print(f"{asked.rows} rows, {found['file_mib']:.0f} MiB of {asked.kind}")
+        for cache in CACHES:
+            found[cache] = _measured(asked, file, folder)
+            print(_line(cache, found[cache]))
+    if asked.out:
+        asked.out.write_text(json.dumps(machine.described("datasets", "pyarrow", "transformers") | found, indent=1))
 
 
 def _measured(asked: argparse.Namespace, file: Path, folder: str) -> dict[str, Any]:
@@ -120,9 +128,15 @@ def _measured(asked: argparse.Namespace, file: Path, folder: str) -> dict[str, A
     return json.loads(output.stdout.splitlines()[-1])
 
 
-def _report(cache: str, found: dict[str, Any]) -> None:
+def table(found: Mapping[str, Any]) -> str:
+    """The figures of a run that was written with --out."""
+    head = f"{found['rows']} rows, {found['file_mib']:.0f} MiB of {found['kind']}"
+    return "\n".join(["```", head, *(_line(cache, found[cache]) for cache in CACHES), "```"])
+
+
+def _line(cache: str, found: Mapping[str, Any]) -> str:
     (wall, processor), (rate, most) = found["first"], found["rate"]
-    print(
+    return (
         f"cache {cache:6}  first prompt after {wall:.1f} s ({processor:.1f} s of the processor), then {rate:.0f} "
         f"prompts/s ({most:.0f}); memory + {found['RssAnon']:.0f} MiB, + {found['RssFile']:.0f} MiB of mapped files"
     )
