@@ -84,7 +84,7 @@ class Deathbed:
         self.deaf: set[int] = set()  # members that do not answer a submission
         self._ends = [asyncio.Event() for _ in nodes]
         pool: Any = SimpleNamespace(
-            role="rollout", members=self.members, add_load=lambda *a: None, remove_load=lambda *a: None
+            role="rollout", members=self.members, retries=0, add_load=lambda *a: None, remove_load=lambda *a: None
         )
         nothing: Any = SimpleNamespace(forget=lambda uid: None)
         self.intake = Intake(
