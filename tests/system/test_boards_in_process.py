@@ -131,8 +131,7 @@ class Told:
 def test_the_bottleneck_is_the_role_that_is_slow(found: Server, tmp_path: Path, role: str, speeds: Speeds) -> None:
     found.run = role.partition(".")[0]
     told = Told(tmp_path, found.run, speeds)
-    told.until(lambda: found.shown("Which role is the bottleneck?"))
-    assert found.shown("Which role is the bottleneck?") == {role: 1.0}
+    told.until(lambda: found.shown("Which role is the bottleneck?") == {role: 1.0})  # the first steps may be another's
     gains = found.shown("What would one more member bring?")
     best = max(gains, key=lambda name: gains[name])
     assert best == role or role == "learner", "the learner cannot grow"
