@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from actors.learning.student import Hidden, Student, Targets
 from actors.models.causal_lm import DTYPES, Projection
 from actors.models.handling import PLAIN
+from benchmarks.step.limits import CLOCKS, took
 from configs.objective import Objective
 from objectives import objective
 from objectives.schedule import Dials
 from objectives.tokens import Scores, Tokens
 
+CPU = torch.device("cpu")
 TEACHER = ("teacher", 0)
 HALF = 0.5  # of the Jensen-Shannon divergence; there Liger's mixture and ours are the same
 FEW = 64
@@ -81,10 +82,12 @@ def ours(heads: Heads, chunk: int, measured: bool) -> Found:
     return loss.detach(), _known(hidden.grad), _known(student.model.head.weight.grad)
 
 
-def ligers(heads: Heads) -> Found:
+def ligers(heads: Heads, chunk: int) -> Found:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # type: ignore[import-not-found]
 
-    loss_of = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=HALF, compiled=False)
+    loss_of = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=HALF, compiled=False, chunk_size=chunk
+    )
     hidden, weight = heads.hidden.clone().requires_grad_(), heads.weight.clone().requires_grad_()
     labels = torch.zeros(len(hidden), dtype=torch.long)
     loss = loss_of(hidden, weight, heads.teacher_hidden, heads.teacher_weight, labels)
@@ -126,10 +129,11 @@ def _tokens(count: int) -> Tokens:
 
 
 def drawn(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> Heads:
-    """Random, with logits of a standard deviation of 4."""
+    """Random: logits with a standard deviation of 4, and a teacher near the student."""
     torch.manual_seed(0)
-    parts = [torch.randn(n, width) for n in (tokens, vocabulary, tokens, vocabulary)]
-    return Heads(*(part.mul(4 / width**0.5 if i % 2 else 1.0).to(dtype) for i, part in enumerate(parts)))
+    hidden, other, weight = (torch.randn(n, width) for n in (tokens, tokens, vocabulary))
+    weight = (weight * 4 / width**0.5).to(dtype)
+    return Heads(hidden.to(dtype), weight, (0.95 * hidden + 0.3 * other).to(dtype), weight)
 
 
 def ways(chunk: int) -> dict[str, Way]:
@@ -142,7 +146,7 @@ def ways(chunk: int) -> dict[str, Way]:
     except ImportError:
         print("liger-kernel is not installed")
         return found
-    return found | {"liger": ligers}
+    return found | {"liger": lambda heads: ligers(heads, chunk)}
 
 
 def main() -> None:
@@ -151,20 +155,21 @@ def main() -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of the process, on a shared machine")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    heads, took = drawn(asked.tokens, asked.width, asked.vocabulary, DTYPES[asked.dtype]), {}
+    heads = drawn(asked.tokens, asked.width, asked.vocabulary, DTYPES[asked.dtype])
+    rounds: dict[str, list[float]] = {}
     for number in range(asked.rounds + 1):  # the first warms up
         for name, way in ways(asked.chunk).items():
-            began = time.perf_counter()
-            way(heads)
-            took.setdefault(name, []).extend([time.perf_counter() - began] if number else [])
+            seconds = took(lambda way=way: way(heads), CPU, CLOCKS[asked.clock])
+            rounds.setdefault(name, []).extend([seconds] if number else [])
     right = exact(heads.few())
     for name, way in ways(asked.chunk).items():
         pairs = zip(way(heads.few()), right, strict=True)
         off = [float((one.double() - other).norm() / other.norm()) for one, other in pairs]
         errors = ", ".join(f"{what} {error:.1e}" for what, error in zip(("loss", "hidden", "head"), off, strict=True))
-        print(f"{name:28} {statistics.median(took[name]):8.3f} s   off by {errors}")
+        print(f"{name:28} {statistics.median(rounds[name]):8.3f} s   off by {errors}")
 
 
 if __name__ == "__main__":
