@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 from actors.learning.replaying import cosine, signal_to_noise
-from actors.wire.records import Sample
+from actors.wire.kept_scores import Kept, file_beside, kept_batch
+from actors.wire.records import Sample, Score
 from actors.wire.trained import trained_batch
 from configs.refusal import RecipeError
 from orchestrator.cli import app
@@ -169,6 +171,60 @@ def test_a_run_on_full_support_has_no_cosine_and_says_why(run: Path) -> None:
     found = replayed(run, "objective.support=sampled")
     assert found["own"] is None and found["cosine"] is None and "full support" in found["why_no_cosine"]
     assert found["other"]["grad_norm"] > 0
+
+
+def keep(run: Path, models: dict[str, Path], support: str, k: int = 6) -> torch.Tensor:
+    """Let the run have kept its teacher's scores; its log-probs [tokens, V]."""
+    teacher, rows, whole = model_of(models["teacher"]), [], []
+    for place, (prompt, response) in enumerate(ids()):
+        with torch.no_grad():
+            found = teacher(torch.tensor([prompt + response]), output_hidden_states=True)
+        at = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+        logprobs, hidden = found.logits[0, at].log_softmax(-1), found.hidden_states[-1][0, at].contiguous()
+        best, sampled = logprobs.topk(k), logprobs[torch.arange(LENGTH), torch.tensor(response)].numpy()
+        score = Score(f"{place // EACH:08d}.{place % EACH:03d}", sampled)
+        if support == "full":
+            score = replace(score, hidden=hidden.numpy().tobytes())
+        else:
+            tail = (1 - best.values.exp().sum(-1)).log().numpy()
+            halves, places = best.values.half().numpy(), best.indices.int().numpy()
+            score = replace(score, support_ids=places, support_logprobs=halves, tail_logprob=tail)
+        rows.append(Kept("teacher", score, "float32" if support == "full" else None))
+        whole.append(logprobs)
+    batch = kept_batch(rows)
+    with (
+        pa.OSFile(str(file_beside(str(run / "samples" / "step_000001"), 1, 0)), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+    tree = json.loads((run / "recipe.yaml").read_text())
+    tree["objective"] = {"target": "teacher", "support": support} | ({"topk": k} if support == "topk" else {})
+    tree["scorer"]["teacher"]["dtype"] = "float32"
+    (run / "recipe.yaml").write_text(json.dumps(tree))
+    return torch.cat(whole)
+
+
+@pytest.mark.parametrize("support", ["full", "topk"])
+def test_kept_scores_give_the_gradient_over_outcomes(run: Path, models: dict[str, Path], support: str) -> None:
+    """Full: KL(student||teacher) over the vocabulary; top-k: over the teacher's top k and the rest as one outcome."""
+    p, k, model = keep(run, models, support), 6, model_of(models["student"])
+    found = replayed(run, "objective.support=sampled")
+    logits = [model(torch.tensor([a + b])).logits[0, len(a) - 1 : -1] for a, b in ids()]
+    q = torch.cat(logits).log_softmax(-1)
+    if support == "topk":
+        places = p.topk(k).indices
+        p, q = (outcomes(each.gather(-1, places)) for each in (p, q))
+    loss = (q.exp() * (q - p)).sum(-1).mean()
+    squared = torch.autograd.grad(loss, list(model.parameters()))
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in squared))
+    assert found["own"]["loss"] == pytest.approx(float(loss.detach()), rel=2e-3)
+    assert found["own"]["grad_norm"] == pytest.approx(norm, rel=2e-3)
+    assert found["why_no_cosine"] is None and abs(found["cosine"]) < 0.999
+
+
+def outcomes(logprobs: torch.Tensor) -> torch.Tensor:
+    """Log-probs of the top k, and of all other tokens together."""
+    return torch.cat([logprobs, torch.log1p(-logprobs.exp().sum(-1, keepdim=True))], -1)
 
 
 @pytest.mark.parametrize(("step", "words"), [(7, "there are 1"), (2, "were not kept; steps with theirs: 1")])
