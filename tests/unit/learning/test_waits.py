@@ -17,6 +17,7 @@ import torch
 from actors.learning import student as learners
 from actors.learning.batch import Batch
 from actors.learning.feeding import ahead, fed
+from actors.learning.learner import Learner
 from actors.learning.ranks.finite import spoiling
 from actors.learning.readings import Readings
 from actors.learning.student import Student
@@ -24,7 +25,7 @@ from actors.learning.value_head import ValueHead
 from actors.models import attention, causal_lm, loading
 from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
-from actors.wire.jobs import Share, Total
+from actors.wire.jobs import LearnerSpec, Share, Total
 from actors.wire.records import ScoreRequest, pack_samples
 from configs.objective import Objective
 from configs.roles import Scorer
@@ -33,6 +34,7 @@ from objectives import devices, ends, objective
 from objectives.readings import POSITIONS
 from objectives.schedule import dials_at
 from tests.unit.learning.test_student_streams import ENDS, RESPONSES, VOCABULARY, alone, samples, scored
+from tests.unit.simulation import recipe
 from tests.unit.waits import Waits
 
 CPU = torch.device("cpu")
@@ -145,6 +147,38 @@ def test_the_outputs_of_a_pass_are_copied_together(alone: Any, models: dict[str,
     for other in found[1:]:
         assert other.keys() == found[0].keys()
         assert all(other[n][u] == pytest.approx(found[0][n][u], abs=1e-5) for n in other for u in RESPONSES)
+
+
+class Engine:
+    """DeepSpeed's engine, as far as a pass needs one, around a student; notes whether a micro-batch is the last."""
+
+    def __init__(self, student: Student) -> None:
+        self._student, self.last = student, []
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._student(*arguments)
+
+    def train(self) -> None: ...
+
+    def set_gradient_accumulation_boundary(self, last: bool) -> None:
+        self.last.append(last)
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
+        loss.backward()
+
+
+def test_a_learners_pass_is_over_all_its_micro_batches(alone: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    found = []
+    for each in (1, 4):
+        own, learner, settings = Pass("full", models, each), Learner(0, 1), recipe(tmp_path)
+        learner._spec = LearnerSpec(settings.learner, settings.objective, "/none", 9, 1, 0, "float32")
+        learner._student, learner._engine = own.student, Engine(own.student)
+        metrics = learner._accumulate(own.batch)
+        assert learner._engine.last == [False] * (4 // each) + [True], "the empty one is the last"
+        gradient = torch.cat([p.grad.flatten() for p in own.student.parameters() if p.grad is not None])
+        found.append((metrics["loss"], metrics["reverse_kl"], gradient))
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-4)
+    torch.testing.assert_close(found[0][2], found[1][2], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("support", ["sampled", "topk", "full"])
