@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ def strike_at(stage: str, step: int, number: int) -> Any:
     return serve_commands
 
 
+def strike(stage: str, step: int, number: int) -> None:
+    driver.serve_commands = strike_at(stage, step, number)
+
+
 def read_inputs(recipe: Recipe) -> files.Inputs:
     return files.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
 
@@ -81,9 +85,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    """Ends with the context. `folder` is for what commands print."""
-    command = [sys.executable, "-m", "tests.unit.surface.staged"]
+def server(folder: Path, module: str = "tests.unit.surface.staged") -> Iterator[Server]:
+    """Ends with the context. `folder` is for what commands print; `module`: what the process runs."""
+    command = [sys.executable, "-m", module]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=Path(__file__).parents[3], text=True, **pipes) as process:
         yield Server(process, folder)
@@ -91,7 +95,8 @@ def server(folder: Path) -> Iterator[Server]:
         process.stdin.close()  # its loop ends
 
 
-def serve() -> None:
+def serve(command: Callable[[], None], strikes: Callable[[str, int, int], None] = lambda *strike: None) -> None:
+    """Fork for each line, and call `command` with its arguments in sys.argv. `strikes` prepares the signal."""
     for line in sys.stdin:
         stage, step, number, output, *arguments = json.loads(line)
         child = os.fork()
@@ -99,9 +104,9 @@ def serve() -> None:
             file = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(file, 1)
             os.dup2(file, 2)
-            driver.serve_commands = strike_at(stage, step, number)
+            strikes(stage, step, number)
             sys.argv = ["logratio", *arguments]
-            cli.main(simulated(Speeds()))
+            command()
         print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
 
 
@@ -111,4 +116,4 @@ if __name__ == "__main__":
     capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
     transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
     files.read_inputs = read_inputs  # type: ignore[assignment]
-    serve()
+    serve(lambda: cli.main(simulated(Speeds())), strike)

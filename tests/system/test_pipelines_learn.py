@@ -1,0 +1,179 @@
+"""Ready pipelines make a tiny model better than it was, by a pipeline's own measures: with its own prompts, personas,
+demonstrations, rewards and stop rules. One seed among the system tests; three among the acceptance tests, with an
+interval of the gain over seeds and prompts that excludes 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.load import load_tree
+from orchestrator.surface.research.paired import paired
+from orchestrator.surface.research.runs import read_run
+from tests.contributing.pages import ROOT
+from tests.in_process.serve import ENGINE, MODULE
+from tests.in_process.voices import build_voices, rows
+from tests.unit.surface.staged import Server, server
+
+PIPELINES = ROOT / "configs" / "pipelines"
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What must have become better: `metric`, SET.NAME of an evaluation, from before the stage `since` to after the
+    stage `until`; `less` is better, or more."""
+
+    metric: str
+    since: str
+    until: str
+    less: bool = False
+
+    def of(self, directory: Path) -> dict[str, float]:
+        """By prompt where the metric is a mean over prompts, else of the whole."""
+        before, after = self._values(directory, self.since, 0), self._values(directory, self.until, -1)
+        assert before.keys() == after.keys()
+        return {prompt: (before[prompt] - after[prompt]) * (1 if self.less else -1) for prompt in before}
+
+    def _values(self, directory: Path, stage: str, point: int) -> Mapping[str, float]:
+        return read_run(directory / f"{directory.name}-{stage}").curve(self.metric).points[point].values
+
+
+@dataclass(frozen=True)
+class Case:
+    gains: tuple[Gain, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def measured(prompts: str | Path, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A held-out set that is measured by rewards alone."""
+    return {"prompts": str(prompts), "rules": list(rules), "samples_per_prompt": 4, "teachers": False}
+
+
+def rewarded(name: str, stage: str) -> dict[str, Any]:
+    """The recipes' held-out prompts, by the rewards of a pipeline's stage."""
+    rules = load_tree(PIPELINES / f"{name}.yaml")["stages"][stage]["reward"]["rules"]
+    return measured(ROOT / "configs" / "prompts" / "heldout.jsonl", rules)
+
+
+TINY: dict[str, Any] = {  # what is of the models' size, and not of the method
+    "rollout.engine": ENGINE,
+    "rollout.dtype": "float32",
+    "learner.dtype": "float32",
+    "learner.optimizer.lr": 2e-3,
+    "batch.tokens_per_microbatch": 2048,
+    "evaluate.samples_per_prompt": 4,
+    "metrics.trackers": [],
+    "checkpoint.every": 0,
+}
+CASES = {
+    "sft_rl_opd": Case(
+        (
+            Gain("task.avg@4", "01-sft", "03-opd"),
+            Gain("task.avg@4", "02-rl", "02-rl"),
+            Gain("task.avg@4", "03-opd", "03-opd"),
+            Gain("heldout.reverse_kl", "03-opd", "03-opd", less=True),
+        ),
+        {"evaluate.sets.task": rewarded("sft_rl_opd", "rl"), "stages.rl.learner.optimizer.lr": 2e-3},
+    ),
+    "merge_experts": Case(
+        (
+            Gain("pirates.avg@4", "01-pirate", "03-merge"),
+            Gain("poets.avg@4", "01-pirate", "03-merge"),
+            Gain("heldout.reverse_kl", "03-merge", "03-merge", less=True),
+        ),
+    ),
+    "dense_plus_outcome": Case(
+        (
+            Gain("task.avg@4", "01-sft", "02-both"),
+            Gain("task.avg@4", "02-both", "02-both"),
+            Gain("heldout.reverse_kl", "02-both", "02-both", less=True),
+        ),
+        {"evaluate.sets.task": rewarded("dense_plus_outcome", "both"), "stages.both.learner.optimizer.lr": 2e-3},
+    ),
+}
+
+Played = Callable[[str, int], Path]
+
+
+@pytest.fixture(scope="module")
+def logratio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("said"), MODULE) as asked:
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def played(logratio: Server, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Carry out a pipeline under a seed; the directory of its run."""
+    start = _voices(tmp_path_factory.mktemp("start"))
+
+    def play(name: str, seed: int) -> Path:
+        root = tmp_path_factory.mktemp("runs")
+        wanted = TINY | start
+        if name == "merge_experts":
+            wanted |= {"models.poet.path": wanted["models.teacher.path"]} | _tasks(root)
+        wanted |= CASES[name].overrides | {"run.root": root, "run.seed": seed}
+        done = logratio("run", PIPELINES / f"{name}.yaml", *(f"{key}={_text(value)}" for key, value in wanted.items()))
+        assert done.code == 0, done.output
+        return root / name
+
+    return play
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CASES)
+def test_a_pipeline_makes_its_student_better(name: str, played: Played) -> None:
+    directory = played(name, 0)
+    found = {gain: np.mean([*gain.of(directory).values()]) for gain in CASES[name].gains}
+    assert all(mean > 0.0 for mean in found.values()), found
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", CASES)
+def test_under_three_seeds_the_interval_of_the_gain_excludes_0(
+    name: str, played: Played, record_property: Callable[[str, object], None]
+) -> None:
+    directories = [played(name, seed) for seed in SEEDS]
+    for gain in CASES[name].gains:
+        differences = _table([gain.of(directory) for directory in directories])
+        found = paired(differences, of_prompts=differences.shape[1] > 1)
+        assert found.mean is not None and found.low is not None and found.high is not None
+        record_property(
+            f"{gain.metric} {gain.since} to {gain.until}", f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        )
+        assert found.low > 0.0, (gain, differences.mean(axis=1), found)
+
+
+def _table(by_seed: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """[seeds, prompts]."""
+    assert len({frozenset(mine) for mine in by_seed}) == 1
+    return np.asarray([[mine[prompt] for prompt in sorted(mine)] for mine in by_seed])
+
+
+def _voices(root: Path) -> dict[str, Any]:
+    """Overrides: the bundled model's place is taken by a tiny one."""
+    model = build_voices(root / "model", load_tree(PIPELINES / "merge_experts.yaml")["models"]["student"]["prompt"])
+    return {"models.student.path": model, "models.teacher.path": model}
+
+
+def _tasks(root: Path) -> dict[str, Any]:
+    """Overrides: held-out sets of the two tasks of merge_experts, by a word of each persona."""
+    sets: dict[str, Any] = {}
+    for name, persona, said in (("pirates", "pirate", "Arr, matey"), ("poets", "poet", "rose|moon")):
+        mine = [row for row in rows("heldout") if row["persona"] == persona]
+        (file := root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+        sets[f"evaluate.sets.{name}"] = measured(file, [{"kind": "regex", "text": said}])
+    return sets
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
