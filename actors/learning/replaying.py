@@ -84,7 +84,7 @@ def replay(weights: Weights, sides: Sequence[Side], payloads: Sequence[Sequence[
     weights that cannot be read."""
     loaded = loading.load(weights.model, "float32", "sdpa", weights.packing, torch.device("cpu"))
     if weights.checkpoint is not None:
-        put_saved(loaded.model, weights.checkpoint)
+        put_saved(loaded.model, weights.checkpoint, weights.model)
     heads = {head: _head(*place, weights) for head, place in weights.heads.items()}
     found = [_gradient(loaded, weights, heads, side, given) for side, given in zip(sides, payloads, strict=True)]
     plain = [one.plain(max(1, side.share.loss_tokens)) for one, side in zip(found, sides, strict=True)]

@@ -1,6 +1,8 @@
 """The student of a checkpoint as a model directory, without a learner: read from DeepSpeed's files on the host.
 
-They are pickles: only a run that is trusted to resume is trusted to export.
+Adapters are merged into their base.
+
+The files are pickles: only a run that is trusted to resume is trusted to export.
 """
 
 from __future__ import annotations
@@ -12,23 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.learning.adapting.adapters import Adapters
 from actors.learning.export import name_ends, write_model
+from actors.lora.files import recorded_lora
 from actors.models import causal_lm
-from actors.models.stored import read_stored
+from actors.models.stored import Stored, read_stored
 
 TAG = "deepspeed"  # the folder of a checkpoint with the engine's files
 STUDENT = "model."  # before the names of the student's parameters in the engine's module
 
 
 def write_saved_model(checkpoint: Path, source: Path, dtype: str, ends: Sequence[int], directory: Path) -> None:
-    """Write the model of a `checkpoint` that a learner with `dtype` saved. `source`: the directory that training began
-    from; `ends`: see name_ends.
+    """Write the model of a `checkpoint` that a learner with `dtype` saved, and beside it the adapters of one that holds
+    those. `source`: the directory that training began from; `ends`: see name_ends.
 
     Raises OSError or ValueError where the files are not those of a learner of this model.
     """
-    model, tensors = _read(checkpoint, source, dtype)
+    model, tensors, adapters = _read(checkpoint, source, dtype)
     write_model(model, tensors, read_stored(source).others, source, directory)
     name_ends(directory, ends)
+    if adapters is not None:
+        adapters.export({name: own.detach() for pair in adapters.pairs() for name, own in pair}, directory)
 
 
 def saved_tensors(checkpoint: Path, source: Path) -> dict[str, Tensor]:
@@ -37,19 +43,43 @@ def saved_tensors(checkpoint: Path, source: Path) -> dict[str, Tensor]:
     return _read(checkpoint, source, "float32")[1]
 
 
-def put_saved(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Give a model the weights that a checkpoint holds. Raises OSError, or ValueError if it is of another model."""
-    _put(model, _saved(checkpoint))
+@torch.no_grad()
+def put_saved(model: torch.nn.Module, checkpoint: Path, source: Path) -> None:
+    """Give a model of `source` the weights that a checkpoint holds, adapters merged. Raises as write_saved_model
+    does."""
+    if recorded_lora(checkpoint) is None:
+        return _put(model, _saved(checkpoint))
+    own, tensors = model.state_dict(), saved_tensors(checkpoint, source)
+    for group in read_stored(source).groups:
+        for name, tensor in group.join(tensors).items():
+            own[name].copy_(tensor)
 
 
-def _read(checkpoint: Path, source: Path, dtype: str) -> tuple[Any, dict[str, Tensor]]:
+def _read(checkpoint: Path, source: Path, dtype: str) -> tuple[Any, dict[str, Tensor], Adapters | None]:
     model, stored = causal_lm.load_model(source, dtype), read_stored(source)
+    adapters = _adapters(checkpoint, model, source, stored)
     _put(model, _saved(checkpoint))
-    values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    values: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    if adapters is not None:
+        values = adapters.without_names(values)
     tensors: dict[str, Tensor] = {}
     for group in stored.groups:
-        tensors |= group.split({name: values[name].detach() for name in group.parameters})
-    return model, {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        held = group.split({name: values[name].detach() for name in group.parameters})
+        tensors |= held if adapters is None else adapters.merged(held)
+    return model, {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, adapters
+
+
+def _adapters(checkpoint: Path, model: Any, source: Path, stored: Stored) -> Adapters | None:
+    """Put the adapters of a checkpoint into its base, not yet with their values; None if it holds all weights."""
+    lora = recorded_lora(checkpoint)
+    if lora is None:
+        return None
+    adapters = Adapters(model, lora, source, stored, seed=0)
+    try:
+        adapters.check(checkpoint)
+    except RuntimeError as error:  # another base
+        raise ValueError(str(error)) from None
+    return adapters
 
 
 def _saved(checkpoint: Path) -> dict[str, Tensor]:
@@ -67,8 +97,9 @@ def _saved(checkpoint: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _put(model: torch.nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Copy parameters into a model. Raises ValueError if some are missing; a tied one may be there once."""
-    unset = {id(parameter): name for name, parameter in model.named_parameters()}
+    """Copy parameters into a model. Raises ValueError if some that are trained are missing; a tied one may be there
+    once."""
+    unset = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in saved:
             parameter.copy_(saved[name])

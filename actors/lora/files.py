@@ -61,6 +61,13 @@ def check_base(directory: Path, lora: Lora, known: str, folder: Path) -> None:
         raise RuntimeError(f"{folder}: its adapters are {saved['lora']}, learner.lora asks for {own['lora']}")
 
 
+def recorded_lora(folder: Path) -> Lora | None:
+    """The adapters that a checkpoint holds; None if it holds all weights. Raises OSError or ValueError for a file that
+    cannot be read."""
+    file = folder / BASE_FILE
+    return Lora.model_validate(json.loads(file.read_text())["lora"]) if file.exists() else None
+
+
 def _identity(directory: Path, lora: Lora, known: str) -> dict[str, Any]:
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     of = {"rank": lora.rank, "alpha": lora.alpha, "targets": targets}

@@ -1,9 +1,10 @@
 """Ranks of a learner with adapters, without Ray.
 
-`python -m tests.engines.lora_ranks RANK RANKS PORT MODEL FOLDER CASE...`, a case being `STAGE-DTYPE`.
+`python -m tests.engines.lora_ranks RANK RANKS PORT MODEL FOLDER CASE...`, a case being `STAGE-DTYPE`, or
+`STAGE-DTYPE-OBJECTIVE` of those that read the base.
 
 Each case takes three steps, saves after the second and takes the third once more from the checkpoint. Rank 0 prints a
-line of JSON for each case, and exports the model to FOLDER/CASE.
+line of JSON for each case, and exports the model to FOLDER/CASE, and that of the checkpoint to FOLDER/CASE-second.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from configs.objective import Objective
 from configs.roles import Learner as LearnerConfig
 from objectives.schedule import dials_at
 
-OBJECTIVE, VOCABULARY, SAMPLES, TOKENS = Objective(target="data", reverse_weight=0.0), 259, 7, 9
+VOCABULARY, SAMPLES, TOKENS = 259, 7, 9
+REFERENCE = {"model": "base", "beta": 0.5, "placement": "reward_token"}
+OBJECTIVES = {
+    "": Objective(target="data", reverse_weight=0.0),
+    "sampled": Objective(target="base", support="sampled"),
+    "full": Objective(target="base", support="full", reverse_weight=0.7),
+    "reference": Objective.model_validate({"target": "none", "outcome": {"weight": 1.0}, "reference": REFERENCE}),
+}
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 
 
@@ -35,7 +43,8 @@ def samples() -> list[Sample]:
     return [r.answered(rng.integers(9, 200, TOKENS).tolist(), [-5.0] * TOKENS, "stop", [0] * TOKENS) for r in requests]
 
 
-def share(rank: int, ranks: int, step: int) -> Share:
+def share(rank: int, ranks: int, step: int, objective: Objective) -> Share:
+    """Of seven samples two ranks have four and three: one of them has a micro-batch without any."""
     uids = [sample.uid for sample in samples()][rank::ranks]
     most = -(-SAMPLES // ranks)
     return Share(
@@ -43,19 +52,23 @@ def share(rank: int, ranks: int, step: int) -> Share:
         version=0,
         micro_batches=tuple((uid,) for uid in uids) + ((),) * (most - len(uids)),  # ranks take as many
         loss_tokens=SAMPLES * TOKENS,
-        totals={"distillation": Total(SAMPLES * TOKENS, SAMPLES)},
+        totals={term: Total(SAMPLES * TOKENS, SAMPLES) for term in objective.terms},
         constant=100,
-        dials=dials_at(OBJECTIVE, step),
+        dials=dials_at(objective, step),
         rows=dict.fromkeys(uids, 0),
+        advantages={uid: (-1.0) ** int(uid[:8]) for uid in uids},
+        base_prompts={"base": {uid: [9, 5, 6, 8, 7 + int(uid[:8])] for uid in uids}},
     )
 
 
 def spec_of(case: str, ranks: int, model: str) -> LearnerSpec:
-    stage, dtype = case.split("-")
+    stage, dtype, *rest = case.split("-")
+    objective = OBJECTIVES["".join(rest)]
     settings: dict[str, Any] = {"optimizer": {"name": "adamw", "lr": 1e-2}, "tokens_per_chunk": 8, "lora": LORA}
     settings |= {"dtype": dtype, "zero_stage": int(stage), "ranks": ranks}
     config = LearnerConfig.model_validate(settings)
-    return LearnerSpec(config, OBJECTIVE, model, VOCABULARY, 4, 0, dtype, averages={"ema": 0.5})
+    base = ("base",) if rest else ()
+    return LearnerSpec(config, objective, model, VOCABULARY, 4, 0, dtype, averages={"ema": 0.5}, base=base)
 
 
 def published(member: Learner, model: str | None = None) -> list[Any]:
@@ -77,15 +90,19 @@ def main() -> None:
     for case in sys.argv[6:]:
         spec, saved = spec_of(case, ranks, model), folder / f"{case}-saved"
         member.start(spec, ("127.0.0.1", port))
-        line: dict[str, Any] = {"case": case, "trained": trained(member), "first": published(member), "losses": []}
+        line: dict[str, Any] = {"case": case, "trained": trained(member), "first": published(member)}
+        line |= {"losses": [], "norms": []}
 
-        def step(number: int, line: dict[str, Any] = line) -> None:
+        def step(number: int, line: dict[str, Any] = line, spec: LearnerSpec = spec) -> None:
             member.fetch(pack_samples(samples())[0])
-            line["losses"].append(member.step(share(rank, ranks, number))["loss"])
+            taken = member.step(share(rank, ranks, number, spec.objective))
+            line["losses"].append(taken["loss"])
+            line["norms"].append(taken["grad_norm"])
 
         step(1), step(2)
         saved.mkdir(exist_ok=True)
         member.save(str(saved))
+        member.export(str(folder / f"{case}-second"))
         step(3)
         line["third"] = [published(member), published(member, "ema")]
         member.start(spec, ("127.0.0.1", port))

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from actors.learning.saved_model import write_saved_model
 from actors.lora.sites import read_sites
 from actors.lora.wire import names, whole
 from actors.models import causal_lm
@@ -22,6 +24,7 @@ from tests.engines.lora_engine import LORA
 
 acceptance = pytest.mark.acceptance
 CASES = ("0-float32", "1-float32", "2-float32", "3-float32", "2-bfloat16", "3-bfloat16")
+READING = ("sampled", "full", "reference")  # how an objective reads the base
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
@@ -37,26 +40,53 @@ ENVIRONMENT = {
 
 @pytest.mark.timeout(1200)  # the first ranks on a machine compile DeepSpeed's ops, minutes of a busy one
 @pytest.mark.parametrize(
-    ("ranks", "cases"), [(1, ("3-float32",)), pytest.param(2, CASES, marks=acceptance)], ids=["one", "two"]
+    ("ranks", "cases"),
+    [(1, ("3-float32", "3-float32-full")), pytest.param(2, CASES, marks=acceptance)],
+    ids=["one", "two"],
 )
 def test_every_stage_takes_the_same_steps_saves_adapters_alone_and_resumes_exactly(
     models: dict[str, Path], tmp_path: Path, ranks: int, cases: tuple[str, ...]
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    asked = [str(ranks), str(port), str(models["student"]), str(tmp_path), *cases]
-    output = together("tests.engines.lora_ranks", [[str(rank), *asked] for rank in range(ranks)], tmp_path)
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
-    assert [line["case"] for line in lines] == list(cases)
+    lines = on_ranks(models["student"], tmp_path, ranks, cases)
     for line in lines:
-        close = 1e-6 if line["case"].endswith("float32") else 1e-2
-        assert line["losses"] == pytest.approx(lines[0]["losses"], rel=close), line["case"]
+        close = 1e-6 if "float32" in line["case"] else 1e-2
+        first = next(one for one in lines if one["case"].split("-")[2:] == line["case"].split("-")[2:])
+        assert line["losses"] == pytest.approx(first["losses"], rel=close), line["case"]
         assert line["losses"][2] == line["losses"][3] < line["losses"][0]
         assert line["third"] == line["again"], "the step behind a resume gives the same bits, averages too"
         assert line.get("woken", line["again"][0]) == line["again"][0]
         assert line["trained"] and all(".lora_" in name for name in line["trained"])
         _check_files(models["student"], tmp_path, line["case"])
+
+
+@acceptance
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("reads", READING)
+def test_the_base_is_scored_alike_on_one_rank_and_on_two_under_every_stage(
+    models: dict[str, Path], tmp_path: Path, reads: str
+) -> None:
+    """A rank without a sample joins the base's forward pass too: under ZeRO-3 that is a collective."""
+    (tmp_path / "alone").mkdir()
+    (alone,) = on_ranks(models["student"], tmp_path / "alone", 1, (f"0-float32-{reads}",))
+    stages = on_ranks(models["student"], tmp_path, 2, tuple(f"{stage}-float32-{reads}" for stage in range(4)))
+    assert min(alone["norms"]) > 1e-3 and len({*alone["losses"][:3]}) == 3
+    for line in stages:
+        assert line["losses"] == pytest.approx(alone["losses"], rel=1e-5, abs=1e-6), line["case"]
+        assert line["norms"] == pytest.approx(alone["norms"], rel=1e-4), line["case"]
+        assert line["losses"][2] == line["losses"][3] and line["third"] == line["again"]
+        _check_files(models["student"], tmp_path, line["case"])
+
+
+def on_ranks(student: Path, folder: Path, ranks: int, cases: Sequence[str]) -> list[dict[str, Any]]:
+    """What rank 0 of so many says of each case."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    asked = [str(ranks), str(port), str(student), str(folder), *cases]
+    output = together("tests.engines.lora_ranks", [[str(rank), *asked] for rank in range(ranks)], folder)
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
+    assert [line["case"] for line in lines] == list(cases)
+    return lines
 
 
 def _check_files(student: Path, folder: Path, case: str) -> None:
@@ -78,6 +108,29 @@ def _check_files(student: Path, folder: Path, case: str) -> None:
     for name, tensor in exported.items():
         near = 1e-6 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(tensor.float(), written[name].float(), rtol=near, atol=near, msg=name)
+    _check_checkpoint(student, saved, folder / f"{case}-second", case.split("-")[1])
+
+
+def _check_checkpoint(student: Path, saved: Path, exported: Path, dtype: str) -> None:
+    """The model of an earlier checkpoint, read without a learner, is the one that the learner had then: its base with
+    that checkpoint's adapter, and transformers loads it."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    out = saved.with_name(f"{saved.name}-read")
+    write_saved_model(saved, student, dtype, (), out)
+    assert {f.relative_to(out) for f in out.rglob("*")} == {f.relative_to(exported) for f in exported.rglob("*")}
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        mine, learners = load_file(out / file), load_file(exported / file)
+        assert mine.keys() == learners.keys()
+        assert not [name for name in mine if not torch.equal(mine[name], learners[name])], file
+    ids = torch.tensor([[5, 6, 7, 8, 30, 40]])
+    near = 1e-5 if dtype == "float32" else 5e-2
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(causal_lm.load_model(student, "float32"), out / "adapter")
+        torch.testing.assert_close(
+            causal_lm.load_model(out, "float32")(ids).logits, adapted(ids).logits, rtol=near, atol=near
+        )
 
 
 def test_peft_reads_the_exported_adapter_as_it_was_trained(models: dict[str, Path], tmp_path: Path) -> None:
