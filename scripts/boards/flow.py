@@ -147,6 +147,7 @@ def _cost() -> list[Any]:
         curves("GPU-seconds of a step, by role", SECONDS, each_step("gpu_seconds", "role"), low=0),
         curves("GPU-seconds a trained token", SECONDS, Query(f"{spent} / ({tokens} > 0)", "GPU-seconds"), low=0),
         curves("Bytes of scores a token", BYTES, step("score_bytes_per_token"), low=0),
+        curves("Scores read from files since the last step", TOKENS, step("scores_from_files"), low=0),
         curves("Scores on the way", "Bps", rate("score_bytes"), low=0),
         curves(
             "Bytes inlined into the driver",
