@@ -67,10 +67,12 @@ class Rollout(Node):
 
     `on_update`: at a weight update running responses continue (`keep`; every token carries its version), or end and are
     resampled (`abort`). `keep_key_values`: responses that continue keep the KV cache of the old weights instead of
-    recomputing it.
+    recomputing it. `carrier`: how versions reach the members: through Ray's object store, by CUDA IPC on one node, by
+    NCCL from GPU to GPU, or by a class of the user's own.
     """
 
     engine: Annotated[str, or_own("vllm")] = "vllm"
+    carrier: Annotated[str, or_own("object_store", "ipc", "nccl")] = "object_store"
     members: Members = 1
     resources: Resources = Resources()
     dtype: Dtype = "auto"
@@ -82,6 +84,11 @@ class Rollout(Node):
     eager: bool = True
     on_update: Literal["keep", "abort"] = "keep"
     keep_key_values: bool = False
+
+    @property
+    def direct(self) -> bool:
+        """Whether versions come from the learner's GPU, past the object store."""
+        return self.carrier in ("ipc", "nccl")
 
 
 class Server(Node):
@@ -270,7 +277,8 @@ class Stream(Node):
 class Deadlines(Node):
     """Seconds after which a member without an answer counts as hung and is replaced. `generate`: between two blocks,
     while responses are in flight; `start`: also a swap of weights; `load`: also accepting requests; `learn`: a step, an
-    evaluation, a save."""
+    evaluation, a save. `transfer`: how long an end of a transfer by NCCL waits for the others before it lets go by
+    itself."""
 
     start: Seconds = 900.0
     generate: Seconds = 1800.0
@@ -278,15 +286,20 @@ class Deadlines(Node):
     reward: Seconds = 300.0
     load: Seconds = 600.0
     learn: Seconds = 3600.0
+    transfer: Seconds = 120.0
 
     def of(self, method: str) -> float:
         """The deadline of a call, seconds, by the method's name."""
+        if method in _OF_TRANSFERS:
+            return self.transfer + LETTING_GO
         return getattr(self, _DEADLINE_OF.get(method, method), self.learn)
 
 
 _DEADLINE_OF = {"blocks": "generate", "projection": "load", "swap": "start", "canary": "score"} | dict.fromkeys(
-    ("submit", "cut", "ping"), "load"
+    ("submit", "cut", "ping", "load_shared", "mint_group"), "load"
 )
+_OF_TRANSFERS = ("open_group", "join_group", "send_group", "receive")
+LETTING_GO = 60.0  # seconds for an end to let go by itself, and for what a member does around a transfer
 
 
 class Bounds(Node):

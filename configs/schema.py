@@ -342,6 +342,11 @@ class Recipe(Node):
         """Scored models with `frozen`, `live` or `ema` weights."""
         return tuple(name for name in self.scored_models if self.models[name].weights == weights)
 
+    @property
+    def stores_versions(self) -> bool:
+        """Whether the student's versions go to the object store: not if only rollouts pull them, from GPU to GPU."""
+        return not self.rollout.direct or bool(self.scored_with("live"))
+
     def scorer_of(self, model: str) -> Scorer:
         return self.scorer.get(model, Scorer())
 

@@ -45,9 +45,10 @@ from orchestrator.samples.prompts import Prompts, taken
 from orchestrator.stage import Stage
 from orchestrator.stopping import Ask, StopAsked, Stopping
 from orchestrator.uninterrupted import uninterrupted
-from orchestrator.weights.carriers import Carrier, ObjectStore
+from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.learner_group import LearnerDied
 from orchestrator.weights.roles import Roles
+from orchestrator.weights.transfer.choice import carrier_of
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 SUMMARY_FORMAT = 1  # of summary.json
@@ -61,7 +62,7 @@ class Run:
     inputs: Inputs
     pools: Pools
     observer: Observer
-    carrier: Carrier = field(default_factory=ObjectStore)
+    carrier: Carrier | None = None  # None: the one that the recipe names
     meter: Meter = field(default_factory=Meter)
     evaluation_meter: Meter = field(default_factory=Meter)  # evaluations count in no step's metrics
     stopping: Stopping = field(default_factory=Stopping)
@@ -71,7 +72,8 @@ class Run:
     def __post_init__(self) -> None:
         recipe, directory, notice, ends = self.recipe, self.directory, self.observer.notice, self.inputs.end_token_ids
         claim = partial(checkpoint.claim_version, directory)
-        self.roles = Roles(recipe, self.pools, self.inputs.vocabulary, self.carrier, claim, notice, ends)
+        carrier = self.carrier or carrier_of(recipe)
+        self.roles = Roles(recipe, self.pools, self.inputs.vocabulary, carrier, claim, notice, ends)
         self.learner = self.roles.learner
         self.flow = Flow(recipe, self.pools, self.meter, ends, recipe.stream_tokens)
         held_out = self._held_out_flow(recipe)

@@ -38,6 +38,7 @@ from actors.learning.ranks.finite import all_finite, spoiling
 from actors.learning.ranks.gathering import Gathering
 from actors.learning.ranks.late_faults import LateFaults
 from actors.learning.ranks.meeting import join
+from actors.learning.ranks.sending import Sending
 from actors.learning.readings import Readings
 from actors.learning.student import Student
 from actors.learning.value_head import ValueHead
@@ -50,7 +51,7 @@ from actors.wire.records import BrokenWeights
 from objectives import objective
 
 
-class Learner(Member):
+class Learner(Sending, Member):
     def __init__(self, rank: int, ranks: int) -> None:
         self._rank = rank
         self._ranks = ranks

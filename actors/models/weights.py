@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +70,16 @@ def checked(headers: Sequence[BucketHeader], data: Sequence[np.ndarray], directo
 
 def check_names(tensors: dict[str, Tensor], directory: Path) -> None:
     """Raises BadWeights if names or shapes differ from those of the directory's model."""
+    check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, directory)
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> None:
+    """The same for the shapes alone, before any tensor is there."""
     expected = stored(directory).tensors
-    for name, tensor in tensors.items():
-        if expected.get(name) != tuple(tensor.shape):
-            raise BadWeights(f"weight {name} {tuple(tensor.shape)}: {directory} has {expected.get(name)}; same model?")
-    if missing := expected.keys() - tensors.keys():
+    for name, shape in shapes.items():
+        if expected.get(name) != shape:
+            raise BadWeights(f"weight {name} {shape}: {directory} has {expected.get(name)}; same model?")
+    if missing := expected.keys() - shapes.keys():
         raise BadWeights(f"weights {sorted(missing)[:3]} of {directory} were not published; same model?")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from actors.rollout.delivery import delivery
 from actors.rollout.response import Response
 from actors.rollout.writer import Writer
 from actors.shared_memory import MemberFolder
+from actors.transfer.layout import Layout
+from actors.transfer.nccl import joining
 from actors.weights_lock import Idle
 from actors.wire.records import Request, Sample
 from configs.roles import Lora
@@ -44,6 +46,7 @@ class Rollout(Writer):
         self._running: dict[str, Response] = {}  # by uid
         self._cut: set[str] = set()  # uids of running responses that `cut` ended
         self._idle = Idle()
+        self._half: str | None = None  # why the engine holds half a version
 
     async def start(self) -> None:
         """Build the engine: half a minute on a CPU."""
@@ -65,12 +68,13 @@ class Rollout(Writer):
                 enforce_eager=config.eager,
                 enable_sleep_mode=on_gpu,
                 distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
-                worker_extension_cls="actors.rollout.weights_in_engine.VersionLoader",
+                worker_extension_cls="actors.rollout.transfer_in_engine.Receiver",
                 logprobs_mode="processed_logprobs",
                 trust_remote_code=False,
                 enable_log_requests=False,
                 disable_log_stats=not loggers,
                 **self._delivery.engine_options,
+                **self._transfer_options(),
             ),
             stat_loggers=loggers,
         )
@@ -95,16 +99,60 @@ class Rollout(Writer):
             path = self._own_folder.path / f"v{version}"
             try:
                 await asyncio.to_thread(self._delivery.write, headers, buckets, path)
-                await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
-                await self._delivery.read(self._engine, path)
-                if not self._config.keep_key_values:
-                    await self._reset_key_values()
-                await self._engine.update_weight_version(str(version))
-                self._version = version
-                await self._engine.resume_generation()
+                await self._change_to(version, lambda: self._delivery.read(self._engine, path))
             finally:
                 await asyncio.to_thread(self._delivery.remove, path)
         return version
+
+    async def join_group(self, token: str, first_rank: int, size: int, seconds: float) -> None:
+        """Meet the learner in the group that `token` names; this engine's workers have the ranks from `first_rank` on.
+        Raises TransferBroken if its `size` processes do not all come in time."""
+        async with self._loading:
+            self._check_whole()
+            info = joining(token, first_rank, size)
+            await self._engine.collective_rpc("join_transfer", args=(info, seconds))
+
+    async def receive(self, version: int, layout: Layout, seconds: float) -> int:
+        """Load what the learner sends to the group. Raises BadWeights before it touches the engine, and TransferBroken:
+        the engine is of no use then."""
+        return await self._take(version, layout, "receive_version", seconds)
+
+    async def load_shared(self, version: int, layout: Layout, handle: dict[str, Any]) -> int:
+        """Load the copy that lies on the learner's GPU, on this machine. Raises BadWeights before it touches the
+        engine."""
+        return await self._take(version, layout, "read_shared", handle)
+
+    async def _take(self, version: int, layout: Layout, method: str, *rest: Any) -> int:
+        from actors.models.weights import check_shapes
+
+        async with self._loading:
+            self._check_whole()
+            await asyncio.to_thread(check_shapes, layout.by_name, self._model)
+            try:
+                call = (layout.plain, *rest)
+                await self._change_to(version, lambda: self._engine.collective_rpc(method, args=call))
+            except BaseException as error:
+                self._half = f"{type(error).__name__}: {error}"
+                raise
+        return version
+
+    def _check_whole(self) -> None:
+        if self._half is not None:
+            raise RuntimeError(f"the engine holds half a version ({self._half})")
+
+    async def _change_to(self, version: int, read: Callable[[], Awaitable[Any]]) -> None:
+        """Serve another version, which `read` loads into the engine between two decoding steps."""
+        await self._engine.pause_generation(mode=self._config.on_update, clear_cache=False)
+        await read()
+        if not self._config.keep_key_values:
+            await self._reset_key_values()
+        await self._engine.update_weight_version(str(version))
+        self._version = version
+        await self._engine.resume_generation()
+
+    def _transfer_options(self) -> dict[str, Any]:
+        """For vLLM's engine arguments: its own transfer engine, where it carries versions."""
+        return {"weight_transfer_config": {"backend": self._config.carrier}} if self._config.direct else {}
 
     async def _reset_key_values(self) -> None:
         """Drop the KV cache of the old weights; running responses recompute theirs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
 from configs.rules.of_adapters import OF_ADAPTERS
+from configs.rules.of_carriers import OF_CARRIERS
 from configs.rules.of_roles import OF_ROLES
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
@@ -368,4 +369,5 @@ MEANINGLESS: tuple[Rule, ...] = (
     _dynamic_sampling,
     *OF_ROLES,
     *OF_ADAPTERS,
+    *OF_CARRIERS,
 )

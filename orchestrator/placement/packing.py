@@ -65,6 +65,11 @@ class Placed:
     def homeless(self) -> list[Bundle]:
         return [bundle for bundle, home in zip(self.bundles, self.homes, strict=True) if home is None]
 
+    @property
+    def pairs(self) -> list[tuple[Bundle, str]]:
+        """The bundles that have a place, each with its node."""
+        return [(bundle, home) for bundle, home in zip(self.bundles, self.homes, strict=True) if home is not None]
+
     def on(self, node: str) -> Counter[str]:
         """Number of bundles on a node, by role."""
         return Counter(bundle.role for bundle, home in zip(self.bundles, self.homes, strict=True) if home == node)

@@ -116,6 +116,13 @@ def gpu_rank_bytes(size: Size, learner: Learner) -> int:
     return rank_bytes(size, learner) - _offloaded(size, learner)
 
 
+def copy_bytes(recipe: Recipe, student: Size) -> int:
+    """Bytes of the copy of the weights that a learner of one rank keeps on its GPU for its members to read. Of several
+    ranks only the first has one: 0, as a lower bound of each."""
+    copies = recipe.rollout.carrier == "ipc" and recipe.learner.ranks == 1
+    return student.parameters * WIDTH[recipe.rollout.dtype] if copies else 0
+
+
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
     """Bytes of the KV cache of `tokens` tokens."""
     return key_values * tokens * WIDTH[dtype]
@@ -169,11 +176,12 @@ def planned(
         scores[model] = trained * (whole + SCORE_BYTES * (len(rows) - 1)) + evaluated * whole
         if support == "full":
             projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
+    stored, averages = recipe.stores_versions, len(recipe.scored_with("ema"))
     return Planned(
         version=version,
-        versions=2 * (version + len(recipe.scored_with("ema")) * _average_bytes(recipe, sizes[STUDENT], version)),
-        alive=2 * (1 + len(recipe.scored_with("ema"))) if version else 0,
-        file=_file_bytes(recipe, sizes[STUDENT], version),
+        versions=2 * (stored * version + averages * _average_bytes(recipe, sizes[STUDENT], version)),
+        alive=2 * (stored + averages) if version else 0,
+        file=0 if recipe.rollout.direct else _file_bytes(recipe, sizes[STUDENT], version),
         samples=trained * sum(map(row_bytes, rows)) + evaluated * row_bytes(length),
         scores=scores,
         projections=projections,

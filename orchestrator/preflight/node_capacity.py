@@ -27,6 +27,7 @@ def compare_nodes(
         *notable(found for need, m in stored for found in _shared_memory(recipe, plan, need, m, placed)),
         *notable(found for m in used for found in _memory(recipe, sizes, m, placed)),
         *(found for machine in used for found in _folder(recipe, machine)),
+        *_one_node(recipe, placed),
     ]
 
 
@@ -61,7 +62,8 @@ def _shared_memory(
     recipe: Recipe, plan: Planned, stored: int, machine: Machine, placed: Placed
 ) -> Iterator[Comparison]:
     """One weight file for each vLLM rollout member, and the object store, which lies in shared memory too."""
-    files = placed.on(machine.node.name)["rollout"] if recipe.rollout.engine == "vllm" else 0
+    by_file = recipe.rollout.engine == "vllm" and not recipe.rollout.direct
+    files = placed.on(machine.node.name)["rollout"] if by_file else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
         return
     need, free = stored + files * plan.file, machine.free.shared_memory
@@ -84,6 +86,16 @@ def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed:
     lower = f"lower {largest}.members or {largest}.kv_cache_gib"
     remedy = f"{'raise learner.zero_stage' if largest == 'learner' else lower}, add nodes, or use a smaller model"
     yield compared(largest, asked, need, f"{size(free)} are free", free, remedy)
+
+
+def _one_node(recipe: Recipe, placed: Placed) -> Iterator[Comparison]:
+    """Members that read the copy on the learner's GPU must be on its node."""
+    if recipe.rollout.carrier != "ipc":
+        return
+    nodes = sorted({home for bundle, home in placed.pairs if bundle.role in ("rollout", "learner")})
+    there = f"rollout and learner are placed on {counted(len(nodes), 'node')} ({', '.join(nodes)})"
+    remedy = "give both roles one node by resources.labels, lower rollout.members, or use nccl"
+    yield Comparison("fits" if len(nodes) == 1 else "short", "rollout.carrier", "'ipc' needs one node", there, remedy)
 
 
 def _folder(recipe: Recipe, machine: Machine) -> Iterator[Comparison]:

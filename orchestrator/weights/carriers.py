@@ -8,9 +8,8 @@ well as one that passes references. Such a carrier opens a channel at the first 
 Every call has a deadline, one of the recipe's `deadlines`, by the method's name (`Deadlines.of` in configs/roles.py). A
 member's method that is new there gets `learn`, an hour: pass `deadline="load"` to `call_member`.
 
-A new carrier is a class here, passed as `carrier` to the `Run` (orchestrator/run.py) that `_drive` in
-orchestrator/surface/carry_out.py makes; without one, a `Run` uses ObjectStore. The learner's end is in
-actors/learning/learner.py, a member's in `load` of actors/rollout/rollout.py and actors/scoring/scorer.py.
+A new carrier is a class, which `rollout.carrier` names; transfer/choice.py has the built-in names. The learner's end is
+in actors/learning/learner.py, a member's in `load` of actors/rollout/rollout.py and actors/scoring/scorer.py.
 """
 
 from __future__ import annotations

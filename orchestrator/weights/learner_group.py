@@ -134,8 +134,13 @@ class LearnerGroup:
 
     async def take_part(self, method: str, *arguments: Any) -> list[Any]:
         """Call all ranks together for a carrier: the learner's end of a transfer. Object store and directories need no
-        such call; a carrier that sends from rank to member (NCCL, CUDA IPC) does. Raises LearnerDied."""
+        such call; a carrier from GPU to GPU (`transfer/`) does. Raises LearnerDied."""
         return await self._together(method, lambda rank: arguments)
+
+    @property
+    def node(self) -> str | None:
+        """The node of rank 0; None if unknown. Raises LearnerDied during a rebuild."""
+        return self._pool.transport.node(self.member.lead)
 
     async def save(self, directory: Path) -> None:
         await self._together("save", lambda rank: (str(directory),))

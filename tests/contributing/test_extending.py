@@ -67,9 +67,11 @@ def test_a_member_engine_is_a_class_that_the_recipe_names(tmp_path: Path) -> Non
     }
 
 
-def test_a_carrier_is_a_class_that_the_run_is_given(tmp_path: Path) -> None:
-    carrier = toys.NamedVersions()
-    assert Simulation(recipe(tmp_path), carrier=carrier).go() == DONE
+def test_a_carrier_is_a_class_that_the_recipe_names(tmp_path: Path) -> None:
+    simulation = Simulation(recipe(tmp_path, rollout={"carrier": f"{TOYS}:NamedVersions"}))
+    assert simulation.go() == DONE
+    carrier = simulation.run.roles.versions._carrier
+    assert isinstance(carrier, toys.NamedVersions)
     assert list(carrier.kept) == [f"student-{number}" for number in range(STEPS + 1)]
     assert set(carrier.pulled) == set(carrier.kept)
     assert_each_once(tmp_path)

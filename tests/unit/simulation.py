@@ -21,7 +21,7 @@ from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.preflight.files import Inputs
 from orchestrator.run import Run
 from orchestrator.samples.prompts import Prompt, PromptStream
-from orchestrator.weights.carriers import Carrier, ObjectStore
+from orchestrator.weights.carriers import Carrier
 from tests.unit.own_time import in_own_time
 
 STEPS, GROUPS, EACH = 6, 4, 2  # steps, prompt groups a step, samples a group
@@ -100,7 +100,7 @@ class Simulation:
     train: Sequence[Prompt] = field(default_factory=lambda: TRAIN)
     heldout: Sequence[Prompt] = field(default_factory=lambda: HELDOUT)
     transport: LocalTransport = field(default_factory=LocalTransport)
-    carrier: Carrier = field(default_factory=ObjectStore)
+    carrier: Carrier | None = None  # None: the one that the recipe names
     speeds: Speeds = field(default_factory=Speeds)
     sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 

@@ -34,6 +34,13 @@ def _engines(recipe: Recipe) -> Iterator[_Named]:
         yield _Named("objective.loss", recipe.objective.loss, "a function of (student_logprobs, tokens)")
     named = {role: node.engine for role, node in engines.items()} | {"learner": recipe.learner.engine}
     yield from (_Named(f"{role}.engine", name, "a class of members") for role, name in named.items() if is_own(name))
+    if is_own(recipe.rollout.carrier):
+        yield _Named("rollout.carrier", recipe.rollout.carrier, "a class with publish and pull", _carries)
+
+
+def _carries(carrier: Any) -> None:
+    if lacking := [method for method in ("publish", "pull") if not callable(getattr(carrier, method, None))]:
+        raise ValueError(f"has no {' and no '.join(lacking)}; see Carrier in orchestrator/weights/carriers.py")
 
 
 def _rewards(recipe: Recipe) -> Iterator[_Named]:

@@ -6,6 +6,7 @@ import pytest
 
 from configs import rules
 from tests.unit.configs.adapters import OF_ADAPTERS
+from tests.unit.configs.carriers import OF_CARRIERS
 from tests.unit.configs.combinations import (
     COLOCATED,
     GATE,
@@ -272,7 +273,7 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         ),
     ],
 }
-MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS
+MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS | OF_CARRIERS
 
 
 @pytest.mark.parametrize(

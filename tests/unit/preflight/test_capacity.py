@@ -238,3 +238,20 @@ def test_a_bundle_that_no_node_holds_is_short_though_the_sum_is_enough() -> None
 def test_what_others_hold_now_is_waited_for() -> None:
     held, waiting, *_ = found("tight", {}, placed=False, idle={"CPU": 0.5})
     assert "0.5 free now; the run waits for a place" in held and "Ray has not placed them all yet" in waiting
+
+
+BY_COPY = {"rollout.carrier": "ipc", "rollout.resources": {"gpus": 1}, "learner.resources": {"gpus": 1}}
+
+
+def test_a_copy_on_the_learners_gpu_is_for_one_node() -> None:
+    assert found("short", BY_COPY, machine(gpus=2)) == []
+    (line,) = found("short", BY_COPY, machine("a", gpus=1), machine("b", gpus=1))
+    assert line.startswith("rollout.carrier: 'ipc' needs one node; rollout and learner are placed on 2 nodes (a, b)")
+    assert line.endswith("use nccl") and found("short", BY_COPY | {"rollout.carrier": "nccl"}, machine(gpus=2)) == []
+
+
+def test_versions_that_go_from_gpu_to_gpu_take_no_shared_memory() -> None:
+    small = machine(gpus=2, store=64 * MIB, free=replace(AMPLE, shared_memory=256 * MIB))
+    (stored, *_) = found("short", BY_COPY | {"rollout.carrier": "object_store"}, small)
+    assert "a weight version takes 400.0 MiB" in stored
+    assert found("short", BY_COPY, small) == []
