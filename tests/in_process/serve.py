@@ -59,7 +59,7 @@ if __name__ == "__main__":
     Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
     Learner.stop = stay_joined  # type: ignore[method-assign]
     cluster.connected = cluster.driver = nothing  # type: ignore[assignment]
-    capacity.compared_with_machines = lambda *arguments: []  # type: ignore[assignment]
+    capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
     transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
     driver.serve_commands = no_commands  # type: ignore[assignment]
     serve(lambda: cli.main())
