@@ -20,6 +20,7 @@ from orchestrator.placement.packing import matches
 NODE = "ray.io/node-id"  # Ray's own label
 SMALLEST = 0.001  # CPUs of a bundle that needs nothing: Ray refuses empty ones
 TARGET_SECONDS = 3.0  # for a bundle to be placed on the node that was chosen for it
+POLL_SECONDS = 0.05  # between looks at a group that has no place yet
 GATHER_SECONDS = 0.05  # members that are asked for within this time are placed hardest first
 
 
@@ -106,11 +107,10 @@ class Places:
 
     async def _wait(self, group: Any, role: str, count: int, wanted: Wanted, seconds: float) -> Place:
         """Wait for a group, and count its member. Raises NoPlace, and removes the group."""
-        from ray.util.placement_group import placement_group_table, remove_placement_group
+        from ray.util.placement_group import remove_placement_group
 
         try:
-            await asyncio.wait_for(group.ready(), seconds)
-            node = (await asyncio.to_thread(placement_group_table, group))["bundles_to_node_id"][0]
+            node = (await asyncio.wait_for(_placed(group), seconds))["bundles_to_node_id"][0]
             if count == 1 and wanted.placement == "strict_spread" and self._spread.has(role, node):
                 raise TimeoutError  # two waited, and one new node came
         except BaseException as error:  # an unused placement group would keep others waiting
@@ -123,6 +123,16 @@ class Places:
             raise
         self._spread.came(role, node)
         return Place(group, node, role)
+
+
+async def _placed(group: Any) -> Mapping[str, Any]:
+    """Ray's entry of a group, once every bundle has its place. The group's own `ready` runs a task there, for which a
+    worker must start: a second or two before each member's own."""
+    from ray.util.placement_group import placement_group_table
+
+    while (found := await asyncio.to_thread(placement_group_table, group)).get("state") != "CREATED":
+        await asyncio.sleep(POLL_SECONDS)
+    return found
 
 
 class Spread:

@@ -36,14 +36,14 @@ def collect_seldom() -> None:
 async def serve_commands(run: Run, display: Display, reporting: Reporting) -> AsyncIterator[None]:
     """Inside of it, `logratio stop | status | scale | swap` reach the run, and its roles may autoscale.
 
-    Raises RecipeError when the cluster already runs one of this name.
+    Raises RecipeError when the cluster already runs one of this name. The actor that they reach starts beside the
+    roles, and is not waited for.
     """
     import ray
 
     control: Any
     try:
         control = ray.remote(Control).options(name=control_name(run.recipe.run.name), num_cpus=0).remote()
-        await control.status.remote()
     except ValueError:
         raise RecipeError(f"run.name: {run.recipe.run.name!r} is alive on this cluster; choose another") from None
     elastic = Elastic(run, display.notice)
