@@ -87,11 +87,6 @@ def clipped_log_ratio(student_logprob: Tensor, teacher_logprob: Tensor, clip: Cl
     return ratio.clamp(low, high)
 
 
-def policy_gradient_loss(student_logprob: Tensor, signal: Tensor) -> Tensor:
-    """-sg(A) * log q, [...] -> [...]. Its gradient is -A grad log q: minimising it raises tokens with A > 0."""
-    return -signal.detach() * student_logprob
-
-
 def k2(student_logprob: Tensor, teacher_logprob: Tensor) -> Tensor:
     """l^2 / 2 with its graph: in the loss it has the gradient of KL(q||p) for y ~ q. [...] -> [...], nats^2."""
     return 0.5 * (student_logprob - teacher_logprob.detach()).square()
