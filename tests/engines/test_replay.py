@@ -19,7 +19,6 @@ SUPPORTS: dict[str, dict[str, Any]] = {
     "two": {  # none of which the record of trained samples has
         "support": "sampled",
         "target": {"teacher": 0.5, "poet": 0.5},
-        "reference": {"model": "start", "beta": 0.1, "placement": "loss_k2"},
     },
 }
 
@@ -29,7 +28,7 @@ def trained(engines: Engines, objective: dict[str, Any], scores_mib: int = 8) ->
     return engines.run(
         engines.recipe(
             run={"steps": 2},
-            models={name: {"path": str(engines.models[of])} for name, of in (("poet", "poet"), ("start", "student"))},
+            models={"poet": {"path": str(engines.models["poet"])}},
             objective=objective,
             checkpoint={"every": 1, "keep": 2},
             record={"scores_mib": scores_mib},
