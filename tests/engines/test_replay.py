@@ -42,7 +42,7 @@ def trained(engines: Engines, objective: dict[str, Any], scores_mib: int = 8) ->
     [
         pytest.param(SUPPORTS["topk"], id="topk"),
         pytest.param(SUPPORTS["full"], id="full"),
-        # the gradient is the learner's, the loss is not yet: no figure of a replay of two teachers is shown
+        # fails: the norm of the gradient is the learner's, the loss that is shown is not
         pytest.param(SUPPORTS["two"], id="two", marks=pytest.mark.acceptance),
     ],
 )
