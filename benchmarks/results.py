@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, head, machine, trl
+from benchmarks import data, head, machine, start, trl
 from benchmarks.step import report as step
 
 HERE = Path(__file__).parent
@@ -54,6 +54,7 @@ def compared(readme: str, folder: Path) -> str:
 KINDS: dict[str, tuple[str, Callable[[Found], str]]] = {
     "data": ("From a large file to the first prompt", data.table),
     "head": ("bf16 head: product rounded to bf16, beside ours in float32", _head),
+    "start": ("From the command to the first step", start.table),
     "step": ("Each role alone, against the machine's limits", step.table),
     "trl": ("Whole steps, beside TRL", _trl),
 }

@@ -49,14 +49,13 @@ class Rollout(Writer):
         self._half: str | None = None  # why the engine holds half a version
 
     async def start(self) -> None:
-        """Build the engine: half a minute on a CPU."""
+        """Build the engine: a quarter of a minute on a CPU."""
         from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         self._folder = await asyncio.to_thread(MemberFolder, self._shared)
         config = self._config
         on_gpu, loggers = config.resources.gpus > 0, ray_stat_loggers()
-        self._engine = AsyncLLM.from_engine_args(
+        self._engine = _build(
             AsyncEngineArgs(
                 model=str(self._model),
                 dtype=config.dtype,
@@ -76,7 +75,7 @@ class Rollout(Writer):
                 **self._delivery.engine_options,
                 **self._transfer_options(),
             ),
-            stat_loggers=loggers,
+            loggers,
         )
         await self._engine.collective_rpc("end_with", args=(os.getpid(),))
         await self._engine.update_weight_version(str(self._version))
@@ -237,6 +236,17 @@ class Rollout(Writer):
         """Why a response has ended: "cut" if `cut` ended it, else vLLM's reason."""
         reason = completion.finish_reason or "abort"
         return "cut" if reason == "abort" and uid in self._cut else reason
+
+
+def _build(arguments: Any, loggers: list[Any]) -> Any:
+    """vLLM's engine, in a process of its own unless the member's environment says otherwise (pools/layout.py)."""
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+        from actors.rollout.in_process import build
+
+        return build(arguments, loggers)
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(arguments, stat_loggers=loggers)
 
 
 def _request_id(request: Request) -> str:

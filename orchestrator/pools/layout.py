@@ -129,7 +129,7 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
         variables |= {
             "DS_ACCELERATOR": "cpu",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker runs in the engine process: starts a third faster
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no processes of vLLM's own: each imports everything again
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         }
     return variables

@@ -209,9 +209,11 @@ def loopback_only() -> None:
 
 def prepare_local(dashboard: bool = False) -> None:
     """Set the environment for a local cluster (loopback, token). Called before Ray is first imported. Only with its
-    dashboard does Ray export metrics: both cost seconds of a start."""
+    dashboard does Ray export metrics: both cost seconds of a start. So do workers that Ray starts ahead of any task:
+    they lack the environment of a role, and no member can use them."""
     loopback_only()
     os.environ.setdefault("RAY_enable_metrics_collection", "1" if dashboard else "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     _prepare_environment()
 
 

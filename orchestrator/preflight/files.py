@@ -127,7 +127,7 @@ def read_models(recipe: Recipe) -> Models:
         place: _model_folder(str(place), recipe.path_of(*place), not served_elsewhere(recipe, place.model))
         for place in places(recipe)
     }
-    tokenizers = {place: _tokenizer(str(place), folder) for place, folder in folders.items()}
+    tokenizers = _tokenizers(folders)
     _same_tokens(tokenizers)
     vocabulary = common_width(recipe, folders)
     end = common_ends(recipe, _end_tokens(folders, tokenizers), vocabulary)
@@ -221,6 +221,15 @@ def _model_folder(key: str, path: str, weights: bool = True) -> Path:
     if weights and (lack := unreadable(folder)):
         raise RecipeError(f"{key}: {folder} is not whole: {lack}; correct that, or copy it again")
     return folder
+
+
+def _tokenizers(folders: Mapping[Place, Path]) -> dict[Place, Any]:
+    """Each model's tokenizer; models of one directory share it, since reading one takes half a second."""
+    found: dict[Path, Any] = {}
+    for place, folder in folders.items():
+        if folder not in found:
+            found[folder] = _tokenizer(str(place), folder)
+    return {place: found[folder] for place, folder in folders.items()}
 
 
 def _tokenizer(key: str, folder: Path) -> Any:

@@ -26,6 +26,7 @@ from configs.roles import Resources, Stream
 from configs.roles import Rollout as RolloutConfig
 from configs.schema import Sampling
 from orchestrator.pools.layout import environment
+from orchestrator.pools.sick import fault_of
 from tests.written import published, written
 
 CONCURRENT, CONTEXT, LONGEST, VOCABULARY = 4, 256, 60, 259
@@ -226,3 +227,20 @@ def test_key_values_of_running_responses_are_those_the_recipe_asks_for(
     for row in later:
         assert set(row.versions) == {1}
         np.testing.assert_allclose(row.rollout_logprobs, logprobs_of(new, row), atol=1e-4)
+
+
+def test_an_error_of_a_step_is_a_fault_of_the_device(member: Rollout, runner: asyncio.Runner) -> None:
+    """The member's process lives on without an engine, so its pool must learn that it is dead. Last: it ends the
+    engine."""
+    core, thread = member._engine.running
+
+    def broken() -> None:
+        raise ValueError("no step today")
+
+    core.step_fn = broken
+    for _ in range(2):
+        with pytest.raises(Exception) as raised:
+            sampled(runner, member, requests(1), Stream())
+        assert fault_of(raised.value) == "device"
+    thread.join(10)
+    assert not thread.is_alive()
