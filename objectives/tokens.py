@@ -63,6 +63,10 @@ class Tokens:
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
         return replace(self._map(lambda tensor: tensor[rows], lambda scores: scores[rows]), lengths=None)
 
+    def as_first(self) -> Tokens:
+        """The same tokens in a first pass, in which the learner at the start of the step is the student itself."""
+        return replace(self, old_logprob=None, old_value=None, old_class_logprob=None)
+
     def to(self, device: torch.device) -> Tokens:
         def move(scores: Scores) -> Scores:
             present = {f.name: v for f in fields(scores) if (v := getattr(scores, f.name)) is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from actors.learning.batch import Batch
 from actors.learning.saved_model import put_saved
-from actors.learning.student import Head, Student
+from actors.learning.student import Head, Student, Targets
 from actors.models import loading
-from actors.models.causal_lm import Projection, projection_from, projection_of
+from actors.models.causal_lm import Pack, Projection, projection_from, projection_of
 from actors.models.probing.probe import Packing
 from actors.wire.jobs import Share
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
+from objectives.schedule import Dials
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,19 @@ def _gradient(
         loss, sums, streams = student(pack, targets, side.share.dials)
         if loss.requires_grad:
             loss.backward()
-        _add(found, parameters, float(loss.detach()), sums)
         old = targets.tokens.old_logprob
+        first = loss.detach() if old is None else _first_loss(student, pack, targets, side.share.dials)
+        _add(found, parameters, float(first), sums)
         if old is not None:
             found.drift += float(((streams["logprob"] - old).abs() * targets.tokens.on).sum())
     return found
+
+
+@torch.no_grad()
+def _first_loss(student: Student, pack: Pack, targets: Targets, dials: Dials) -> Tensor:
+    """The loss that a step's line has: of a first pass, in which q_old is the student itself. A surrogate of a ratio
+    has the same gradient there, and another value."""
+    return student(pack, replace(targets, tokens=targets.tokens.as_first()), dials)[0]
 
 
 def _add(found: Gradient, parameters: Sequence[Tensor], loss: float, sums: dict[str, Tensor]) -> None:

@@ -37,15 +37,7 @@ def trained(engines: Engines, objective: dict[str, Any], scores_mib: int = 8) ->
     )
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        pytest.param(SUPPORTS["topk"], id="topk"),
-        pytest.param(SUPPORTS["full"], id="full"),
-        # fails: the norm of the gradient is the learner's, the loss that is shown is not
-        pytest.param(SUPPORTS["two"], id="two", marks=pytest.mark.acceptance),
-    ],
-)
+@pytest.mark.parametrize("objective", SUPPORTS.values(), ids=SUPPORTS)
 def test_the_gradient_at_a_checkpoint_is_the_learners(engines: Engines, objective: dict[str, Any]) -> None:
     run = trained(engines, objective)
     other = other_recipe(recorded_recipe(run.directory), None, ["objective.support=sampled"])

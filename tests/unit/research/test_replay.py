@@ -118,6 +118,8 @@ def test_the_gradient_is_that_of_the_objective(run: Path, models: dict[str, Path
     assert found["own"]["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert found["own"]["loss"] == pytest.approx(float((0.5 * ratio.square()).mean()), rel=1e-4)
     assert found["cosine"] == pytest.approx(1.0, abs=1e-4), "the gradient of k2 is that of REINFORCE on the log-ratio"
+    first = float((-ratio * q.detach()).mean())  # as a step's line has it, where q_old is the student itself
+    assert found["other"]["loss"] == pytest.approx(first, rel=1e-3)
     assert found["own"]["drift"] < 1e-4
     assert (found["step"], found["samples"], found["groups"]) == (1, GROUPS * EACH, GROUPS)
 
