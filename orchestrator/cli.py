@@ -172,7 +172,7 @@ def evaluate(
     from orchestrator.surface.measuring import evaluating
 
     subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else run_named(model))
-    loaded = load_recipe(recipe or subject.own_recipe, overrides or ())
+    loaded = _pinned(load_recipe(recipe or subject.own_recipe, overrides or ()))
     resolved = resolve_dtypes(evaluating.recipe_for(loaded, subject), cpu_has_bf16())
     checked.environment(resolved, directory := run_directory(resolved.run.name, resolved.run.root))
     if code := evaluating.carry_out_of(subject, resolved, directory, context.obj):

@@ -205,3 +205,15 @@ def test_a_local_recipe_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrow, "commit_of", None)
     recipe = parse_recipe(tree({}))
     assert hub.pinned(recipe) is recipe
+
+
+def test_evaluate_pins_what_its_recipe_names(offline: Path) -> None:
+    from typer.testing import CliRunner
+
+    from orchestrator.cli import app
+
+    (recipe := offline / "recipe.yaml").write_text(json.dumps(tree({"models.teacher.path": "hub:o/n"})))
+    (model := offline / "model").mkdir()
+    (model / "config.json").write_text("{}")
+    asked = CliRunner().invoke(app, ["evaluate", str(model), "--recipe", str(recipe)])
+    assert isinstance(asked.exception, RecipeError) and "cannot be had from the Hub" in str(asked.exception)
