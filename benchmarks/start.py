@@ -99,14 +99,23 @@ def _processes() -> Iterator[tuple[int, tuple[int, str, float]]]:
         except OSError:  # it has ended
             continue
         ticks = sum(int(number) for number in numbers[11:15])
-        name = next((word for word in words if word.endswith(".py")), words[0])
-        yield int(folder.name), (int(numbers[1]), Path(name).name, ticks / TICKS)
+        yield int(folder.name), (int(numbers[1]), _name(words), ticks / TICKS)
+
+
+def _name(words: Sequence[str]) -> str:
+    """Of a process by its command line. Ray shows an actor as `ray::Rollout.submit` while it does so."""
+    if words[0].startswith("ray::"):
+        return words[0].partition(".")[0]
+    return Path(next((word for word in words if word.endswith(".py")), words[0])).name
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Medians of all rounds, one line a phase and a process."""
     rounds: Sequence[Round] = found["rounds"]
-    seconds, cpu = ({k: _median(rounds, part, k) for k in rounds[0][part]} for part in ("seconds", "cpu"))
+    seconds, cpu = (
+        {name: _median(rounds, part, name) for name in dict.fromkeys(name for one in rounds for name in one[part])}
+        for part in ("seconds", "cpu")
+    )
     lines = ["| phase | seconds |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in seconds.items()]
     lines += [f"| all | {statistics.median(sum(one['seconds'].values()) for one in rounds):.1f} |"]

@@ -229,6 +229,7 @@ def test_key_values_of_running_responses_are_those_the_recipe_asks_for(
         np.testing.assert_allclose(row.rollout_logprobs, logprobs_of(new, row), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the engine's log has it
 def test_an_error_of_a_step_is_a_fault_of_the_device(member: Rollout, runner: asyncio.Runner) -> None:
     """The member's process lives on without an engine, so its pool must learn that it is dead. Last: it ends the
     engine."""
