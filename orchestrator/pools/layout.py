@@ -110,7 +110,7 @@ def _deadlines(recipe: Recipe) -> Deadlines:
     return recipe.deadlines.model_copy(update={"reward": recipe.deadlines.reward + seconds})
 
 
-def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
+def environment(resources: Resources, kv_cache_gib: int = 1, eager: bool = True) -> dict[str, str]:
     """Environment of one actor. OpenMP waits are passive: spinning threads of two engines on shared cores halve each
     other's speed."""
     variables = {
@@ -132,6 +132,8 @@ def environment(resources: Resources, kv_cache_gib: int = 1) -> dict[str, str]:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no processes of vLLM's own: each imports everything again
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         }
+        if eager:  # else vLLM compiles one function that counts ranks: half a minute of the first run on a machine
+            variables["TORCH_COMPILE_DISABLE"] = "1"
     return variables
 
 
@@ -139,7 +141,8 @@ def _rollout(recipe: Recipe) -> GangSpec:
     config = recipe.rollout
     cls = _member_class(config.engine, Rollout)
     arguments = (config, _path(recipe, STUDENT), shared_folder(recipe.run.name, recipe.run.root), *_adapted(recipe))
-    return GangSpec("rollout", cls, (arguments,), config.resources, environment(config.resources, config.kv_cache_gib))
+    surroundings = environment(config.resources, config.kv_cache_gib, config.eager)
+    return GangSpec("rollout", cls, (arguments,), config.resources, surroundings)
 
 
 def _teacher_rollout(recipe: Recipe) -> GangSpec:
@@ -149,7 +152,7 @@ def _teacher_rollout(recipe: Recipe) -> GangSpec:
     shared = shared_folder(recipe.run.name, recipe.run.root)
     kept = recipe.data.responses or str(cache_directory() / "responses")
     arguments = (config, _path(recipe, writer), shared, kept)
-    surroundings = environment(config.resources, config.kv_cache_gib)
+    surroundings = environment(config.resources, config.kv_cache_gib, config.eager)
     return GangSpec("teacher_rollout", cls, (arguments,), config.resources, surroundings)
 
 

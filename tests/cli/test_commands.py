@@ -24,7 +24,7 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     output, _ = checked.communicate(timeout=60)
     assert checked.returncode == 0 and "learner" in output and "24 prompts" in output, output
 
-    run = _simulated(0.1, "run", str(file))
+    run = _simulated(0.15, "run", str(file))
     _wait_for(lambda: len(_lines(directory)) >= 2, run)
     control = directory / "control.json"
     assert control.stat().st_mode & 0o777 == 0o600
@@ -78,7 +78,7 @@ def _said(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
 def _recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict:
     small = {"cpus": 0.1}
     return {
-        "run": {"name": "live", "root": str(root), "steps": 400},
+        "run": {"name": "live", "root": str(root), "steps": 120},
         "models": {"student": {"path": str(models["student"])}, "teacher": {"path": str(models["teacher"])}},
         "data": {"prompts": str(prompts["train"])},
         "batch": {"prompts_per_step": 4},

@@ -48,7 +48,7 @@ def failed(tree: dict[str, Any], tmp_path: Path) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("model", ["student", pytest.param("teacher", marks=pytest.mark.acceptance)])
 def test_weights_that_are_not_finite_are_exit_1_as_they_are_loaded(
     ray_cluster: None, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path, model: str
 ) -> None:

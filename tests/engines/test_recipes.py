@@ -294,7 +294,7 @@ def _tiny(engines: Engines, name: str) -> dict[str, Any]:
 
 def _paid(each: float) -> dict[str, Any]:
     """So much for each letter that a response has: what a random tiny model can learn to earn."""
-    return {"rules": [{"kind": "regex", "text": letter, "weight": each} for letter in ascii_lowercase]}
+    return {"rules": [{"kind": "contains", "text": letter, "weight": each} for letter in ascii_lowercase]}
 
 
 def _model(engines: Engines, recipe: Recipe, name: str) -> dict[str, Any]:

@@ -56,6 +56,12 @@ def test_a_role_that_nobody_needs_has_no_pool(tmp_path: Path) -> None:
     assert list(evaluated.roles) == ["rollout", "dataset", "reward", "learner"]
 
 
+@pytest.mark.parametrize(("gpus", "eager", "compiles"), [(0, True, False), (0, False, True), (1, True, True)])
+def test_an_eager_engine_on_a_cpu_compiles_nothing(tmp_path: Path, gpus: int, eager: bool, compiles: bool) -> None:
+    settings = recipe(tmp_path, rollout={"eager": eager, "resources": {"gpus": gpus}})
+    assert ("TORCH_COMPILE_DISABLE" not in REAL.rollout(settings).environment) == compiles
+
+
 def test_a_split_engine_is_one_actor_with_all_its_gpus(tmp_path: Path) -> None:
     split = {"engine": "vllm", "tensor_parallel": 4, "members": 2, "resources": {"cpus": 8, "gpus": 4}}
     settings = recipe(tmp_path, scorer={"teacher": split}, objective={"support": "sampled"})
