@@ -56,14 +56,17 @@ class Sender:
             self._group = in_time(seconds, lambda: self.joined(token, size))
 
     def send(self, layout: Layout, seconds: float) -> None:
-        """Broadcast the student's weights. Raises TransferBroken, and has left the group then."""
-        engine = self.engine(Source(layout, self._tensors), self._rank == 0)
+        """Broadcast the student's weights. Raises TransferBroken, and has left the group and the gathering then."""
+        tensors = iter(self._tensors())
+        engine = self.engine(Source(layout, lambda: tensors), self._rank == 0)
         engine.model_update_group = self._group
         try:
             with letting_go(seconds, self.close):
                 engine.send_weights()
-        except TransferBroken:
+        except Exception:
             self.close()
+            for _ in tensors:
+                pass  # the other ranks gather on: without this one they would wait for it
             raise
 
     def close(self) -> None:

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from torch import OutOfMemoryError
+
+LONGER = "if nothing died, raise deadlines.transfer"
+
 
 class TransferBroken(Exception):
     """A transfer did not come to its end. This process lives and may take part in another one."""
@@ -16,8 +20,8 @@ class TransferBroken(Exception):
 @contextmanager
 def letting_go(seconds: float, let_go: Callable[[], Any]) -> Iterator[None]:
     """Call `let_go` in a thread if the body takes longer than `seconds`: it must end what the body waits for. Raises
-    TransferBroken then, and for every error of the body; its cause is left out, since a peer's death looks like a fault
-    of this process's device."""
+    TransferBroken then, and for errors of the body; their cause is left out, since a peer's death looks like a fault of
+    this process's device. A lack of memory is this process's own, and is raised as it is."""
     late = threading.Event()
 
     def end() -> None:
@@ -29,6 +33,8 @@ def letting_go(seconds: float, let_go: Callable[[], Any]) -> Iterator[None]:
     timer.start()
     try:
         yield
+    except OutOfMemoryError:
+        raise
     except Exception as error:
         raise _broken(late, seconds, str(error)) from None
     finally:
@@ -38,8 +44,8 @@ def letting_go(seconds: float, let_go: Callable[[], Any]) -> Iterator[None]:
 
 
 def in_time(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` returns, in a thread of its own. Raises TransferBroken if it raises, or takes longer than `seconds`;
-    the thread stays behind, since nothing ends NCCL's wait for a rank that never comes."""
+    """What `work` returns, in a thread of its own. Raises as `letting_go` does. The thread of work that takes longer
+    than `seconds` stays behind, since nothing ends NCCL's wait for a rank that never comes."""
     answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
 
     def answer() -> None:
@@ -52,7 +58,9 @@ def in_time(seconds: float, work: Callable[[], Any]) -> Any:
     try:
         found, error = answers.get(timeout=seconds)
     except Empty:
-        raise TransferBroken(f"the others did not come within {seconds:g} s") from None
+        raise TransferBroken(f"the others did not come within {seconds:g} s; {LONGER}") from None
+    if isinstance(error, OutOfMemoryError):
+        raise error
     if error is not None:
         raise TransferBroken(str(error)) from None
     return found
@@ -60,5 +68,5 @@ def in_time(seconds: float, work: Callable[[], Any]) -> Any:
 
 def _broken(late: threading.Event, seconds: float, said: str) -> TransferBroken:
     if late.is_set():
-        return TransferBroken(f"the other end did not go on within {seconds:g} s")
+        return TransferBroken(f"the other end did not go on within {seconds:g} s; {LONGER}")
     return TransferBroken(said)

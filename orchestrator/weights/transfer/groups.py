@@ -48,6 +48,16 @@ def failures(answers: Mapping[Any, Any]) -> dict[Any, Exception]:
     return {member: answer for member, answer in answers.items() if isinstance(answer, Exception)}
 
 
+def with_senders(answers: Mapping[Any, Any], sender: Exception | None) -> dict[Any, Any]:
+    """The answers, with the learner's error named in the errors of members that only waited for it."""
+
+    def told(answer: Any) -> Any:
+        waited = isinstance(answer, Exception) and not isinstance(answer, MemberDied)
+        return RuntimeError(f"{answer}; the learner's end: {sender}") if sender and waited else answer
+
+    return {member: told(answer) for member, answer in answers.items()}
+
+
 def unopened(answers: Mapping[Any, Any], sender: Exception | None) -> dict[Any, Exception]:
     """Every member's error, if a group did not come to be; empty if it did. `sender`: the learner's error.
 

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from actors.transfer.patience import TransferBroken, in_time, letting_go
 
@@ -37,6 +38,16 @@ def test_a_peers_death_is_told_without_the_error_that_looks_like_a_fault_of_this
     with pytest.raises(TransferBroken, match="remote process exited") as told, letting_go(60.0, lambda: None):
         raise RuntimeError("NCCL error: remote process exited")
     assert told.value.__cause__ is None and told.value.__suppress_context__
+
+
+def test_a_lack_of_memory_is_this_processs_own() -> None:
+    def fills() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError), letting_go(60.0, lambda: None):
+        fills()
+    with pytest.raises(torch.OutOfMemoryError):
+        in_time(60.0, fills)
 
 
 def test_a_group_that_is_not_whole_in_time_is_given_up() -> None:

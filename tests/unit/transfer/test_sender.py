@@ -111,6 +111,36 @@ def test_a_broadcast_that_nobody_takes_is_let_go_and_its_group_is_not_used_again
         sender.send(LAYOUT, 60.0)
 
 
+@pytest.mark.parametrize("opened", [True, False], ids=["stuck", "without a group"])
+def test_a_broadcast_that_breaks_gathers_to_its_end(opened: bool) -> None:
+    """The other ranks gather all tensors; one that this rank leaves out they would wait for."""
+    gathered: list[int] = []
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for number, name in enumerate(("w", "b", "w", "b")):
+            gathered.append(number)
+            yield name, WEIGHTS[name]
+
+    sender = Recorded(0, lambda: Comm(stuck=True), tensors)
+    if opened:
+        sender.open(sender.mint(), 3, 60.0)
+    with pytest.raises(TransferBroken):
+        sender.send(LAYOUT, 0.05)
+    assert gathered == [0, 1, 2, 3]
+
+
+def test_a_rank_that_runs_out_of_memory_leaves_its_group_and_says_so() -> None:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield "w", WEIGHTS["w"]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sender = Recorded(0, Comm, tensors)
+    sender.open(sender.mint(), 3, 60.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        sender.send(LAYOUT, 60.0)
+    assert sender.comms[0].gone.is_set()
+
+
 def test_a_member_is_told_its_first_rank_and_the_geometry_of_the_buffers() -> None:
     assert joining("id", 3, 5) == {
         "nccl_unique_id_b64": "id",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
 from tests.unit import simulation
 from tests.unit.own_time import in_own_time
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, metrics, recipe
+from tests.unit.weights.faults import Faults, once
 
 
 class Wire:
@@ -51,25 +52,15 @@ class Wire:
 
 
 @dataclass
-class Network:
-    """The wires by channel, the faults injected into transfers, and what each member received."""
+class Network(Faults):
+    """The wires by channel, and what each member received."""
 
     wires: dict[str, Wire] = field(default_factory=dict)
-    fault: Callable[[str, int], str] = lambda end, version: ""  # (end, version) -> "", "dies", "hangs" or "raises"
     sent: dict[int, bytes] = field(default_factory=dict)  # the weights of each version
     taken: list[tuple[int, bytes]] = field(default_factory=list)  # (version, data)
 
     def wire(self, channel: str) -> Wire:
         return self.wires.setdefault(channel, Wire())
-
-    async def inject(self, end: str, version: int) -> None:
-        fate = self.fault(end, version)
-        if fate == "dies":
-            raise MemberDied(f"{end} was killed in version {version}")
-        if fate == "hangs":
-            await asyncio.Event().wait()
-        if fate == "raises":
-            raise RuntimeError("CUDA error")
 
 
 NETWORK = Network()
@@ -195,12 +186,6 @@ def assert_whole(root: Path, network: Network, expected: list[list[Any]] | None)
     assert_each_once(root)
     assert network.taken and all(data == network.sent[version] for version, data in network.taken)
     assert expected is None or learned(root) == expected
-
-
-def once(end: str, version: int, fate: str) -> Callable[[str, int], str]:
-    """Inject a fault once, at an end and from a version on."""
-    left = [fate]
-    return lambda e, v: left.pop() if left and e == end and v >= version else ""
 
 
 @pytest.mark.parametrize("changes", [{}, {"learner": {"ranks": 2}}, {"max_staleness": 1}], ids=str)

@@ -21,6 +21,7 @@ from orchestrator.weights.transfer.shared import NotOneNode, Shared, check_node
 from orchestrator.weights.transfer.to_rollouts import ToRollouts
 from tests.unit import simulation
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, learned, recipe
+from tests.unit.weights.faults import once
 from tests.unit.weights.transfers import NETWORK, Network, Receiving, Sending
 
 PATIENCE = 120.0  # seconds
@@ -59,12 +60,6 @@ def assert_whole(root: Path, network: Network, expected: list[list[Any]] | None)
     assert weights and all(len(found) == 1 for found in weights.values())
     assert not network.torn and not network.readers
     assert expected is None or learned(root) == expected
-
-
-def once(end: str, version: int, fate: str) -> Callable[[str, int], str]:
-    """Inject a fault once, at an end and from a version on."""
-    left = [fate]
-    return lambda e, v: left.pop() if left and e == end and v >= version else ""
 
 
 def resizing(sizes: Mapping[int, int]) -> Callable[[Run, Mapping[str, Any]], None]:

@@ -4,7 +4,7 @@ on a GPU, one that is filled while somebody reads it gives torn weights."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from uuid import uuid4
 from actors.simulated.members import WEIGHTS, SimulatedLearner, SimulatedRollout
 from actors.transfer.layout import Layout
 from actors.transfer.patience import TransferBroken
-from orchestrator.pools.transport import MemberDied
+from tests.unit.weights.faults import Faults
 
 LAYOUT = Layout(("weights",), ("float32",), ((WEIGHTS,),))
 READING = 0.01  # seconds
@@ -35,25 +35,15 @@ class Meeting:
 
 
 @dataclass
-class Network:
-    """The groups by id, the copy, the faults injected, and what each member received."""
+class Network(Faults):
+    """The groups by id, the copy, and what each member received."""
 
     meetings: dict[str, Meeting] = field(default_factory=dict)
-    fault: Callable[[str, int], str] = lambda end, version: ""  # (end, version) -> "", "dies", "hangs" or "raises"
     taken: list[tuple[int, bytes]] = field(default_factory=list)  # (version, data)
     sizes: list[int] = field(default_factory=list)  # of the groups that were opened
     copy: bytearray = field(default_factory=bytearray)
     readers: int = 0
     torn: int = 0
-
-    async def inject(self, end: str, version: int) -> None:
-        fate = self.fault(end, version)
-        if fate == "dies":
-            raise MemberDied(f"{end} was killed in version {version}")
-        if fate == "hangs":
-            await asyncio.Event().wait()
-        if fate == "raises":
-            raise RuntimeError("CUDA error")
 
 
 NETWORK = [Network()]
