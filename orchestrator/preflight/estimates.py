@@ -117,10 +117,14 @@ def gpu_rank_bytes(size: Size, learner: Learner) -> int:
 
 
 def copy_bytes(recipe: Recipe, student: Size) -> int:
-    """Bytes of the copy of the weights that a learner of one rank keeps on its GPU for its members to read. Of several
-    ranks only the first has one: 0, as a lower bound of each."""
-    copies = recipe.rollout.carrier == "ipc" and recipe.learner.ranks == 1
-    return student.parameters * WIDTH[recipe.rollout.dtype] if copies else 0
+    """Bytes of the copy of the weights that rank 0 of the learner keeps on its GPU for its members to read."""
+    return student.parameters * WIDTH[recipe.rollout.dtype] if recipe.rollout.carrier == "ipc" else 0
+
+
+def head_bytes(recipe: Recipe, sizes: Mapping[str, Size], model: str, vocabulary: int) -> int:
+    """Bytes of the LM heads of a model that is scored on full support: two of one that moves."""
+    moves = model in {*recipe.scored_with("live"), *recipe.scored_with("ema")}
+    return vocabulary * sizes[model].hidden * WIDTH[recipe.scorer_of(model).dtype] * (1 + moves)
 
 
 def key_value_bytes(key_values: int, tokens: int, dtype: str) -> int:
@@ -163,7 +167,6 @@ def planned(
     length = recipe.sampling.max_response_tokens
     trained = recipe.samples_per_step * (recipe.max_staleness + 1)
     evaluated = heldout * recipe.evaluate.samples_per_prompt
-    moving = {*recipe.scored_with("live"), *recipe.scored_with("ema")}
     topk = _scored_topk(recipe)
 
     def row_bytes(tokens: int) -> int:
@@ -175,7 +178,7 @@ def planned(
         whole = score_bytes(support, length, topk, hidden, dtype)
         scores[model] = trained * (whole + SCORE_BYTES * (len(rows) - 1)) + evaluated * whole
         if support == "full":
-            projections[model] = vocabulary * hidden * WIDTH[dtype] * (1 + (model in moving))
+            projections[model] = head_bytes(recipe, sizes, model, vocabulary)
     stored, averages = recipe.stores_versions, len(recipe.scored_with("ema"))
     return Planned(
         version=version,

@@ -106,9 +106,15 @@ def _room(recipe: Recipe, role: str, known: Known) -> Room | None:
 
 def _of_learner(recipe: Recipe, known: Known, gpu: int) -> Room | None:
     supports, student = recipe.support_of, known.sizes[STUDENT]
-    widths = [known.sizes.get(model, student).hidden for model, support in supports.items() if support == "full"]
+    whole = [model for model, support in supports.items() if support == "full"]
+    widths = [known.sizes.get(model, student).hidden for model in whole]
     widest = next((kind for kind in ("full", "topk") if kind in supports.values()), "sampled")
-    return learned(student, recipe.learner, gpu, known.extent.vocabulary, widest, widths)
+    vocabulary, read = known.extent.vocabulary, [model for model in whole if model in recipe.scored_models]
+    beside = {
+        "of LM heads": sum(estimates.head_bytes(recipe, known.sizes, model, vocabulary) for model in read),
+        "of the copy for rollouts": estimates.copy_bytes(recipe, student),
+    }
+    return learned(student, recipe.learner, gpu, vocabulary, widest, widths, beside)
 
 
 def _longest(recipe: Recipe, role: str, extent: Extent) -> int:

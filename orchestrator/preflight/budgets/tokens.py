@@ -6,7 +6,8 @@ Estimates of the memory that is left after weights, optimizer and the rows of lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from configs.roles import Learner, Scorer
 from orchestrator.preflight.budgets.concurrency import GRAPHS
@@ -21,10 +22,17 @@ BUCKETS = 2 * 250_000_000 * 4  # bytes at most: two of DeepSpeed's buckets of gr
 
 
 def learned(
-    of: Size, learner: Learner, gpu: int, vocabulary: int, support: str, states: Iterable[int] = ()
+    of: Size,
+    learner: Learner,
+    gpu: int,
+    vocabulary: int,
+    support: str,
+    states: Iterable[int] = (),
+    beside: Mapping[str, int] = MappingProxyType({}),
 ) -> Room | None:
     """Tokens of a micro-batch. `gpu`: bytes that the rank has; `states`: widths of the hidden states of models that are
-    read over the whole vocabulary. None if the student's layers are unknown."""
+    read over the whole vocabulary; `beside`: what else it holds, bytes by name. None if the student's layers are
+    unknown."""
     if of.layers is None or of.layer is None:
         return None
     kept = of.layers * (of.hidden if learner.gradient_checkpointing else of.layer)
@@ -34,6 +42,7 @@ def learned(
         taken={
             "of weights, gradients and optimizer": gpu_rank_bytes(of, learner),
             "for gradients on the way": head + min(BUCKETS, 8 * of.trained),
+            **beside,
             "for rows of logits": ROWS[support] * 4 * learner.rows_per_chunk(vocabulary) * vocabulary,
         },
         each=WIDTH[learner.dtype] * (kept + of.layer + 4 * of.hidden + sum(states)),

@@ -78,7 +78,7 @@ def _bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str, memory: int) ->
     """What a role takes of a GPU; 0 if unknown."""
     if role == "learner":
         deepspeed = recipe.learner.engine == "deepspeed"
-        copy = estimates.copy_bytes(recipe, sizes[STUDENT])
+        copy = estimates.copy_bytes(recipe, sizes[STUDENT]) if recipe.learner.ranks == 1 else 0  # others have none
         return copy + estimates.gpu_rank_bytes(sizes[STUDENT], recipe.learner) if deepspeed else 0
     model, engine = estimates.engines(recipe).get(role, (STUDENT, None))
     if engine is None:

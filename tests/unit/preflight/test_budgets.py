@@ -121,6 +121,22 @@ def test_wider_supports_adapters_and_offloading_change_the_room_of_a_micro_batch
     assert tokens(learner__resources={"gpus": 0.75}) < plain
 
 
+def test_teachers_heads_and_the_copy_for_rollouts_are_held_beside_a_micro_batch() -> None:
+    def room(**changes: Any) -> Room:
+        of = recipe(**changes)
+        found = budgets._room(of, "learner", known("1.7b", 80, of, "8b"))
+        assert found is not None
+        return found
+
+    plain, full = room(), room(objective__support="full")
+    assert "of LM heads" in full.words and full.taken["of LM heads"] == VOCABULARY * 4096 * 2
+    assert "LM heads" not in plain.words and "copy" not in plain.words
+    ipc = GPU | {"max_context_tokens": 2048, "carrier": "ipc"}
+    for ranks in (1, 4):
+        copied = room(rollout=ipc, learner__ranks=ranks)
+        assert copied.left == room(learner__ranks=ranks).left - 2 * 1_720_574_976
+
+
 def test_a_scorer_leaves_room_for_its_weights_and_the_beginnings_that_it_keeps() -> None:
     def tokens(gib: int, **changes: Any) -> int:
         of = recipe(**changes)
