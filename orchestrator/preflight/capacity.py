@@ -23,6 +23,7 @@ from orchestrator.placement.packing import Bundle, Node, Placed, place
 from orchestrator.pools.layout import Demand, demands
 from orchestrator.preflight import estimates
 from orchestrator.preflight.adapters import adapted
+from orchestrator.preflight.budgets.fitted import fitted_to
 from orchestrator.preflight.comparison import GIB, Comparison, counted, size
 from orchestrator.preflight.estimates import Extent, Size
 from orchestrator.preflight.files import Inputs
@@ -80,8 +81,9 @@ def packed(recipe: Recipe, survey: Survey) -> Placed:
 def compare(
     recipe: Recipe, extent: Extent, sizes: Mapping[str, Size], survey: Survey, placed: Placed | None
 ) -> list[Comparison]:
-    """All comparisons, also those that fit. `placed`: where the bundles lie; None if the cluster has not placed them
-    all."""
+    """All comparisons, also those that fit, with the numbers that `auto` becomes on these machines. `placed`: where the
+    bundles lie; None if the cluster has not placed them all."""
+    recipe, _ = fitted_to(recipe, extent, sizes, survey.machines)
     wanted, nodes = demands(recipe), [machine.node for machine in survey.machines]
     found = [one for name in _kinds_of(wanted) if (one := _total(wanted, name, nodes, survey))]
     if placed is None:

@@ -182,6 +182,7 @@ def test_one_response_must_fit_into_the_cache_and_all_should() -> None:
         "rollout.kv_cache_gib: 64 x 1000 tokens take 2441.4 MiB; the cache has 1 GiB, room for 26; vLLM lets what is "
         "beyond wait; raise it to 3 if responses are that long"
     )
+    assert found("tight", tight | {"rollout.max_concurrent": "auto"}) == [line], "auto is 64 on a CPU"
     (line,) = found("short", {"rollout.max_context_tokens": 30_000})
     assert "the cache has 1 GiB, room for 0; raise it to 2 or lower rollout.max_context_tokens" in line
     assert found("tight", {**tight, "rollout.resources": {"gpus": 1}}, machine(gpus=1)) == []
