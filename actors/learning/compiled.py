@@ -1,4 +1,4 @@
-"""DeepSpeed's C++ ops, which it compiles on a machine's first run.
+"""DeepSpeed's C++ ops, which it compiles where they are first used.
 
 While torch compiles, a lock file makes other processes wait. If the compiler is killed the file stays, and they wait
 for ever. So ops are compiled here under a lock that ends with its process, and stale lock files are removed first.
@@ -33,6 +33,15 @@ def load_ops(builders: Iterable[str]) -> None:
             stale.unlink()
         for name in builders:
             _load(name)
+
+
+def without_shared_memory_op() -> None:
+    """Have DeepSpeed's backend on CPUs do without an op that only inference calls (`inference_all_reduce`). It would be
+    compiled on a machine's first run, for a minute or more."""
+    import deepspeed
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False  # what the backend asks before it compiles
 
 
 def _load(name: str) -> None:

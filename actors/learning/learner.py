@@ -22,7 +22,7 @@ from actors.address import own_address
 from actors.learning.adapting.adapters import Adapters, adapters_of
 from actors.learning.adapting.base_scores import base_scores
 from actors.learning.batch import Batch
-from actors.learning.compiled import load_ops
+from actors.learning.compiled import without_shared_memory_op
 from actors.learning.dropout import without_dropout
 from actors.learning.export import name_ends, write_model
 from actors.learning.feeding import fed
@@ -366,7 +366,7 @@ class Learner(Sending, Member):
 
         if dist.is_initialized():
             return
-        load_ops(("ShareMemCommBuilder",))
+        without_shared_memory_op()
         backend: str = get_accelerator().communication_backend_name()  # type: ignore[union-attr]
         join(meeting, self._rank, self._ranks, backend, default_pg_timeout)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

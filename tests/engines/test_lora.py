@@ -39,7 +39,7 @@ ENVIRONMENT = {
 }
 
 
-@pytest.mark.timeout(1200)  # the first ranks on a machine compile DeepSpeed's ops, minutes of a busy one
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [(1, ("3-float32", "3-float32-full")), pytest.param(2, CASES, marks=acceptance)],
