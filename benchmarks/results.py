@@ -1,4 +1,4 @@
-"""Writes benchmarks/RESULTS.md and the README's comparison from the JSON in benchmarks/results:
+"""Writes benchmarks/RESULTS.md and the README's tables of results from the JSON in benchmarks/results:
 `python -m benchmarks results`.
 
 A file is named by its benchmark: `trl-16x48.json` was written by `python -m benchmarks trl --out`.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, head, machine, start, trl
+from benchmarks import data, gain, head, machine, start, trl
 from benchmarks.step import report as step
 
 HERE = Path(__file__).parent
@@ -44,15 +44,19 @@ def _head(found: Found) -> str:
 
 
 def compared(readme: str, folder: Path) -> str:
-    """The README's text with a row for each whole step that was compared with TRL's."""
+    """The README's text with a row for each pipeline's gain, and for each whole step that was compared with TRL's."""
     before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
-    rows = [trl.row(json.loads(file.read_text())) for file in sorted(folder.glob("trl-*.json"))]
-    return "\n".join([before + BEGIN, *trl.HEAD, *rows, END + after])
+    tables = []
+    for kind, of in (("gain", gain), ("trl", trl)):
+        rows = [of.row(json.loads(file.read_text())) for file in sorted(folder.glob(f"{kind}-*.json"))]
+        tables += [*of.HEAD, *rows, ""] if rows else []
+    return "\n".join([before + BEGIN, *tables[:-1], END + after])
 
 
 KINDS: dict[str, tuple[str, Callable[[Found], str]]] = {
     "data": ("From a large file to the first prompt", data.table),
+    "gain": ("A student before and after a pipeline", gain.table),
     "head": ("bf16 head: product rounded to bf16, beside ours in float32", _head),
     "start": ("From the command to the first step", start.table),
     "step": ("Each role alone, against the machine's limits", step.table),

@@ -1,7 +1,6 @@
 """Ready pipelines make a tiny model better than it was, by a pipeline's own measures: with its own prompts, personas,
 demonstrations, rewards and stop rules. One seed of the shortest among the system tests; one and three of each among
-the acceptance tests, with an
-interval of the gain over seeds and prompts that excludes 0.
+the acceptance tests, with an interval of the gain over seeds and prompts that excludes 0.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.gain import measured as measured_gain
 from configs.load import load_tree
 from orchestrator.surface.research.paired import paired
 from orchestrator.surface.research.runs import read_run
@@ -141,6 +141,8 @@ def test_a_pipeline_makes_its_student_better(name: str, played: Played) -> None:
     directory = played(name, 0)
     found = {gain: np.mean([*gain.of(directory).values()]) for gain in CASES[name].gains}
     assert all(mean > 0.0 for mean in found.values()), found
+    first = CASES[name].gains[0]  # over all stages
+    assert measured_gain(directory, first.metric)["gain"]["mean"] == pytest.approx(found[first])
 
 
 @pytest.mark.acceptance
