@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,10 @@ def test_a_split_engine_is_one_actor_with_all_its_gpus(tmp_path: Path) -> None:
     spec = REAL.scorer(settings, "teacher", 1000, 0)
     assert len(spec.arguments) == 1 and spec.resources.gpus == 4
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in spec.environment, "the engine's process has workers of its own"
+
+
+def test_members_that_compute_on_no_tensor_import_no_torch() -> None:
+    """Each is a process of its own: it would cost two seconds and 230 MB."""
+    modules = ("actors.rewarding.reward", "actors.rollout.dataset", "actors.control", "actors.simulated.members")
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
