@@ -101,6 +101,7 @@ def write_prompts(path: Path, count: int, response: bool = False) -> Path:
         {
             "prompt": f"say {i}",
             "persona": ("pirate", "poet")[i % 2],
+            "answer": str(i),
             "given": "def f(x):\n    return 1\n",
             "solution": "def f(x):\n    return x\n",
             "tests": [{"call": "f(2)", "expect": 2}],

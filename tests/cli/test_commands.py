@@ -15,6 +15,7 @@ from tests.listening import listeners, table, unlisted, unseen
 from tests.processes import descendants
 
 
+@pytest.mark.system
 @pytest.mark.timeout(300)
 def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) -> None:
     file, directory = tmp_path / "recipe.yaml", tmp_path / "live"

@@ -47,8 +47,9 @@ def failed(tree: dict[str, Any], tmp_path: Path) -> str:
     return said.removeprefix("logratio: the run failed: ")
 
 
+@pytest.mark.acceptance  # the check itself is tests/unit/models/test_loading.py
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("model", ["student", pytest.param("teacher", marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("model", ["student", "teacher"])
 def test_weights_that_are_not_finite_are_exit_1_as_they_are_loaded(
     ray_cluster: None, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path, model: str
 ) -> None:

@@ -40,6 +40,7 @@ def _arms(root: Path) -> list[dict[str, Any]]:
     return json.loads((root / "bad" / "sweep.json").read_text())["arms"]
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_in_the_arm_that_was_under_way(recipe: dict[str, Any], tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "recipe.yaml"

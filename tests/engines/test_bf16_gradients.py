@@ -20,7 +20,7 @@ ALL = ("0", "1", "2", "3", "2+cpu", "3+cpu")
     ("ranks", "count", "stages"),
     [
         (2, 24, ("0", "3")),
-        pytest.param(2, 256, ("1", "2+cpu"), marks=pytest.mark.system),
+        pytest.param(2, 256, ("2",), marks=pytest.mark.system),
         pytest.param(2, 256, ALL, marks=pytest.mark.acceptance),
         pytest.param(1, 256, ALL, marks=pytest.mark.acceptance),
         pytest.param(3, 32, ALL, marks=pytest.mark.acceptance),

@@ -10,8 +10,6 @@ import pytest
 from rewards.sandbox.isolation import NoIsolation, isolation
 from tests.engines.shared import DATASET, Engines
 
-pytestmark = pytest.mark.system  # whole runs on engines
-
 BODIES = {"return x": 1.0, "return 1": 0.5, "while 1: x": 0.0}  # of f, and the share of its cases that pass
 CASES = [{"call": "f(2)", "expect": 2}, {"call": "f(1)", "expect": 1}]
 

@@ -11,7 +11,6 @@ from orchestrator.surface.research.replaying import At, other_recipe, replay
 from orchestrator.surface.submission import recorded_recipe
 from tests.engines.shared import SMALL_SCORER, Engines, Finished
 
-pytestmark = pytest.mark.system  # whole runs on engines
 SUPPORTS: dict[str, dict[str, Any]] = {
     "topk": {"support": "topk", "topk": 8},
     "full": {"support": "full"},

@@ -103,6 +103,7 @@ def _teacher(ranks: Ranks) -> dict[str, Any]:
     return {"teacher": {"path": str(ranks.models["teacher"])}}
 
 
+@pytest.mark.system
 def test_a_scorer_that_raises_a_fault_is_replaced_and_the_third_shortage_at_one_size_ends_the_run(
     ranks: Ranks, pools: Pools, folder: Folder
 ) -> None:

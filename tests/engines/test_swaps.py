@@ -32,7 +32,7 @@ SAMPLES = [
 ]
 
 
-@pytest.fixture(params=["torch", "vllm"])
+@pytest.fixture(params=["torch", pytest.param("vllm", marks=pytest.mark.acceptance)])
 def pool(request: pytest.FixtureRequest, engines: Engines) -> Iterator[Pool]:
     """A scorer pool that serves the teacher, before and after."""
     found = engines.vllm_scorer if request.param == "vllm" else engines.pools.scorers["teacher"]

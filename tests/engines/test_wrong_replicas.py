@@ -186,6 +186,7 @@ def test_a_replica_that_starts_half_loaded_is_replaced_before_it_scores(ward: Wa
     assert all("(0.001 and 0.01 are allowed)" in text for text in ward.said)
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(240)
 def test_a_replica_that_keeps_its_weights_at_a_swap_is_replaced_before_it_scores(
     ward: Ward, models: dict[str, Path]
@@ -215,6 +216,7 @@ def test_a_replica_that_wakes_uniform_is_replaced_before_it_scores(ward: Ward) -
     assert not [text for text in ward.watcher.notices if "suspicious" in text], "it is found before it scores"
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(240)
 def test_a_replica_that_loses_its_weights_and_then_its_successor_end_the_run_with_the_numbers(ward: Ward) -> None:
     """Its scores raise an alarm, so that it is found. Its successor starts half loaded."""
