@@ -1,7 +1,8 @@
-"""Run the tests marked `acceptance`, file by file, and write what they gave to docs/acceptance/summary.md.
+"""Run the tests marked `acceptance`, folder by folder, and write what they gave to docs/acceptance/summary.md.
 
-They take hours, so they may be run in parts: arguments go to pytest, and only the rows of what was run are replaced. A
-row says on which commit, and when. A test adds a figure to its row with pytest's `record_property(name, value)`.
+Tests of a folder share a process, and what its fixtures start. All of them take hours, so they may be run in parts:
+arguments go to pytest, and only the rows of what was run are replaced. A row says on which commit, and when. A test
+adds a figure to its row with pytest's `record_property(name, value)`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def main(arguments: list[str]) -> int:
     commit()
     rows = {name: row for name, row in _read().items() if name in every}
     failed = False
-    for file in dict.fromkeys(name.partition("::")[0] for name in wanted):
-        mine = [name for name in wanted if name.startswith(f"{file}::")]
+    for together in dict.fromkeys(map(folder_of, wanted)):
+        mine = [name for name in wanted if folder_of(name) == together]
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "results.xml"
             report = ["-o", "junit_family=xunit1", f"--junitxml={results}"]  # the family that has a place for figures
@@ -41,6 +42,10 @@ def main(arguments: list[str]) -> int:
         _write(rows, every)
     print(f"summary: {SUMMARY.relative_to(ROOT)}")
     return int(failed)
+
+
+def folder_of(name: str) -> str:
+    return name.partition("::")[0].rpartition("/")[0]
 
 
 def collected(arguments: Sequence[str]) -> list[str]:
