@@ -344,7 +344,6 @@ def test_engines_that_slept_answer_as_before_and_work_that_comes_meanwhile_waits
     [
         pytest.param({"zero_stage": 1}, id="zero1"),
         pytest.param({"zero_stage": 2, "dtype": "bfloat16"}, id="zero2"),
-        pytest.param({"zero_stage": 3}, id="zero3"),
         pytest.param(
             {"zero_stage": 3, "offload_optimizer": "cpu"},
             id="zero3-on-host",

@@ -42,7 +42,6 @@ SGD = {"learner": {"optimizer": {"name": "sgd", "lr": RATE}}}
         pytest.param([SAMPLED, ZERO3, ADAMW], id="sampled-zero3-adamw"),
         pytest.param([DATASET, TWO_RANKS, SGD], id="sft-zero2-sgd"),
         pytest.param([FULL, TWO_RANKS, ADAMW, TURNS], id="full-zero2-adamw-in-turns"),
-        pytest.param([FULL, ZERO3, ADAMW, TURNS], id="full-zero3-adamw-in-turns"),
         pytest.param(
             [FULL, ZERO3, ON_HOST, ADAMW, TURNS],
             id="full-zero3-adamw-on-host-in-turns",
