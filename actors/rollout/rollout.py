@@ -61,6 +61,8 @@ class Rollout(Writer):
                 dtype=config.dtype,
                 max_model_len=config.max_context_tokens,
                 max_num_seqs=config.max_concurrent,
+                # a prompt in parts has vLLM turn a seeded generator back, which a CPU's cannot: the engine dies
+                enable_chunked_prefill=None if on_gpu else False,
                 max_logprobs=VLLM_MAX_TOPK,
                 tensor_parallel_size=config.tensor_parallel,
                 gpu_memory_utilization=config.gpu_memory_fraction if on_gpu else 0.9,
