@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import numpy as np
 
 from benchmarks import machine
 from configs.load import load_tree
+from orchestrator.evaluation.intervals import CONFIDENCE, bootstrap
 from orchestrator.surface.research.runs import ReadRun, read_run
 
-RESAMPLES = 10_000
-CONFIDENCE = 95  # percent
 HEAD = (
     "| pipeline, held-out prompts | before | after | gain, and its interval over prompts | measured |",
     "|---|---|---|---|---|",
@@ -40,14 +39,15 @@ def main() -> None:
 
 
 def measured(directory: Path, metric: str) -> dict[str, Any]:
-    """The metric before and after each stage of a pipeline's run, and the gain over all with its interval."""
+    """The metric before and after each stage of a pipeline's run, and the gain over all with its interval; `seconds` are
+    those of all stages. Raises SystemExit where a stage was not measured before and after."""
     stages = list(load_tree(directory / "recipe.yaml")["stages"])
     runs = [read_run(directory / f"{directory.name}-{number:02d}-{name}") for number, name in enumerate(stages, 1)]
     points = {name: _points(run, metric) for name, run in zip(stages, runs, strict=True)}
     first, last = points[stages[0]][0], points[stages[-1]][-1]
     if first.keys() != last.keys():
         raise SystemExit(f"{metric}: the first stage was measured on other prompts than the last")
-    low, high = interval([last[prompt] - first[prompt] for prompt in first])
+    low, high = bootstrap([last[prompt] - first[prompt] for prompt in first], seed=0)
     return {
         "pipeline": directory.name,
         "metric": metric,
@@ -57,15 +57,6 @@ def measured(directory: Path, metric: str) -> dict[str, Any]:
         "seconds": sum(json.loads((run.directory / "summary.json").read_text())["seconds"] for run in runs),
         "gain": {"mean": _mean(last) - _mean(first), "low": low, "high": high},
     }
-
-
-def interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Of the mean of differences, one a prompt, when other prompts are asked."""
-    values = np.asarray(differences, np.float64)
-    means = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    outside = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(means, (outside, 100 - outside)).tolist()
-    return low, high
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -78,7 +69,7 @@ def table(found: Mapping[str, Any]) -> str:
         "|---|---|---|",
     ]
     lines += [f"| {name} | {of['before']:.3f} | {of['after']:.3f} |" for name, of in found["stages"].items()]
-    return "\n".join([*lines, "", f"Gain {_gain(found)}: {CONFIDENCE}%, over prompts."])
+    return "\n".join([*lines, "", f"Gain {_gain(found)}: {CONFIDENCE:.0%}, over prompts."])
 
 
 def row(found: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ class Rollout(Writer):
                 dtype=config.dtype,
                 max_model_len=config.max_context_tokens,
                 max_num_seqs=config.max_concurrent,
-                # a prompt in parts has vLLM turn a seeded generator back, which a CPU's cannot: the engine dies
+                # else vLLM rewinds the generator of a prompt that it computes in parts, and a CPU's has no rewind
                 enable_chunked_prefill=None if on_gpu else False,
                 max_logprobs=VLLM_MAX_TOPK,
                 tensor_parallel_size=config.tensor_parallel,

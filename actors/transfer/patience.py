@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import OutOfMemoryError
 
-LONGER = "if nothing died, raise deadlines.transfer"
+REMEDY = "if nothing died, raise deadlines.transfer"
 
 
 class TransferBroken(Exception):
@@ -58,7 +58,7 @@ def in_time(seconds: float, work: Callable[[], Any]) -> Any:
     try:
         found, error = answers.get(timeout=seconds)
     except Empty:
-        raise TransferBroken(f"the others did not come within {seconds:g} s; {LONGER}") from None
+        raise TransferBroken(f"the others did not come within {seconds:g} s; {REMEDY}") from None
     if isinstance(error, OutOfMemoryError):
         raise error
     if error is not None:
@@ -68,5 +68,5 @@ def in_time(seconds: float, work: Callable[[], Any]) -> Any:
 
 def _broken(late: threading.Event, seconds: float, said: str) -> TransferBroken:
     if late.is_set():
-        return TransferBroken(f"the other end did not go on within {seconds:g} s; {LONGER}")
+        return TransferBroken(f"the other end did not go on within {seconds:g} s; {REMEDY}")
     return TransferBroken(said)

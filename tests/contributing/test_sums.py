@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.gain import interval
+from orchestrator.evaluation.intervals import bootstrap
 from scripts.sums import FILES, FOLDER, HELDOUT, ROWS, SEED, write
 
 
@@ -30,7 +30,7 @@ def test_the_interval_of_a_gain_is_that_of_a_mean_over_prompts() -> None:
     rng = np.random.default_rng(3)
     differences = rng.choice([-0.25, 0.0, 0.5, 1.0], 64)
     error = differences.std() / 8
-    low, high = interval(differences.tolist())
+    low, high = bootstrap(differences.tolist(), seed=0)
     assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.2 * error)
     assert high == pytest.approx(differences.mean() + 1.96 * error, abs=0.2 * error)
-    assert interval([0.25] * 5) == (0.25, 0.25)
+    assert bootstrap([0.25] * 5, seed=0) == (0.25, 0.25)

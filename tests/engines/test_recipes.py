@@ -45,7 +45,7 @@ RARER = (  # each is another recipe but for one term, whose gradient the tests o
 TINY = {"teacher": "teacher", "poet": "poet", "origin": "student", "reference": "student"}
 
 
-def each(names: Sequence[str]) -> pytest.MarkDecorator:
+def over(names: Sequence[str]) -> pytest.MarkDecorator:
     marked = [pytest.param(name, marks=pytest.mark.acceptance) if name in RARER else name for name in names]
     return pytest.mark.parametrize("name", marked)
 
@@ -68,7 +68,7 @@ def ran(engines: Engines) -> Ran:
     return Ran(engines)
 
 
-@each(DISTILLED)
+@over(DISTILLED)
 def test_distillation_recipe_lowers_the_held_out_kl(ran: Ran, name: str) -> None:
     done = ran[name]
     before, after = done.summary["evaluation"]["before"], done.summary["evaluation"]["after"]
@@ -87,7 +87,7 @@ def test_a_student_that_teaches_itself_comes_to_the_teacher_it_began_with(ran: R
     assert after["reverse_kl"] < 0.8 * before["reverse_kl"], (before, after)
 
 
-@each(REWARDED)
+@over(REWARDED)
 def test_rewarded_recipe_earns_more(ran: Ran, name: str) -> None:
     rewards = [line["reward_mean"] for line in ran[name].lines]
     assert sum(rewards[-4:]) > sum(rewards[:4]) + 4 * 0.05, rewards
@@ -101,14 +101,14 @@ def test_cross_entropy_falls(ran: Ran, name: str) -> None:
     assert ran[name].summary["evaluation"]["before"]["entropy"] > 0
 
 
-@each(CLIPPED)
+@over(CLIPPED)
 def test_the_trust_region_acts(ran: Ran, name: str) -> None:
     held = [line["held_fraction"] for line in ran[name].lines]
     assert max(held) > 0.0, held
     assert all(0.0 <= h < 1.0 for h in held)
 
 
-@each(RECIPES)
+@over(RECIPES)
 def test_every_line_has_every_metric_and_knows_its_kl(ran: Ran, name: str) -> None:
     done = ran[name]
     objective = done.recipe.objective

@@ -48,7 +48,7 @@ def failures(answers: Mapping[Any, Any]) -> dict[Any, Exception]:
     return {member: answer for member, answer in answers.items() if isinstance(answer, Exception)}
 
 
-def with_senders(answers: Mapping[Any, Any], sender: Exception | None) -> dict[Any, Any]:
+def with_senders_error(answers: Mapping[Any, Any], sender: Exception | None) -> dict[Any, Any]:
     """The answers, with the learner's error named in the errors of members that only waited for it."""
 
     def told(answer: Any) -> Any:

@@ -16,7 +16,7 @@ from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import ValueLost
 from orchestrator.weights.carriers import Version
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
-from orchestrator.weights.transfer.groups import Group, failures, taking_part, unopened, with_senders
+from orchestrator.weights.transfer.groups import Group, failures, taking_part, unopened, with_senders_error
 
 
 class Broadcast:
@@ -77,7 +77,7 @@ class Broadcast:
         answers, error = await both_ends(sending, ends)
         if error or failures(answers):
             self._group = None
-        return with_senders(answers, error)
+        return with_senders_error(answers, error)
 
     async def _open(
         self, group: Group, learner: LearnerGroup, pool: Pool, members: Sequence[PoolMember]

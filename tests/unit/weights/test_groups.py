@@ -7,7 +7,7 @@ import pytest
 from actors.transfer.patience import TransferBroken
 from orchestrator.pools.sick import fault_of
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost
-from orchestrator.weights.transfer.groups import Group, taking_part, unopened, with_senders
+from orchestrator.weights.transfer.groups import Group, taking_part, unopened, with_senders_error
 
 DEAD, LATE, SICK = (
     MemberDied("it is gone"),
@@ -58,10 +58,10 @@ def test_where_the_learner_alone_fails_another_try_would_come_to_the_same() -> N
 
 
 def test_who_only_waited_for_the_learner_tells_of_its_error() -> None:
-    told = with_senders({"a": None, "b": LATE, "c": DEAD}, ValueError("tensor w has 3 columns, not 4"))
+    told = with_senders_error({"a": None, "b": LATE, "c": DEAD}, ValueError("tensor w has 3 columns, not 4"))
     assert told["a"] is None and told["c"] is DEAD
     assert str(told["b"]) == "the others did not come; the learner's end: tensor w has 3 columns, not 4"
-    assert with_senders({"b": LATE}, None) == {"b": LATE}
+    assert with_senders_error({"b": LATE}, None) == {"b": LATE}
 
 
 def test_a_broken_transfer_is_no_fault_of_the_process_that_tells_of_it() -> None:
