@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def measured(directory: Path, metric: str) -> dict[str, Any]:
-    """The metric before and after each stage of a pipeline's run, and the gain over all with its interval; `seconds` are
-    those of all stages. Raises SystemExit where a stage was not measured before and after."""
+    """The metric before and after each stage of a pipeline's run, and the gain over all with its interval. `seconds`
+    are those of all stages. Raises SystemExit where a stage was not measured before and after."""
     stages = list(load_tree(directory / "recipe.yaml")["stages"])
     runs = [read_run(directory / f"{directory.name}-{number:02d}-{name}") for number, name in enumerate(stages, 1)]
     points = {name: _points(run, metric) for name, run in zip(stages, runs, strict=True)}
