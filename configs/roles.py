@@ -111,6 +111,7 @@ class Scorer(Node):
     `cache`: a folder on the members' machines in which these are kept across runs, `cache_gib` of them; of frozen
     weights, not on full support.
     `tensor_parallel`: GPUs of one vLLM engine.
+    `turns`: scorers with the same name here share GPUs in turns; the members of one are awake, those of others sleep.
     `max_queued_tokens`: a member with this load gets no further request; while more tokens wait for each member,
     no response is sampled. `hedge_seconds`: a slower request is repeated on a second member, and the first answer
     counts; null never repeats.
@@ -133,6 +134,7 @@ class Scorer(Node):
     kv_cache_gib: Positive = 1
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     tensor_parallel: Positive = 1
+    turns: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def is_vllm(self) -> bool:

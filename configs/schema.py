@@ -246,6 +246,15 @@ class Recipe(Node):
         return tuple(name for name in self.support_of if name not in self.base_models)
 
     @property
+    def scorers_in_turns(self) -> dict[str, tuple[str, ...]]:
+        """The scored models whose scorers share GPUs in turns, by the name of their `turns`."""
+        groups: dict[str, tuple[str, ...]] = {}
+        for model in self.scored_models:
+            if group := self.scorer_of(model).turns:
+                groups[group] = (*groups.get(group, ()), model)
+        return groups
+
+    @property
     def base_models(self) -> tuple[str, ...]:
         """Scored models that are the student without its adapters: the learner scores them."""
         return tuple(n for n in self.support_of if n in self.models and self.models[n].weights == "base")

@@ -61,6 +61,26 @@ def _placements(recipe: Recipe) -> Refusal:
     return None
 
 
+def _scorers_in_turns(recipe: Recipe) -> Refusal:
+    """A turn needs another to change with, shares of GPUs, and weights that one member loads by itself."""
+    for group, models in recipe.scorers_in_turns.items():
+        key = f"scorer.{models[0]}.turns"
+        if recipe.colocate:
+            return f"{key}: under colocate all engines have one turn and the learner the other; remove one of the two"
+        if len(models) == 1:
+            return f"{key}: no other scorer names {group!r}, to take turns with; name it for another, or remove it"
+        for model in models:
+            role, scorer = f"scorer.{model}", recipe.scorer_of(model)
+            if scorer.resources.gpus >= 1:
+                return (
+                    f"{role}.resources.gpus: {scorer.resources.gpus:g} leaves no room for others on its GPU; scorers "
+                    f"that take turns need a share below 1"
+                )
+            if scorer.engine == "server":
+                return f"{role}.turns: its GPUs are those of a server, which does not sleep; remove it"
+    return None
+
+
 def _colocations(recipe: Recipe) -> Refusal:
     """Turns need alternating phases, shares of GPUs, and a learner whose states can move to the host."""
     if not recipe.colocate:
@@ -148,6 +168,7 @@ OF_ROLES: tuple[Rule, ...] = (
     _split_engines,
     _caches,
     _placements,
+    _scorers_in_turns,
     _colocations,
     _streams,
     _autoscales,

@@ -66,6 +66,16 @@ def _divided_beta(recipe: Recipe) -> Refusal:
     return "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact"
 
 
+def _scorer_turns_without_a_gpu(recipe: Recipe) -> Refusal:
+    for models in recipe.scorers_in_turns.values():
+        if not any(recipe.scorer_of(model).resources.gpus for model in models):
+            return (
+                f"scorer.{models[0]}.turns: none of {', '.join(models)} has a share of a GPU, so turns free nothing "
+                "and scorers wait for each other; remove it"
+            )
+    return None
+
+
 def _turns_without_a_gpu(recipe: Recipe) -> Refusal:
     if not recipe.colocate or any(size.resources.gpus for size in recipe.roles.values()):
         return None
@@ -101,6 +111,7 @@ WARNED: tuple[Rule, ...] = (
     _clipped_forward,
     _clipped_extrapolation,
     _divided_beta,
+    _scorer_turns_without_a_gpu,
     _turns_without_a_gpu,
     _arguments_that_one_template_lacks,
     _key_in_clear,

@@ -26,6 +26,7 @@ class PoolMember:
     version: int = -1
     load: int = 0
     started: bool = False  # its engine is up
+    asleep: bool = False  # while it is the turn of another scorer on its GPU
     leaving: bool = False
     apart: int = 0  # how many callers keep new work from it; it still serves
     joining: asyncio.Task[Any] | None = None  # set while it starts

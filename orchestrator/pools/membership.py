@@ -82,7 +82,8 @@ class Membership(Sequence[PoolMember]):
         all are ended, and there are none."""
         taken = [self._add() for _ in left]
         for member, other in zip(taken, left, strict=True):
-            member.actors, member.node, member.started = other.actors, other.node, other.started
+            member.actors, member.node = other.actors, other.node
+            member.started, member.asleep = other.started, other.asleep
         renewed = await asyncio.gather(*(self.startup.renew(m) for m in taken), return_exceptions=True)
         if any(isinstance(answer, BaseException) for answer in renewed):
             await self.discard()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ class CallFailed(RoleFailed):
 
 
 class Pool:
-    """The members of one role and the calls to them. `listeners` are called when members or their load change."""
+    """The members of one role and the calls to them. `listeners` are called when members or their load change. Calls
+    that members compute are made inside of `turn`."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Pool:
         self.retries = 0  # calls made again, and samples asked for again
         self.alone = asyncio.Lock()  # one suspected call at a time
         self.listeners: list[Callable[[], None]] = []
+        self.turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         self._hedge = hedge
         self._shortages = Shortages()
 
@@ -127,9 +129,10 @@ class Pool:
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """Call a member to which `load` is already added."""
         try:
-            with member.in_flight() as since:
-                refs = self.transport.call(member.lead, method, *args, returns=returns)
-                value = await self.watch.in_time(method, self.transport.value(refs[-1]), since)
+            async with self.turn():
+                with member.in_flight() as since:
+                    refs = self.transport.call(member.lead, method, *args, returns=returns)
+                    value = await self.watch.in_time(method, self.transport.value(refs[-1]), since)
             self._note_answer(method, load)
             return [*refs[:-1], value]
         except MemberDied as death:

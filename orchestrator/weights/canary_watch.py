@@ -75,7 +75,7 @@ class CanaryWatch:
                 f"scores of {model} are suspicious: {why}; its members are checked, here and whenever it comes"
             )
         before = pool.members.restarts
-        async with self._checking[model]:
+        async with self._checking[model], pool.turn():
             checks = (self._is_wrong(pool, member) for member in pool.members.serving())
             return any(await asyncio.gather(*checks)) or pool.members.restarts > before
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from actors.wire.jobs import LearnerSpec
@@ -18,6 +19,7 @@ from orchestrator.pools.startup import Admit, DiedStarting
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
+from orchestrator.weights.scorer_turns import ScorerTurns
 from orchestrator.weights.teachers import Teachers
 from orchestrator.weights.turns import Colocated
 from orchestrator.weights.versions import Versions
@@ -47,30 +49,47 @@ class Roles:
         self.canaries = CanaryWatch(recipe, pools, vocabulary, notice)
         if isinstance(self.learner.turns, Colocated):
             self.learner.turns.on_wake = self.canaries.check_woken
+        for models in recipe.scorers_in_turns.values():
+            self._take_turns([pools.scorers[model] for model in models])
         self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
         self.teachers = Teachers(recipe, pools, self.learner, self.versions, carrier, self.canaries)
 
     async def bring_up(self, step: int, version: int, saved: Path | None) -> None:
         """Start the learner, from the checkpoint `saved` if there is one, and every role without members. Publishes the
         student as `version` and sets scored models to their weights at `step`."""
-        sizes, pools = self._recipe.roles, self._pools.all()
+        pools = self._pools.all()
         for pool in pools.values():
-            pool.members.notice, pool.startup.starting = self._notice, self.learner.turns.engine
+            pool.members.notice = self._notice
+            pool.startup.starting = self.learner.turns.engine if pool.turn is nullcontext else pool.turn
         await self.teachers.set_swaps(step)
         for pool, versions in self._followers():
             pool.startup.admit = _admit_to(pool, versions)
             for member in pool.members:
                 member.version = -1  # a number of another run means nothing here
-        cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
-        if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
+        cold = [role for role, pool in pools.items() if role != "learner" and not pool.members]
+        if self._recipe.colocate:
             await self._bring_up_learner(version, saved)
-            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].startup.spec(0).resources.gpus):
-                await pool.members.start(sizes[role].members)
+            await self._start_in_order(cold)
         else:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._bring_up_learner(version, saved))
-                for role, pool in cold.items():
-                    tasks.create_task(pool.members.start(sizes[role].members))
+                for roles in self._together(cold):
+                    tasks.create_task(self._start_in_order(roles))
+
+    async def _start_in_order(self, roles: Sequence[str]) -> None:
+        """Start roles one after the other: an engine takes a share of the memory that is free. The largest share of a
+        GPU comes first, so that smaller ones find their places beside it."""
+        sizes, pools = self._recipe.roles, self._pools.all()
+        for role in sorted(roles, key=lambda role: -sizes[role].resources.gpus):
+            await pools[role].members.start(sizes[role].members)
+
+    def _together(self, roles: Sequence[str]) -> list[list[str]]:
+        """The roles, those together that share GPUs in turns."""
+        groups = {f"scorer.{m}": group for group, models in self._recipe.scorers_in_turns.items() for m in models}
+        found: dict[str, list[str]] = {}
+        for role in roles:
+            found.setdefault(groups.get(role, role), []).append(role)
+        return list(found.values())
 
     async def load(self, step: int) -> None:
         """Bring all members to the weights of `step`."""
@@ -133,6 +152,11 @@ class Roles:
             base=recipe.base_models,
             averages={m: recipe.models[m].decay for m in recipe.scored_with("ema")},
         )
+
+    def _take_turns(self, scorers: Sequence[Pool]) -> None:
+        turns = ScorerTurns(scorers, self.canaries.check_woken)
+        for pool in scorers:
+            pool.turn = partial(turns.of, pool)
 
     def _sharing(self) -> list[Pool]:
         """Pools of engines on the learner's GPUs, in the order in which samples pass them."""

@@ -73,7 +73,8 @@ class Versions:
 
     async def _load(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
         """Load one version into one member, and check it. Raises as `pull` does, ValueLost, and Undecided."""
-        async with self._learner.turns.engine(), member.loading:  # the lock lets two pulls load a version once
+        # the lock lets two pulls load a version once
+        async with self._learner.turns.engine(), pool.turn(), member.loading:
             if member not in pool.members:  # it died in an earlier pull: do not begin a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version == version.number:

@@ -194,3 +194,17 @@ def test_files_that_are_here_are_read(
     file.write_text(yaml.safe_dump(recipe))
     code, said = check(file, {}, models={}, prompts=None)
     assert code == 2 and "none.jsonl" in said, said
+
+
+def test_of_scorers_that_take_turns_one_counts_against_a_gpu_at_a_time(check: Any) -> None:
+    def of(turns: str = "") -> tuple[int, str]:
+        scorer = f"engine: vllm, members: 2, max_context_tokens: 5120, max_queued_tokens: 4194304{turns}"
+        second = "models.other={path: /shared/models/Qwen3-8B}", "objective.target={teacher: 0.5, other: 0.5}"
+        shares = {"teacher": 0.6, "other": 0.4}
+        scorers = (f"scorer.{name}={{{scorer}, resources: {{gpus: {share}}}}}" for name, share in shares.items())
+        return check("opd_1.7b_8b", {}, *second, *scorers)
+
+    code, said = of()
+    assert code == 2 and "142.2 GiB (scorer.teacher 71.1 GiB, scorer.other 71.1 GiB)" in said, said
+    code, said = of(", turns: teachers")
+    assert code == 0 and "holds at least 71.1 GiB (scorer." in said, said

@@ -87,6 +87,15 @@ def test_a_student_that_teaches_itself_comes_to_the_teacher_it_began_with(ran: R
     assert after["reverse_kl"] < 0.8 * before["reverse_kl"], (before, after)
 
 
+def test_scorers_that_take_turns_teach_as_if_they_were_apart(ran: Ran, engines: Engines) -> None:
+    apart, scorers = ran["teachers_weighted"], {name: {"turns": "teachers"} for name in ("teacher", "poet")}
+    changes = merged(_tiny(engines, "teachers_weighted"), {"scorer": scorers, "run": {"steps": 2}})
+    in_turns = engines.run(engines.recipe(**changes))
+    first, mine = (run.lines[0] for run in (apart, in_turns))
+    assert mine["loss"] == pytest.approx(first["loss"], rel=1e-6) and mine["tokens_scored"] == first["tokens_scored"]
+    assert in_turns.summary["restarts"] == apart.summary["restarts"] == {}
+
+
 @over(REWARDED)
 def test_rewarded_recipe_earns_more(ran: Ran, name: str) -> None:
     rewards = [line["reward_mean"] for line in ran[name].lines]

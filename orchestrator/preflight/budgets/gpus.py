@@ -22,10 +22,12 @@ def roles_with_gpus(recipe: Recipe) -> list[str]:
 
 
 def part(recipe: Recipe, role: str, gpu: int) -> int:
-    """Bytes of a GPU for a torch role: its share by `resources.gpus`. Under `colocate` the learner has all of it in its
-    turn, and torch scorers have what vLLM engines leave in theirs."""
+    """Bytes of a GPU for a torch role: its share by `resources.gpus`, and those of scorers that sleep in its turn.
+    Under `colocate` the learner has all of it in its turn, and torch scorers have what vLLM engines leave in theirs."""
     if not recipe.colocate:
-        return int(min(1.0, recipe.roles[role].resources.gpus) * gpu)
+        groups = ({f"scorer.{model}" for model in models} for models in recipe.scorers_in_turns.values())
+        sharing = next((group for group in groups if role in group), {role})
+        return int(min(1.0, sum(recipe.roles[one].resources.gpus for one in sharing)) * gpu)
     if role == "learner":
         return gpu
     engines = {name: engine for name, (_, engine) in estimates.engines(recipe).items() if name in recipe.roles}

@@ -1,12 +1,14 @@
 """GPU memory of the roles on each GPU of a described cluster: lower bounds, without activations.
 
 A vLLM engine holds `gpu_memory_fraction` of its GPU, which must have room for weights and the KV cache of one response.
-Under `colocate` the learner has the GPU in its turn, and the engines in theirs.
+Under `colocate` the learner has the GPU in its turn, and the engines in theirs. Of scorers that take turns one is there
+at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from configs.node import STUDENT
 from configs.roles import Rollout, Scorer
@@ -40,7 +42,9 @@ def _turns(recipe: Recipe, bundles: Sequence[Bundle]) -> Iterator[list[str]]:
     """Roles that are on a GPU at the same time."""
     roles = [bundle.role for bundle in bundles]
     if not recipe.colocate:
-        yield roles
+        for chosen in product(*recipe.scorers_in_turns.values()):
+            asleep = {f"scorer.{m}" for models in recipe.scorers_in_turns.values() for m in models if m not in chosen}
+            yield [role for role in roles if role not in asleep]
         return
     yield from (turn for turn in ([r for r in roles if r == "learner"], [r for r in roles if r != "learner"]) if turn)
 

@@ -26,6 +26,12 @@ def with_objective(**changes: Any) -> Changes:
 
 
 SIGN = {"weight": 1.0, "combine": "sign"}
+IN_TURNS = {  # two scorers on one GPU
+    **OTHER,
+    "objective.target": {"teacher": 0.5, "other": 0.5},
+    "scorer.teacher": {"turns": "gpu", "resources": {"gpus": 0.5}},
+    "scorer.other": {"turns": "gpu", "resources": {"gpus": 0.5}},
+}
 COLOCATED = {
     "colocate": True,
     "learner.zero_stage": 2,

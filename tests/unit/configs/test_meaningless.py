@@ -10,6 +10,7 @@ from tests.unit.configs.carriers import OF_CARRIERS
 from tests.unit.configs.combinations import (
     COLOCATED,
     GATE,
+    IN_TURNS,
     LADDER,
     OTHER,
     REFERENCE,
@@ -195,6 +196,24 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         (
             {"rollout.resources": {"placement": "strict_pack"}},
             "rollout.resources.placement: strict_pack is for the learner's ranks; members of rollout come and go alone",
+        ),
+    ],
+    "_scorers_in_turns": [
+        (
+            IN_TURNS | COLOCATED,
+            "scorer.teacher.turns: under colocate all engines have one turn and the learner the other; remove one",
+        ),
+        (
+            IN_TURNS | {"scorer.other": {"turns": "gpus"}},
+            "scorer.teacher.turns: no other scorer names 'gpu', to take turns with; name it for another, or remove it",
+        ),
+        (
+            IN_TURNS | {"scorer.other": {"turns": "gpu", "resources": {"gpus": 1}}},
+            "scorer.other.resources.gpus: 1 leaves no room for others on its GPU; scorers that take turns need a share",
+        ),
+        (
+            IN_TURNS | {"scorer.other": {"turns": "gpu", "engine": "server", "server": SERVER}},
+            "scorer.other.turns: its GPUs are those of a server, which does not sleep; remove it",
         ),
     ],
     "_colocations": [

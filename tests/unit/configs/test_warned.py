@@ -8,6 +8,7 @@ from configs import rules
 from tests.unit.configs.combinations import (
     COLOCATED,
     GATE,
+    IN_TURNS,
     LADDER,
     OTHER,
     PRIVILEGED,
@@ -47,6 +48,10 @@ WARNED: dict[str, tuple[Changes, str]] = {
         | {"batch.samples_per_prompt": 2}
         | with_objective(reference=REFERENCE, outcome={"weight": 1.0, "baseline": "mean", "scale": "std"}),
         "objective.outcome.scale: dividing by the group's std divides reference.beta too; scale: none keeps J exact",
+    ),
+    "_scorer_turns_without_a_gpu": (
+        IN_TURNS | {"scorer.teacher": {"turns": "gpu"}, "scorer.other": {"turns": "gpu"}},
+        "scorer.teacher.turns: none of teacher, other has a share of a GPU, so turns free nothing and scorers wait for",
     ),
     "_turns_without_a_gpu": (
         {"colocate": True, "learner.zero_stage": 1},
@@ -126,6 +131,7 @@ def test_every_warning_is_tested() -> None:
         {"rollout.tensor_parallel": 2, "rollout.resources": {"gpus": 2}},
         {"scorer.teacher": {"engine": "vllm", "tensor_parallel": 2, "resources": {"gpus": 2}}},
         {"learner.resources": {"placement": "strict_pack"}, "rollout.resources": {"placement": "strict_spread"}},
+        IN_TURNS,
         COLOCATED | {"learner.ranks": 2, "learner.resources": {"gpus": 0.51}},
         COLOCATED | {"learner.zero_stage": 3, "learner.offload_optimizer": "cpu"},
         {"sampling.max_response_tokens": 511},
