@@ -16,7 +16,7 @@ from configs.schema import Recipe
 from orchestrator.pools.layout import MemberSpecs
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport
-from orchestrator.run import DONE, STOPPED
+from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.surface.outcome import first_of
 from orchestrator.weights.canary_watch import TeacherWrong
 from orchestrator.weights.scorer_turns import Rota
@@ -186,6 +186,18 @@ def test_an_average_of_the_student_is_loaded_in_its_turn(tmp_path: Path) -> None
     Noted.when = {"load other": lambda member: loaded.append(member.model)}
     assert turned(tmp_path, MIXED, {"models": models}).go() == DONE
     assert loaded and not Noted.faults
+
+
+def test_a_suspicious_model_is_checked_in_its_turn(tmp_path: Path) -> None:
+    """One of the two is asleep when it is suspected."""
+    checks: list[asyncio.Task[bool]] = []
+
+    def suspect(run: Run, line: Any) -> None:
+        if line["step"] == 2:
+            checks.extend(asyncio.create_task(run.roles.canaries.alarm(m, "a test")) for m in ("teacher", "other"))
+
+    assert turned(tmp_path, MIXED, on_step=suspect).go() == DONE
+    assert [check.result() for check in checks] == [False, False] and not Noted.faults
 
 
 def test_a_model_that_is_wrong_when_it_wakes_up_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
