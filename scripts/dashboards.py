@@ -23,6 +23,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
 DISCOVERY = "prom_metrics_service_discovery.json"
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 60.0
@@ -67,11 +68,11 @@ def _serve(folder: Path, discovery: Path, asked: argparse.Namespace) -> None:
             _stop(process)
 
 
-def prometheus_config(discovery: Path, seconds: int) -> dict[str, Any]:
-    """deploy/prometheus/prometheus.yml with this cluster's file, and rules by their full path."""
+def prometheus_config(discovery: Path, rules: Path, seconds: int) -> dict[str, Any]:
+    """deploy/prometheus/prometheus.yml with this cluster's file, and the rules by their full path."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": f"{seconds}s", "evaluation_interval": f"{seconds}s"}
-    config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]
+    config["rule_files"] = [str(rules.absolute())]
     config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(discovery)]
     return config
 
@@ -97,7 +98,7 @@ def grafana_environment(folder: Path, prometheus: str, port: int) -> dict[str, s
 
 def _prometheus(folder: Path, discovery: Path, asked: argparse.Namespace) -> subprocess.Popen[bytes]:
     config, port = folder / "prometheus.yml", asked.prometheus_port
-    config.write_text(yaml.safe_dump(prometheus_config(discovery, asked.interval)))
+    config.write_text(yaml.safe_dump(prometheus_config(discovery, asked.rules, asked.interval)))
     command = ["prometheus", "--config.file", str(config), "--storage.tsdb.path", str(folder / "prometheus")]
     command += ["--web.listen-address", f"{LOOPBACK}:{port}"]
     return _started(command, folder / "prometheus.log", port, {})
@@ -178,6 +179,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     ray = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
     parser.add_argument("--ray", type=Path, default=ray, help=f"Ray's temporary folder (default {ray})")
     parser.add_argument("--data", type=Path, help="keep the data in this folder")
+    parser.add_argument("--rules", type=Path, default=RULES, help=f"the file of alert rules (default {RULES})")
     parser.add_argument("--interval", type=int, default=10, help="seconds between two scrapes (default 10)")
     parser.add_argument("--prometheus-port", type=int, default=9090)
     parser.add_argument("--grafana-port", type=int, default=3000)

@@ -40,11 +40,15 @@ class Query:
     table: bool = False
 
 
+def full(name: str) -> str:
+    """The name that Prometheus has for a metric of ours. Raises KeyError for one that is not exported."""
+    total = "_total" if EXPORTED[name].kind == "counter" else ""
+    return f"{RAY}{PREFIX}{name}{total}"
+
+
 def metric(name: str, *matchers: str) -> str:
-    """A selector of a metric of ours. Raises KeyError for a name that is not exported."""
-    one = EXPORTED[name]
-    total = "_total" if one.kind == "counter" else ""
-    return f"{RAY}{PREFIX}{name}{total}{{{', '.join((RUN, *matchers))}}}"
+    """A selector of a metric of ours, of the run that is chosen. Raises KeyError for a name that is not exported."""
+    return f"{full(name)}{{{', '.join((RUN, *matchers))}}}"
 
 
 def step(name: str) -> Query:

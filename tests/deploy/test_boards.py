@@ -13,6 +13,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from actors.metrics import FLOW_METRICS, LABELS, PREFIX, step_metrics
+from scripts.boards import alerts
 from scripts.boards.__main__ import FOLDER, texts
 from scripts.boards.queries import EXPORTED, OTHERS, RAY
 from tests.deploy.manifests import DEPLOY
@@ -41,6 +42,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 def test_the_files_are_what_the_code_writes() -> None:
     assert {file.name: file.read_text() for file in FOLDER.iterdir()} == texts(), "run: python -m scripts.boards"
+    assert alerts.FILE.read_text() == alerts.text(), "run: python -m scripts.boards"
     assert texts() == texts()
 
 
@@ -93,6 +95,19 @@ def test_an_expression_of_a_board_is_of_the_run_that_is_chosen() -> None:
     for where, expr in expressions():
         if ".json" in where:
             assert len(re.findall(r"ray_logratio_\w+", expr)) == expr.count('{run="$run"'), where
+
+
+def test_on_another_scale_only_the_times_of_rules_differ() -> None:
+    shrunk = alerts.text(alerts.Times(scale=1 / 60, window=15.0))
+    for written, there in {
+        "(ray_logratio_step_median_seconds), 60)": "(ray_logratio_step_median_seconds), 1)",
+        "[30m] offset 2h)": "[30000ms] offset 2m)",
+        "(ray_logratio_step_loss[1m])": "(ray_logratio_step_loss[15000ms])",  # the shortest window
+        "for: 10m": "for: 10000ms",
+        "> 0.05\n": "> 0.05\n",
+    }.items():
+        assert written in alerts.text() and there in shrunk
+    assert re.findall(r"alert: (\w+)", shrunk) == list(ALERTS)
 
 
 def test_every_alert_has_a_severity_words_and_a_test_in_which_it_fires() -> None:
