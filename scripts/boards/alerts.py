@@ -147,10 +147,10 @@ def _of_faults(times: Times) -> Iterator[Alert]:
         "LossNotFinite",
         "critical",
         f"(max by (run) ({_step('step')}) unless on (run) max_over_time({_step('loss')}[{times.over(MINUTE)}]))\n"
-        f"  or max by (run) (max_over_time({_step('updates_skipped')}[{quarter}])) > 0",
+        f"  or sum by (run) (increase({full('updates_skipped')}[{quarter}])) > 0",
         "{{ $labels.run }}: loss or gradient was not finite; updates are skipped",
         "Look at these steps on the board Run, and at the learning rate.",
-        remark="What is not finite has no sample: the exporter leaves it out.",
+        remark="What is not finite has no sample: the exporter leaves it out. One step's number may be gone unscraped.",
     )
     yield Alert(
         "CanaryFailed",
