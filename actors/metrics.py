@@ -148,7 +148,7 @@ FLOW_METRICS: tuple[Exported, ...] = (
     Exported("step_age_seconds", "gauge", "seconds since the last step ended, or since the run began"),
     Exported("step_median_seconds", "gauge", "median of the last steps' seconds"),
     Exported("reward_component", "gauge", "mean of a component of the last step's rewards, unweighted", ("component",)),
-    Exported("steps_planned", "gauge", "steps of the whole run"),
+    Exported("steps_planned", "gauge", "steps of the whole run; those it made, once a rule or its length has ended it"),
 )
 
 

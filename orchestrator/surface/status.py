@@ -30,6 +30,7 @@ def status_of(run: Run, elastic: Elastic, phase: str, exit_code: int | None = No
         "exit": exit_code,
         "step": run.progress.step,
         "steps": run.recipe.run.steps,
+        "ended_early": run.progress.ended_because,
         "version": run.progress.version,
         "phase": phase,
         "members": _members(run),

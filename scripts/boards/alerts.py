@@ -89,7 +89,7 @@ def _run_gone(times: Times) -> Alert:
         "RunGone",
         "critical",
         f"(\n  max by (run) (max_over_time({_step('step')}[{lately}]))\n"
-        f"    < max by (run) (max_over_time({planned}[{lately}])) - 1\n)\n"
+        f"    < max by (run) (last_over_time({planned}[{lately}])) - 1\n)\n"
         f"  and on (run) max_over_time({median}[{lately}]) > {times.old(10)}\n  unless on (run) {planned}",
         "{{ $labels.run }}: its driver is gone after step {{ $value }}, before the last step",
         "Stopped, killed, or its node was lost. Submit the same job again, or `logratio resume`.",

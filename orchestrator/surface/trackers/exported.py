@@ -38,7 +38,7 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Value]:
         yield "queue_oldest_seconds", {"edge": queue["edge"]}, queue["oldest_seconds"]
     yield from _of_bottleneck(status)
     yield from _of_totals(status["totals"])
-    yield "steps_planned", {}, status["steps"]
+    yield "steps_planned", {}, status["step"] if status["ended_early"] else status["steps"]
 
 
 def ages(status: Mapping[str, Any], began: float, stepped: float | None) -> Iterator[Value]:

@@ -26,7 +26,9 @@ LINE = step_line(
 )
 STATUS: dict[str, Any] = {
     "time": 1_000.0,
+    "step": 3,
     "steps": 9,
+    "ended_early": None,
     "members": [
         {"name": "rollout-0", "state": "serving", "version": 2, "load": 5, "restarts": 1},
         {"name": "rollout-1", "state": "starting", "version": None, "load": 0, "restarts": 0},
@@ -192,6 +194,13 @@ def test_a_gauge_is_set_again_with_each_status_and_an_unknown_one_is_not(told: l
     tracker.status(STATUS)
     assert told.count(("logratio_step_loss", 0.25)) == 2 and told.count(("logratio_steps_planned", 9)) == 2
     assert "logratio_step_reverse_kl" not in {name for name, _ in told}
+
+
+def test_a_run_that_has_ended_early_plans_no_more_steps() -> None:
+    """Or it would look like one whose driver is gone."""
+    ended = STATUS | {"ended_early": "reverse_kl below 0.1"}
+    assert ("steps_planned", {}, 9) in exported.of_status(STATUS)
+    assert ("steps_planned", {}, 3) in exported.of_status(ended)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
