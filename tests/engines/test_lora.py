@@ -18,8 +18,10 @@ import torch
 from actors.learning.saved_model import write_saved_model
 from actors.lora.sites import read_sites
 from actors.lora.wire import names, whole
+from actors.metrics import MOVEMENT_METRICS
 from actors.models import causal_lm
 from actors.models.model_files import tensor_shapes
+from orchestrator.surface.measuring.movement import measured
 from tests.engines.lora_engine import LORA
 
 acceptance = pytest.mark.acceptance
@@ -132,6 +134,9 @@ def _check_checkpoint(student: Path, saved: Path, exported: Path, dtype: str) ->
         torch.testing.assert_close(
             causal_lm.load_model(out, "float32")(ids).logits, adapted(ids).logits, rtol=near, atol=near
         )
+    moved = [measured(str(student), *of) for of in ((exported,), (student, saved))]
+    for name in MOVEMENT_METRICS if dtype == "float32" else ():
+        assert moved[1][name] == pytest.approx(moved[0][name], rel=1e-4) != 0.0, "of a checkpoint as of its export"
 
 
 def test_peft_reads_the_exported_adapter_as_it_was_trained(models: dict[str, Path], tmp_path: Path) -> None:
