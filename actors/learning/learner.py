@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.address import own_address
+from actors.address import node_address
 from actors.learning.adapting.adapters import Adapters, adapters_of
 from actors.learning.adapting.base_scores import base_scores
 from actors.learning.batch import Batch
@@ -73,7 +73,7 @@ class Learner(Sending, Member):
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        return own_address(), port
+        return node_address(), port
 
     def start(self, spec: LearnerSpec, meeting: tuple[str, int]) -> None:
         """Join the process group and build the engine. A second call builds a new engine in the same group."""

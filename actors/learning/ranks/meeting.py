@@ -1,6 +1,8 @@
 """Where the ranks of a learner meet: torch's TCPStore, on one address of rank 0 and on no other.
 
-torch would listen on every interface, without a token. A store that is given a bound socket listens there alone.
+torch would listen on every interface, without a token. A store that is given a bound socket listens there alone. gloo
+would listen where the machine's name resolves to, on many machines loopback. It is given the interface that reaches
+rank 0.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from actors.address import LOOPBACK
+from actors.address import interface_of, own_address
 
 WAITING = 128  # ranks that may connect at once
 
@@ -20,8 +22,8 @@ def join(meeting: tuple[str, int], rank: int, ranks: int, backend: str, patience
     """Join torch's process group of a backend that meets at (host, port); `patience` with each of its operations.
     Raises OSError if rank 0 finds the port taken."""
     host, port = meeting
-    if host == LOOPBACK:  # gloo too, whatever this machine's name resolves to
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if interface := interface_of(own_address(host)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ |= {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),

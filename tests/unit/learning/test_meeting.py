@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from actors.address import own_address
+from actors.address import interface_of, own_address
 from actors.learning.ranks.meeting import join
 from orchestrator.weights.learner_group import meeting_of
 
@@ -18,6 +18,12 @@ from orchestrator.weights.learner_group import meeting_of
 def test_ranks_of_one_machine_meet_on_loopback() -> None:
     assert meeting_of([("10.0.0.7", 4001), ("10.0.0.7", 4002)]) == ("127.0.0.1", 4001)
     assert meeting_of([("10.0.0.7", 4001), ("10.0.0.8", 4002)]) == ("10.0.0.7", 4001)
+
+
+def test_the_interface_is_that_of_the_address() -> None:
+    assert own_address(reaching="127.0.0.1") == "127.0.0.1"
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
 
 
 @pytest.mark.skipif(own_address() == "127.0.0.1", reason="this machine has no other address to knock at")
