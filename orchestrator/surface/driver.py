@@ -37,13 +37,16 @@ async def serve_commands(run: Run, display: Display, reporting: Reporting) -> As
     """Inside of it, `logratio stop | status | scale | swap` reach the run, and its roles may autoscale.
 
     Raises RecipeError when the cluster already runs one of this name. The actor that they reach starts beside the
-    roles, and is not waited for.
+    roles, and is not waited for. It is on the driver's node, so that no other node takes it along.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": control_name(run.recipe.run.name), "num_cpus": 0, "scheduling_strategy": here}
     control: Any
     try:
-        control = ray.remote(Control).options(name=control_name(run.recipe.run.name), num_cpus=0).remote()
+        control = ray.remote(Control).options(**options).remote()
     except ValueError:
         raise RecipeError(f"run.name: {run.recipe.run.name!r} is alive on this cluster; choose another") from None
     elastic = Elastic(run, display.notice)
