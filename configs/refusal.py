@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 LONGEST = 160  # characters shown of a value or of a library's message
@@ -36,3 +37,16 @@ def reason(error: BaseException) -> str:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return shortened(lines[0]) if lines else type(error).__name__
+
+
+def looked_at(path: Path, key: str = "") -> Path:
+    """The path. Raises RecipeError, under a recipe's key, where it cannot be told whether it is there: in a folder that
+    is closed to this user, or by a name that no file can have."""
+    try:
+        path.exists()
+    except OSError as error:
+        at = f"{key}: " if key else ""
+        raise RecipeError(
+            f"{at}{shortened(str(path))}: cannot be looked at ({reason(error)}); name a folder that is open to you"
+        ) from None
+    return path

@@ -17,7 +17,7 @@ from configs.load import RecipeError, current_folder, load_recipe, load_tree, pa
 from configs.names.own_code import imported
 from configs.node import STUDENT
 from configs.pipeline import STAGES
-from configs.refusal import reason
+from configs.refusal import looked_at, reason
 from configs.schema import Recipe
 from orchestrator.surface import submission
 from orchestrator.surface.arguments import Overrides, RecipePath, paths_of, run_named, sizes_of
@@ -102,9 +102,9 @@ def check(
     resolved = resolve_dtypes(_pinned(parse_recipe(tree)), cpu_has_bf16())
     if cluster_spec is not None:
         return checked.on_described_cluster(resolved, cluster_spec)
+    directory = run_directory(resolved.run.name, resolved.run.root)
     inputs = checked.here(resolved)
     if cluster:
-        directory = run_directory(resolved.run.name, resolved.run.root)
         checked.environment(resolved, directory)
         checked.on_reachable_cluster(resolved, inputs, directory)
 
@@ -171,7 +171,7 @@ def evaluate(
     from orchestrator.surface import checked
     from orchestrator.surface.measuring import evaluating
 
-    subject = evaluating.subject_of(Path(model) if Path(model).is_dir() else run_named(model))
+    subject = evaluating.subject_of(Path(model) if looked_at(Path(model)).is_dir() else run_named(model))
     loaded = _pinned(load_recipe(recipe or subject.own_recipe, overrides or ()))
     resolved = resolve_dtypes(evaluating.recipe_for(loaded, subject), cpu_has_bf16())
     checked.environment(resolved, directory := run_directory(resolved.run.name, resolved.run.root))

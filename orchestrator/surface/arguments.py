@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from configs.load import absolute_path
-from configs.refusal import RecipeError
+from configs.refusal import RecipeError, reason, shortened
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
@@ -45,9 +45,21 @@ def paths_of(texts: Sequence[str]) -> dict[str, str]:
 def run_named(run: str, file: str = "recipe.yaml") -> Path:
     """The run directory that holds `file`: a path, or a name under LOGRATIO_RUNS or ./runs, or of a stage in one of
     these. Raises RecipeError."""
-    runs = Path(os.environ.get("LOGRATIO_RUNS") or "runs")
-    within = sorted(folder / run for folder in runs.iterdir()) if runs.is_dir() else []
-    for candidate in (Path(run), runs / run, *within):
-        if (candidate / file).exists():
-            return candidate.absolute()
-    raise RecipeError(f"{run}: no such run here; give its directory, or set LOGRATIO_RUNS to the folder of runs")
+    runs, unseen = Path(os.environ.get("LOGRATIO_RUNS") or "runs"), ""
+    for candidate in (Path(run), runs / run, *(folder / run for folder in _folders_of(runs))):
+        try:
+            if (candidate / file).exists():
+                return candidate.absolute()
+        except OSError as error:
+            unseen = unseen or f" ({shortened(str(candidate))} cannot be looked at: {reason(error)})"
+    raise RecipeError(
+        f"{shortened(run)}: no such run here{unseen}; give its directory, or set LOGRATIO_RUNS to the folder of runs"
+    )
+
+
+def _folders_of(runs: Path) -> list[Path]:
+    """Directories of runs, in the order of their names; none where this user cannot look."""
+    try:
+        return sorted(runs.iterdir())
+    except OSError:
+        return []

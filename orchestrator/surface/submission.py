@@ -21,7 +21,7 @@ from configs.load import current_folder, load_recipe, parse_recipe
 from configs.names.hub import same_source
 from configs.node import AUTO
 from configs.pipeline import STAGES
-from configs.refusal import RecipeError, shown
+from configs.refusal import RecipeError, looked_at, shown
 from configs.schema import Recipe
 from orchestrator import checkpoint
 
@@ -44,7 +44,7 @@ class Standing(Enum):
 def run_directory(name: str, root: str) -> Path:
     """<root>/<name>, absolute. LOGRATIO_RUNS replaces a relative root.
 
-    Raises RecipeError for a relative root under a Ray job, whose folder is temporary.
+    Raises RecipeError for a relative root under a Ray job, whose folder is temporary, and where this user cannot look.
     """
     folder = Path(root)
     if not folder.is_absolute():
@@ -53,7 +53,7 @@ def run_directory(name: str, root: str) -> Path:
         raise RecipeError(
             f"run.root: {folder} is relative, and a Ray job's folder is temporary; set an absolute run.root"
         )
-    return (folder if folder.is_absolute() else current_folder() / folder) / name
+    return looked_at((folder if folder.is_absolute() else current_folder() / folder) / name, "run.root")
 
 
 def is_pipeline(directory: Path) -> bool:

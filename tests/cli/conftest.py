@@ -31,16 +31,16 @@ def recipe(models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path) ->
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs `logratio run` on a tree; returns the one line it was refused with. No cluster may start."""
+    """Runs `logratio run`, or another command, on a tree; returns the line that refused it. No cluster may start."""
 
-    def refuse(tree: dict[str, Any], *overrides: str) -> str:
+    def refuse(tree: dict[str, Any], *overrides: str, command: str = "run") -> str:
         def no_cluster(cpus: int, object_store_mib: int | None) -> None:
             raise AssertionError("a cluster was about to start")
 
         monkeypatch.setattr(cluster, "start_local", no_cluster)
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(tree))
-        code, error = _logratio(monkeypatch, capsys, "run", str(file), *overrides)
+        code, error = _logratio(monkeypatch, capsys, command, str(file), *overrides)
         assert code == 2, error
         assert error.startswith("logratio: ") and error.count("\n") == 1, error
         return error

@@ -63,6 +63,38 @@ def test_commands_for_a_run_that_is_not_there(monkeypatch: Any, capsys: Any) -> 
         assert code == 2 and "nobody: no such run" in error
 
 
+LONG = "a" * 300  # more than a file system allows, so that every look at it fails, as at a folder that is closed
+
+
+def test_a_root_that_cannot_be_looked_at(recipe: dict[str, Any], refused: Any, tmp_path: Path) -> None:
+    for command in ("check", "run"):
+        error = refused(recipe, f"run.root={tmp_path / LONG}", command=command)
+        assert error.startswith("logratio: run.root: ") and "cannot be looked at (File name too long)" in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["resume", LONG],
+        ["stop", LONG],
+        ["status", LONG],
+        ["scale", LONG, "rollout=2"],
+        ["export", LONG, "out"],
+        ["evaluate", LONG],
+        ["compare", LONG, LONG, "--metric", "heldout.reverse_kl"],
+        ["replay", LONG, "objective.clip=1"],
+        ["watch", LONG],
+        ["reward", LONG, "--on", LONG],
+        ["check", LONG],
+        ["check", "configs/quickstart.yaml", "--cluster-spec", LONG],
+    ],
+    ids=lambda command: "-".join(word for word in command if len(word) < 20),
+)
+def test_names_that_cannot_be_looked_at(monkeypatch: Any, capsys: Any, command: list[str]) -> None:
+    code, error = _logratio(monkeypatch, capsys, *command)
+    assert code == 2 and error.count("\n") == 1 and "File name too long" in error, error
+
+
 def test_usage_errors_are_exit_2(monkeypatch: Any, capsys: Any) -> None:
     code, error = _logratio(monkeypatch, capsys, "run")
     assert code == 2 and error.count("\n") == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.load import model_directory
 from configs.node import STUDENT
-from configs.refusal import RecipeError, reason
+from configs.refusal import RecipeError, looked_at, reason
 from configs.schema import Recipe
 from orchestrator import checkpoint
 from orchestrator.surface.export.card import model_card
@@ -75,6 +75,7 @@ def _last_stage(directory: Path) -> Path:
 
 
 def _refuse_taken(out: Path) -> None:
+    looked_at(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise RecipeError(f"{out}: is there already; name a directory that is not")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from configs.refusal import RecipeError
+from configs.refusal import RecipeError, looked_at
 from orchestrator.surface.arguments import run_named
 from orchestrator.surface.outcome import console, write_results
 
@@ -32,7 +32,7 @@ def compare(
     axes = list(dict.fromkeys(against or AXES))
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise RecipeError(f"--against {unknown[0]!r}: is no budget; allowed: {', '.join(AXES)}")
-    directories = dict.fromkeys(run for name in runs for run in (within(Path(name)) or [run_named(name)]))
+    directories = dict.fromkeys(run for name in runs for run in (within(looked_at(Path(name))) or [run_named(name)]))
     arms, notices = comparing.arms_of([read_run(directory) for directory in directories])
     found = list(comparing.compare(arms, list(dict.fromkeys(metric)), axes))
     results = comparing.results(arms, found, notices)
