@@ -64,13 +64,18 @@ class Roles:
         cold = {role: pool for role, pool in pools.items() if role != "learner" and not pool.members}
         if self._recipe.colocate:  # one after the other: an engine takes a share of the memory that is free
             await self._bring_up_learner(version, saved)
-            for role, pool in sorted(cold.items(), key=lambda entry: -entry[1].startup.spec(0).resources.gpus):
-                await pool.members.start(sizes[role].members)
+            for role in sorted(cold, key=lambda role: -sizes[role].resources.gpus):
+                await self._start(role)
         else:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._bring_up_learner(version, saved))
-                for role, pool in cold.items():
-                    tasks.create_task(pool.members.start(sizes[role].members))
+                for role in cold:
+                    tasks.create_task(self._start(role))
+
+    async def _start(self, role: str) -> None:
+        size = self._recipe.roles[role]
+        kinds = {name: kind.members for name, kind in size.kinds.items()}
+        await self._pools.all()[role].members.start(size.members, kinds)
 
     async def load(self, step: int) -> None:
         """Bring all members to the weights of `step`."""

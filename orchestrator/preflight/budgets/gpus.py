@@ -11,21 +11,21 @@ from orchestrator.preflight.survey import Machine
 
 
 def gpus_of(recipe: Recipe, machines: Sequence[Machine]) -> dict[str, int]:
-    """Bytes of one GPU of each role with GPUs: the smallest on the nodes that could hold its actors. Without roles of
-    which a node does not say it."""
+    """Bytes of one GPU of each role, or kind of its members, with GPUs: the smallest on the nodes that could hold its
+    actors. Without roles of which a node does not say it."""
     found = {role: _smallest(recipe, role, machines) for role in roles_with_gpus(recipe)}
     return {role: memory for role, memory in found.items() if memory is not None}
 
 
 def roles_with_gpus(recipe: Recipe) -> list[str]:
-    return [role for role, taken in recipe.roles.items() if taken.resources.gpus]
+    return [name for name, taken in recipe.parts.items() if taken.resources.gpus]
 
 
 def part(recipe: Recipe, role: str, gpu: int) -> int:
     """Bytes of a GPU for a torch role: its share by `resources.gpus`. Under `colocate` the learner has all of it in its
     turn, and torch scorers have what vLLM engines leave in theirs."""
     if not recipe.colocate:
-        return int(min(1.0, recipe.roles[role].resources.gpus) * gpu)
+        return int(min(1.0, recipe.parts[role].resources.gpus) * gpu)
     if role == "learner":
         return gpu
     engines = {name: engine for name, (_, engine) in estimates.engines(recipe).items() if name in recipe.roles}
@@ -35,7 +35,7 @@ def part(recipe: Recipe, role: str, gpu: int) -> int:
 
 
 def _smallest(recipe: Recipe, role: str, machines: Sequence[Machine]) -> int | None:
-    taken = recipe.roles[role].resources
+    taken = recipe.parts[role].resources
     bundle = Bundle(role, taken.cpus, taken.gpus, taken.labels, taken.custom)
     found = [machine.free and machine.free.gpu_memory for machine in machines if machine.node.holds(bundle)]
     known = [memory for memory in found if memory is not None]
