@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from actors.member import Member
 from actors.simulated.members import Speeds
@@ -18,11 +19,14 @@ from orchestrator.placement.on_ray import NoPlace
 from orchestrator.pools.layout import REAL, MemberSpecs, build_pools, demands
 from orchestrator.pools.membership import Membership
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.sick import OUT_OF_MEMORY
+from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.pools.waiting import WaitingLine
+from orchestrator.run import DONE, Run
 from tests.unit.own_time import in_own_time
-from tests.unit.pools.workers import Queue
-from tests.unit.simulation import recipe, simulated
+from tests.unit.pools.workers import Queue, Worker
+from tests.unit.simulation import Simulation, recipe, simulated
 
 WIDE = {"kinds": {"wide": {"members": 1, "resources": {"cpus": 4}}}}
 
@@ -176,6 +180,30 @@ def test_members_that_are_taken_over_keep_their_kind() -> None:
     asyncio.run(story())
 
 
+def test_a_kind_that_runs_out_of_memory_is_named_whatever_others_answer() -> None:
+    """Work that fits a larger member says nothing of a smaller one."""
+
+    class Short(Worker):
+        async def work(self) -> int:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def story() -> None:
+        kinds = {"small": spec(1, Short, 1, {})}
+        pool = Pool("rollout", LocalTransport(), spec(1, Worker, 0, {}), kinds=kinds)
+        await pool.members.start(1, {"small": 1})
+        said: list[str] = []
+        for _ in range(OUT_OF_MEMORY):
+            assert await pool.call("work", load=8, near=0) == [0]
+            with pytest.raises(RoleFailed) as failure:
+                await pool.call("work", load=8, near=1, patience="once")
+            said.append(str(failure.value))
+            await until(lambda: len(pool.members.serving()) == 2)
+        assert said[-1].startswith("rollout.kinds.small: out of memory 3 times in work")
+        assert "lower rollout.kinds.small.max_concurrent" in said[-1]
+
+    asyncio.run(story())
+
+
 # --- who gets the next call ---
 
 
@@ -214,3 +242,24 @@ def test_what_waits_is_shared_by_what_each_may_have() -> None:
         assert pool.load() == 0
 
     in_own_time(story())
+
+
+def test_slots_and_congestion_count_what_members_of_each_kind_may_have(tmp_path: Path) -> None:
+    seen: list[tuple[int, dict[int, int]]] = []
+
+    def look(run: Run, line: Mapping[str, Any]) -> None:
+        if run.stage is None or seen:
+            return
+        (own, wide), rollouts = run.pools.scorers["teacher"].members, run.pools.rollout
+        assert rollouts is not None
+        held = own.load, wide.load
+        for load in (40, 41):  # and 100 of the other
+            own.load, wide.load = load, 100
+            free = run.stage.rollouts.free_slots(run.progress.version).get("student", {})
+            seen.append((load, {number: slots.of for number, slots in free.items()}))
+        own.load, wide.load = held
+
+    rollout = {"members": 1, "max_concurrent": 8, "kinds": {"wide": {"max_concurrent": 24}}}
+    scorer = {"members": 1, "max_queued_tokens": 40, "kinds": {"wide": {"max_queued_tokens": 100}}}
+    assert Simulation(recipe(tmp_path, rollout=rollout, scorer={"teacher": scorer}), look).go() == DONE
+    assert seen == [(40, {0: 8, 1: 24}), (41, {})]
