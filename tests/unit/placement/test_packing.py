@@ -145,6 +145,8 @@ def test_members_of_two_kinds_lie_on_two_kinds_of_nodes() -> None:
     assert placed.on("large") == {"rollout.kinds.wide": 1} and placed.of_role("large", "rollout") == 1
     assert (placed.share("small", "rollout"), placed.share("large", "rollout")) == (2 / 3, 1 / 3)
     assert place(of_kind("wide", 2, 2, card="h200"), nodes).homes == ("large", None)
+    one, three = Node("one", 8, 1), Node("three", 8, 3)
+    assert place([*of_kind("", 1, 1), *of_kind("wide", 1, 2)], [one, three]).homes == ("one", "three"), "not together"
 
 
 def test_members_of_all_kinds_count_where_a_role_spreads() -> None:

@@ -281,6 +281,12 @@ def test_each_kind_of_member_is_counted_with_what_it_takes() -> None:
         assert said in lines, lines
 
 
+def test_a_node_with_members_of_a_kind_alone_holds_their_weight_files() -> None:
+    little = replace(AMPLE, shared_memory=300 * MIB)
+    (line,) = found("short", TWO_KINDS, machine(gpus=3), machine("b", 8, 2, little, **LARGE))
+    assert line.startswith("rollout.members: 1 weight file of 400.0 MiB") and "of /dev/shm on b" in line
+
+
 def test_what_a_kind_lacks_is_said_with_its_key() -> None:
     (line,) = found("short", TWO_KINDS, machine(cpus=16, gpus=5))
     assert line.startswith("rollout.kinds.wide.resources: rollout.kinds.wide takes bundles of 1 CPU and 2 GPU")
