@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,12 +56,65 @@ class Resources(Node):
 
 class RoleSize(NamedTuple):
     """What a role takes when a run starts: `members` of so many `actors`, each with `resources`. The number of members
-    may change where it is `elastic`."""
+    may change where it is `elastic`. `kinds`: its further members, by kind; their number stays."""
 
     members: int
     actors: int
     resources: Resources
     elastic: bool = True
+    kinds: Mapping[str, RoleSize] = MappingProxyType({})
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all members."""
+        return self.members * self.actors * self.resources.gpus + sum(kind.gpus for kind in self.kinds.values())
+
+
+def name_of(role: str, kind: str) -> str:
+    """What the members of a kind are called, which is also their place in a recipe; `kind` "": the role's own."""
+    return f"{role}.kinds.{kind}" if kind else role
+
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Kind(Node):
+    """Further members of a role, of another size or in another place. What it leaves out, `members` aside, is the
+    role's; `resources` are taken over key by key."""
+
+    members: Members = 1
+    resources: Resources = Resources()
+    kv_cache_gib: Positive = 1
+    gpu_memory_fraction: Share = 0.9
+    tensor_parallel: Positive = 1
+
+
+class RolloutKind(Kind):
+    max_concurrent: FromMemory = 64
+
+
+class ScorerKind(Kind):
+    tokens_per_batch: FromMemory = 1024
+    cache_tokens: NonNegative = 16384
+    max_queued_tokens: Positive = 262_144
+
+
+def _with_whole_kinds(tree: Any, cls: type[Kind]) -> Any:
+    """A role's tree, unchecked, in which every kind has the keys that it leaves out."""
+    kinds = tree.get("kinds") if isinstance(tree, dict) else None
+    if not isinstance(kinds, dict):
+        return tree
+    left_out = {key: tree[key] for key in cls.model_fields if key in tree and key != "members"}
+    return tree | {"kinds": {name: _whole(kind, left_out) for name, kind in kinds.items()}}
+
+
+def _whole(kind: Any, left_out: Mapping[str, Any]) -> Any:
+    if not isinstance(kind, dict):
+        return kind
+    taken, own = left_out.get("resources"), kind.get("resources")
+    merged = {"resources": taken | own} if isinstance(taken, dict) and isinstance(own, dict) else {}
+    return {**left_out, **kind, **merged}
 
 
 class Rollout(Node):
@@ -68,7 +123,7 @@ class Rollout(Node):
     `on_update`: at a weight update running responses continue (`keep`; every token carries its version), or end and are
     resampled (`abort`). `keep_key_values`: responses that continue keep the KV cache of the old weights instead of
     recomputing it. `carrier`: how versions reach the members: through Ray's object store, by CUDA IPC on one node, by
-    NCCL from GPU to GPU, or by a class of the user's own.
+    NCCL from GPU to GPU, or by a class of the user's own. `kinds`: further members of another size or place, by name.
     """
 
     engine: Annotated[str, or_own("vllm")] = "vllm"
@@ -79,11 +134,21 @@ class Rollout(Node):
     max_context_tokens: Positive = 512
     max_concurrent: FromMemory = 64
     kv_cache_gib: Positive = 1
-    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    gpu_memory_fraction: Share = 0.9
     tensor_parallel: Positive = 1
     eager: bool = True
     on_update: Literal["keep", "abort"] = "keep"
     keep_key_values: bool = False
+    kinds: dict[KindName, RolloutKind] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_kinds(cls, tree: Any) -> Any:
+        return _with_whole_kinds(tree, RolloutKind)
+
+    def of_kind(self, kind: str) -> Rollout:
+        """The keys of a member of a kind; "": of the role's own."""
+        return self.model_copy(update={"kinds": {}} | (dict(self.kinds[kind]) if kind else {}))
 
     @property
     def direct(self) -> bool:
@@ -114,7 +179,7 @@ class Scorer(Node):
     `turns`: scorers with the same name here share GPUs in turns; the members of one are awake, those of others sleep.
     `max_queued_tokens`: a member with this load gets no further request; while more tokens wait for each member,
     no response is sampled. `hedge_seconds`: a slower request is repeated on a second member, and the first answer
-    counts; null never repeats.
+    counts; null never repeats. `kinds`: further members of another size or place, by name.
     """
 
     engine: Annotated[str, or_own("torch", "vllm", "server")] = "torch"
@@ -132,9 +197,19 @@ class Scorer(Node):
     hedge_seconds: Seconds | None = None
     max_context_tokens: Positive = 1024
     kv_cache_gib: Positive = 1
-    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    gpu_memory_fraction: Share = 0.9
     tensor_parallel: Positive = 1
     turns: Annotated[str, Field(min_length=1)] | None = None
+    kinds: dict[KindName, ScorerKind] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_kinds(cls, tree: Any) -> Any:
+        return _with_whole_kinds(tree, ScorerKind)
+
+    def of_kind(self, kind: str) -> Scorer:
+        """The keys of a member of a kind; "": of the role's own."""
+        return self.model_copy(update={"kinds": {}} | (dict(self.kinds[kind]) if kind else {}))
 
     @property
     def is_vllm(self) -> bool:

@@ -25,6 +25,7 @@ from configs.roles import (
     Rollout,
     Scorer,
     Stream,
+    name_of,
 )
 
 FORMAT = 1  # of a recipe's keys; raised when an older recipe would mean something else
@@ -306,21 +307,38 @@ class Recipe(Node):
         `rollout` runs where the student samples: its own prefixes, or the evaluation's."""
         found: dict[str, RoleSize] = {}
         if "student" in self.objective.sources or self.data.heldout is not None or self.evaluate.answered:
-            found["rollout"] = RoleSize(self.rollout.members, 1, self.rollout.resources)
+            found["rollout"] = _size_of(self.rollout)
         if self.sampled_teacher:
-            found["teacher_rollout"] = RoleSize(self.teacher_rollout.members, 1, self.teacher_rollout.resources)
+            found["teacher_rollout"] = _size_of(self.teacher_rollout)
         if "dataset" in self.objective.sources:
             found["dataset"] = DATASET
         for model in self.scored_models:
-            scorer = self.scorer_of(model)
-            found[f"scorer.{model}"] = RoleSize(scorer.members, 1, scorer.resources)
+            found[f"scorer.{model}"] = _size_of(self.scorer_of(model))
         found["reward"] = RoleSize(self.reward.members, 1, self.reward.resources)
         found["learner"] = RoleSize(1, self.learner.ranks, self.learner.resources, elastic=False)
         return found
 
     @property
+    def parts(self) -> dict[str, RoleSize]:
+        """The members of one kind each: those that a role calls its own under its name, and its kinds."""
+        return {
+            name_of(role, kind): part
+            for role, size in self.roles.items()
+            for kind, part in {"": size, **size.kinds}.items()
+        }
+
+    def of_kind(self, role: str, kind: str) -> Recipe:
+        """This recipe as the members of a role's kind are made by it; `kind` "": the role's own."""
+        if role in ("rollout", "teacher_rollout"):
+            return self.model_copy(update={role: getattr(self, role).of_kind(kind)})
+        first, _, model = role.partition(".")
+        if first != "scorer":
+            return self
+        return self.model_copy(update={"scorer": self.scorer | {model: self.scorer_of(model).of_kind(kind)}})
+
+    @property
     def elastic_roles(self) -> dict[str, int]:
-        """Roles whose size may change, and how many members each starts with."""
+        """Roles whose size may change, and how many members each starts with, without those of its kinds."""
         return {role: size.members for role, size in self.roles.items() if size.elastic}
 
     def of_set(self, name: str) -> Recipe:
@@ -373,3 +391,8 @@ class Recipe(Node):
     @property
     def samples_per_step(self) -> int:
         return self.batch.prompts_per_step * self.batch.samples_per_prompt
+
+
+def _size_of(engine: Rollout | Scorer) -> RoleSize:
+    kinds = {name: RoleSize(kind.members, 1, kind.resources, elastic=False) for name, kind in engine.kinds.items()}
+    return RoleSize(engine.members, 1, engine.resources, kinds=kinds)

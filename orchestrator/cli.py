@@ -234,12 +234,19 @@ def watch(
 
 @app.command()
 def scale(run: RunName, sizes: Annotated[list[str], typer.Argument(metavar="ROLE=N...")]) -> None:
-    """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2."""
+    """Change how many members the roles of RUN have, e.g. rollout=4 scorer.teacher=2. Those of a role's kinds stay."""
+    from orchestrator.surface.status import of_kinds
+
     wanted = sizes_of(sizes)
     with _control(run) as control:
-        _refuse_fixed_roles(wanted, _state_of(run, control)["roles"])
+        state = _state_of(run, control)
+        _refuse_fixed_roles(wanted, state["roles"])
         _get(control.send.remote("scale", wanted))
-    console.print(f"{run}: scaling to {', '.join(f'{role}={n}' for role, n in wanted.items())}", soft_wrap=True)
+    kinds = of_kinds(state)
+    parts = (
+        f"{role}={n}" + (f" beside {kinds[role]} of its kinds" if kinds[role] else "") for role, n in wanted.items()
+    )
+    console.print(f"{run}: scaling to {', '.join(parts)}", soft_wrap=True)
 
 
 @app.command()
@@ -361,6 +368,8 @@ def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, 
     elastic = {role["role"]: role["elastic"] for role in roles}
     allowed = [role for role in elastic if elastic[role]]
     for role in wanted:
+        if (of := role.partition(".kinds.")[0]) != role and of in elastic:
+            raise RecipeError(f"{role}: members of a kind stay as many as the recipe says; scale {of}")
         if role not in elastic:
             raise RecipeError(f"{role}: no such role in this run; allowed: {allowed}")
         if not elastic[role]:

@@ -6,6 +6,7 @@ from configs.node import START, STUDENT
 from configs.objective import DATA, NONE, Route, Schedule
 from configs.rules.of_adapters import OF_ADAPTERS
 from configs.rules.of_carriers import OF_CARRIERS
+from configs.rules.of_kinds import OF_KINDS
 from configs.rules.of_roles import OF_ROLES
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
@@ -370,4 +371,5 @@ MEANINGLESS: tuple[Rule, ...] = (
     *OF_ROLES,
     *OF_ADAPTERS,
     *OF_CARRIERS,
+    *OF_KINDS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from configs.names.own_code import is_own
+from configs.rules.of_kinds import of_each_kind
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
@@ -56,21 +57,21 @@ def _groups_on_shared_gpus(recipe: Recipe) -> Refusal:
 def _copies_on_several_nodes(recipe: Recipe) -> Refusal:
     if recipe.rollout.carrier != "ipc":
         return None
-    rollout, learner = recipe.rollout.resources, recipe.learner.resources
-    for role, resources, actors in (
-        ("rollout", rollout, recipe.rollout.members),
-        ("learner", learner, recipe.learner.ranks),
-    ):
-        if actors > 1 and resources.placement in ("spread", "strict_spread"):
+    learner = recipe.learner.resources
+    rollouts = {name: part for name, part in recipe.parts.items() if name.partition(".")[0] == "rollout"}
+    actors = {name: part.members for name, part in rollouts.items()} | {"learner": recipe.learner.ranks}
+    for role, count in actors.items():
+        placement = recipe.parts[role].resources.placement
+        if (count > 1 or len(rollouts) > 1) and placement in ("spread", "strict_spread"):
             return (
-                f"rollout.carrier: 'ipc' needs one node, found {role}.resources.placement: {resources.placement}; use "
-                "pack, or nccl"
+                f"rollout.carrier: 'ipc' needs one node, found {role}.resources.placement: {placement}; use pack, or "
+                "nccl"
             )
-    for label, one in rollout.labels.items():
+    for role, label, one in ((r, label, one) for r, p in rollouts.items() for label, one in p.resources.labels.items()):
         other = learner.labels.get(label, one)
         if one != other and not any(_is_condition(value) for value in (one, other)):
             return (
-                f"rollout.carrier: 'ipc' needs one node, found resources.labels {label}: {one} of rollout and {other} "
+                f"rollout.carrier: 'ipc' needs one node, found resources.labels {label}: {one} of {role} and {other} "
                 "of learner; give both the same, or use nccl"
             )
     return None
@@ -83,8 +84,8 @@ def _is_condition(label: str) -> bool:
 
 def _ends(recipe: Recipe) -> list[tuple[str, Any]]:
     """The roles between which weights move, if they move from GPU to GPU and the engines are not of a user's own."""
-    roles = {"rollout": recipe.rollout, "learner": recipe.learner}
-    return [(role, config) for role, config in roles.items() if recipe.rollout.direct and not is_own(config.engine)]
+    ends = [*of_each_kind({"rollout": recipe.rollout}), ("learner", recipe.learner)]
+    return [(name, config) for name, config in ends if recipe.rollout.direct and not is_own(config.engine)]
 
 
 OF_CARRIERS: tuple[Rule, ...] = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from configs.roles import Scorer
+from configs.rules.of_kinds import of_each_kind
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 
 
 def _split_engines(recipe: Recipe) -> Refusal:
     scorers = {f"scorer.{model}": recipe.scorer_of(model) for model in recipe.scored_models}
-    for role, config in {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, **scorers}.items():
+    engines = {"rollout": recipe.rollout, "teacher_rollout": recipe.teacher_rollout, **scorers}
+    for role, config in of_each_kind(engines):
         gpus, parallel = config.resources.gpus, config.tensor_parallel
         if parallel > 1 and config.engine == "torch":
             return f"{role}.tensor_parallel: {parallel} is for engine: vllm; a torch scorer has one GPU; remove it"
@@ -52,8 +54,8 @@ def _caches(recipe: Recipe) -> Refusal:
 
 
 def _placements(recipe: Recipe) -> Refusal:
-    for role, size in recipe.roles.items():
-        if size.resources.placement == "strict_pack" and size.elastic:
+    for role, size in recipe.parts.items():
+        if size.resources.placement == "strict_pack" and role != "learner":
             return (
                 f"{role}.resources.placement: strict_pack is for the learner's ranks; members of {role} come and go "
                 "alone; use pack, or name the node by labels"

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from configs.roles import Spreading
+from configs.roles import Spreading, name_of
 
 UNIT = 10_000  # Ray counts resources in ten-thousandths, so that shares add up
 
@@ -21,7 +21,7 @@ UNIT = 10_000  # Ray counts resources in ten-thousandths, so that shares add up
 @dataclass(frozen=True)
 class Bundle:
     """What one actor reserves: CPUs, GPUs (a share below 1, else whole ones), custom resources, and the labels its node
-    must have. `member`: its number in the role; the bundles of a member are placed together."""
+    must have. `member`: its number in its kind of the role; the bundles of a member are placed together."""
 
     role: str
     cpus: float
@@ -30,6 +30,11 @@ class Bundle:
     custom: Mapping[str, float] = field(default_factory=dict)
     placement: Spreading = "pack"
     member: int | None = None
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.role, self.kind)
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,12 @@ class Placed:
         return [(bundle, home) for bundle, home in zip(self.bundles, self.homes, strict=True) if home is not None]
 
     def on(self, node: str) -> Counter[str]:
-        """Number of bundles on a node, by role."""
-        return Counter(bundle.role for bundle, home in zip(self.bundles, self.homes, strict=True) if home == node)
+        """Number of bundles on a node, by the name of their role and kind."""
+        return Counter(bundle.name for bundle, home in zip(self.bundles, self.homes, strict=True) if home == node)
+
+    def of_role(self, node: str, role: str) -> int:
+        """Number of a role's bundles on a node."""
+        return sum(bundle.role == role and home == node for bundle, home in self.pairs)
 
     def on_gpus(self, node: str) -> dict[int, list[Bundle]]:
         """The bundles on each GPU of a node."""
@@ -84,7 +93,7 @@ class Placed:
 
     def share(self, node: str, role: str) -> float:
         """Share of a role's bundles that lie on a node; 0 for a role without bundles."""
-        return self.on(node)[role] / max(1, sum(bundle.role == role for bundle in self.bundles))
+        return self.of_role(node, role) / max(1, sum(bundle.role == role for bundle in self.bundles))
 
     def first(self, role: str) -> str | None:
         """The node of a role's first bundle."""
@@ -131,7 +140,7 @@ def _gangs(bundles: Sequence[Bundle]) -> list[list[int]]:
     """The numbers of the bundles of each member, larger bundles first."""
     found: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, bundle in enumerate(bundles):
-        found[bundle.role, -1 - i if bundle.member is None else bundle.member].append(i)
+        found[bundle.name, -1 - i if bundle.member is None else bundle.member].append(i)
     return [sorted(gang, key=lambda i: (-bundles[i].gpus, -bundles[i].cpus)) for gang in found.values()]
 
 

@@ -18,22 +18,30 @@ from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
 from configs.names.own_code import imported, is_own
 from configs.node import STUDENT
-from configs.roles import DATASET, Deadlines, Lora, Resources
+from configs.roles import DATASET, Deadlines, Lora, Resources, name_of
+from configs.roles import Scorer as ScorerConfig
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
+from orchestrator.pools.startup import Spec
 from orchestrator.pools.transport import GangSpec, Transport
 from orchestrator.pools.waiting import WaitingLine
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a role needs of the cluster: `members` x `actors` bundles of CPUs and GPUs."""
+    """What the members of one kind need of the cluster: `members` x `actors` bundles of CPUs and GPUs. `kind` "": those
+    that the role calls its own."""
 
     role: str
     members: int
     actors: int
     resources: Resources
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.role, self.kind)
 
     @property
     def cpus(self) -> float:
@@ -49,7 +57,7 @@ class Demand:
         return own[name] if name in own else self.resources.custom.get(name, 0.0)
 
     def of(self, name: str) -> float:
-        """What the role takes of a resource, by Ray's name."""
+        """What they take of a resource, by Ray's name."""
         return self.members * self.actors * self.each(name)
 
 
@@ -65,17 +73,21 @@ class MemberSpecs:
     learner: Callable[[Recipe], GangSpec]
     dataset: Callable[[Recipe], GangSpec] = lambda recipe: GangSpec("dataset", Dataset, ((),), DATASET.resources)
 
-    def of(self, role: str, recipe: Recipe, vocabulary: int) -> Callable[[int], GangSpec]:
-        """The specification of each member of a role, by its number, before any swap."""
-        kind, _, model = role.partition(".")
-        if kind == "scorer":
-            return lambda _: self.scorer(recipe, model, vocabulary, 0)
-        return lambda _: getattr(self, kind)(recipe)
+    def of(self, role: str, kind: str, recipe: Recipe, vocabulary: int) -> Spec:
+        """The specification of each member of a role's kind, by its number, before any swap."""
+        made_by, (first, _, model) = recipe.of_kind(role, kind), role.partition(".")
+        if first == "scorer":
+            return lambda _: self.scorer(made_by, model, vocabulary, 0)
+        return lambda _: getattr(self, first)(made_by)
 
 
 def demands(recipe: Recipe) -> list[Demand]:
-    """The demand of every role of a recipe, in the order of the data flow."""
-    return [Demand(role, size.members, size.actors, size.resources) for role, size in recipe.roles.items()]
+    """The demand of every role of a recipe and of its kinds, in the order of the data flow."""
+    return [
+        Demand(role, part.members, part.actors, part.resources, kind)
+        for role, size in recipe.roles.items()
+        for kind, part in {"": size, **size.kinds}.items()
+    ]
 
 
 def build_pools(
@@ -88,8 +100,10 @@ def build_pools(
     def pool(role: str) -> Pool:
         more: dict[str, Any] = {}
         if scorer := scored.get(role):
-            more = {"line": WaitingLine(scorer.max_queued_tokens), "hedge": scorer.hedge_seconds}
-        spec, together = specs.of(role, recipe, vocabulary), role == "learner"
+            more = {"line": _line(scorer), "hedge": scorer.hedge_seconds}
+        spec, *others = (specs.of(role, kind, recipe, vocabulary) for kind in ("", *recipe.roles[role].kinds))
+        more["kinds"] = dict(zip(recipe.roles[role].kinds, others, strict=True))
+        together = role == "learner"
         return Pool(role, transport, spec, starts_alone=not together, logs=logs, deadlines=_deadlines(recipe), **more)
 
     pools = {role: pool(role) for role in recipe.roles}
@@ -102,6 +116,10 @@ def build_pools(
         learner=pools["learner"],
         swapped_scorer=lambda recipe, model, swap: specs.scorer(recipe, model, vocabulary, swap),
     )
+
+
+def _line(scorer: ScorerConfig) -> WaitingLine:
+    return WaitingLine(scorer.max_queued_tokens, {name: kind.max_queued_tokens for name, kind in scorer.kinds.items()})
 
 
 def _deadlines(recipe: Recipe) -> Deadlines:

@@ -15,9 +15,11 @@ from typing import Any
 @dataclass(eq=False)
 class PoolMember:
     """A member's state. `load` counts unanswered work in the pool's units: tokens for scorers, responses otherwise.
-    `place` is the number of the first member in its line of replacements; `restarts` counts the deaths in that line."""
+    `place` is the number of the first member in its line of replacements; `restarts` counts the deaths in that line.
+    `kind`: which of the role's kinds it is of; "": the role's own."""
 
     number: int
+    kind: str = ""
     restarts: int = 0
     place: int = -1
     actors: Sequence[Any] = ()

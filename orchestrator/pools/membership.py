@@ -3,13 +3,16 @@
 A member is a lead and its further actors; if one actor dies, the member is replaced. A member that dies while it starts
 is started once more. A role fails when no replacement can be started, or when DEATHS_IN_A_ROW members die without an
 answer between them. A serving member that dies without work does not count: it failed at nothing.
+
+A replacement is of the kind of the member that it replaces. Only the number of the role's own members changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import Any, overload
 
 from orchestrator.placement.on_ray import NoPlace
@@ -65,9 +68,11 @@ class Membership(Sequence[PoolMember]):
 
     # --- start, resize, stop ---
 
-    async def start(self, size: int) -> None:
-        """Start `size` members at once. If one fails, end all and raise the first error."""
-        joining = [asyncio.ensure_future(self._join_twice(self._add())) for _ in range(size)]
+    async def start(self, size: int, kinds: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Start `size` members of the role's own and those of its `kinds` at once. If one fails, end all and raise the
+        first error."""
+        wanted = [kind for kind, count in {"": size, **kinds}.items() for _ in range(count)]
+        joining = [asyncio.ensure_future(self._join_twice(self._add(kind))) for kind in wanted]
         try:
             await asyncio.gather(*joining)
         except BaseException:
@@ -80,7 +85,7 @@ class Membership(Sequence[PoolMember]):
     async def take_over(self, left: Sequence[PoolMember]) -> None:
         """Serve with the actors of another pool, made of the same, once they have forgotten its run. If one does not,
         all are ended, and there are none."""
-        taken = [self._add() for _ in left]
+        taken = [self._add(other.kind) for other in left]
         for member, other in zip(taken, left, strict=True):
             member.actors, member.node = other.actors, other.node
             member.started, member.asleep = other.started, other.asleep
@@ -93,9 +98,9 @@ class Membership(Sequence[PoolMember]):
         self._changed()
 
     async def resize(self, size: int) -> None:
-        """Scale to `size` members. New members serve once admitted; surplus members finish their work first. The last
-        call wins. Joining members are cancelled before serving ones are removed."""
-        staying = [m for m in self if not m.leaving]
+        """Scale to `size` members of the role's own. New members serve once admitted; surplus members finish their work
+        first. The last call wins. Joining members are cancelled before serving ones are removed."""
+        staying = [m for m in self if not m.leaving and not m.kind]
         surplus = max(0, len(staying) - size)
         for member in sorted(staying, key=lambda m: (m.serving, m.load, -m.number))[:surplus]:
             if member.serving:
@@ -192,14 +197,17 @@ class Membership(Sequence[PoolMember]):
 
     # --- join ---
 
-    def _add(self, dead: PoolMember | None = None) -> PoolMember:
-        """A member that will join, in the place of a `dead` one. It counts at once, so that a resize does not start
-        another."""
-        member = PoolMember(self.newest, place=self.newest)
-        if dead:
-            member.restarts, member.place = dead.restarts + 1, dead.place
+    def _add(self, kind: str = "") -> PoolMember:
+        """A member that will join. It counts at once, so that a resize does not start another."""
+        member = PoolMember(self.newest, kind, place=self.newest)
         self.newest += 1
         self._members.append(member)
+        return member
+
+    def _add_successor(self, dead: PoolMember) -> PoolMember:
+        """A member that will join in the place of a dead one."""
+        member = self._add(dead.kind)
+        member.restarts, member.place = dead.restarts + 1, dead.place
         return member
 
     async def _join(self, member: PoolMember) -> None:
@@ -228,7 +236,7 @@ class Membership(Sequence[PoolMember]):
         except DiedStarting as death:
             self.notice(f"{death}\n  it is started once more")
             self.restarts += 1
-            await self._join(self._add(member))
+            await self._join(self._add_successor(member))
 
     # --- replace ---
 
@@ -247,7 +255,7 @@ class Membership(Sequence[PoolMember]):
             self.in_background(self._transport.kill(dead.actors))
             self._changed()
             return
-        self.in_background(self._kill_and_join(dead, self._add(dead)))
+        self.in_background(self._kill_and_join(dead, self._add_successor(dead)))
 
     async def _kill_and_join(self, dead: PoolMember, successor: PoolMember) -> None:
         await self._transport.kill(dead.actors)
@@ -265,7 +273,7 @@ class Membership(Sequence[PoolMember]):
                 return
             # a node may come back
             self.notice(f"{error}; it is tried again, and {len(self.serving())} go on")
-            again = self._add(successor)
+            again = self._add_successor(successor)
             again.restarts = successor.restarts
             self.in_background(self._join_as_successor(again))
         except Exception as error:

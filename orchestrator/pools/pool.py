@@ -1,6 +1,7 @@
 """The pool of one role: sends each call to a member, within its deadline, and replaces a member that dies under it.
 
-A call goes to the least-loaded member if it is free, or waits in line. A call that is not answered within its
+A call goes to the least-loaded member if it is free, or waits in line. Of members with other bounds the least loaded
+is the one with the smallest share of its own. A call that is not answered within its
 deadline counts as its member's death. The deadline counts from when the member's earlier calls are answered, so a full
 queue is no hang. `membership` starts and replaces the members.
 """
@@ -8,20 +9,22 @@ queue is no hang. `membership` starts and replaces the members.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from configs.roles import Deadlines
+from configs.roles import Deadlines, name_of
 from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.membership import Membership
 from orchestrator.pools.sick import Shortages, shortage
-from orchestrator.pools.startup import RoleFailed, Startup
+from orchestrator.pools.startup import RoleFailed, Spec, Startup
 from orchestrator.pools.suspects import DEATHS
 from orchestrator.pools.telemetry import MemberClock
-from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, Transport, ValueLost
+from orchestrator.pools.transport import MemberDied, MemberSick, Transport, ValueLost
 from orchestrator.pools.waiting import WaitingLine
 
 # When a call has failed: after one member died under it (`once`), or after DEATHS members that answered a ping just
@@ -41,20 +44,21 @@ class Pool:
         self,
         role: str,
         transport: Transport,
-        spec: Callable[[int], GangSpec],
+        spec: Spec,
         *,
+        kinds: Mapping[str, Spec] = MappingProxyType({}),
         starts_alone: bool = True,
         logs: Path | None = None,
         deadlines: Deadlines | None = None,
         line: WaitingLine | None = None,
         hedge: float | None = None,
     ) -> None:
-        """`spec`, `starts_alone` and `logs` as in Startup. `line` bounds each member's load. A call not answered after
-        `hedge` seconds is made a second time, on another member."""
+        """`spec`, `kinds`, `starts_alone` and `logs` as in Startup. `line` bounds each member's load. A call not
+        answered after `hedge` seconds is made a second time, on another member."""
         self.role = role
         self.transport = transport
         self.watch = CallWatch(role, deadlines or Deadlines())
-        self.startup = Startup(role, transport, spec, self.watch, starts_alone, logs)
+        self.startup = Startup(role, transport, spec, self.watch, starts_alone, logs, kinds=kinds)
         self.members = Membership(self.startup, self._members_changed)
         self.line = WaitingLine() if line is None else line  # an empty line is false
         self.clock = MemberClock()
@@ -63,7 +67,7 @@ class Pool:
         self.listeners: list[Callable[[], None]] = []
         self.turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         self._hedge = hedge
-        self._shortages = Shortages()
+        self._shortages: dict[str, Shortages] = defaultdict(Shortages)  # by kind
 
     # --- calls ---
 
@@ -118,7 +122,7 @@ class Pool:
         pairs = aiter(self.transport.stream(member.lead, method, *args))
         try:
             while (pair := await self.watch.in_time(method, anext(pairs, None), since)) is not None:
-                self._note_answer(method, member.load)
+                self._note_answer(member, method, member.load)
                 yield pair
         except MemberDied as death:
             self._lose(member, method, member.load, death, idle=not member.load)
@@ -133,7 +137,7 @@ class Pool:
                 with member.in_flight() as since:
                     refs = self.transport.call(member.lead, method, *args, returns=returns)
                     value = await self.watch.in_time(method, self.transport.value(refs[-1]), since)
-            self._note_answer(method, load)
+            self._note_answer(member, method, load)
             return [*refs[:-1], value]
         except MemberDied as death:
             self._lose(member, method, load, death)
@@ -165,16 +169,17 @@ class Pool:
                 task.cancel()
             raise
 
-    def _note_answer(self, method: str, load: int) -> None:
+    def _note_answer(self, member: PoolMember, method: str, load: int) -> None:
         self.members.note_answer()
-        self._shortages.answered(method, load)
+        self._shortages[member.kind].answered(method, load)
 
     def _lose(self, member: PoolMember, method: str, load: int, death: MemberDied, idle: bool = False) -> None:
         """Replace a member that died in a call, or `idle`. Raises RoleFailed if work of this size ran out of memory too
         often."""
         self.members.replace(member, death, idle)
-        if isinstance(death, MemberSick) and death.fault == "memory" and self._shortages.note(method, load):
-            raise RoleFailed(shortage(self.role, method, str(death))) from death
+        short = isinstance(death, MemberSick) and death.fault == "memory"
+        if short and self._shortages[member.kind].note(method, load):
+            raise RoleFailed(shortage(name_of(self.role, member.kind), method, str(death))) from death
 
     # --- routes ---
 

@@ -88,12 +88,12 @@ class Shortages:
 
 
 def remedy(role: str) -> str:
-    """The recipe keys to lower when a role runs out of memory."""
+    """The recipe keys to lower when a role, or a kind of its members, runs out of memory."""
     if role == "learner":
         return "lower batch.tokens_per_microbatch or learner.tokens_per_chunk"
     if role.startswith("scorer."):
         return f"lower {role}.tokens_per_batch, or {role}.gpu_memory_fraction under vLLM"
-    if role in ("rollout", "teacher_rollout"):
+    if role.partition(".")[0] in ("rollout", "teacher_rollout"):
         return f"lower {role}.max_concurrent, or {role}.gpu_memory_fraction, which leaves the rest to activations"
     return f"lower {'stream.coalesce_samples' if role == 'reward' else f'the load of {role}'}"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.roles import name_of
 from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember, quoted
 from orchestrator.pools.sick import remedy
@@ -16,6 +17,7 @@ from orchestrator.pools.transport import GangSpec, MemberDied, MemberSick, Trans
 STOP_SECONDS = 15.0  # for a member to stop by itself
 
 Admit = Callable[[PoolMember], Awaitable[None]]
+Spec = Callable[[int], GangSpec]  # of a member, by its number
 
 
 class RoleFailed(Exception):
@@ -28,22 +30,27 @@ class DiedStarting(RoleFailed):
 
 @dataclass
 class Startup:
-    """Starts and stops members. `spec(number)` describes member `number`; `logs` is the folder of its log file; `admit`
-    loads the current weights; `starting` is held while an engine starts."""
+    """Starts and stops members. `spec(number)` describes member `number`, `kinds[kind](number)` one of a kind; `logs`
+    is the folder of its log file; `admit` loads the current weights; `starting` is held while an engine starts."""
 
     role: str
     transport: Transport
-    spec: Callable[[int], GangSpec]
+    spec: Spec
     watch: CallWatch
     starts_alone: bool = True  # False for ranks: whoever knows where they meet calls their `start`
     logs: Path | None = None
     admit: Admit | None = None
     starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    kinds: Mapping[str, Spec] = field(default_factory=dict)
+
+    def spec_of(self, member: PoolMember) -> GangSpec:
+        """What a member is made of."""
+        return (self.kinds[member.kind] if member.kind else self.spec)(member.number)
 
     async def run(self, member: PoolMember) -> None:
         """Spawn a member's actors, start its engine and admit it. Raises what ended it; its actors are not killed."""
         member.log = self._log_of(member)
-        member.actors = await self.transport.spawn(self.spec(member.number))
+        member.actors = await self.transport.spawn(self.spec_of(member))
         member.node = self.transport.node(member.actors[0])
         await self._attach_logs(member)
         if self.starts_alone:
@@ -61,7 +68,7 @@ class Startup:
     async def died(self, member: PoolMember, death: MemberDied) -> DiedStarting:
         """The error of a member that died in `run`."""
         out_of_memory = isinstance(death, MemberSick) and death.fault == "memory"
-        what = f"{death}; {remedy(self.role)}" if out_of_memory else str(death)
+        what = f"{death}; {remedy(name_of(self.role, member.kind))}" if out_of_memory else str(death)
         return DiedStarting(f"{self.role}-{member.number} died while starting: {what}{await quoted(member.log)}")
 
     async def stop(self, member: PoolMember) -> None:

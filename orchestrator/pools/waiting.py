@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.pools.member import PoolMember
@@ -30,9 +30,11 @@ class Waiting:
 
 @dataclass
 class WaitingLine:
-    """Waiting calls, and their total `load`. A member whose load reaches `bound` is not free; None: no bound."""
+    """Waiting calls, and their total `load`. A member whose load reaches `bound` is not free; None: no bound. `bounds`:
+    those of kinds that have another."""
 
     bound: int | None = None
+    bounds: Mapping[str, int] = field(default_factory=dict)
     load: int = 0
     _calls: deque[Waiting] = field(default_factory=deque)
 
@@ -69,9 +71,17 @@ class WaitingLine:
                 call.place.set_exception(error)
 
     def free(self, members: Sequence[PoolMember]) -> PoolMember | None:
-        """The least-loaded member, if it is free."""
-        best = min(members, key=lambda m: (m.load, m.number), default=None)
-        return best if best and (self.bound is None or best.load < self.bound) else None
+        """The member with the least load for its bound, if it is free."""
+        best = min(members, key=lambda m: (self._fill(m), m.number), default=None)
+        return best if best and (self.bound is None or self._fill(best) < 1) else None
+
+    def most(self, members: Iterable[PoolMember]) -> int:
+        """The load that members may have together; of a line with a bound."""
+        return sum(self.bounds.get(member.kind, self.bound or 0) for member in members)
+
+    def _fill(self, member: PoolMember) -> float:
+        """A member's load, as a share of its bound where there is one."""
+        return member.load if self.bound is None else member.load / self.bounds.get(member.kind, self.bound)
 
     def _place(self, members: Sequence[PoolMember], near: int | None) -> PoolMember | None:
         return self.free(members if near is None or not members else [members[near % len(members)]])

@@ -97,18 +97,18 @@ def compare(
     if recipe.learner.engine == "deepspeed":
         samples = estimates.recorded_bytes(recipe, extent.longest_prompt, extent.heldout)
         found.append(_disk(recipe, sizes[STUDENT], samples, survey.disk + survey.held))
-    return found + _caches(recipe, sizes, {demand.role for demand in wanted})
+    return found + _caches(recipe, sizes, {demand.name for demand in wanted})
 
 
 def bundles_of(recipe: Recipe, at_most: bool = False) -> list[Bundle]:
     """One bundle for each actor of each member. `at_most`: with as many members as `autoscale` may give."""
 
     def members(demand: Demand) -> int:
-        bounds = recipe.autoscale.get(demand.role) if at_most else None
+        bounds = recipe.autoscale.get(demand.role) if at_most and not demand.kind else None
         return bounds.max if bounds else demand.members
 
     return [
-        Bundle(demand.role, taken.cpus, taken.gpus, taken.labels, taken.custom, taken.placement, member)
+        Bundle(demand.role, taken.cpus, taken.gpus, taken.labels, taken.custom, taken.placement, member, demand.kind)
         for demand in demands(recipe)
         for taken in (demand.resources,)
         for member in range(members(demand))
@@ -134,11 +134,11 @@ def _unplaced(totals: Sequence[Comparison], packed: Placed, nodes: Sequence[Node
 def _total(wanted: Sequence[Demand], name: str, nodes: Sequence[Node], survey: Survey) -> Comparison | None:
     """A resource of the whole layout. What is in use now, or may be added by an autoscaler, makes it tight: the run
     waits for it."""
-    amounts = {demand.role: demand.of(name) for demand in wanted if demand.of(name)}
+    amounts = {demand.name: demand.of(name) for demand in wanted if demand.of(name)}
     if not amounts:
         return None
     need, have = sum(amounts.values()), sum(node.of(name) for node in nodes if not node.spare)
-    each = ", ".join(f"{d.role} {d.members * d.actors} x {d.each(name):g}" for d in wanted if d.role in amounts)
+    each = ", ".join(f"{d.name} {d.members * d.actors} x {d.each(name):g}" for d in wanted if d.name in amounts)
     largest = max(amounts, key=lambda role: amounts[role])
     key = f"{largest}.resources.{KEYS.get(name) or f'custom.{name}'}"
     asked = f"the layout takes {need:g} {name} ({each})"
@@ -161,7 +161,7 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
         used = counted(len(set(placed.homes)), "node")
         return Comparison("fits", "resources", f"the layout takes {bundles}", f"each has a place, on {used} in all")
     bundle = max(placed.homeless, key=lambda bundle: (bundle.gpus, bundle.cpus))
-    asked = f"{bundle.role} takes bundles of {bundle.cpus:g} CPU and {bundle.gpus:g} GPU, each on one node"
+    asked = f"{bundle.name} takes bundles of {bundle.cpus:g} CPU and {bundle.gpus:g} GPU, each on one node"
     if wanted := {**bundle.custom, **bundle.labels}:
         asked += f" with {wanted}"
     if bundle.placement != "pack":
@@ -174,8 +174,8 @@ def _places(placed: Placed, nodes: Sequence[Node]) -> Comparison:
             there = "no node has these custom resources"
         else:
             there = "no node is that large"
-    remedy = f"lower {bundle.role}.resources or {_count_key(bundle.role)}, or add such a node"
-    return Comparison("short", f"{bundle.role}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
+    remedy = f"lower {bundle.name}.resources or {_count_key(bundle.name)}, or add such a node"
+    return Comparison("short", f"{bundle.name}.resources", asked, f"{there}: {_kinds(nodes)}", remedy)
 
 
 def _disk(recipe: Recipe, student: Size, samples: int, available: int) -> Comparison:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.node import STUDENT
-from configs.roles import Learner, Rollout, Scorer
+from configs.roles import Learner, Rollout, Scorer, name_of
 from configs.schema import SHOWN, Recipe
 from orchestrator.preflight.comparison import GIB, MIB
 
@@ -208,12 +208,17 @@ def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
 
 
 def engines(recipe: Recipe) -> dict[str, tuple[str, Rollout | Scorer]]:
-    """Roles that hold a served model's weights, with the model's name and the role's keys."""
+    """Roles, and kinds of their members, that hold a served model's weights, with the model's name and their keys."""
     found: dict[str, tuple[str, Rollout | Scorer]] = {"rollout": (STUDENT, recipe.rollout)}
     if recipe.sampled_teacher:
         found["teacher_rollout"] = (recipe.sampled_teacher, recipe.teacher_rollout)
     scorers = {model: recipe.scorer_of(model) for model in recipe.scored_models}
-    return found | {f"scorer.{m}": (m, scorer) for m, scorer in scorers.items() if scorer.engine != "server"}
+    found |= {f"scorer.{m}": (m, scorer) for m, scorer in scorers.items() if scorer.engine != "server"}
+    return {
+        name_of(role, kind): (model, engine.of_kind(kind))
+        for role, (model, engine) in found.items()
+        for kind in ("", *engine.kinds)
+    }
 
 
 def _offloaded(size: Size, learner: Learner) -> int:

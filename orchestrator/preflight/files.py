@@ -156,10 +156,10 @@ def check_swap(recipe: Recipe, swapped: Recipe) -> None:
 
 
 def describe_layout(recipe: Recipe) -> list[tuple[str, int, int, float, float, str]]:
-    """Rows of `logratio check`: role, members, actors a member, CPUs, GPUs, what runs there."""
+    """Rows of `logratio check`: role or kind, members, actors a member, CPUs, GPUs, what runs there."""
     engines = {"rollout": recipe.rollout.engine, "learner": _learner_name(recipe), "reward": recipe.reward.engine}
     engines |= {f"scorer.{m}": f"{recipe.scorer_of(m).engine}, {_served(recipe, m)}" for m in recipe.scored_models}
-    return [(d.role, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
+    return [(d.name, d.members, d.actors, d.cpus, d.gpus, engines.get(d.role, "file")) for d in demands(recipe)]
 
 
 def describe_models(recipe: Recipe) -> list[str]:

@@ -63,7 +63,7 @@ def _shared_memory(
 ) -> Iterator[Comparison]:
     """One weight file for each vLLM rollout member, and the object store, which lies in shared memory too."""
     by_file = recipe.rollout.engine == "vllm" and not recipe.rollout.direct
-    files = placed.on(machine.node.name)["rollout"] if by_file else 0
+    files = placed.of_role(machine.node.name, "rollout") if by_file else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
         return
     need, free = stored + files * plan.file, machine.free.shared_memory

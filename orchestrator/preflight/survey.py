@@ -90,16 +90,17 @@ def survey_cluster(directory: Path) -> Survey:
 
 def reserve(bundles: Sequence[Bundle], seconds: float = RESERVED_WITHIN) -> Placed | None:
     """Where Ray places these bundles on the joined cluster; None if it has not placed all of them within `seconds`.
-    Nothing stays reserved. A role's bundles are one group, which Ray packs or spreads as the run would."""
+    Nothing stays reserved. A role's bundles of one placement are one group, which Ray packs or spreads as the run
+    would."""
     import ray
     from ray.util.placement_group import placement_group_table, remove_placement_group
 
-    roles: dict[str, list[int]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, bundle in enumerate(bundles):
-        roles[bundle.role].append(i)
+        alike[bundle.role, bundle.placement].append(i)
     groups, homes, end = [], {}, time.monotonic() + seconds
     try:
-        for indices in sorted(roles.values(), key=lambda indices: size_on_a_node([bundles[i] for i in indices]))[::-1]:
+        for indices in sorted(alike.values(), key=lambda indices: size_on_a_node([bundles[i] for i in indices]))[::-1]:
             groups.append((make_group([bundles[i] for i in indices]), indices))
         for group, indices in groups:
             if not group.wait(max(0.1, end - time.monotonic())):

@@ -128,7 +128,7 @@ class Flow:
     def congested(self) -> bool:
         """Whether a scorer's load, in tokens, exceeds what its members may hold. Nothing is leased meanwhile."""
         return any(
-            pool.load() > self._recipe.scorer_of(model).max_queued_tokens * max(1, len(pool.members))
+            pool.load() > (pool.line.most(pool.members) or self._recipe.scorer_of(model).max_queued_tokens)
             for model, pool in self._pools.scorers.items()
         )
 

@@ -59,17 +59,18 @@ class Lease:
 
 
 class FreeSlots(NamedTuple):
-    """How many more responses a member can be given now, and whether it has none."""
+    """How many more responses a member can be given now, whether it has none, and `of` how many that it may have."""
 
     count: int
     idle: bool
+    of: int = 1
 
 
 def free_slots(slots: int, load: int) -> FreeSlots:
     """Free slots of a member that decodes `slots` responses at a time and has `load`. Fewer than an eighth of all are
     not offered: a call per free slot would cost more than it gains."""
     free = slots - load
-    return FreeSlots(free if free >= min(slots // 8, load) else 0, idle=not load)
+    return FreeSlots(free if free >= min(slots // 8, load) else 0, not load, slots)
 
 
 def source_of(index: int, fractions: Mapping[str, float], run_seed: int) -> str:
@@ -123,8 +124,8 @@ class Leases:
         """Leases for members with free slots (by source and member), lost tickets first. Groups of steps beyond
         `until` are not leased yet.
 
-        A group goes whole, for the prefix cache, to the member with most free slots. A source without free members does
-        not delay another.
+        A group goes whole, for the prefix cache, to the member with the largest share of its slots free. A source
+        without free members does not delay another.
         """
         for _ in range(self._unopened(steps_done, until)):
             while self._next in self.ledger.beyond:
@@ -164,7 +165,8 @@ class Leases:
     def _grant(self, source: str, members: Mapping[int, FreeSlots]) -> list[Lease]:
         free = {m: slots for m, slots in members.items() if slots.count > 0 and (source, m) not in self._reserved}
         leases, free = self._grant_suspects(source, free)
-        heap = [(-slots.count, member) for member, slots in free.items()]
+        left = {member: slots.count for member, slots in free.items()}
+        heap = [(-slots.count / slots.of, member) for member, slots in free.items()]
         heapify(heap)
         granted: dict[int, list[Ticket]] = {}
         waiting, held = self._open[source], []
@@ -176,10 +178,11 @@ class Leases:
             if self.suspects.suspected(tickets[0].index):  # needs an idle member
                 held.append(tickets)
                 continue
-            slots, member = heap[0]
+            _, member = heap[0]
             granted.setdefault(member, []).extend(tickets)
-            if slots + len(tickets) < 0:
-                heapreplace(heap, (slots + len(tickets), member))
+            left[member] -= len(tickets)
+            if left[member] > 0:
+                heapreplace(heap, (-left[member] / free[member].of, member))
             else:
                 heappop(heap)
         waiting[:taken] = held

@@ -38,6 +38,12 @@ class Rollouts:
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # there may be free slots, or a complete batch
 
     def __post_init__(self) -> None:
+        engines = {"student": self.recipe.rollout, "teacher": self.recipe.teacher_rollout}
+        self._slots = {
+            (source, kind): engine.of_kind(kind).max_concurrent
+            for source, engine in engines.items()
+            for kind in ("", *engine.kinds)
+        }
         self.intake = Intake(
             self.flow,
             self.writers,
@@ -92,10 +98,9 @@ class Rollouts:
         """Of members that serve a version, by source and member; none while the scorers are congested."""
         if self.flow.congested():
             return {}
-        slots = {"student": self.recipe.rollout.max_concurrent, "teacher": self.recipe.teacher_rollout.max_concurrent}
         return {
             source: {
-                m.number: free_slots(slots.get(source, self.recipe.samples_per_step), m.load)
+                m.number: free_slots(self._slots.get((source, m.kind), self.recipe.samples_per_step), m.load)
                 for m in pool.members.serving()
                 if m.version == version
             }

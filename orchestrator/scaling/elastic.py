@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+from configs.roles import name_of
 from orchestrator.run import Run
 from orchestrator.scaling.autoscale import Autoscaler
 from orchestrator.scaling.bottleneck import Diagnosis, Figures, RoleFigures, find_bottleneck
@@ -29,13 +30,16 @@ class Elastic:
         self._notice = notice
         self._window = Window()
         self._presence: defaultdict[str, float] = defaultdict(float)
+        self._gpu_seconds: defaultdict[str, float] = defaultdict(float)
+        self._gpus = {name: part.actors * part.resources.gpus for name, part in run.recipe.parts.items()}  # a member
         self._read_at = now()
         self._autoscaler = Autoscaler(run.recipe.autoscale)
         self._judged_at, self._judged_step = self._read_at, run.progress.step
         self._resizing: set[asyncio.Task[None]] = set()
 
     def scale(self, sizes: Mapping[str, int], by_itself: bool = False) -> None:
-        """Begin to resize elastic roles, to at least 1. `by_itself`: by autoscaling, which remembers a failure."""
+        """Begin to resize elastic roles, to at least 1 member, those of their kinds aside. `by_itself`: by autoscaling,
+        which remembers a failure."""
         for role, size in sizes.items():
             task = asyncio.get_running_loop().create_task(self._resize(role, size, by_itself))
             self._resizing.add(task)
@@ -48,7 +52,7 @@ class Elastic:
         if step == self._judged_step or now - self._judged_at < JUDGED_EVERY:
             return
         self._judged_at, self._judged_step = now, step
-        sizes = {role: len(pool.members.serving()) for role, pool in self._pools.items()}
+        sizes = {role: sum(not m.kind for m in pool.members.serving()) for role, pool in self._pools.items()}
         if decision := self._autoscaler.decide(self.diagnosis(), sizes, self._settled()):
             self._notice(f"autoscale: {decision.role} {sizes[decision.role]} -> {decision.size} ({decision.why})")
             self.scale({decision.role: decision.size}, by_itself=True)
@@ -56,9 +60,9 @@ class Elastic:
     def last_minute(self) -> Use | None:
         return self._window.last_minute()
 
-    def presence(self) -> Mapping[str, float]:
-        """Member-seconds of each role so far: serving, or leaving."""
-        return self._presence
+    def gpu_seconds(self) -> Mapping[str, float]:
+        """GPU-seconds of each role so far: of members that served, or were leaving."""
+        return self._gpu_seconds
 
     def diagnosis(self) -> Diagnosis | None:
         """The bottleneck; None before enough steps with the current members."""
@@ -95,8 +99,10 @@ class Elastic:
 
     def _read(self, now: float) -> Reading:
         for role, pool in self._pools.items():
-            there = sum(member.serving or member.leaving for member in pool.members)
-            self._presence[role] += there * (now - self._read_at)
+            there = [member for member in pool.members if member.serving or member.leaving]
+            self._presence[role] += len(there) * (now - self._read_at)
+            gpus = sum(self._gpus[name_of(role, member.kind)] for member in there)
+            self._gpu_seconds[role] += gpus * (now - self._read_at)
         self._read_at = now
         work = {role: pool.clock.total() for role, pool in self._pools.items()}
         waited = self._run.meter.clock("wait").total()

@@ -6,6 +6,7 @@ The driver describes its run in plain values; the command draws them. Unknown va
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def _members(run: Run) -> list[dict[str, Any]]:
             "version": member.version if member.version >= 0 else None,
             "load": member.load,
             "restarts": member.restarts,
+            **({"kind": member.kind} if member.kind else {}),
         }
         for role, pool in run.pools.all().items()
         for member in pool.members
@@ -98,9 +100,7 @@ def _queues(run: Run) -> list[dict[str, Any]]:
 
 def _totals(run: Run, elastic: Elastic) -> dict[str, Any]:
     """What counts up: since this process began; faults since the run began."""
-    from orchestrator.pools.layout import demands
-
-    meter, gpus = run.meter, {demand.role: demand.actors * demand.resources.gpus for demand in demands(run.recipe)}
+    meter = run.meter
     return {
         "tokens": {phase: meter.total(f"tokens_{phase}") for phase in ("generated", "scored", "trained")},
         "samples_lost": {reason: meter.total(f"samples_{reason}") for reason in ("cut", "aged", "dropped")},
@@ -110,7 +110,7 @@ def _totals(run: Run, elastic: Elastic) -> dict[str, Any]:
         "updates_skipped": sum(skip.updates for skip in run.progress.skips.steps.values()),
         "canary_failures": dict(run.roles.canaries.failures),
         "learner_rebuilds": run.faults().learner_rebuilds,
-        "gpu_seconds": {role: there * gpus.get(role, 0.0) for role, there in elastic.presence().items()},
+        "gpu_seconds": dict(elastic.gpu_seconds()),
     }
 
 
@@ -122,8 +122,14 @@ def headline(status: Status) -> str:
 def members_table(status: Status) -> Table:
     table = Table("member", "state", "version", "load", "restarts")
     for member in status["members"]:
-        table.add_row(*(_cell(member[key]) for key in ("name", "state", "version", "load", "restarts")))
+        name = f"{member['name']} ({member['kind']})" if "kind" in member else member["name"]
+        table.add_row(name, *(_cell(member[key]) for key in ("state", "version", "load", "restarts")))
     return table
+
+
+def of_kinds(status: Status) -> Counter[str]:
+    """How many members of each role are of one of its kinds."""
+    return Counter(member["name"].rpartition("-")[0] for member in status["members"] if "kind" in member)
 
 
 def roles_table(status: Status) -> Table:

@@ -81,7 +81,8 @@ class Roles:
         GPU comes first, so that smaller ones find their places beside it."""
         sizes, pools = self._recipe.roles, self._pools.all()
         for role in sorted(roles, key=lambda role: -sizes[role].resources.gpus):
-            await pools[role].members.start(sizes[role].members)
+            kinds = {name: kind.members for name, kind in sizes[role].kinds.items()}
+            await pools[role].members.start(sizes[role].members, kinds)
 
     def _together(self, roles: Sequence[str]) -> list[list[str]]:
         """The roles, those together that share GPUs in turns."""

@@ -7,7 +7,6 @@ before anything is scored for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from actors.wire.records import SwapRefused
@@ -15,9 +14,9 @@ from configs.load import model_directory
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
-from orchestrator.pools.startup import RoleFailed
+from orchestrator.pools.startup import RoleFailed, Spec
 from orchestrator.pools.suspects import DEATHS
-from orchestrator.pools.transport import GangSpec, MemberDied, ValueLost
+from orchestrator.pools.transport import MemberDied, ValueLost
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier, Directories
 from orchestrator.weights.learner_group import LearnerGroup
@@ -58,7 +57,8 @@ class Teachers:
             model: Versions(learner, Directories(partial(self._directory, model)), model, watch=watch)
             for model in recipe.scored_with("frozen")
         }
-        self._original_specs = {model: pools.scorers[model].startup.spec for model in self._frozen}  # before any swap
+        startups = {model: pools.scorers[model].startup for model in self._frozen}
+        self._original_specs = {model: (s.spec, s.kinds) for model, s in startups.items()}  # before any swap
 
     def followers(self) -> list[tuple[Pool, Versions]]:
         """Pools of scorers that pull weights, each with its versions."""
@@ -123,11 +123,15 @@ class Teachers:
                     raise
 
     async def _set_swap(self, model: str, swap: int) -> None:
-        self._pools.scorers[model].startup.spec = self._swapped(model, swap) if swap else self._original_specs[model]
+        spec, kinds = self._original_specs[model]
+        if swap:
+            spec, kinds = self._swapped(model, swap), {kind: self._swapped(model, swap, kind) for kind in kinds}
+        startup = self._pools.scorers[model].startup
+        startup.spec, startup.kinds = spec, kinds
         await self._frozen[model].publish(swap)
 
-    def _swapped(self, model: str, swap: int) -> Callable[[int], GangSpec]:
-        recipe, spec = self.recipe, self._pools.swapped_scorer
+    def _swapped(self, model: str, swap: int, kind: str = "") -> Spec:
+        recipe, spec = self.recipe.of_kind(f"scorer.{model}", kind), self._pools.swapped_scorer
         assert spec is not None
         return lambda _: spec(recipe, model, swap)
 

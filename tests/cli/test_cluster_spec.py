@@ -85,6 +85,50 @@ def test_numbers_that_follow_from_memory_are_said_for_the_gpus_there(check: Any,
     assert "of a GPU less" not in said, "the recipe's own numbers"
 
 
+KINDS = (
+    "rollout.members=2",
+    "rollout.kinds={wide: {tensor_parallel: 2, max_concurrent: auto, resources: {gpus: 2, labels: {card: h200}}}}",
+    "scorer.teacher.members=1",
+    "scorer.teacher.kinds={large: {members: 2, tensor_parallel: 2, tokens_per_batch: auto, resources: "
+    "{gpus: 2, labels: {card: h200}}}}",
+)
+
+
+def two_kinds_of_nodes(**large: Any) -> list[dict[str, Any]]:
+    small = SPEC["nodes"][0] | {"gpus": 6}
+    return [small, small | {"name": "large", "gpus": 6, "gpu_memory_gib": 141, "labels": {"card": "h200"}} | large]
+
+
+def test_members_of_two_kinds_lie_on_two_kinds_of_nodes(check: Any) -> None:
+    code, said = check("opd_1.7b_8b", {}, *KINDS, "learner.ranks=3", nodes=two_kinds_of_nodes())
+    assert code == 0 and "the described cluster can hold it" in said, said
+    for line in (
+        "gpu-0: rollout x 2, scorer.teacher x 1, reward",
+        "large-0: rollout.kinds.wide x 1, scorer.teacher.kinds.large x 2 (",
+        "6 of 6 GPU)",
+        "the layout takes 12 GPU (rollout 2 x 1, rollout.kinds.wide 1 x 2, scorer.teacher 1 x 1, scorer.teacher.kinds.",
+        "rollout.kinds.wide.max_concurrent: 449: 253.8 GiB of a GPU less",
+        "scorer.teacher.kinds.large.tokens_per_batch: 16384: 253.8 GiB of a GPU less",
+        "rollout.kinds.wide.gpu_memory_fraction: weights of",
+        "of large-0",
+    ):
+        assert line in said, (line, said)
+
+
+@pytest.mark.parametrize(
+    ("large", "line"),
+    [
+        ({"labels": {}}, "rollout.kinds.wide takes bundles of 6 CPU and 2 GPU, each on one node with {'card': 'h200'}"),
+        ({"gpus": 5, "count": 1}, "the layout takes 12 GPU"),
+        ({"count": 2, "gpus": 3}, "found no place beside the others"),
+        ({"gpu_memory_gib": 4}, "scorer.teacher.kinds.large.gpu_memory_fraction: weights of 7811.3 MiB"),
+    ],
+)
+def test_what_a_kind_lacks_is_said_under_its_name(check: Any, large: dict[str, Any], line: str) -> None:
+    code, said = check("opd_1.7b_8b", {}, *KINDS, "learner.ranks=3", nodes=two_kinds_of_nodes(**large))
+    assert code == 2 and line in said, said
+
+
 def test_a_large_recipe_does_not_fit_one_node(check: Any) -> None:
     code, said = check("opd_8b_32b", {}, models={path: str(CLUSTER / "models" / Path(path).name) for path in LARGE})
     assert code == 2 and "can hold it" not in said

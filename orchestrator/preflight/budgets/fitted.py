@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.node import STUDENT, UNSIZED
-from configs.roles import Rollout, Scorer
+from configs.roles import Rollout, Scorer, name_of
 from configs.schema import Batch, Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.budgets.concurrency import responses
@@ -67,15 +67,21 @@ def by_gpu(recipe: Recipe, extent: Extent, sizes: Mapping[str, Size]) -> list[st
 
 
 def unsized(recipe: Recipe) -> Iterator[tuple[Key, str]]:
-    """The keys that are `auto`, and the role of each."""
+    """The keys that are `auto`, and the role, or the kind of its members, of each."""
     for role, engine in (("rollout", recipe.rollout), ("teacher_rollout", recipe.teacher_rollout)):
-        if engine.max_concurrent == UNSIZED:
-            yield (role, "max_concurrent"), role
+        for kind in ("", *engine.kinds):
+            if engine.of_kind(kind).max_concurrent == UNSIZED:
+                yield (role, *_below(kind), "max_concurrent"), name_of(role, kind)
     for model, scorer in recipe.scorer.items():
-        if scorer.tokens_per_batch == UNSIZED:
-            yield ("scorer", model, "tokens_per_batch"), f"scorer.{model}"
+        for kind in ("", *scorer.kinds):
+            if scorer.of_kind(kind).tokens_per_batch == UNSIZED:
+                yield ("scorer", model, *_below(kind), "tokens_per_batch"), name_of(f"scorer.{model}", kind)
     if recipe.batch.tokens_per_microbatch == UNSIZED:
         yield ("batch", "tokens_per_microbatch"), "learner"
+
+
+def _below(kind: str) -> Key:
+    return ("kinds", kind) if kind else ()
 
 
 def _number(recipe: Recipe, name: str, role: str, known: Known) -> tuple[int, str]:
@@ -119,7 +125,7 @@ def _of_learner(recipe: Recipe, known: Known, gpu: int) -> Room | None:
 
 def _longest(recipe: Recipe, role: str, extent: Extent) -> int:
     """Tokens of the longest response with its prompt; of a teacher's prompts nothing is known but the bound."""
-    if role != "rollout":
+    if role.startswith("teacher_rollout"):
         return recipe.teacher_rollout.max_context_tokens
     return min(recipe.rollout.max_context_tokens, extent.longest_prompt + recipe.sampling.max_response_tokens)
 

@@ -11,14 +11,14 @@ from orchestrator.preflight.survey import Machine
 
 
 def gpus_of(recipe: Recipe, machines: Sequence[Machine]) -> dict[str, int]:
-    """Bytes of one GPU of each role with GPUs: the smallest on the nodes that could hold its actors. Without roles of
-    which a node does not say it."""
+    """Bytes of one GPU of each role, or kind of its members, with GPUs: the smallest on the nodes that could hold its
+    actors. Without roles of which a node does not say it."""
     found = {role: _smallest(recipe, role, machines) for role in roles_with_gpus(recipe)}
     return {role: memory for role, memory in found.items() if memory is not None}
 
 
 def roles_with_gpus(recipe: Recipe) -> list[str]:
-    return [role for role, taken in recipe.roles.items() if taken.resources.gpus]
+    return [name for name, taken in recipe.parts.items() if taken.resources.gpus]
 
 
 def part(recipe: Recipe, role: str, gpu: int) -> int:
@@ -26,8 +26,9 @@ def part(recipe: Recipe, role: str, gpu: int) -> int:
     Under `colocate` the learner has all of it in its turn, and torch scorers have what vLLM engines leave in theirs."""
     if not recipe.colocate:
         groups = ({f"scorer.{model}" for model in models} for models in recipe.scorers_in_turns.values())
-        sharing = next((group for group in groups if role in group), {role})
-        return int(min(1.0, sum(recipe.roles[one].resources.gpus for one in sharing)) * gpu)
+        asleep = next((group - {role} for group in groups if role in group), set())
+        shares = [recipe.parts[role], *(recipe.roles[one] for one in asleep)]
+        return int(min(1.0, sum(share.resources.gpus for share in shares)) * gpu)
     if role == "learner":
         return gpu
     engines = {name: engine for name, (_, engine) in estimates.engines(recipe).items() if name in recipe.roles}
@@ -37,7 +38,7 @@ def part(recipe: Recipe, role: str, gpu: int) -> int:
 
 
 def _smallest(recipe: Recipe, role: str, machines: Sequence[Machine]) -> int | None:
-    taken = recipe.roles[role].resources
+    taken = recipe.parts[role].resources
     bundle = Bundle(role, taken.cpus, taken.gpus, taken.labels, taken.custom)
     found = [machine.free and machine.free.gpu_memory for machine in machines if machine.node.holds(bundle)]
     known = [memory for memory in found if memory is not None]

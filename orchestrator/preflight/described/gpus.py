@@ -31,7 +31,7 @@ def compare_gpus(
         memory = (machine.free and machine.free.gpu_memory) or 0
         for gpu, bundles in placed.on_gpus(machine.node.name).items():
             where = f"GPU {gpu} of {machine.node.name}"
-            for role in {bundle.role for bundle in bundles}:
+            for role in {bundle.name for bundle in bundles}:
                 shares.setdefault(role, []).extend(_share(recipe, sizes, role, memory, where))
             whole += [_whole(recipe, sizes, turn, memory, where) for turn in _turns(recipe, bundles)]
     kinds = [*shares.values(), *([one for one in whole if one.key == key] for key in sorted({o.key for o in whole}))]
@@ -40,7 +40,7 @@ def compare_gpus(
 
 def _turns(recipe: Recipe, bundles: Sequence[Bundle]) -> Iterator[list[str]]:
     """Roles that are on a GPU at the same time."""
-    roles = [bundle.role for bundle in bundles]
+    roles = [bundle.name for bundle in bundles]
     if not recipe.colocate:
         for chosen in product(*recipe.scorers_in_turns.values()):
             asleep = {f"scorer.{m}" for models in recipe.scorers_in_turns.values() for m in models if m not in chosen}

@@ -64,7 +64,7 @@ def _largest(recipe: Recipe, survey: Survey) -> Iterator[Comparison]:
     if not placed.homeless:
         yield Comparison("fits", "autoscale", asked, "each has a place")
         return
-    there = f"{len(placed.homeless)} of them ({placed.homeless[0].role}) found no place"
+    there = f"{len(placed.homeless)} of them ({placed.homeless[0].name}) found no place"
     yield Comparison(
         "tight", "autoscale", asked, there, "lower max, or add nodes; members without a place are given up"
     )

@@ -57,7 +57,7 @@ def cost(recipe: Recipe, took: Took) -> Cost:
     rollout, score = took.rollout * scale, took.score * scale
     learn = took.learn * scale * passes * recipe.batch.updates
     seconds = took.sync + _overlapped(recipe, rollout, score, learn)
-    gpus = sum(size.members * size.actors * size.resources.gpus for size in recipe.roles.values())
+    gpus = sum(size.gpus for size in recipe.roles.values())
     hours = seconds * STEPS / 3600.0
     rate = took.tokens * scale / seconds if seconds else 0.0
     return Cost(rollout, score, learn, took.sync, seconds, hours, gpus, hours * gpus, rate)

@@ -85,7 +85,7 @@ class ReadRun:
 
     def _budgets(self) -> dict[int, dict[str, float | None]]:
         """By step: what was spent up to its end. Unknown from a line on that is missing, or does not say."""
-        gpus = sum(size.members * size.actors * size.resources.gpus for size in self.recipe.roles.values())
+        gpus = sum(size.gpus for size in self.recipe.roles.values())
         tokens, seconds = _Sum(), _Sum()
         nothing = {"steps": 0.0, "tokens": 0.0, "gpu_seconds": 0.0 if gpus else None, "kl": 0.0}
         found: dict[int, dict[str, float | None]] = {0: nothing}

@@ -1,17 +1,19 @@
 """Engines that stay warm from one arm of a sweep to the next.
 
 An arm takes over the members of a role where its recipe makes them of the very same (class, arguments, number,
-resources, environment) and the arm before came to its end with all of them idle. They forget that run (`renew`), get
-this run's log, and load its starting weights before they serve. Everything else is ended, and started anew; so are
-all engines of an arm whose learner shares their GPUs, since who is awake there depends on the run.
+resources, environment; each kind of them) and the arm before came to its end with all of them idle. They forget that
+run (`renew`), get this run's log, and load its starting weights before they serve. Everything else is ended, and
+started anew; so are all engines of an arm whose learner shares their GPUs, since who is awake there depends on the run.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.roles import RoleSize
 from configs.schema import Recipe
 from orchestrator.surface.engines import Engines
 
@@ -47,7 +49,7 @@ class WarmEngines(Engines):
         self._transport, self._turns = self._transport or RayTransport(), recipe.colocate
         pools = build_pools(self.placed(recipe), self._transport, vocabulary, logs, self._members)
         left, needed = self._left, {} if self._turns else pools.all()
-        warm = {role for role, pool in needed.items() if fits(left.get(role), pool, recipe.roles[role].members)}
+        warm = {role for role, pool in needed.items() if fits(left.get(role), pool, recipe.roles[role])}
         self._left = {role: pool for role, pool in left.items() if role in warm}
         await _stop([pool for role, pool in left.items() if role not in warm])
         await asyncio.gather(*(pools.all()[role].members.take_over(left[role].members) for role in warm))
@@ -66,16 +68,16 @@ class WarmEngines(Engines):
         await _stop(list(left.values()))
 
 
-def fits(left: Pool | None, wanted: Pool, members: int) -> bool:
-    """Whether the members that an arm left can serve another's role: made of the same, as many, idle, and of a class
-    of ours, of which is known what a run leaves behind."""
+def fits(left: Pool | None, wanted: Pool, size: RoleSize) -> bool:
+    """Whether the members that an arm left can serve another's role: made of the same, as many of each kind, idle, and
+    of a class of ours, of which is known what a run leaves behind."""
     if left is None:
         return False
-    spec = wanted.startup.spec(0)
+    counts = {"": size.members} | {name: kind.members for name, kind in size.kinds.items()}
     return (
-        left.startup.spec(0) == spec
-        and spec.cls.__module__.split(".")[0] == "actors"
-        and len(left.members) == members
+        Counter(member.kind for member in left.members) == counts
+        and all(left.startup.spec_of(member) == wanted.startup.spec_of(member) for member in left.members)
+        and wanted.startup.spec(0).cls.__module__.split(".")[0] == "actors"
         and all(member.serving and not member.load and not member.apart for member in left.members)
     )
 

@@ -68,13 +68,19 @@ def _of_recipe(recipe: Values) -> list[dict[str, Any]]:
     sizes: list[tuple[str, Any]] = []
     writer = {"teacher": "teacher_rollout", "dataset": None}.get(str(objective.get("prefix")), "rollout")
     if writer and recipe.get(writer) is not None:
-        sizes.append((writer, _object(recipe[writer]).get("members")))
-    sizes += [(f"scorer.{name}", _object(s).get("members")) for name, s in _object(recipe.get("scorer")).items()]
+        sizes.append((writer, _with_kinds(recipe[writer])))
+    sizes += [(f"scorer.{name}", _with_kinds(scorer)) for name, scorer in _object(recipe.get("scorer")).items()]
     sizes.append(("reward", _object(recipe.get("reward")).get("members")))
     if recipe.get("learner") is not None:
         sizes.append(("learner", 1))
     empty = {"members": [], "elastic": False, "restarts": 0, "busy": None, "waiting": None}
     return [{"role": role, "size": _number(size) or 1} | empty for role, size in sizes]
+
+
+def _with_kinds(role: Any) -> float:
+    """Members of a role, those of its kinds too."""
+    parts = [_object(role), *map(_object, _object(_object(role).get("kinds")).values())]
+    return sum(_number(part.get("members")) or 1 for part in parts)
 
 
 def _rewards(recipe: Values) -> bool:

@@ -19,6 +19,7 @@ from tests.unit.configs.combinations import (
     Changes,
     with_objective,
 )
+from tests.unit.configs.kinds import OF_KINDS, OF_MEMBERS
 from tests.unit.configs.meaningless_objectives import OF_OBJECTIVES
 from tests.unit.recipes import REWARD_ONLY, REWARDED, RULED, loaded, refusal
 
@@ -292,7 +293,7 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         ),
     ],
 }
-MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS | OF_CARRIERS
+MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS | OF_CARRIERS | OF_KINDS
 
 
 @pytest.mark.parametrize(
@@ -300,6 +301,11 @@ MEANINGLESS = OF_OBJECTIVES | OF_ROLES | OF_ADAPTERS | OF_CARRIERS
     [pytest.param(*case, id=f"{rule}-{i}") for rule, cases in MEANINGLESS.items() for i, case in enumerate(cases)],
 )
 def test_a_meaningless_combination_is_refused(changes: Changes, message: str) -> None:
+    assert refusal(changes).startswith(message)
+
+
+@pytest.mark.parametrize(("changes", "message"), OF_MEMBERS)
+def test_members_of_a_kind_are_refused_what_all_members_are_refused(changes: Changes, message: str) -> None:
     assert refusal(changes).startswith(message)
 
 

@@ -37,6 +37,16 @@ from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, loaded, reci
             [{"kind": "length", "min": 3}],
             "reward.rules.0.min: unknown key; allowed: kind, weight, name, low, high, slope",
         ),
+        (
+            "rollout.kinds",
+            {"wide": {"dtype": "float32"}},
+            "rollout.kinds.wide.dtype: unknown key; allowed: members, resources, kv_cache_gib, gpu_memory_fraction,",
+        ),
+        (
+            "scorer.teacher.kinds",
+            {"wide": {"max_concurrent": 1}},
+            "scorer.teacher.kinds.wide.max_concurrent: unknown key; allowed: members, resources, kv_cache_gib, gpu_mem",
+        ),
         ("run.labels", {}, "run.labels: unknown key; allowed: name, root, seed, steps"),
     ],
 )
@@ -97,6 +107,10 @@ def test_a_missing_key_is_named(key: str) -> None:
         ),
         ("reward.rules", [{"kind": "regex"}], "reward.rules.0: a regex rule needs text"),
         ("reward.rules", [{"kind": "contains", "text": ""}], "reward.rules.0: a contains rule needs text"),
+        ("rollout.kinds", ["wide"], "rollout.kinds: ['wide'] is wrong: input should be a mapping"),
+        ("rollout.kinds", {"wide": None}, "rollout.kinds.wide: None is wrong: input should be a mapping of members"),
+        ("rollout.kinds", {"a.b": {}}, "rollout.kinds.a.b: is wrong as a key: string should match pattern"),
+        ("rollout.kinds", {"wide": {"members": 0}}, "rollout.kinds.wide.members: 0 is wrong: input should be greater"),
         ("max_staleness", -1, "max_staleness: -1 is wrong: input should be greater than or equal to 0"),
     ],
 )
@@ -238,6 +252,41 @@ def test_sampler_and_learner_are_compared_only_under_the_same_distribution(
     changes: dict[str, Any], comparable: bool
 ) -> None:
     assert loaded(changes).sampler_matches_learner == comparable
+
+
+# --- kinds of members ---
+
+
+def test_a_kind_takes_over_what_it_leaves_out_and_its_resources_key_by_key() -> None:
+    role = {
+        "members": 3,
+        "max_concurrent": 8,
+        "resources": {"cpus": 2, "gpus": 1, "labels": {"zone": "a", "disk": "x"}},
+    }
+    wide = {"tensor_parallel": 2, "resources": {"gpus": 2, "labels": {"zone": "b"}}}
+    found = loaded({"rollout": role | {"kinds": {"wide": wide, "narrow": {"max_concurrent": 4, "members": 2}}}})
+    one = found.of_kind("rollout", "wide").rollout
+    assert (one.members, one.tensor_parallel, one.max_concurrent, one.kinds) == (1, 2, 8, {})
+    assert (one.resources.cpus, one.resources.gpus, one.resources.labels) == (2, 2, {"zone": "b"})
+    narrow = found.of_kind("rollout", "narrow").rollout
+    assert (narrow.members, narrow.max_concurrent, narrow.resources) == (2, 4, found.rollout.resources)
+    assert found.of_kind("rollout", "").rollout == found.rollout.model_copy(update={"kinds": {}})
+    assert parse_recipe(found.model_dump(mode="json")) == found
+
+
+def test_a_recipe_names_its_members_by_kind_and_only_the_roles_own_change_in_number() -> None:
+    kinds = {"kinds": {"wide": {"members": 3, "resources": {"cpus": 2}}}}
+    found = loaded({"rollout": {"members": 2} | kinds, "scorer.teacher": kinds})
+    sizes = {name: (part.members, part.resources.cpus, part.elastic) for name, part in found.parts.items()}
+    assert list(sizes.items())[:4] == [
+        ("rollout", (2, 0.5, True)),
+        ("rollout.kinds.wide", (3, 2.0, False)),
+        ("scorer.teacher", (1, 0.5, True)),
+        ("scorer.teacher.kinds.wide", (3, 2.0, False)),
+    ]
+    assert found.elastic_roles == {"rollout": 2, "scorer.teacher": 1, "reward": 1}
+    assert list(found.roles) == ["rollout", "scorer.teacher", "reward", "learner"]
+    assert loaded({}).parts == loaded({}).roles
 
 
 def test_only_the_target_is_scored() -> None:

@@ -18,6 +18,7 @@ from tests.unit.configs.combinations import (
     Changes,
     with_objective,
 )
+from tests.unit.configs.kinds import WIDE
 from tests.unit.recipes import CROSS_ENTROPY, REWARD_ONLY, REWARDED, loaded
 
 # --- warned ---
@@ -130,6 +131,9 @@ def test_every_warning_is_tested() -> None:
         ),
         {"rollout.tensor_parallel": 2, "rollout.resources": {"gpus": 2}},
         {"scorer.teacher": {"engine": "vllm", "tensor_parallel": 2, "resources": {"gpus": 2}}},
+        {"rollout": {"resources": {"gpus": 1}, "kinds": WIDE}},
+        {"scorer.teacher": {"engine": "vllm", "resources": {"gpus": 1}, "kinds": WIDE}},
+        {"teacher_rollout.kinds": {"far": {"members": 2, "resources": {"labels": {"zone": "a"}}}}},
         {"learner.resources": {"placement": "strict_pack"}, "rollout.resources": {"placement": "strict_spread"}},
         IN_TURNS,
         COLOCATED | {"learner.ranks": 2, "learner.resources": {"gpus": 0.51}},

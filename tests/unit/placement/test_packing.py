@@ -133,6 +133,30 @@ def test_members_that_spread_strictly_share_no_node() -> None:
     assert place([*members, *other], nodes).homes == ("a", "b", None, "a"), "another role does not count"
 
 
+def of_kind(kind: str, count: int, gpus: float, placement: Spreading = "pack", **labels: str) -> list[Bundle]:
+    return [Bundle("rollout", 1, gpus, labels, placement=placement, member=i, kind=kind) for i in range(count)]
+
+
+def test_members_of_two_kinds_lie_on_two_kinds_of_nodes() -> None:
+    nodes = [Node("small", 8, 2), Node("large", 8, 2, {"card": "h200"})]
+    bundles = [*of_kind("", 2, 1), *of_kind("wide", 1, 2, card="h200")]
+    placed = place(bundles, nodes)
+    assert placed.homes == ("small", "small", "large"), "the wide one first, which has one node"
+    assert placed.on("large") == {"rollout.kinds.wide": 1} and placed.of_role("large", "rollout") == 1
+    assert (placed.share("small", "rollout"), placed.share("large", "rollout")) == (2 / 3, 1 / 3)
+    assert place(of_kind("wide", 2, 2, card="h200"), nodes).homes == ("large", None)
+    one, three = Node("one", 8, 1), Node("three", 8, 3)
+    assert place([*of_kind("", 1, 1), *of_kind("wide", 1, 2)], [one, three]).homes == ("one", "three"), "not together"
+
+
+def test_members_of_all_kinds_count_where_a_role_spreads() -> None:
+    nodes = [Node("a", 8, 4), Node("b", 8, 4)]
+    apart = [*of_kind("", 1, 1, "strict_spread"), *of_kind("wide", 2, 2, "strict_spread")]
+    assert sorted(map(str, place(apart, nodes).homes)) == ["None", "a", "b"]
+    spread = [*of_kind("", 2, 1, "spread"), *of_kind("wide", 2, 2, "spread")]
+    assert [place(spread, nodes).of_role(node.name, "rollout") for node in nodes] == [2, 2]
+
+
 def test_custom_resources_are_counted_and_run_out() -> None:
     nodes = [Node("plain", 8), Node("licensed", 8, custom={"licence": 1.5})]
     bundles = [Bundle("reward", 1, custom={"licence": 0.5}) for _ in range(4)]

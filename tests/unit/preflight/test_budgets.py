@@ -312,3 +312,35 @@ def test_a_driver_that_fails_tells_nothing(monkeypatch: pytest.MonkeyPatch, happ
 
     monkeypatch.setattr(gpu_memory.subprocess, "run", run)
     assert gpu_memory.smallest_gpu() is None
+
+
+# --- kinds of members ---
+
+
+def test_auto_is_a_number_of_its_own_for_each_kind_on_its_own_gpus() -> None:
+    wide = {"tensor_parallel": 2, "resources": {"gpus": 2, "labels": {"card": "h200"}}}
+    fixed = {"max_concurrent": 8}
+    rollout = GPU | {"max_context_tokens": 2048, "kinds": {"wide": wide, "fixed": fixed}}
+    scorer = GPU | {"engine": "vllm", "kinds": {"wide": wide}}
+    of = recipe(rollout=rollout, scorer__teacher=scorer)
+    small, large = (Free(GIB, GIB, GIB, gpu_memory=gib * GIB) for gib in (24, 80))
+    machines = (
+        Machine(Node("small", 64, 8), GIB, small),
+        Machine(Node("large", 64, 8, {"card": "h200"}), GIB, large),
+    )
+    sizes = {"student": SHAPES["8b"], "teacher": SHAPES["0.6b"]}
+    whole, lines = fitted_to(of, EXTENT, sizes, machines)
+    each, weights = 2048 * 73_728 * 2 + 12 * VOCABULARY, 2 * 8_190_735_360
+    assert whole.rollout.max_concurrent == (int(0.9 * 24 * GIB) - weights - 2 * GIB) // each
+    assert whole.rollout.kinds["wide"].max_concurrent == (2 * int(0.9 * 80 * GIB) - weights - 4 * GIB) // each
+    assert whole.rollout.kinds["fixed"].max_concurrent == 8
+    said = [line.split(": ")[0] for line in lines]
+    assert said == [
+        "rollout.max_concurrent",
+        "rollout.kinds.wide.max_concurrent",
+        "scorer.teacher.tokens_per_batch",
+        "scorer.teacher.kinds.wide.tokens_per_batch",
+        "batch.tokens_per_microbatch",
+    ]
+    assert not list(unsized(whole))
+    assert [line.split(" follows")[0] for line in by_gpu(of, EXTENT, sizes)] == said

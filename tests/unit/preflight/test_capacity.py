@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from configs.hardware import resolve_dtypes
 from configs.load import RecipeError
 from configs.schema import Recipe
 from orchestrator.placement.packing import Node
-from orchestrator.preflight.capacity import compare, packed
+from orchestrator.preflight.capacity import bundles_of, compare, packed
 from orchestrator.preflight.comparison import GIB, MIB, Comparison, refuse
 from orchestrator.preflight.estimates import Size
 from orchestrator.preflight.files import Inputs
@@ -256,3 +257,56 @@ def test_versions_that_go_from_gpu_to_gpu_take_no_shared_memory() -> None:
     (stored, *_) = found("short", BY_COPY | {"rollout.carrier": "object_store"}, small)
     assert "a weight version takes 400.0 MiB" in stored
     assert found("short", BY_COPY, small) == []
+
+
+TWO_KINDS = {
+    "learner.resources": {"gpus": 1},
+    "rollout.members": 2,
+    "rollout.resources": {"gpus": 1, "cpus": 1},
+    "rollout.kinds": {"wide": {"tensor_parallel": 2, "resources": {"gpus": 2, "labels": {"card": "h200"}}}},
+    "scorer.teacher": {"kinds": {"large": {"members": 2, "resources": {"cpus": 4}}}},
+}
+LARGE = {"labels": {"card": "h200"}}
+
+
+def test_each_kind_of_member_is_counted_with_what_it_takes() -> None:
+    lines = "\n".join(found("fits", TWO_KINDS, machine(gpus=3), machine("b", 8, 2, **LARGE)))
+    for said in (
+        "the layout takes 12.1 CPU (rollout 2 x 1, rollout.kinds.wide 1 x 1, scorer.teacher 1 x 0.5, "
+        "scorer.teacher.kinds.large 2 x 4, reward 1 x 0.1, learner 1 x 0.5); the cluster has 16",
+        "the layout takes 5 GPU (rollout 2 x 1, rollout.kinds.wide 1 x 2, learner 1 x 1)",
+        "8 bundles; each has a place, on 2 nodes in all",
+        "2 weight files of",
+    ):
+        assert said in lines, lines
+
+
+def test_a_node_with_members_of_a_kind_alone_holds_their_weight_files() -> None:
+    little = replace(AMPLE, shared_memory=300 * MIB)
+    (line,) = found("short", TWO_KINDS, machine(gpus=3), machine("b", 8, 2, little, **LARGE))
+    assert line.startswith("rollout.members: 1 weight file of 400.0 MiB") and "of /dev/shm on b" in line
+
+
+def test_what_a_kind_lacks_is_said_with_its_key() -> None:
+    (line,) = found("short", TWO_KINDS, machine(cpus=16, gpus=5))
+    assert line.startswith("rollout.kinds.wide.resources: rollout.kinds.wide takes bundles of 1 CPU and 2 GPU")
+    assert "no node has these labels" in line
+    assert "lower rollout.kinds.wide.resources or rollout.kinds.wide.members, or add such a node" in line
+    (line,) = found("short", TWO_KINDS, machine(gpus=2), machine("b", 8, 2, **LARGE))
+    assert "the layout takes 5 GPU" in line and "lower rollout.members or rollout.resources.gpus" in line
+    (line,) = found("short", TWO_KINDS | {"scorer.teacher.kinds": {"large": {"resources": {"cpus": 30}}}})[:1]
+    assert line.startswith("scorer.teacher.kinds.large.resources.cpus: the layout takes")
+
+
+def test_a_cache_of_a_kind_is_compared_with_its_own_bounds() -> None:
+    kinds = {"rollout.kinds": {"many": {"max_concurrent": 512}}, "rollout.kv_cache_gib": 2}
+    (line,) = [line for line in found("tight", kinds) if "kv_cache_gib" in line]
+    assert line.startswith("rollout.kinds.many.kv_cache_gib: 512 x 512 tokens take")
+    memory = [line for line in found("fits", kinds) if "of memory (" in line]
+    assert "rollout.kinds.many 2448.0 MiB" in memory[0], "weights and its cache"
+
+
+def test_at_the_most_members_a_kind_has_as_many_as_ever() -> None:
+    settings = _recipe(TWO_KINDS | {"autoscale": {"rollout": {"min": 1, "max": 5}}})
+    counts = Counter(bundle.name for bundle in bundles_of(settings, at_most=True))
+    assert (counts["rollout"], counts["rollout.kinds.wide"]) == (5, 1)

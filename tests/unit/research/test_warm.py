@@ -86,6 +86,17 @@ def test_a_role_that_is_made_of_something_else_is_started_anew(arms: Arms) -> No
     assert len(arms.actors["scorer.teacher"]) == 3
 
 
+def test_members_of_a_kind_serve_on_as_members_of_that_kind(arms: Arms) -> None:
+    wide = {"kinds": {"wide": {"max_concurrent": 8}}}
+    arms.run("first", rollout=wide)
+    first = arms.actors["rollout"]
+    pools = arms.run("second", rollout=wide, run={"seed": 2})
+    assert arms.actors["rollout"] == first and len(first) == 3
+    assert pools.rollout is not None and [m.kind for m in pools.rollout.members] == ["", "", "wide"]
+    arms.run("third", rollout={"members": 3})
+    assert not set(map(id, arms.actors["rollout"])) & set(map(id, first)), "as many, of another size"
+
+
 @pytest.mark.parametrize("code", [1, 3], ids=["failed", "stopped"])
 def test_an_arm_that_did_not_come_to_its_end_leaves_nothing(arms: Arms, code: int) -> None:
     arms.run("first", code)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.pools.suspects import DEATHS, SUSPECTED
-from orchestrator.samples.leases import FreeSlots, Lease, Leases, Ticket, source_of
+from orchestrator.samples.leases import FreeSlots, Lease, Leases, Ticket, free_slots, source_of
 from orchestrator.samples.ledger import Ledger
 
 SHAPES = st.builds(
@@ -26,6 +26,14 @@ def free(**slots: dict[int, int]) -> dict[str, dict[int, FreeSlots]]:
     return {
         source: {m: FreeSlots(count, idle=True) for m, count in members.items()} for source, members in slots.items()
     }
+
+
+def test_groups_go_to_members_by_the_share_of_their_slots_that_is_free() -> None:
+    """A member that decodes three times as many responses gets three of four groups, and not all of the first."""
+    leases = Leases(groups_per_step=4, samples_per_group=2, max_staleness=0, steps=1)
+    found = leases.grant(0, {"student": {0: free_slots(8, 0), 1: free_slots(24, 0)}})
+    assert {lease.member: len(lease.tickets) for lease in found} == {0: 2, 1: 6}
+    assert free_slots(24, 6) == FreeSlots(18, idle=False, of=24)
 
 
 @settings(max_examples=150, deadline=None)

@@ -275,3 +275,43 @@ def test_status_describes_members_and_roles(tmp_path: Path) -> None:
     assert shares["rollout"] == pytest.approx((1.0, 0.0), abs=0.01)
     assert shares["reward"] == pytest.approx((0.0, 1.0), abs=0.01)
     assert shares["learner"] == pytest.approx((0.0, 1.0), abs=0.01)
+
+
+# --- members of kinds ---
+
+WIDE = {"wide": {"members": 1, "max_concurrent": 2 * EACH, "resources": {"gpus": 2}}}
+MIXED = {"members": 1, "max_concurrent": EACH, "resources": {"gpus": 1}, "kinds": WIDE}
+
+
+def kinds(status: Mapping[str, Any]) -> Counter[str]:
+    return Counter(m.get("kind", "") for m in status["members"] if m["name"].startswith("rollout-"))
+
+
+def test_scaling_changes_a_roles_own_members_and_keeps_those_of_its_kinds(tmp_path: Path) -> None:
+    live = Live(rollout_bound(tmp_path, 12, rollout=MIXED), {3: {"rollout": 3}, 8: {"rollout": 1}})
+    assert live.go() == DONE and live.notices == []
+    assert [kinds(live.seen[step - 1]) for step in (3, 7, 12)] == [
+        {"": 1, "wide": 1},
+        {"": 3, "wide": 1},
+        {"": 1, "wide": 1},
+    ]
+    (role,) = [role for role in live.seen[6]["roles"] if role["role"] == "rollout"]
+    assert role["members"] == 4, "all of them"
+
+
+def test_autoscaling_counts_a_roles_own_members(tmp_path: Path) -> None:
+    bounds = {"rollout": {"min": 1, "max": 2}}
+    live = Live(rollout_bound(tmp_path, 20, rollout=MIXED, autoscale=bounds))
+    assert live.go() == DONE
+    assert [notice.split(" (")[0] for notice in live.notices] == ["autoscale: rollout 1 -> 2"]
+    assert kinds(live.seen[-1]) == {"": 2, "wide": 1}
+
+
+def test_gpu_seconds_are_those_of_each_member_s_kind(tmp_path: Path) -> None:
+    live = Live(rollout_bound(tmp_path, 6, rollout=MIXED))
+    assert live.go() == DONE
+    spent = live.seen[-1]["totals"]["gpu_seconds"]
+    assert spent["rollout"] > 0.0 == spent["reward"]
+    assert live.elastic.gpu_seconds()["rollout"] == pytest.approx(3 / 2 * live.elastic._presence["rollout"]), (
+        "three GPUs of two members"
+    )

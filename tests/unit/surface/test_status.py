@@ -107,6 +107,16 @@ def test_unknown_values_are_shown_as_unknown(logratio: Callable[..., Said]) -> N
     assert "unknown" in bottleneck_line(UNKNOWN) and "%" not in output
 
 
+def test_members_of_a_kind_are_named_and_stay(logratio: Callable[..., Said]) -> None:
+    wide = {"name": "rollout-3", "state": "serving", "version": 13, "load": 2, "restarts": 0, "kind": "wide"}
+    state = STATE | {"members": [*STATE["members"], wide]}
+    _, output, _ = logratio("status", state=state)
+    assert cells(output, "rollout-3 (wide)") == [["rollout-3 (wide)", "serving", "13", "2", "0"]]
+    code, output, sent = logratio("scale", "rollout=4", "reward=2", state=state)
+    assert code == 0 and "scaling to rollout=4 beside 1 of its kinds, reward=2" in output
+    assert sent == [("scale", {"rollout": 4, "reward": 2})]
+
+
 def test_several_roles_scale_at_once(logratio: Callable[..., Said]) -> None:
     code, output, sent = logratio("scale", "rollout=4", "scorer.teacher=2", "reward=3")
     assert code == 0 and "scaling to rollout=4, scorer.teacher=2, reward=3" in output
@@ -121,6 +131,10 @@ ALLOWED = "allowed: ['rollout', 'scorer.teacher', 'reward']"
     [
         (["learner=2"], f"learner: does not change its size in a live run; {ALLOWED}"),
         (["rollout=2", "scorer=2"], f"scorer: no such role in this run; {ALLOWED}"),
+        (
+            ["rollout.kinds.wide=2"],
+            "rollout.kinds.wide: members of a kind stay as many as the recipe says; scale rollout",
+        ),
         (["rollout"], "'rollout': write ROLE=N with N of at least 1, e.g. rollout=4"),
         (["rollout=0"], "'rollout=0': write ROLE=N with N of at least 1, e.g. rollout=4"),
         (["rollout=-1"], "'rollout=-1': write ROLE=N with N of at least 1, e.g. rollout=4"),

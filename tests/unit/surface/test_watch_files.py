@@ -200,14 +200,15 @@ def test_without_a_status_sizes_are_the_recipes_and_shares_the_last_steps(tmp_pa
     run = synthetic.write_run(tmp_path / "run", steps=12)
     recipe = {
         "run": {"name": "mine", "steps": 12}, "objective": {"prefix": "student"}, "rollout": {"members": 3},
-        "teacher_rollout": {"members": 1}, "scorer": {"teacher": {"members": 2}}, "reward": {"members": 1, "rules": []},
+        "teacher_rollout": {"members": 1}, "scorer": {"teacher": {"members": 2, "kinds": {"wide": {"members": 3}}}},
+        "reward": {"members": 1, "rules": []},
         "learner": {"ranks": 2},
     }  # fmt: skip
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     drawn = RunFiles(run).overview()["pipeline"]
     assert [(role["role"], role["size"]) for role in drawn["roles"]] == [
         ("rollout", 3),
-        ("scorer.teacher", 2),
+        ("scorer.teacher", 5),
         ("learner", 1),
     ]
     rollout, scorer, learner = drawn["roles"]

@@ -110,6 +110,17 @@ def test_a_command_swaps_after_the_step_under_way_and_is_written_to_the_recipe(
     assert spec.arguments[0][-1] == 4, "who joins now starts with it"
 
 
+def test_a_member_of_a_kind_that_joins_after_a_swap_starts_with_it(tmp_path: Path, batches: Batches) -> None:
+    wide = {"kinds": {"wide": {"resources": {"cpus": 4}}}}
+    simulation = Simulation(swapping(tmp_path, {4: "/b"}, scorer={"teacher": wide}))
+    startup = simulation.pools.scorers["teacher"].startup
+    before = startup.kinds["wide"](0)
+    assert simulation.go() == DONE
+    assert scored_by(batches) == {1: {0}, 2: {0}, 3: {0}, 4: {4}, 5: {4}, 6: {4}}
+    after = startup.kinds["wide"](0)
+    assert (before.arguments[0][-1], after.arguments[0][-1], after.resources.cpus) == (0, 4, 4)
+
+
 @pytest.mark.parametrize("refusing", [1, 2])
 def test_a_command_that_cannot_be_served_leaves_all_members_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: Batches, refusing: int
