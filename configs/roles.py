@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from configs.names.own_code import or_own
 from configs.node import FromMemory, Members, Momentum, Node, NonNegative, Positive, Seconds
@@ -101,11 +101,16 @@ class ScorerKind(Kind):
 
 
 def _with_whole_kinds(tree: Any, cls: type[Kind]) -> Any:
-    """A role's tree, unchecked, in which every kind has the keys that it leaves out."""
+    """A role's tree, unchecked, in which every kind has the keys that it leaves out; if the role's are wrong, as it is:
+    they are refused once."""
     kinds = tree.get("kinds") if isinstance(tree, dict) else None
     if not isinstance(kinds, dict):
         return tree
     left_out = {key: tree[key] for key in cls.model_fields if key in tree and key != "members"}
+    try:
+        cls.model_validate(left_out)
+    except ValidationError:
+        return tree
     return tree | {"kinds": {name: _whole(kind, left_out) for name, kind in kinds.items()}}
 
 

@@ -274,6 +274,12 @@ def test_a_kind_takes_over_what_it_leaves_out_and_its_resources_key_by_key() -> 
     assert parse_recipe(found.model_dump(mode="json")) == found
 
 
+def test_what_a_kind_takes_over_is_refused_once() -> None:
+    assert refusal({"rollout": {"resources": {"cpu": 1}, "kinds": {"wide": {}}}}) == (
+        "rollout.resources.cpu: unknown key; allowed: cpus, gpus, threads, labels, custom, placement"
+    )
+
+
 def test_a_recipe_names_its_members_by_kind_and_only_the_roles_own_change_in_number() -> None:
     kinds = {"kinds": {"wide": {"members": 3, "resources": {"cpus": 2}}}}
     found = loaded({"rollout": {"members": 2} | kinds, "scorer.teacher": kinds})
