@@ -48,6 +48,7 @@ from configs.reward_rules import Rule, component_names
 from configs.schema import Sampling
 
 WEIGHTS = 8  # floats in the simulated model
+STUDENT = -1.0  # nats: the log-prob that learner and rollout give to every token
 REFERENCE_KL = 0.01  # nats a token
 
 
@@ -72,8 +73,7 @@ class SimulatedRollout(Writer):
         """Nothing to build."""
 
     async def write(self, request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> AsyncIterator[Sample]:
-        """A response of random length."""
-        ids, finish = _drawn(request, sampling, end_token_ids)
+        ids, finish = _drawn(request, self.length(request, sampling), sampling, end_token_ids)
         decoding = Decoding(len(ids), request.segment_tokens)
         response = _Response(request.uid, decoding, self._seconds)
         self._running.add(response)
@@ -84,6 +84,10 @@ class SimulatedRollout(Writer):
                 yield _row(request, decoding.take(), ids, finish, decoding.versions)
         finally:
             self._running.remove(response)
+
+    def length(self, request: Request, sampling: Sampling) -> int:
+        """Tokens of the response."""
+        return _length(request, sampling)
 
     async def cut(self, uids: Sequence[str]) -> None:
         for response in self._running:
@@ -171,14 +175,18 @@ class SimulatedScorer(Member):
         }
         good = [s for s in samples if s.uid not in rejected]
         await asyncio.sleep(sum(len(s.response_ids[s.new]) for s in good) * self._speeds.score)
-        scores = [_score(s, so_far[s.uid], request, self._version) for s in good]
+        scores = [_score(s, self.logprobs(so_far[s.uid]), request, self._version) for s in good]
         payload, header = pack_scores(scores, rejected, "float32", unknown)
         tokens = [token for s in good for token in s.response_ids[s.new]]
         return payload, header._replace(suspicion=suspicion_of(scores, tokens, self._vocabulary))
 
     async def canary(self, texts: Sequence[Sequence[int]], repeats: bool) -> list[list[float]]:
         ways = len(ways_to_batch(len(texts))) if repeats else 1
-        return [[float(value) for text in texts for value in liked(text)[1:]] for _ in range(ways)]
+        return [[float(value) for text in texts for value in self.logprobs(text)[1:]] for _ in range(ways)]
+
+    def logprobs(self, response_ids: Sequence[int]) -> np.ndarray:
+        """[T] of a response."""
+        return liked(response_ids)
 
     async def projection(self) -> tuple[dict[str, Any], int]:
         head = {"weight": np.zeros(0, np.uint8), "dtype": "float32", "width": 1, "bias": None}
@@ -266,7 +274,7 @@ class SimulatedLearner(Member):
         tokens = np.sort(np.array([t for s in samples for t in _loss_tokens(s)], np.float64))
         loss = float(self._weights.sum() + tokens.sum() / max(1, len(tokens)) / 1000.0)
         self._record(share, samples)
-        gap = 0.0 if any(share.version in s.versions for s in samples) else None
+        gap = _gap(share.version, samples)
         metrics = {"loss": loss, "reverse_kl": abs(loss), "forward_kl": None, "entropy": 1.0, "logprob_gap_mean": gap}
         self._payloads = ()
         start_kl = REFERENCE_KL if self._start_kl and share.start_kl else None
@@ -317,7 +325,7 @@ class SimulatedLearner(Member):
             return
         path = Path(f"{share.record}.rank{self._rank}.arrow")
         path.parent.mkdir(parents=True, exist_ok=True)
-        student = [np.full(len(s.response_ids), -1.0, np.float32) for s in samples]
+        student = [np.full(len(s.response_ids), STUDENT, np.float32) for s in samples]
         rewards = [share.rewards.get(s.uid) for s in samples]
         batch = trained_batch(
             samples, rewards, student, self._teacher_logprobs(share, samples), components=share.components
@@ -353,9 +361,9 @@ def _length(request: Request, sampling: Sampling) -> int:
     return random.Random(request.seed).randint(1, sampling.max_response_tokens)
 
 
-def _drawn(request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -> tuple[list[int], str]:
+def _drawn(request: Request, length: int, sampling: Sampling, end_token_ids: Sequence[int]) -> tuple[list[int], str]:
     """Tokens of a whole response, and why it ends."""
-    rng, length = random.Random(request.seed + 1), _length(request, sampling)
+    rng = random.Random(request.seed + 1)
     ids = [rng.randint(3, 50) for _ in range(length)]
     if length == sampling.max_response_tokens:
         return ids, "length"
@@ -367,16 +375,25 @@ def _drawn(request: Request, sampling: Sampling, end_token_ids: Sequence[int]) -
 def _row(request: Request, piece: Piece, ids: Sequence[int], finish: str, versions: Sequence[int]) -> Sample:
     so_far = slice(piece.end)
     ending = finish if piece.finish is None else piece.finish
-    return request.answered(list(ids[so_far]), [-1.0] * piece.end, ending, list(versions[so_far]), start=piece.start)
+    return request.answered(list(ids[so_far]), [STUDENT] * piece.end, ending, list(versions[so_far]), start=piece.start)
 
 
 def _loss_tokens(sample: Sample) -> list[int]:
     return [token for start, end in sample.loss_spans for token in sample.response_ids[start:end]]
 
 
-def _score(sample: Sample, so_far: list[int], request: ScoreRequest, version: int) -> Score:
+def _gap(version: int, samples: Sequence[Sample]) -> float | None:
+    """Mean distance of the rollout's log-probs from the learner's, over tokens of this version, nats."""
+    drawn = [
+        logprob for s in samples for of, logprob in zip(s.versions, s.rollout_logprobs, strict=True) if of == version
+    ]
+    return float(np.abs(np.array(drawn) - STUDENT).mean()) if drawn else None
+
+
+def _score(sample: Sample, whole: np.ndarray, request: ScoreRequest, version: int) -> Score:
+    """`whole`: log-probs of the response so far, from its first token on."""
     ids, start = sample.response_ids[sample.new], sample.start
-    logprobs = liked(so_far)[start:]
+    logprobs = whole[start:]
     support: dict[str, Any] = {}
     if request.support == "topk":
         columns = [*range(request.topk), *request.ends[:1]]

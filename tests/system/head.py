@@ -88,8 +88,8 @@ class Head:
 
 
 @contextmanager
-def started_head(**variables: str) -> Iterator[Head]:
-    """A head node on loopback, with a token. Its processes are gone afterwards."""
+def started_head(store: int = 300_000_000, **variables: str) -> Iterator[Head]:
+    """A head node on loopback, with a token. Its processes are gone afterwards. `store`: bytes of its object store."""
     folder = tempfile.mkdtemp(prefix="lr-", dir="/tmp")  # a short path: Ray's sockets lie below it
     dashboard, metrics = free_port(), free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -105,7 +105,7 @@ def started_head(**variables: str) -> Iterator[Head]:
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", "0"]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "8"]
-    command += ["--metrics-export-port", str(metrics), "--object-store-memory", "300000000", "--temp-dir", folder]
+    command += ["--metrics-export-port", str(metrics), "--object-store-memory", str(store), "--temp-dir", folder]
     for port in ("--ray-client-server-port", "--dashboard-agent-listen-port"):  # their defaults may be taken
         command += [port, str(free_port())]
     log = Path(folder) / "head.log"

@@ -54,6 +54,17 @@ class Server:
     def firing(self) -> set[str]:
         return {alert["labels"]["alertname"] for alert in self._get("alerts")["alerts"] if alert["state"] == "firing"}
 
+    def raised(self, since: float, until: float) -> dict[str, dict[str, dict[str, float]]]:
+        """All alerts between two unix times: {run: {alert: {pending or firing: seconds from `since` to the first}}}.
+        The run of an alert of the whole cluster is empty."""
+        asked = urllib.parse.urlencode({"query": "ALERTS", "start": since, "end": until, "step": 0.5})
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for series in self._get(f"query_range?{asked}")["result"]:
+            labels = series["metric"]
+            states = found.setdefault(labels.get("run", ""), {}).setdefault(labels["alertname"], {})
+            states[labels["alertstate"]] = series["values"][0][0] - since
+        return found
+
     def shown(self, title: str) -> dict[str, float]:
         """What a panel shows."""
         (panel,) = (panel for where, panel in panels() if where.endswith(title))
@@ -80,11 +91,13 @@ class Server:
 
 
 @contextmanager
-def prometheus(ray: Path) -> Iterator[Server]:
-    """A server that scrapes what the Ray cluster with this temporary folder exports, each second."""
+def prometheus(ray: Path, rules: Path | None = None) -> Iterator[Server]:
+    """A server that scrapes what the Ray cluster with this temporary folder exports, each second. `rules`: a file in
+    place of the committed one."""
     port = free_port()
     command = [sys.executable, str(ROOT / "scripts" / "dashboards.py"), "--ray", str(ray), "--interval", "1"]
     command += ["--prometheus-port", str(port), "--grafana-port", str(free_port())]
+    command += ["--rules", str(rules)] if rules else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout

@@ -102,12 +102,14 @@ class Simulation:
     transport: LocalTransport = field(default_factory=LocalTransport)
     carrier: Carrier | None = None  # None: the one that the recipe names
     speeds: Speeds = field(default_factory=Speeds)
+    members: MemberSpecs | None = None  # None: those that sleep, at these speeds
     sets: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.notices: list[str] = []
         self.inputs = Inputs(self.train, self.heldout, None, self.vocabulary, (1,), 0, 0, sets=self.sets)
-        self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None, simulated(self.speeds))
+        members = self.members or simulated(self.speeds)
+        self.pools = build_pools(self.recipe, self.transport, self.vocabulary, None, members)
         self.directory = Path(self.recipe.run.root) / self.recipe.run.name
         self.run = Run(self.recipe, self.directory, self.inputs, self.pools, self, self.carrier)
 
