@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import torch
@@ -37,16 +37,21 @@ def stay_joined(learner: Learner) -> None:
 
 
 def load_one_at_a_time() -> None:
-    """transformers loads models one at a time in a process; members start side by side."""
+    """transformers builds models one at a time in a process, as it sets the type that torch gives to new tensors
+    meanwhile; members start side by side."""
     from transformers import AutoModelForCausalLM
 
-    load, lock = AutoModelForCausalLM.from_pretrained, threading.Lock()
+    load, make, lock = AutoModelForCausalLM.from_pretrained, AutoModelForCausalLM.from_config, threading.Lock()
 
-    def locked(*arguments: Any, **options: Any) -> Any:
-        with lock:
-            return load(*arguments, **options)
+    def one_at_a_time(build: Callable[..., Any]) -> Callable[..., Any]:
+        def locked(*arguments: Any, **options: Any) -> Any:
+            with lock:
+                return build(*arguments, **options)
 
-    AutoModelForCausalLM.from_pretrained = locked  # type: ignore[method-assign]
+        return locked
+
+    AutoModelForCausalLM.from_pretrained = one_at_a_time(load)  # type: ignore[method-assign]
+    AutoModelForCausalLM.from_config = one_at_a_time(make)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from configs.load import load_tree
 from orchestrator.surface.research.paired import paired
 from orchestrator.surface.research.runs import read_run
 from tests.contributing.pages import ROOT
+from tests.in_process.repairs import build_repairs
 from tests.in_process.serve import ENGINE, MODULE
 from tests.in_process.voices import build_voices, rows
 from tests.unit.surface.staged import Server, server
@@ -47,10 +49,26 @@ class Gain:
         return read_run(directory / f"{directory.name}-{stage}").curve(self.metric).points[point].values
 
 
+def _voices(root: Path) -> dict[str, Any]:
+    """Overrides: the bundled model's place is taken by a tiny one."""
+    model = build_voices(root / "model", load_tree(PIPELINES / "merge_experts.yaml")["models"]["student"]["prompt"])
+    return {"models.student.path": model, "models.teacher.path": model}
+
+
+def _repairs(root: Path) -> dict[str, Any]:
+    """Overrides: as `_voices`, with a model that repairs functions, some of them, and with rows of its size."""
+    model, train, heldout = build_repairs(root)
+    of_rows = {"data.prompts": train, "evaluate.sets.repairs.prompts": heldout}
+    return {"models.student.path": model, "models.teacher.path": model} | of_rows
+
+
 @dataclass(frozen=True)
 class Case:
+    """`start` makes the tiny model in a folder, and says by which overrides a pipeline begins with it."""
+
     gains: tuple[Gain, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
+    start: Callable[[Path], dict[str, Any]] = _voices
 
 
 def measured(prompts: str | Path, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -74,6 +92,7 @@ TINY: dict[str, Any] = {  # what is of the models' size, and not of the method
     "metrics.trackers": [],
     "checkpoint.every": 0,
 }
+REPAIRING = ("02-sft", "03-rl", "04-opd_from_sft", "05-opd_from_rl")  # each begins where minimal_edit's `warm` ended
 CASES = {
     "sft_rl_opd": Case(
         (
@@ -99,6 +118,22 @@ CASES = {
         ),
         {"evaluate.sets.task": rewarded("dense_plus_outcome", "both"), "stages.both.learner.optimizer.lr": 2e-3},
     ),
+    "minimal_edit": Case(
+        (
+            Gain("repairs.pass@1", "01-warm", "05-opd_from_rl"),
+            *(Gain(f"repairs.{metric}", stage, stage) for stage in REPAIRING for metric in ("pass@1", "format_rate")),
+        ),
+        {
+            "scorer.start.dtype": "float32",
+            "scorer.teacher.dtype": "float32",
+            "evaluate.sets.repairs.samples_per_prompt": 2,
+            "stages.warm.run.steps": 1,
+            "stages.warm.learner.optimizer.lr": 2e-4,
+            "stages.rl.run.steps": 16,
+            "stages.rl.learner.optimizer.lr": 1e-3,
+        },
+        _repairs,
+    ),
 }
 
 Played = Callable[[str, int], Path]
@@ -113,11 +148,14 @@ def logratio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def played(logratio: Server, tmp_path_factory: pytest.TempPathFactory) -> Played:
     """Carry out a pipeline under a seed; the directory of its run."""
-    start = _voices(tmp_path_factory.mktemp("start"))
+
+    @cache
+    def started(start: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        return start(tmp_path_factory.mktemp("start"))
 
     def play(name: str, seed: int) -> Path:
         root = tmp_path_factory.mktemp("runs")
-        wanted = TINY | start
+        wanted = TINY | started(CASES[name].start)
         if name == "merge_experts":
             wanted |= {"models.poet.path": wanted["models.teacher.path"]} | _tasks(root)
         wanted |= CASES[name].overrides | {"run.root": root, "run.seed": seed}
@@ -135,6 +173,7 @@ def played(logratio: Server, tmp_path_factory: pytest.TempPathFactory) -> Played
         pytest.param("dense_plus_outcome", marks=pytest.mark.system),
         pytest.param("sft_rl_opd", marks=pytest.mark.acceptance),
         pytest.param("merge_experts", marks=pytest.mark.acceptance),
+        pytest.param("minimal_edit", marks=pytest.mark.acceptance),
     ],
 )
 def test_a_pipeline_makes_its_student_better(name: str, played: Played) -> None:
@@ -166,12 +205,6 @@ def _table(by_seed: Sequence[Mapping[str, float]]) -> np.ndarray:
     """[seeds, prompts]."""
     assert len({frozenset(mine) for mine in by_seed}) == 1
     return np.asarray([[mine[prompt] for prompt in sorted(mine)] for mine in by_seed])
-
-
-def _voices(root: Path) -> dict[str, Any]:
-    """Overrides: the bundled model's place is taken by a tiny one."""
-    model = build_voices(root / "model", load_tree(PIPELINES / "merge_experts.yaml")["models"]["student"]["prompt"])
-    return {"models.student.path": model, "models.teacher.path": model}
 
 
 def _tasks(root: Path) -> dict[str, Any]:
