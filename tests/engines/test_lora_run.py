@@ -36,6 +36,7 @@ from tests.cli.test_kill_and_resume import _logratio as started
 from tests.engines import plain
 from tests.engines.shared import Engines, Finished, merged
 
+pytestmark = pytest.mark.system
 STEPS = 8
 LAST = f"step_{STEPS:06d}"
 NOISE = 1e-5  # nats: mean difference of two engines' log-probs under one model in float32
