@@ -19,7 +19,7 @@ from orchestrator.pools.startup import Admit, DiedStarting
 from orchestrator.weights.canary_watch import CanaryWatch
 from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.learner_group import LearnerDied, LearnerGroup
-from orchestrator.weights.scorer_turns import ScorerTurns
+from orchestrator.weights.scorer_turns import ScorerTurns, wake
 from orchestrator.weights.teachers import Teachers
 from orchestrator.weights.turns import Colocated
 from orchestrator.weights.versions import Versions
@@ -49,6 +49,8 @@ class Roles:
         self.canaries = CanaryWatch(recipe, pools, vocabulary, notice)
         if isinstance(self.learner.turns, Colocated):
             self.learner.turns.on_wake = self.canaries.check_woken
+        for pool in pools.scorers.values():
+            pool.turn = nullcontext
         for models in recipe.scorers_in_turns.values():
             self._take_turns([pools.scorers[model] for model in models])
         self.versions = Versions(self.learner, carrier, claim=claim, watch=self.canaries)
@@ -61,6 +63,7 @@ class Roles:
         for pool in pools.values():
             pool.members.notice = self._notice
             pool.startup.starting = self.learner.turns.engine if pool.turn is nullcontext else pool.turn
+        await self._wake_all()
         await self.teachers.set_swaps(step)
         for pool, versions in self._followers():
             pool.startup.admit = _admit_to(pool, versions)
@@ -75,6 +78,13 @@ class Roles:
                 tasks.create_task(self._bring_up_learner(version, saved))
                 for roles in self._together(cold):
                     tasks.create_task(self._start_in_order(roles))
+
+    async def _wake_all(self) -> None:
+        """Wake members of pools without turns that slept when an earlier run ended."""
+        for pool in self._pools.scorers.values():
+            if pool.turn is nullcontext:
+                woken = (wake(pool, member) for member in pool.members if member.asleep)
+                await asyncio.gather(*woken, return_exceptions=True)  # a dead one is replaced
 
     async def _start_in_order(self, roles: Sequence[str]) -> None:
         """Start roles one after the other: an engine takes a share of the memory that is free. The largest share of a

@@ -71,15 +71,15 @@ class ScorerTurns:
             self._leave()
 
     async def _wait(self, pool: Pool) -> None:
-        place, line = asyncio.get_running_loop().create_future(), self._lines[pool]
-        line.append(place)
+        place = asyncio.get_running_loop().create_future()
+        self._lines[pool].append(place)
         self._go_on()
         try:
             await place
         except asyncio.CancelledError:
-            if place in line:
-                line.remove(place)
-                if not line:
+            if place in self._lines[pool]:
+                self._lines[pool].remove(place)
+                if not self._lines[pool]:
                     self._rota.forget(pool)
             elif not place.cancelled() and not place.exception():  # its turn came in this iteration of the event loop
                 self._leave()
@@ -103,7 +103,7 @@ class ScorerTurns:
             await asyncio.gather(*(self._wake(pool, m) for m in pool.members if m.asleep))
         except Exception as error:
             failure = error
-        self._change, places = None, self._lines[pool]
+        self._change, places = None, [place for place in self._lines[pool] if not place.cancelled()]
         self._lines[pool] = []
         self._rota.begin(pool, 0 if failure else len(places))
         for place in places:
@@ -112,9 +112,14 @@ class ScorerTurns:
 
     async def _wake(self, pool: Pool, member: PoolMember) -> None:
         with suppress(MemberDied):  # its pool replaces it
-            await pool.call_member(member, "wake")
-            member.asleep = False
+            await wake(pool, member)
             await self._on_wake(pool, member)
+
+
+async def wake(pool: Pool, member: PoolMember) -> None:
+    """Raises MemberDied after replacing the member."""
+    await pool.call_member(member, "wake")
+    member.asleep = False
 
 
 def _awake(member: PoolMember) -> bool:

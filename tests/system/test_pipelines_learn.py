@@ -78,8 +78,12 @@ def measured(prompts: str | Path, rules: Sequence[Mapping[str, Any]]) -> dict[st
 
 def rewarded(name: str, stage: str) -> dict[str, Any]:
     """The recipes' held-out prompts, by the rewards of a pipeline's stage."""
-    rules = load_tree(PIPELINES / f"{name}.yaml")["stages"][stage]["reward"]["rules"]
-    return measured(ROOT / "configs" / "prompts" / "heldout.jsonl", rules)
+    return measured(ROOT / "configs" / "prompts" / "heldout.jsonl", rewards(name, stage))
+
+
+def rewards(name: str, stage: str) -> list[dict[str, Any]]:
+    """The rules by which a pipeline's stage rewards."""
+    return load_tree(PIPELINES / f"{name}.yaml")["stages"][stage]["reward"]["rules"]
 
 
 TINY: dict[str, Any] = {  # what is of the models' size, and not of the method
@@ -120,16 +124,16 @@ CASES = {
     ),
     "minimal_edit": Case(
         (
-            Gain("repairs.pass@1", "01-warm", "05-opd_from_rl"),
-            *(Gain(f"repairs.{metric}", stage, stage) for stage in REPAIRING for metric in ("pass@1", "format_rate")),
+            Gain("repairs.avg@2", "01-warm", "05-opd_from_rl"),
+            *(Gain("repairs.avg@2", stage, stage) for stage in REPAIRING),
         ),
         {
             "scorer.start.dtype": "float32",
             "scorer.teacher.dtype": "float32",
+            "evaluate.sets.repairs.rules": rewards("minimal_edit", "rl"),
             "evaluate.sets.repairs.samples_per_prompt": 2,
             "stages.warm.run.steps": 1,
             "stages.warm.learner.optimizer.lr": 2e-4,
-            "stages.rl.run.steps": 16,
             "stages.rl.learner.optimizer.lr": 1e-3,
         },
         _repairs,

@@ -19,7 +19,7 @@ from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.surface.outcome import first_of
 from orchestrator.weights.canary_watch import TeacherWrong
-from orchestrator.weights.scorer_turns import Rota
+from orchestrator.weights.scorer_turns import Rota, ScorerTurns
 from tests.unit import simulation
 from tests.unit.runs.several_models import HELDOUT, OTHER, PROMPTS
 from tests.unit.simulation import MEMBER, Simulation, learned, metrics, recipe, simulated, stop_at
@@ -210,6 +210,52 @@ def test_a_model_that_is_wrong_when_it_wakes_up_ends_the_run(tmp_path: Path, mon
 
 async def _alike(member: Noted, texts: Any, repeats: bool) -> list[list[float]]:
     return [[-1.0] * sum(len(text) - 1 for text in texts)]
+
+
+def test_a_run_without_turns_wakes_what_an_earlier_one_left_asleep(tmp_path: Path) -> None:
+    first, second = turned(tmp_path / "first", MIXED), turned(tmp_path / "second", APART, MIXED)
+
+    async def both() -> tuple[int, int]:
+        code = await first.run.execute()
+        run = Run(second.recipe, second.directory, second.inputs, first.pools, second)
+        return code, await run.execute()
+
+    assert asyncio.run(both()) == (DONE, DONE)
+    assert {member.model for member in Noted.awake} == {"teacher", "other"}
+    assert learned(tmp_path / "second") == apart(tmp_path, MIXED)
+
+
+class Memberless:
+    """A pool of nobody."""
+
+    members = ()
+
+
+def test_a_call_that_is_cancelled_in_line_holds_nobody_up() -> None:
+    """Some iterations of the event loop after the turn before it has ended: at 0 the change is yet to begin."""
+
+    async def work(iterations: int) -> list[int]:
+        pools = [cast(Pool, Memberless()) for _ in range(2)]
+        turns, entered = ScorerTurns(pools, on_wake=cast(Any, None)), list[int]()
+
+        async def call(number: int) -> None:
+            async with turns.of(pools[number]):
+                entered.append(number)
+                await asyncio.sleep(0.001)
+
+        async with asyncio.timeout(5):
+            async with turns.of(pools[0]):
+                gone = asyncio.create_task(call(1))
+                await asyncio.sleep(0.001)
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            await asyncio.gather(call(0), call(1))
+        return entered
+
+    for iterations in range(4):
+        assert asyncio.run(work(iterations))[-2:] in ([0, 1], [1, 0])
 
 
 # --- whose turn it is ---
