@@ -44,7 +44,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self.signals = Signals()
-        self.asked = False
+        self.ask = Ask.NOT  # by the last signal
         self.leave: Callable[[], None] = lambda: None
 
     def before_the_loop(self) -> None:
@@ -52,9 +52,20 @@ class Handlers:
         for number in SIGNALS:
             signal.signal(number, self._raise)
 
+    def heed(self) -> None:
+        """Raise StoppedEarly if a signal has come: what a handler raises in a destructor is lost."""
+        if self.asked:
+            raise StoppedEarly
+
     def in_the_loop(self, run: Run) -> None:
         for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._ask, run, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, run, number)
+        if self.asked:
+            run.stop(self.ask)
+
+    @property
+    def asked(self) -> bool:
+        return self.ask is not Ask.NOT
 
     def after_the_loop(self) -> None:
         self.leave = lambda: None  # the run has written what it had to
@@ -66,19 +77,18 @@ class Handlers:
         raise StoppedEarly
 
     def _note(self, number: int, frame: Any) -> None:
-        self.asked = True
-        if self.signals.heard(number) is Ask.AT_ONCE:
+        self.ask = self.signals.heard(number)
+        if self.ask is Ask.AT_ONCE:
             self.leave()
             sys.stdout.flush()
             os._exit(STOPPED)
 
-    def _ask(self, run: Run, number: int) -> None:
-        self.asked = True
-        ask = self.signals.heard(number)
-        if ask is Ask.AT_ONCE and run.stopping.ask is Ask.AT_ONCE:
+    def _stop(self, run: Run, number: int) -> None:
+        self.ask = self.signals.heard(number)
+        if self.ask is Ask.AT_ONCE and run.stopping.ask is Ask.AT_ONCE:
             submission.mark_stopped(run.directory)  # twice at once is a person
             os._exit(STOPPED)
-        run.stop(ask)
+        run.stop(self.ask)
 
 
 def carry_out(
@@ -159,9 +169,11 @@ def _run_on_cluster(
     inputs = files.read_inputs(recipe)
     if not cluster.joins_cluster(recipe):
         recipe = _fitted(recipe, inputs, directory, display, engines)
+    handlers.heed()
     display.phase("starting Ray")
     with cluster.connected(recipe, directory) as dashboard:
         handlers.before_the_loop()
+        handlers.heed()
         if dashboard:
             display.notice(f"Ray's dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
         if cluster.joins_cluster(recipe):
