@@ -89,9 +89,9 @@ def test_a_student_that_teaches_itself_comes_to_the_teacher_it_began_with(ran: R
 
 def test_scorers_that_take_turns_teach_as_if_they_were_apart(ran: Ran, engines: Engines) -> None:
     apart, scorers = ran["teachers_weighted"], {name: {"turns": "teachers"} for name in ("teacher", "poet")}
-    changes = merged(_tiny(engines, "teachers_weighted"), {"scorer": scorers, "run": {"steps": 2}})
-    in_turns = engines.run(engines.recipe(**changes))
-    engines.run(engines.recipe(run={"steps": 1}))  # wakes who sleeps: others use these members
+    changes = merged(_tiny(engines, "teachers_weighted"), {"run": {"steps": 2}})
+    in_turns = engines.run(engines.recipe(**merged(changes, {"scorer": scorers})))
+    engines.run(engines.recipe(**changes))  # wakes who sleeps: other tests use these members
     first, mine = (run.lines[0] for run in (apart, in_turns))
     assert mine["loss"] == pytest.approx(first["loss"], rel=1e-6) and mine["tokens_scored"] == first["tokens_scored"]
     assert in_turns.summary["restarts"] == apart.summary["restarts"] == {}
