@@ -169,7 +169,7 @@ def student_of(root: Path) -> Path:
 
 def recipe(prompts: dict[str, Path], root: Path) -> dict[str, Any]:
     """Rollout and scorer where samples are made; learner ranks on two machines."""
-    teacher = build_model(root / "teacher", seed=1)
+    teacher = build_model(root / "teacher", seed=1, padding=3000)
 
     def on(**more: Any) -> dict[str, Any]:
         return {"resources": {"cpus": 0.1, "threads": 1, **more}}
