@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from actors.shared_memory import shared_folder
+from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.weights.learner_group import LearnerGroup
 from tests.engines.shared import Engines, Watcher
@@ -45,13 +46,28 @@ class Killer(Watcher):
     async def kill(self, role: str) -> None:
         pool = self.pools[role]
         member = pool.members[0]
-        while role == "rollout" and not member.load:
-            await asyncio.sleep(0.001)
-        pid = await pool.transport.value(pool.transport.call(member.actors[-1], "ping")[0])  # what it owes is begun
-        if role == "rollout":
-            self.owed = member.load
+        pid = await self._halted_at_work(pool, member) if role == "rollout" else await _begun(pool, member)
         self.dead |= {pid, *descendants(pid)}
         os.kill(pid, signal.SIGKILL)
+
+    async def _halted_at_work(self, pool: Pool, member: PoolMember) -> int:
+        """The stopped process of a member that has begun what it owes, and can no longer yield the rest of it: between
+        seeing it at work and killing it, a fast machine would finish."""
+        while True:
+            while not member.load:
+                await asyncio.sleep(0.001)
+            pid = await _begun(pool, member)
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.2)  # what it had yielded arrives
+            self.owed = member.load
+            if self.owed:
+                return pid
+            os.kill(pid, signal.SIGCONT)
+
+
+async def _begun(pool: Pool, member: PoolMember) -> int:
+    """The process of the member's last actor, once every call before this one has begun."""
+    return await pool.transport.value(pool.transport.call(member.actors[-1], "ping")[0])
 
 
 @dataclass
