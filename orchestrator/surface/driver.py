@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,7 +19,8 @@ from orchestrator.surface.display import Display
 from orchestrator.surface.reporting import Reporting
 from orchestrator.surface.status import status_of
 
-REPORT_SECONDS = 1.0
+TICK_SECONDS = 1.0  # between two readings of how busy the roles are
+TICKS = 5  # from one status to the next: drawing it takes milliseconds where there are hundreds of members
 OBJECTS = 20_000  # new objects between two collections of the youngest generation
 
 
@@ -87,12 +89,13 @@ async def obey(run: Run, elastic: Elastic, control: Any) -> None:
 
 
 async def _report(run: Run, elastic: Elastic, control: Any, display: Display, reporting: Reporting) -> None:
-    while True:
+    for tick in itertools.count():
         elastic.tick()
-        status = status_of(run, elastic, display.current_phase)
-        await control.report.remote(status)
-        await reporting.status(status)
-        await asyncio.sleep(REPORT_SECONDS)
+        if tick % TICKS == 0:
+            status = status_of(run, elastic, display.current_phase)
+            await control.report.remote(status)
+            await reporting.status(status)
+        await asyncio.sleep(TICK_SECONDS)
 
 
 def _say_fault(task: asyncio.Task[None], display: Display) -> None:

@@ -15,7 +15,6 @@ from orchestrator.surface.display import Display
 from orchestrator.surface.trackers.feed import Feed
 
 STATUS = "status.json"
-EVERY_SECONDS = 5.0  # between two statuses in the file and for the trackers
 
 
 class Reporting:
@@ -26,7 +25,6 @@ class Reporting:
         self._feed = feed
         self._file = directory / STATUS
         self._status: dict[str, Any] = {}
-        self._written_at = 0.0
         self._unwritten = False
 
     def phase(self, text: str) -> None:
@@ -46,11 +44,9 @@ class Reporting:
             self._feed.evaluated(self._status.get("step", 0), named)
 
     async def status(self, status: Mapping[str, Any]) -> None:
-        """Take a status; pass it on if the last one is EVERY_SECONDS old."""
+        """Write the run's status, and hand it to the trackers."""
         self._status = dict(status)
-        if time.monotonic() - self._written_at >= EVERY_SECONDS:
-            self._written_at = time.monotonic()
-            await self._pass_on()
+        await self._pass_on()
 
     async def ended(self, exit_code: int) -> None:
         """The run has ended: status.json says so, and the trackers end."""
