@@ -40,10 +40,12 @@ def reason(error: BaseException) -> str:
 
 
 def looked_at(path: Path, key: str = "") -> Path:
-    """The path. Raises RecipeError, under a recipe's key, where it cannot be told whether it is there: in a folder that
-    is closed to this user, or by a name that no file can have."""
+    """The path. Raises RecipeError, which names the recipe's `key`, where the system cannot say whether the path is
+    there: its folder is closed to this user, or its name is too long."""
     try:
-        path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError as error:
         at = f"{key}: " if key else ""
         raise RecipeError(

@@ -75,6 +75,11 @@ def name_of(role: str, kind: str) -> str:
     return f"{role}.kinds.{kind}" if kind else role
 
 
+def role_of(name: str) -> str:
+    """The role of the members that are called so by `name_of`."""
+    return name.partition(".kinds.")[0]
+
+
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -101,8 +106,8 @@ class ScorerKind(Kind):
 
 
 def _with_whole_kinds(tree: Any, cls: type[Kind]) -> Any:
-    """A role's tree, unchecked, in which every kind has the keys that it leaves out; if the role's are wrong, as it is:
-    they are refused once."""
+    """A role's tree, unchecked, with the role's keys filled in for each kind that leaves them out. If one of these is
+    wrong, the tree as it is, so that the error is reported once, for the role."""
     kinds = tree.get("kinds") if isinstance(tree, dict) else None
     if not isinstance(kinds, dict):
         return tree

@@ -248,12 +248,13 @@ class Recipe(Node):
 
     @property
     def scorers_in_turns(self) -> dict[str, tuple[str, ...]]:
-        """The scored models whose scorers share GPUs in turns, by the name of their `turns`."""
+        """The scored models whose scorers share GPUs in turns, by the name of their `turns`. One that alone is scored
+        of those with this name has its GPUs to itself."""
         groups: dict[str, tuple[str, ...]] = {}
         for model in self.scored_models:
             if group := self.scorer_of(model).turns:
                 groups[group] = (*groups.get(group, ()), model)
-        return groups
+        return {group: models for group, models in groups.items() if len(models) > 1}
 
     @property
     def base_models(self) -> tuple[str, ...]:
@@ -320,7 +321,7 @@ class Recipe(Node):
 
     @property
     def parts(self) -> dict[str, RoleSize]:
-        """The members of one kind each: those that a role calls its own under its name, and its kinds."""
+        """Sizes by kind: of a role's own members under the role's name, of a kind's under `ROLE.kinds.KIND`."""
         return {
             name_of(role, kind): part
             for role, size in self.roles.items()

@@ -18,6 +18,7 @@ from configs.names.own_code import imported
 from configs.node import STUDENT
 from configs.pipeline import STAGES
 from configs.refusal import looked_at, reason
+from configs.roles import role_of
 from configs.schema import Recipe
 from orchestrator.surface import submission
 from orchestrator.surface.arguments import Overrides, RecipePath, paths_of, run_named, sizes_of
@@ -368,7 +369,7 @@ def _refuse_fixed_roles(wanted: Mapping[str, int], roles: Sequence[Mapping[str, 
     elastic = {role["role"]: role["elastic"] for role in roles}
     allowed = [role for role in elastic if elastic[role]]
     for role in wanted:
-        if (of := role.partition(".kinds.")[0]) != role and of in elastic:
+        if (of := role_of(role)) != role and of in elastic:
             raise RecipeError(f"{role}: members of a kind stay as many as the recipe says; scale {of}")
         if role not in elastic:
             raise RecipeError(f"{role}: no such role in this run; allowed: {allowed}")

@@ -39,8 +39,8 @@ def _kinds_without_gpus(recipe: Recipe) -> Refusal:
         for name, keys in of_each_kind({role: engine}):
             if bool(own) != bool(keys.resources.gpus):
                 return (
-                    f"{name}.resources.gpus: {keys.resources.gpus:g} beside {role}.resources.gpus: {own:g}: a role has "
-                    "one dtype, and CPUs and GPUs want others; give both GPUs, or neither"
+                    f"{name}.resources.gpus: {keys.resources.gpus:g} beside {role}.resources.gpus: {own:g}: all "
+                    "members of a role have one dtype, and CPUs and GPUs need different ones; give GPUs to both or none"
                 )
     return None
 

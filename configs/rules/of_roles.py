@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from configs.roles import Scorer
 from configs.rules.of_kinds import of_each_kind
 from configs.rules.rule import Refusal, Rule
@@ -64,13 +66,20 @@ def _placements(recipe: Recipe) -> Refusal:
 
 
 def _scorers_in_turns(recipe: Recipe) -> Refusal:
-    """A turn needs another to change with, shares of GPUs, and weights that one member loads by itself."""
-    for group, models in recipe.scorers_in_turns.items():
-        key = f"scorer.{models[0]}.turns"
-        if recipe.colocate:
+    """Turns need another scorer with the same name of turns, a share of a GPU for each, and engines that sleep."""
+    named = Counter(scorer.turns for scorer in recipe.scorer.values() if scorer.turns)
+    for model, scorer in recipe.scorer.items():
+        key = f"scorer.{model}.turns"
+        if scorer.turns and recipe.colocate:
             return f"{key}: under colocate all engines have one turn and the learner the other; remove one of the two"
-        if len(models) == 1:
-            return f"{key}: no other scorer names {group!r}, to take turns with; name it for another, or remove it"
+        if scorer.turns and named[scorer.turns] == 1:
+            return f"{key}: no other scorer names {scorer.turns!r}; give another the same name, or remove it"
+        if scorer.turns and scorer.hedge_seconds is not None:
+            return (
+                f"scorer.{model}.hedge_seconds: a request that waits for its scorer's turn would be computed twice; "
+                "remove it, or turns"
+            )
+    for models in recipe.scorers_in_turns.values():
         for model in models:
             role, scorer = f"scorer.{model}", recipe.scorer_of(model)
             if scorer.resources.gpus >= 1:

@@ -34,6 +34,7 @@ class PoolMember:
     joining: asyncio.Task[Any] | None = None  # set while it starts
     log: Path | None = None
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one weight load at a time
+    _owed: dict[object, float] = field(default_factory=dict)  # when each unanswered call came, oldest first
     _calls: dict[object, float] = field(default_factory=dict)  # when each call in flight was made, oldest first
     _last_answer: float = 0.0  # when the oldest call in flight was last answered; seconds, monotonic clock
 
@@ -43,8 +44,18 @@ class PoolMember:
 
     @property
     def waits_since(self) -> float | None:
-        """When the oldest call in flight was made, seconds of the monotonic clock; None without one."""
-        return next(iter(self._calls.values()), None)
+        """When the oldest unanswered call came to this member, seconds of the monotonic clock; None without one."""
+        return next(iter(self._owed.values()), None)
+
+    @contextmanager
+    def owing(self) -> Iterator[None]:
+        """Mark a call as unanswered, also while it waits for this member's turn."""
+        call = object()
+        self._owed[call] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._owed[call]
 
     @contextmanager
     def in_flight(self) -> Iterator[Callable[[], float]]:

@@ -39,6 +39,7 @@ class Membership(Sequence[PoolMember]):
         self._transport = startup.transport
         self._members: list[PoolMember] = []
         self._background: set[asyncio.Task[Any]] = set()
+        self._ending: set[PoolMember] = set()  # gone from the role, and their processes not yet ended
         self._start_failure: Exception | None = None  # why the last replacement did not start
         self._final_failure: Exception | None = None
         self._deaths_in_a_row = 0  # since the last answer
@@ -160,8 +161,9 @@ class Membership(Sequence[PoolMember]):
             return
         self._members.remove(member)
         member.serving = False
+        self._ending.add(member)
         if member.leaving:
-            self.in_background(self._transport.kill(member.actors))
+            self.in_background(self._kill(member))
             return
         why = f" ({death})" if death else ""
         self.in_background(self._report_death(member, why))
@@ -219,7 +221,7 @@ class Membership(Sequence[PoolMember]):
         except BaseException as error:
             if member in self:
                 self._members.remove(member)
-            await self._transport.kill(member.actors)
+            await self._kill(member)
             if member.leaving:  # cancelled by a resize, which needs no error
                 return
             if isinstance(error, MemberDied):
@@ -252,13 +254,13 @@ class Membership(Sequence[PoolMember]):
             self._start_failure = RoleFailed(
                 f"{self._role}: {DEATHS_IN_A_ROW} members died one after the other without an answer{why}"
             )
-            self.in_background(self._transport.kill(dead.actors))
+            self.in_background(self._kill(dead))
             self._changed()
             return
         self.in_background(self._kill_and_join(dead, self._add_successor(dead)))
 
     async def _kill_and_join(self, dead: PoolMember, successor: PoolMember) -> None:
-        await self._transport.kill(dead.actors)
+        await self._kill(dead)
         await self._join_as_successor(successor)
 
     async def _join_as_successor(self, successor: PoolMember) -> None:
@@ -268,11 +270,12 @@ class Membership(Sequence[PoolMember]):
             self.notice(str(death))
             self._succeed(successor, f" ({death})")
         except NoPlace as error:
-            if not self.serving():
+            others = [member for member in self if member.actors and not member.leaving]  # they have a place
+            if not others:
                 self._give_up(error)
                 return
             # a node may come back
-            self.notice(f"{error}; it is tried again, and {len(self.serving())} go on")
+            self.notice(f"{error}; it is tried again, and {len(others)} go on")
             again = self._add_successor(successor)
             again.restarts = successor.restarts
             self.in_background(self._join_as_successor(again))
@@ -294,12 +297,25 @@ class Membership(Sequence[PoolMember]):
             self._members.remove(member)
             await self._end(member)
 
+    async def vacated(self) -> None:
+        """Wait until members that are gone have ended: what they held of a GPU is free then."""
+        while self._ending:
+            await asyncio.sleep(POLL_SECONDS)
+
     async def _end(self, member: PoolMember) -> None:
+        self._ending.add(member)
         try:
             await self.startup.stop(member)
         except Exception as error:  # it is killed below in any case
             self.notice(f"{self._role}-{member.number} did not stop by itself: {error or type(error).__name__}")
-        await self._transport.kill(member.actors)
+        await self._kill(member)
+
+    async def _kill(self, member: PoolMember) -> None:
+        self._ending.add(member)
+        try:
+            await self._transport.kill(member.actors)
+        finally:
+            self._ending.discard(member)
 
     def _changed(self) -> None:
         self.changes += 1

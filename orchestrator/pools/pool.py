@@ -1,9 +1,9 @@
 """The pool of one role: sends each call to a member, within its deadline, and replaces a member that dies under it.
 
-A call goes to the least-loaded member if it is free, or waits in line. Of members with other bounds the least loaded
-is the one with the smallest share of its own. A call that is not answered within its
-deadline counts as its member's death. The deadline counts from when the member's earlier calls are answered, so a full
-queue is no hang. `membership` starts and replaces the members.
+A call goes to the least-loaded member if it is free, or waits in line. Where members' bounds differ, the least loaded
+is the one that has used the smallest share of its bound. A call that is not answered within its deadline counts as its
+member's death. The deadline counts from when the member's earlier calls are answered, so a full queue is no hang.
+`membership` starts and replaces the members.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class CallFailed(RoleFailed):
 
 
 class Pool:
-    """The members of one role and the calls to them. `listeners` are called when members or their load change. Calls
-    that members compute are made inside of `turn`."""
+    """The members of one role and the calls to them. `listeners` are called when members or their load change. A
+    call that needs a member's GPU is made inside of `turn`; see weights/scorer_turns.py."""
 
     def __init__(
         self,
@@ -133,10 +133,11 @@ class Pool:
     async def _answer(self, member: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """Call a member to which `load` is already added."""
         try:
-            async with self.turn():
-                with member.in_flight() as since:
-                    refs = self.transport.call(member.lead, method, *args, returns=returns)
-                    value = await self.watch.in_time(method, self.transport.value(refs[-1]), since)
+            with member.owing():
+                async with self.turn():
+                    with member.in_flight() as since:
+                        refs = self.transport.call(member.lead, method, *args, returns=returns)
+                        value = await self.watch.in_time(method, self.transport.value(refs[-1]), since)
             self._note_answer(member, method, load)
             return [*refs[:-1], value]
         except MemberDied as death:
@@ -224,17 +225,23 @@ class Pool:
         return max((now - since for m in self.members if (since := m.waits_since) is not None), default=0.0)
 
     def add_load(self, member: PoolMember, load: int) -> None:
-        if load and not member.load:
+        if load and not member.load and not member.asleep:
             self.clock.begin(member.number)
         member.load += load
 
     def remove_load(self, member: PoolMember, load: int) -> None:
         """Take answered or lost work off a member, and give it to the calls in line if it is free."""
         member.load -= load
-        if load and not member.load:
+        if load and not member.load and not member.asleep:
             self.clock.end(member.number)
         if self.line:
             self._hand_out()
+
+    def note_asleep(self, member: PoolMember, asleep: bool) -> None:
+        """A member sleeps now, or is awake. Asleep it is not busy, whatever waits for it."""
+        if member.load and asleep != member.asleep:
+            (self.clock.end if asleep else self.clock.begin)(member.number)
+        member.asleep = asleep
 
     def _hand_out(self) -> None:
         """Give free members to the calls in line."""

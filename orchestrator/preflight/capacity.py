@@ -17,7 +17,7 @@ from actors.models.model_files import hidden_width, key_values_per_token, layer_
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.places import places
-from configs.roles import Rollout, Scorer
+from configs.roles import Rollout, Scorer, role_of
 from configs.schema import Recipe
 from orchestrator.placement.packing import Bundle, Node, Placed, place
 from orchestrator.pools.layout import Demand, demands
@@ -217,7 +217,7 @@ def _cache(role: str, engine: Rollout | Scorer, key_values: int) -> Comparison:
     there, key = f"the cache has {engine.kv_cache_gib} GiB, room for {available // one}", f"{role}.kv_cache_gib"
     if one > available:
         return Comparison(
-            "short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role}.max_context_tokens"
+            "short", key, asked, there, f"raise it to {ceil(one / GIB)} or lower {role_of(role)}.max_context_tokens"
         )
     remedy = f"vLLM lets what is beyond wait; raise it to {ceil(concurrent * one / GIB)} if responses are that long"
     return Comparison("tight" if concurrent * one > available else "fits", key, asked, there, remedy)

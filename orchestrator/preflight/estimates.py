@@ -200,7 +200,8 @@ def memory_bytes(recipe: Recipe, sizes: Mapping[str, Size], role: str) -> int:
             return _offloaded(student, learner)
         return (state_bytes if learner.resources.gpus else rank_bytes)(student, learner)
     model, engine = engines(recipe).get(role, (STUDENT, None))
-    sleeps = recipe.colocate or model in {m for models in recipe.scorers_in_turns.values() for m in models}
+    in_turns = {f"scorer.{m}" for models in recipe.scorers_in_turns.values() for m in models}
+    sleeps = recipe.colocate or role in in_turns
     if engine is None or (engine.resources.gpus and not sleeps):
         return 0
     cache = engine.kv_cache_gib * GIB if engine.engine == "vllm" and not engine.resources.gpus else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
+from configs.roles import role_of
 from configs.schema import Recipe
 from orchestrator.placement.packing import Placed
 from orchestrator.preflight import estimates
@@ -63,7 +64,8 @@ def _shared_memory(
 ) -> Iterator[Comparison]:
     """One weight file for each vLLM rollout member, and the object store, which lies in shared memory too."""
     by_file = recipe.rollout.engine == "vllm" and not recipe.rollout.direct
-    files = placed.of_role(machine.node.name, "rollout") if by_file else 0
+    here = {name: count for name, count in placed.on(machine.node.name).items() if role_of(name) == "rollout"}
+    files = sum(here.values()) if by_file else 0
     if not files or machine.free is None or machine.free.shared_memory is None:
         return
     need, free = stored + files * plan.file, machine.free.shared_memory
@@ -71,8 +73,9 @@ def _shared_memory(
         f"{counted(files, 'weight file')} of {size(plan.file)} and {size(stored)} in the object store take "
         f"{size(need)} of /dev/shm on {machine.node.name}"
     )
-    remedy = "enlarge /dev/shm or lower rollout.members"
-    yield compared("rollout.members", asked, need, f"{size(free)} are free", free, remedy)
+    key = f"{max(here, key=lambda name: here[name])}.members"
+    remedy = f"enlarge /dev/shm or lower {key}"
+    yield compared(key, asked, need, f"{size(free)} are free", free, remedy)
 
 
 def _memory(recipe: Recipe, sizes: Mapping[str, Size], machine: Machine, placed: Placed) -> Iterator[Comparison]:
@@ -94,7 +97,7 @@ def _one_node(recipe: Recipe, placed: Placed) -> Iterator[Comparison]:
         return
     nodes = sorted({home for bundle, home in placed.pairs if bundle.role in ("rollout", "learner")})
     there = f"rollout and learner are placed on {counted(len(nodes), 'node')} ({', '.join(nodes)})"
-    remedy = "give both roles one node by resources.labels, lower rollout.members, or use nccl"
+    remedy = "give both roles one node by resources.labels, start fewer rollouts, or use nccl"
     yield Comparison("fits" if len(nodes) == 1 else "short", "rollout.carrier", "'ipc' needs one node", there, remedy)
 
 

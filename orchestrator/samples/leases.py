@@ -59,7 +59,7 @@ class Lease:
 
 
 class FreeSlots(NamedTuple):
-    """How many more responses a member can be given now, whether it has none, and `of` how many that it may have."""
+    """`count`: responses that a member can be given now; `idle`: it has none at work; `of`: the most it may have."""
 
     count: int
     idle: bool

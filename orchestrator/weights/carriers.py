@@ -67,5 +67,4 @@ class Directories:
         return Version(number, (self.path(number),))
 
     async def pull(self, version: Version, learner: LearnerGroup, pool: Pool, member: PoolMember) -> int:
-        async with pool.members.apart(member):  # loading may outlast a request's deadline
-            return await pool.call_member(member, "swap", version.number, *version.parts)
+        return await pool.call_member(member, "swap", version.number, *version.parts)

@@ -21,7 +21,7 @@ TURN_SECONDS = 10.0  # a change of turns moves the weights of two models, which 
 @dataclass
 class Rota:
     """Whose turn it is. A turn ends with its last call. Once another pool has waited for `seconds`, no further call
-    enters the turn. Times are seconds of a monotonic clock."""
+    enters the turn, nor does one that would overtake calls of its own pool. Times are seconds of a monotonic clock."""
 
     seconds: float = TURN_SECONDS
     holder: Pool | None = None  # None while the turn changes
@@ -31,7 +31,7 @@ class Rota:
     def enter(self, pool: Pool, now: float) -> bool:
         """Whether a call of the pool may enter the turn. If not, the pool waits."""
         others = (since for other, since in self._waiting.items() if other is not self.holder)
-        if pool is self.holder and now < next(others, now) + self.seconds:
+        if pool is self.holder and pool not in self._waiting and now < next(others, now) + self.seconds:
             self.inside += 1
             return True
         self._waiting.setdefault(pool, now)
@@ -100,6 +100,7 @@ class ScorerTurns:
         try:
             others = [other for other in self._lines if other is not pool]
             await asyncio.gather(*(_sleep(other, m) for other in others for m in other.members if _awake(m)))
+            await asyncio.gather(*(other.members.vacated() for other in others))
             await asyncio.gather(*(self._wake(pool, m) for m in pool.members if m.asleep))
         except Exception as error:
             failure = error
@@ -119,7 +120,7 @@ class ScorerTurns:
 async def wake(pool: Pool, member: PoolMember) -> None:
     """Raises MemberDied after replacing the member."""
     await pool.call_member(member, "wake")
-    member.asleep = False
+    pool.note_asleep(member, False)
 
 
 def _awake(member: PoolMember) -> bool:
@@ -127,6 +128,6 @@ def _awake(member: PoolMember) -> bool:
 
 
 async def _sleep(pool: Pool, member: PoolMember) -> None:
-    with suppress(MemberDied):  # its memory is free then, and its pool replaces it
+    with suppress(MemberDied):  # its pool replaces it
         await pool.call_member(member, "sleep")
-        member.asleep = True
+        pool.note_asleep(member, True)

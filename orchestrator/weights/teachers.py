@@ -54,7 +54,7 @@ class Teachers:
         self._moving = {model: student for model in recipe.scored_with("live")}
         self._moving |= {model: Versions(learner, carrier, model, watch=watch) for model in recipe.scored_with("ema")}
         self._frozen = {
-            model: Versions(learner, Directories(partial(self._directory, model)), model, watch=watch)
+            model: Versions(learner, Directories(partial(self._directory, model)), model, watch=watch, idle=True)
             for model in recipe.scored_with("frozen")
         }
         startups = {model: pools.scorers[model].startup for model in self._frozen}

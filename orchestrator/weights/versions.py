@@ -24,7 +24,8 @@ POLL_SECONDS = 0.2  # between checks of a member that is undecided
 
 class Versions:
     """The current version of the student, or of its average `model`, and how members pull it. `claim` is called with a
-    number before it is published; `watch` checks scorers after a load."""
+    number before it is published; `watch` checks scorers after a load. `idle`: a load may outlast a
+    request's deadline, so a member finishes its work before it."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Versions:
         model: str | None = None,
         claim: Callable[[int], None] = lambda number: None,
         watch: CanaryWatch | None = None,
+        idle: bool = False,
     ) -> None:
         self.current: Version | None = None
         self._learner = learner
@@ -40,6 +42,7 @@ class Versions:
         self._model = model
         self._claim = claim
         self._watch = watch
+        self._idle = idle
 
     async def publish(self, number: int) -> None:
         """Make the learner's weights the current version. Called in the learner's turn."""
@@ -73,8 +76,10 @@ class Versions:
 
     async def _load(self, version: Version, pool: Pool, member: PoolMember, occasion: Occasion = Occasion.LOAD) -> None:
         """Load one version into one member, and check it. Raises as `pull` does, ValueLost, and Undecided."""
-        # the lock lets two pulls load a version once
-        async with self._learner.turns.engine(), pool.turn(), member.loading:
+        # idle before its turn: what it owes may wait for a later one
+        idle = pool.members.apart(member) if self._idle else nullcontext()
+        # `loading`: of two pulls of one version the second finds it loaded
+        async with self._learner.turns.engine(), idle, pool.turn(), member.loading:
             if member not in pool.members:  # it died in an earlier pull: do not begin a transfer
                 raise MemberDied(f"{pool.role}-{member.number} is gone")
             if member.version == version.number:

@@ -252,3 +252,17 @@ def test_of_scorers_that_take_turns_one_counts_against_a_gpu_at_a_time(check: An
     assert code == 2 and "142.2 GiB (scorer.teacher 71.1 GiB, scorer.other 71.1 GiB)" in said, said
     code, said = of(", turns: teachers")
     assert code == 0 and "holds at least 71.1 GiB (scorer." in said, said
+
+
+def test_a_gpu_that_holds_one_of_the_scorers_in_turns_is_counted(check: Any) -> None:
+    """Two members of one scorer beside one of the other: a GPU of three is the teacher's alone."""
+    scorer = "engine: vllm, max_context_tokens: 5120, max_queued_tokens: 4194304, turns: teachers"
+    code, said = check(
+        "opd_1.7b_8b",
+        {},
+        "models.other={path: /shared/models/Qwen3-8B}",
+        "objective.target={teacher: 0.5, other: 0.5}",
+        f"scorer.teacher={{{scorer}, members: 2, resources: {{gpus: 0.6}}}}",
+        f"scorer.other={{{scorer}, members: 1, resources: {{gpus: 0.4}}}}",
+    )
+    assert code == 0 and "holds at least 71.1 GiB (scorer." in said, said

@@ -44,7 +44,8 @@ def _turns(recipe: Recipe, bundles: Sequence[Bundle]) -> Iterator[list[str]]:
     if not recipe.colocate:
         for chosen in product(*recipe.scorers_in_turns.values()):
             asleep = {f"scorer.{m}" for models in recipe.scorers_in_turns.values() for m in models if m not in chosen}
-            yield [role for role in roles if role not in asleep]
+            if awake := [role for role in roles if role not in asleep]:
+                yield awake
         return
     yield from (turn for turn in ([r for r in roles if r == "learner"], [r for r in roles if r != "learner"]) if turn)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -90,7 +91,7 @@ def recipe_for(recipe: Recipe) -> Recipe:
     target = recipe.model_dump(mode="json")["objective"]["target"]
     tree["objective"] = {"target": target, "support": "topk", "topk": TOPK, "end_tokens": objective.end_tokens}
     tree["models"] = {name: tree["models"][name] for name in models}
-    tree["scorer"] = {name: scorer for name, scorer in tree.get("scorer", {}).items() if name in models}
+    tree["scorer"] = _without_lone_turns({n: scorer for n, scorer in tree.get("scorer", {}).items() if n in models})
     for unneeded in ("reward", "evaluate", "checkpoint", "early_stop", "stream_tokens", "autoscale", "on_stale"):
         tree.pop(unneeded, None)
     tree["data"].pop("heldout", None)
@@ -99,6 +100,12 @@ def recipe_for(recipe: Recipe) -> Recipe:
     tree["metrics"] = {"trackers": []}
     tree["run"]["name"] = f"{recipe.run.name}.probe-{time.strftime('%Y%m%d-%H%M%S')}"
     return parse_recipe(tree)
+
+
+def _without_lone_turns(scorers: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scorers' keys; one whose partners in turns are left out has its GPUs to itself."""
+    named = Counter(scorer.get("turns") for scorer in scorers.values())
+    return {name: {k: v for k, v in s.items() if k != "turns" or named[v] > 1} for name, s in scorers.items()}
 
 
 def carry_out_of(asked: Recipe, recipe: Recipe, responses: int, directory: Path, members: MemberSpecs | None) -> int:

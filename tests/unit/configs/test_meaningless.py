@@ -206,7 +206,11 @@ OF_ROLES: dict[str, list[tuple[Changes, str]]] = {
         ),
         (
             IN_TURNS | {"scorer.other": {"turns": "gpus"}},
-            "scorer.teacher.turns: no other scorer names 'gpu', to take turns with; name it for another, or remove it",
+            "scorer.teacher.turns: no other scorer names 'gpu'; give another the same name, or remove it",
+        ),
+        (
+            IN_TURNS | {"scorer.other": {"turns": "gpu", "resources": {"gpus": 0.4}, "hedge_seconds": 5}},
+            "scorer.other.hedge_seconds: a request that waits for its scorer's turn would be computed twice; remove it",
         ),
         (
             IN_TURNS | {"scorer.other": {"turns": "gpu", "resources": {"gpus": 1}}},

@@ -142,6 +142,9 @@ def test_every_member_writes_a_file_into_the_shared_memory_of_its_node() -> None
     (line,) = found("short", {"rollout.members": 4}, machine(free=replace(AMPLE, shared_memory=2 * GIB)))
     assert "4 weight files of 400.0 MiB and 800.0 MiB in the object store take 2400.0 MiB of /dev/shm on a" in line
     assert "2048.0 MiB are free; enlarge /dev/shm or lower rollout.members" in line
+    more = {"rollout.members": 1, "rollout.kinds": {"wide": {"members": 3, "max_concurrent": 8}}}
+    (line,) = found("short", more, machine(free=replace(AMPLE, shared_memory=2 * GIB)))
+    assert "2048.0 MiB are free; enlarge /dev/shm or lower rollout.kinds.wide.members" in line
 
 
 def test_of_many_nodes_the_fullest_is_shown_or_all_that_are_short() -> None:
@@ -284,7 +287,7 @@ def test_each_kind_of_member_is_counted_with_what_it_takes() -> None:
 def test_a_node_with_members_of_a_kind_alone_holds_their_weight_files() -> None:
     little = replace(AMPLE, shared_memory=300 * MIB)
     (line,) = found("short", TWO_KINDS, machine(gpus=3), machine("b", 8, 2, little, **LARGE))
-    assert line.startswith("rollout.members: 1 weight file of 400.0 MiB") and "of /dev/shm on b" in line
+    assert line.startswith("rollout.kinds.wide.members: 1 weight file of 400.0 MiB") and "of /dev/shm on b" in line
 
 
 def test_what_a_kind_lacks_is_said_with_its_key() -> None:

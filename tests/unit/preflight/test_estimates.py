@@ -180,6 +180,21 @@ def test_the_estimated_memory_of_an_actor_follows_its_role() -> None:
     assert asleep == [2 * MIB, 8 * MIB, 0, 14 * MIB], "on GPUs in bfloat16: weights; weights, master copy, moments"
 
 
+def test_of_a_scored_model_the_scorer_in_turns_sleeps_on_the_host_and_its_rollout_does_not() -> None:
+    sizes = {name: Size(2 * MIB, 64, 128) for name in ("student", "teacher", "other")}
+    scorer = {"turns": "gpu", "resources": {"gpus": 0.5}}
+    shared = recipe(
+        objective__target={"teacher": 0.5, "other": 0.5},
+        objective__prefix={"student": 0.5, "teacher": 0.5},
+        objective__support="topk",
+        models__other={"path": "/none"},
+        scorer={"teacher": scorer, "other": scorer},
+        teacher_rollout__resources={"gpus": 1},
+    )
+    roles = ("scorer.teacher", "scorer.other", "teacher_rollout")
+    assert [estimates.memory_bytes(shared, sizes, role) for role in roles] == [4 * MIB, 4 * MIB, 0]
+
+
 def test_a_models_sizes_come_from_its_headers(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

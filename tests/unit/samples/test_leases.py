@@ -146,7 +146,9 @@ def test_in_the_long_run_each_source_writes_its_fraction_of_the_groups(shares: d
     fractions = {name: share / total for name, share in shares.items()} if sum(shares.values()) else {"student": 1.0}
     counts = Counter(source_of(i, fractions, seed) for i in range(groups))
     for source, fraction in fractions.items():
-        assert abs(counts[source] / groups - fraction) < 5 * (fraction * (1 - fraction) / groups) ** 0.5 + 1e-9
+        spread = (groups * fraction * (1 - fraction)) ** 0.5
+        rare = 12 if 0 < fraction < 1 else 0  # of few events a handful more is no wonder
+        assert abs(counts[source] - groups * fraction) < 5 * spread + rare + 1e-6
 
 
 def test_a_source_follows_from_index_fractions_and_seed_alone() -> None:

@@ -91,6 +91,17 @@ def test_the_recipe_of_a_probe_has_the_student_write_and_the_teachers_say_their_
     assert found.rollout.members == asked.rollout.members
 
 
+def test_a_scorer_whose_partner_in_turns_is_not_probed_takes_none(tmp_path: Path) -> None:
+    scorer = {"turns": "gpu", "resources": {"gpus": 0.5}}
+    asked = recipe(
+        tmp_path,
+        models={"ref": {"path": "/none"}},
+        scorer={"teacher": scorer, "ref": scorer},
+    )
+    found = recipe_for(asked)
+    assert found.scorer["teacher"].turns is None and not found.scorers_in_turns
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_with_a_teacher_can_be_probed(file: Path) -> None:
     asked = load_recipe(file)

@@ -4,23 +4,34 @@ its sleep, and the run learns what it learns without turns. `Rota` alone: nobody
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
 
+from actors.member import Member
 from actors.simulated.members import SimulatedScorer, Speeds
+from configs.roles import Resources
 from configs.schema import Recipe
 from orchestrator.pools.layout import MemberSpecs
+from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.telemetry import MemberClock
 from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.surface.outcome import first_of
 from orchestrator.weights.canary_watch import TeacherWrong
+from orchestrator.weights.carriers import Directories, Version
 from orchestrator.weights.scorer_turns import Rota, ScorerTurns
+from orchestrator.weights.turns import OwnGpus
+from orchestrator.weights.versions import Versions
 from tests.unit import simulation
+from tests.unit.own_time import in_own_time
 from tests.unit.runs.several_models import HELDOUT, OTHER, PROMPTS
 from tests.unit.simulation import MEMBER, Simulation, learned, metrics, recipe, simulated, stop_at
 
@@ -101,9 +112,10 @@ def noted_scorers(speeds: Speeds) -> MemberSpecs:
 
 
 class Transport(LocalTransport):
-    """A killed member holds no memory."""
+    """A killed member holds no memory once it has ended."""
 
     async def kill(self, actors: Sequence[Any]) -> None:
+        await asyncio.sleep(0.02)
         Noted.awake.difference_update(actors)
         await super().kill(actors)
 
@@ -225,10 +237,41 @@ def test_a_run_without_turns_wakes_what_an_earlier_one_left_asleep(tmp_path: Pat
     assert learned(tmp_path / "second") == apart(tmp_path, MIXED)
 
 
+@pytest.mark.parametrize("how", ["hangs", "leaves", "leaves while it starts"])
+def test_no_model_wakes_before_those_that_are_gone_have_ended(how: str, tmp_path: Path) -> None:
+    """A member is killed because it does not answer, or leaves when the role gets smaller."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def scaled(run: Run, line: Any) -> None:
+        if how != "hangs" and line["step"] in (2, 4):
+            members, task = run.pools.scorers["teacher"].members, asyncio.create_task
+            if how == "leaves":
+                tasks.append(task(members.resize(1 if line["step"] == 2 else 2)))
+            else:
+                tasks.extend((task(members.resize(3)), task(members.resize(2))))
+
+    async def never(*_: Any) -> None:
+        await asyncio.sleep(3600)
+
+    def hang(member: Noted) -> None:
+        member.score = never  # type: ignore[method-assign, assignment]
+
+    if how == "hangs":
+        Noted.when = {"finish teacher": hang, "finish other": hang}
+    run = turned(tmp_path, ROUTED, {"deadlines": {"score": 0.5}}, on_step=scaled)
+    assert run.go() == DONE
+    assert not Noted.faults and not Noted.when and Noted.changes > 4
+    assert learned(tmp_path) == apart(tmp_path, ROUTED)
+
+
+class Nobody(tuple[PoolMember, ...]):
+    async def vacated(self) -> None: ...
+
+
 class Memberless:
     """A pool of nobody."""
 
-    members = ()
+    members = Nobody()
 
 
 def test_a_call_that_is_cancelled_in_line_holds_nobody_up() -> None:
@@ -256,6 +299,103 @@ def test_a_call_that_is_cancelled_in_line_holds_nobody_up() -> None:
 
     for iterations in range(4):
         assert asyncio.run(work(iterations))[-2:] in ([0, 1], [1, 0])
+
+
+class Slow(Member):
+    """Takes its seconds for a request, for a ping and for other weights."""
+
+    pings = 0.0
+
+    async def start(self) -> None: ...
+
+    async def ping(self) -> int:
+        await asyncio.sleep(self.pings)
+        return 0
+
+    async def score(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def swap(self, version: int, model: str) -> int:
+        await asyncio.sleep(1.0)
+        return version
+
+    async def sleep(self) -> None: ...
+
+    async def wake(self) -> None: ...
+
+
+async def _two_in_turns() -> tuple[Pool, Pool, Versions]:
+    """Two pools of one member that take turns, and versions of the first one's model."""
+
+    async def woken(pool: Pool, member: PoolMember) -> None: ...
+
+    place = Resources(cpus=1.0, threads=1)
+    first, second = (
+        Pool(role, LocalTransport(), lambda number: GangSpec("x", Slow, ((),), place)) for role in ("first", "second")
+    )
+    turns = ScorerTurns((first, second), woken)
+    for pool in (first, second):
+        pool.turn = pool.startup.starting = partial(turns.of, pool)
+        pool.clock = MemberClock(asyncio.get_running_loop().time)
+        await pool.members.start(1)
+    learner = SimpleNamespace(turns=OwnGpus(), publish=None)
+    versions = Versions(cast(Any, learner), Directories(str), idle=True)
+    versions.current = Version(1, ("new",))
+    return first, second, versions
+
+
+def test_a_model_is_loaded_though_a_call_to_its_member_waits_for_a_later_turn() -> None:
+    """The call was routed to the member; while the member was asked whether it lives, another model waited so long that
+    no call enters any more."""
+
+    async def story() -> int:
+        first, second, versions = await _two_in_turns()
+        member = first.members[0]
+        member.actors[0].pings = 12.0
+        calls = [asyncio.create_task(first.call("score", 1.0))]
+        await asyncio.sleep(1.0)
+        calls += [asyncio.create_task(versions.pull(first, member)), asyncio.create_task(second.call("score", 1.0))]  # type: ignore[list-item]
+        async with asyncio.timeout(100.0):
+            await asyncio.gather(*calls)
+        return member.version
+
+    assert in_own_time(story()) == 1
+
+
+def test_nobody_waits_for_ever_behind_one_who_no_longer_waits() -> None:
+    async def story() -> int:
+        first, second, versions = await _two_in_turns()
+        member = first.members[0]
+        calls = [asyncio.create_task(first.call("score", 30.0))]
+        await asyncio.sleep(1.0)
+        gone = asyncio.create_task(second.call("score", 1.0))
+        await asyncio.sleep(11.0)
+        calls.append(asyncio.create_task(first.call("score", 1.0)))  # the other has waited for more than ten seconds
+        await asyncio.sleep(1.0)
+        gone.cancel()
+        await asyncio.sleep(1.0)
+        calls.append(asyncio.create_task(versions.pull(first, member)))  # type: ignore[arg-type]
+        async with asyncio.timeout(100.0):
+            await asyncio.gather(*calls)
+        return member.version
+
+    assert in_own_time(story()) == 1
+
+
+def test_a_member_that_sleeps_is_not_busy_and_what_it_owes_is_late() -> None:
+    async def story() -> tuple[float, float, float]:
+        first, second, _ = await _two_in_turns()
+        calls = [asyncio.create_task(second.call("score", 8.0))]
+        await asyncio.sleep(0.5)
+        calls.append(asyncio.create_task(first.call("score", 2.0)))
+        await asyncio.sleep(5.0)
+        late = first.oldest_call(time.monotonic())
+        await asyncio.gather(*calls)
+        return first.clock.total(), second.clock.total(), late
+
+    busy, other, late = in_own_time(story())
+    assert busy == pytest.approx(2.0, abs=0.5) and other == pytest.approx(8.0, abs=0.5)
+    assert late == pytest.approx(5.0, abs=0.5)
 
 
 # --- whose turn it is ---
@@ -294,3 +434,13 @@ def test_a_pool_that_gave_up_waiting_has_no_turn() -> None:
     assert not rota.enter(A, 0.0) and not rota.enter(B, 1.0)
     rota.forget(A)
     assert rota.next() is B
+
+
+def test_a_call_does_not_overtake_those_of_its_pool_that_wait() -> None:
+    rota = Rota(seconds=10.0)
+    rota.begin(A, 1)
+    assert not rota.enter(B, 0.0) and not rota.enter(A, 11.0)
+    rota.forget(B)
+    assert not rota.enter(A, 12.0), "nobody else waits, and one of its own does"
+    rota.inside = 0
+    assert rota.next() is A
