@@ -22,11 +22,11 @@ OF_KINDS: dict[str, list[tuple[Changes, str]]] = {
     "_kinds_without_gpus": [
         (
             GPU | {"rollout.kinds": {"slow": {"resources": {"gpus": 0}}}},
-            "rollout.kinds.slow.resources.gpus: 0 beside rollout.resources.gpus: 1: all members of a role have one dtype",
+            "rollout.kinds.slow.resources.gpus: 0 beside rollout.resources.gpus: 1: all members",
         ),
         (
             {"scorer.teacher.kinds": {"fast": {"resources": {"gpus": 0.5}}}},
-            "scorer.teacher.kinds.fast.resources.gpus: 0.5 beside scorer.teacher.resources.gpus: 0: all members of a role",
+            "scorer.teacher.kinds.fast.resources.gpus: 0.5 beside scorer.teacher.resources.gpus: 0: all members",
         ),
     ],
     "_kinds_in_turns": [
