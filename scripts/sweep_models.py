@@ -33,11 +33,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "falcon_h1": {"lm_head_multiplier": 0.04},
     "gemma4_text": {"final_logit_softcapping": 30.0},
     "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": _HYBRID * 2},
-    "hunyuan_v1_dense": {"rope_parameters": _ROPE},
-    "hunyuan_v1_moe": {"rope_parameters": _ROPE},
+    "hunyuan_v1_dense": {"rope_parameters": _ROPE, "head_dim": 128},
+    "hunyuan_v1_moe": {"rope_parameters": _ROPE, "head_dim": 128},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
-    "ministral": {"rope_parameters": _ROPE},
+    "ministral": {"rope_parameters": _ROPE, "head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
 

@@ -202,7 +202,9 @@ def _served(recipe: Recipe, model: str) -> str:
 def _learner_name(recipe: Recipe) -> str:
     learner = recipe.learner
     adapters = "" if learner.lora is None else f", adapters of rank {learner.lora.rank}"
-    return f"deepspeed ZeRO-{learner.zero_stage}, {learner.dtype}{adapters}"
+    stage, asked = learner.deepspeed_stage, learner.zero_stage
+    why = "" if stage == asked else f" (zero_stage: {asked} would add {learner.dtype} gradients up in {learner.dtype})"
+    return f"deepspeed ZeRO-{stage}{why}, {learner.dtype}{adapters}"
 
 
 def _model_folder(key: str, path: str, weights: bool = True) -> Path:

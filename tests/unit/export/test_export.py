@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def test_it_loads_with_transformers_and_is_the_trained_model(run: Path, tmp_path
     assert AutoTokenizer.from_pretrained(out, **loads).chat_template
     assert GenerationConfig.from_pretrained(out).eos_token_id is not None
     assert not (tmp_path / "out.partial").exists() and list(out.glob("*.safetensors"))
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in out.rglob("*"):  # safetensors ignores the umask
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_the_card_names_base_licence_data_and_numbers_and_no_folder(run: Path, tmp_path: Path) -> None:

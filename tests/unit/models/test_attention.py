@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,44 @@ def test_a_model_whose_layers_do_not_hear_of_the_bounds_keeps_its_mask(monkeypat
     assert deaf.handling.packs and not deaf.handling.apart
     assert deaf.gaps.apart is not None and deaf.gaps.apart > 0.1, "the leak shows"
     assert model.config._attn_implementation == "sdpa", "the probe leaves the model as it was"
+
+
+class Told(nn.Module):
+    """A body whose layers take every kind of bounds; it notes them."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int = 0,
+        max_length_k: int = 0,
+        seq_idx: Tensor | None = None,
+    ) -> Any:
+        self.bounds = [cu_seq_lens_q, cu_seq_lens_k, seq_idx]
+        self.longest = [max_length_q, max_length_k]
+        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 4))
+
+
+class Untold(nn.Module):
+    """A body that takes tokens alone."""
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 4))
+
+
+def test_bodies_get_the_bounds_that_they_take() -> None:
+    """On a CPU no kernel reads those of linear attention and of convolutions."""
+    told = Told()
+    batch = causal_lm.pack(PAIRS)
+    model, deaf = (SimpleNamespace(base_model_prefix="body", body=body) for body in (told, Untold()))
+    causal_lm.hidden_states(deaf, batch, Handling())
+    causal_lm.hidden_states(model, batch, Handling())
+    bounds, rows = [0, 21, 48, 53], [[0] * 21 + [1] * 27 + [2] * 5]
+    assert [found.tolist() for found in told.bounds if found is not None] == [bounds, bounds, rows]
+    assert told.longest == [27, 27]
+    causal_lm.hidden_states(model, causal_lm.pack(PAIRS, False), Handling())
+    assert told.bounds == [None] * 3, "padded rows have one sequence each"
 
 
 @pytest.mark.parametrize(("name", "why"), [("gpt_oss", "no sdpa"), ("falcon_h1", "convolutions leak")])

@@ -17,6 +17,7 @@ from configs.roles import Learner
 from configs.schema import SHOWN, Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size
+from orchestrator.preflight.files import describe_layout
 from tests.unit.recipes import loaded
 
 MIB, GIB = 2**20, 2**30
@@ -193,6 +194,16 @@ def test_of_a_scored_model_the_scorer_in_turns_sleeps_on_the_host_and_its_rollou
     )
     roles = ("scorer.teacher", "scorer.other", "teacher_rollout")
     assert [estimates.memory_bytes(shared, sizes, role) for role in roles] == [4 * MIB, 4 * MIB, 0]
+
+
+def test_the_layout_names_the_zero_stage_that_runs_and_why_it_is_another() -> None:
+    def learner(**keys: Any) -> str:
+        return next(row[-1] for row in describe_layout(recipe(**keys)) if row[0] == "learner")
+
+    assert learner(learner__dtype="float32") == "deepspeed ZeRO-0, float32"
+    assert learner(learner__dtype="bfloat16", learner__zero_stage=3) == "deepspeed ZeRO-3, bfloat16"
+    said = "deepspeed ZeRO-2 (zero_stage: 0 would add bfloat16 gradients up in bfloat16), bfloat16"
+    assert learner(learner__dtype="bfloat16") == said
 
 
 def test_a_models_sizes_come_from_its_headers(tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ class Recording:
         self.batches: list[tuple[str, ...]] = []
         self.asked: list[ScoreRequest] = []
         self.logprobs: dict[str, list[float]] = {}
+        self.entropy_sum: float | None = None
 
     async def score(self, items: Sequence[Item], request: ScoreRequest) -> list[Score]:
         self.batches.append(tuple(item.uid for item in items))
         self.asked.append(request)
         known = [self.logprobs.get(item.uid, [-0.5] * len(item.new_ids)) for item in items]
-        return [Score(item.uid, np.array(row, np.float32)) for item, row in zip(items, known, strict=True)]
+        rows = [np.array(row, np.float32) for row in known]
+        return [Score(i.uid, row, entropy_sum=self.entropy_sum) for i, row in zip(items, rows, strict=True)]
 
     def stop(self) -> None: ...
 
@@ -236,3 +238,16 @@ def test_a_renewed_scorer_has_no_scores_of_the_run_before(engine: Recording) -> 
         return counts
 
     assert asyncio.run(story()) == [1, 1, 2]
+
+
+def test_scores_that_no_working_model_gives_are_told_of_with_the_batch(engine: Recording) -> None:
+    """Equal log-probs; then unlike ones of a nearly uniform model."""
+    rows = [replace(response(uid, 30), response_ids=list(range(40, 69))) for uid in "ab"]
+    ((_, header),) = scored((rows, SAMPLED))
+    assert header.suspicion == "all 58 log-probs are -0.5000"
+    engine.logprobs = {uid: [-4.6 - 0.001 * i for i in range(29)] for uid in "ab"}
+    ((_, header),) = scored((rows, SAMPLED))
+    assert not header.suspicion, "an engine without entropies"
+    engine.entropy_sum = 29 * 4.6
+    ((_, header),) = scored((rows, SAMPLED))
+    assert header.suspicion.startswith("its mean entropy is 4.6000 nats, and log 100 is 4.6052")

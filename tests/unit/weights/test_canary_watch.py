@@ -33,7 +33,7 @@ class Ward:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.members: list[SimulatedScorer] = []
         self.ill: dict[int, float] = {}  # by number: nats that are added to whatever it gives
-        self.wakes: dict[int, int] = {}
+        self.repeats: list[bool] = []  # whether each reading was to be repeated in other batches
         self.on_wake: Callable[[int], None] = lambda number: None
         self.born: Callable[[int], None] = lambda number: None
         make, ask = SimulatedScorer.__init__, SimulatedScorer.canary
@@ -44,6 +44,7 @@ class Ward:
             self.born(len(self.members) - 1)
 
         async def asked(scorer: SimulatedScorer, *args: Any) -> list[list[float]]:
+            self.repeats.append(args[1])
             by, readings = self.ill.get(self.members.index(scorer), 0.0), await ask(scorer, *args)
             return [off(scorer._version * 0.5 + by, reading) for reading in readings]
 
@@ -98,6 +99,7 @@ def test_right_scorers_are_never_replaced(tmp_path: Path, ward: Ward, objective:
     simulation = Simulation(recipe(tmp_path, models=models))
     assert simulation.go() == DONE
     assert numbers(simulation) == [0, 1] and not [n for n in simulation.notices if "fixed texts" in n]
+    assert ward.repeats[0] and not ward.repeats[-1], "what other batches change is measured once"
 
 
 def test_a_half_loaded_replica_is_replaced_before_it_scores(tmp_path: Path, ward: Ward) -> None:
