@@ -120,7 +120,7 @@ CASES = {
             Gain("task.avg@4", "02-both", "02-both"),
             Gain("heldout.reverse_kl", "02-both", "02-both", less=True),
         ),
-        {"evaluate.sets.task": rewarded("dense_plus_outcome", "both"), "stages.both.learner.optimizer.lr": 2e-3},
+        {"evaluate.sets.task": rewarded("dense_plus_outcome", "both"), "stages.both.learner.optimizer.lr": 1e-3},
     ),
     "minimal_edit": Case(
         (
@@ -134,6 +134,7 @@ CASES = {
             "evaluate.sets.repairs.samples_per_prompt": 2,
             "stages.warm.run.steps": 1,
             "stages.warm.learner.optimizer.lr": 2e-4,
+            "stages.rl.run.steps": 48,
             "stages.rl.learner.optimizer.lr": 1e-3,
         },
         _repairs,
