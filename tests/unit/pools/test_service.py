@@ -107,22 +107,23 @@ def test_a_call_answered_in_time_is_not_hedged() -> None:
     async def story() -> None:
         workers = pool({}, hedge=1.0)
         await workers.members.start(2)
-        assert await workers.call("work") == [0]
+        assert await workers.call("work", patience="once") == [0]
         assert [m.lead.asked for m in workers.members] == [1, 0]
 
-    asyncio.run(story())
+    in_own_time(story())
 
 
 def test_the_slow_member_answers_when_the_hedge_dies() -> None:
     async def story() -> None:
         workers = pool({0: 0.1, 1: 5.0}, hedge=0.01)
         await workers.members.start(2)
-        call = asyncio.create_task(workers.call("work"))
+        call = asyncio.create_task(workers.call("work", patience="once"))
         await asyncio.sleep(0.05)
+        assert [m.lead.asked for m in workers.members] == [1, 1]
         await workers.transport.kill(workers.members[1].actors)
         assert await call == [0]
 
-    asyncio.run(story())
+    in_own_time(story())
 
 
 def test_a_member_that_misses_a_deadline_is_replaced() -> None:
@@ -132,7 +133,7 @@ def test_a_member_that_misses_a_deadline_is_replaced() -> None:
         assert await workers.call("work") == [1], "the replacement answers"
         assert workers.members.restarts == 1
 
-    asyncio.run(story())
+    in_own_time(story())
 
 
 @pytest.mark.parametrize("load", [0, 1])
@@ -203,7 +204,7 @@ def test_a_member_that_hangs_in_its_first_call_counts_as_dead_on_start(tmp_path:
         await workers.members.start(1)
         assert await workers.call("work") == [2]
 
-    asyncio.run(story())
+    in_own_time(story())
 
 
 def test_calls_near_each_other_go_to_one_member() -> None:
@@ -223,7 +224,7 @@ def test_a_failed_call_names_the_number_of_dead_members() -> None:
         with pytest.raises(CallFailed, match="worker: work failed on 3 members"):
             await workers.call("work")
 
-    asyncio.run(story())
+    in_own_time(story())
 
 
 def test_nothing_is_leased_while_scorers_are_congested(tmp_path: Path) -> None:
