@@ -168,6 +168,15 @@ def assert_each_once(root: Path, steps: int = STEPS, skipped: Container[str] = (
     assert sorted(rows) == [(uid, prompt) for _, uid, prompt in expected_order(steps) if uid not in skipped]
 
 
+def assert_none_aged(root: Path, bound: int) -> None:
+    """No token that was sampled for a trained response is older than the bound, with loss or without, and none was
+    masked or sampled again to keep to it."""
+    lines = {f"step_{line['step']:06d}": line for line in metrics(root)}
+    assert not any(line["tokens_masked"] or line["samples_aged"] for line in lines.values())
+    ages = {lines[row["step"]]["policy_version"] - 1 - version for row in trained(root) for version in row["versions"]}
+    assert 0 <= min(ages) <= max(ages) <= bound, ages
+
+
 def learned(root: Path) -> list[list[Any]]:
     """What a step learned: all of its metrics but versions, times and what depends on who ran ahead."""
     names = ("step", "loss", "reverse_kl", "grad_norm", "lr", "reward_mean", "response_length", "tokens_trained")

@@ -14,6 +14,7 @@ from tests.unit.simulation import (
     EACH,
     GROUPS,
     STEPS,
+    assert_none_aged,
     expected_order,
     learned,
     metrics,
@@ -116,7 +117,7 @@ def test_a_rollback_restores_the_anchor_under_a_new_version(
     assert batches.weights[failed + 1] == batches.weights[good + 1] != batches.weights[failed]
     versions = [line["policy_version"] for line in metrics(tmp_path)]
     assert versions == [step + (step > failed) for step in range(1, STEPS + 1)], "one more was published, none again"
-    assert max(line["staleness_max"] for line in metrics(tmp_path)) <= bound
+    assert_none_aged(tmp_path, bound)
     after = [v for row in trained(tmp_path) if row["step"] > f"step_{failed:06d}" for v in row["versions"]]
     assert min(after) == failed + 1, "nothing sampled with the weights that were given up is trained"
 

@@ -18,6 +18,7 @@ from tests.unit.runs.deaths import VISIBLE, Assassin, has_yielded, kill_when, lo
 from tests.unit.simulation import (
     Simulation,
     assert_each_once,
+    assert_none_aged,
     expected_order,
     learned,
     metrics,
@@ -38,7 +39,7 @@ def test_a_rollout_that_dies_in_mid_lease_is_leased_again(tmp_path: Path, bound:
     assert {row["attempt"] for row in rows} == {0, 1}
     assert pool is not None and pool.members.restarts == 1 and len(pool.members.serving()) == 2
     assert pool.retries == sum(row["attempt"] for row in rows)
-    assert max(line["staleness_max"] for line in metrics(tmp_path)) <= bound
+    assert_none_aged(tmp_path, bound)
 
 
 def test_blocks_that_a_dying_rollout_yielded_are_kept(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_blocks_that_a_dying_rollout_yielded_are_kept(tmp_path: Path) -> None:
 def test_a_replacement_serves_the_current_version(tmp_path: Path) -> None:
     alone = recipe(tmp_path, rollout={"members": 1})
     assert Simulation(alone, Assassin("rollout", has_yielded), speeds=VISIBLE).go() == DONE
-    assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
+    assert_none_aged(tmp_path, 0)
 
 
 @pytest.mark.parametrize("role", ["scorer.teacher", "reward"])

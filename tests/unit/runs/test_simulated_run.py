@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ import pytest
 
 from actors.metrics import STEP_METRICS
 from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
-from actors.wire.records import ScoreHeader, unpack_samples
+from actors.wire.records import Request, ScoreHeader, unpack_samples
 from orchestrator.pools.transport import LocalTransport
 from orchestrator.run import DONE
 from orchestrator.samples.prompts import PromptStream
 from tests.unit.simulation import (
+    EACH,
     HELDOUT,
     STEPS,
     TRAIN,
     Simulation,
     assert_each_once,
+    assert_none_aged,
     expected_order,
     learned,
     metrics,
@@ -149,15 +151,26 @@ def test_no_member_samples_before_it_has_pulled(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(SimulatedRollout, "load", load_late)
     assert Simulation(recipe(tmp_path)).go() == DONE
-    assert {line["staleness_max"] for line in metrics(tmp_path)} == {0}
+    assert_none_aged(tmp_path, 0)
 
 
-def test_a_slow_rollout_is_not_dropped_and_delays_no_other(tmp_path: Path) -> None:
-    slow = Speeds(rollout=1e-3, learn=1e-5)
-    assert Simulation(recipe(tmp_path, max_staleness=1), speeds=slow).go() == DONE
+def test_a_slow_rollout_is_not_dropped_and_delays_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes a minute a token, the second a second; two responses at a time."""
+    write, given = SimulatedRollout.write, dict[SimulatedRollout, list[str]]()
+
+    async def counted(self: SimulatedRollout, request: Request, *arguments: Any) -> AsyncIterator[Any]:
+        given.setdefault(self, []).append(request.uid)
+        self._seconds = 60.0 if self is next(iter(given)) else 1.0
+        async for row in write(self, request, *arguments):
+            yield row
+
+    monkeypatch.setattr(SimulatedRollout, "write", counted)
+    settings = recipe(tmp_path, max_staleness=1, on_stale="wait", rollout={"max_concurrent": EACH})
+    assert Simulation(settings).go_in_own_time() == DONE
     assert_each_once(tmp_path)
-    assert sum(line["samples_dropped"] for line in metrics(tmp_path)) == 0
-    assert all(line["seconds_wait"] > 0 for line in metrics(tmp_path))
+    assert_none_aged(tmp_path, 1)
+    slow, fast = (len([uid for uid in uids if not uid.startswith("9")]) for uids in given.values())
+    assert 0 < 4 * slow < fast
 
 
 def test_every_response_is_scored_and_rewarded_the_moment_it_ends(

@@ -21,7 +21,7 @@ from orchestrator.scaling.autoscale import GROW_AFTER
 from orchestrator.scaling.elastic import JUDGED_EVERY, Elastic
 from orchestrator.surface.status import status_of
 from tests.unit.own_time import OwnTime
-from tests.unit.simulation import EACH, Simulation, metrics, recipe, trained
+from tests.unit.simulation import EACH, Simulation, assert_none_aged, metrics, recipe, trained
 
 PROMPTS = 6  # groups a step
 GROUP_SECONDS = 4.0  # a rollout writes one group at a time, and nobody else takes any time
@@ -137,7 +137,7 @@ def test_throughput_follows_one_three_one_rollouts_within_a_batch(
             assert groups == {0: 2, 1: 2, 2: 2}
         elif step > shrunk + 1 + bound:
             assert len(groups) == 1
-    assert max(line["staleness_max"] for line in lines) <= bound
+    assert_none_aged(tmp_path, bound)
     assert [m.number for m in live.pools["rollout"].members] == [0]
 
 
