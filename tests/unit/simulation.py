@@ -69,7 +69,7 @@ def simulated(speeds: Speeds) -> MemberSpecs:
     )
 
 
-def recipe(root: Path, **changes: Mapping[str, Any] | int) -> Recipe:
+def recipe(root: Path, **changes: Mapping[str, Any] | int | str) -> Recipe:
     """A small recipe; `changes` are merged one level deep."""
     tree: dict[str, Any] = {
         "run": {"name": "sim", "root": str(root), "steps": STEPS, "seed": 5},

@@ -104,8 +104,10 @@ def test_a_member_that_leaves_between_grant_and_lease_is_no_failure(tmp_path: Pa
 
         stage.leases.grant = grant_and_leave  # type: ignore[method-assign]
 
-    assert Simulation(recipe(tmp_path), leave_once).go() == DONE
+    simulation = Simulation(recipe(tmp_path), leave_once)
+    assert simulation.go() == DONE
     assert order_of(trained(tmp_path)) == expected_order()
+    assert simulation.pools.rollout is not None and simulation.pools.rollout.members.restarts == 1
 
 
 def test_a_rollout_that_cannot_be_replaced_ends_the_run(tmp_path: Path) -> None:

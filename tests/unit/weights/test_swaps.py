@@ -228,6 +228,7 @@ def test_idle_members_lost_with_their_node_do_not_count_against_a_directory(
 
     simulation.run.roles.teachers.follow = follows  # type: ignore[method-assign]
     assert simulation.go() == DONE
+    assert simulation.pools.scorers["teacher"].members.restarts >= DEATHS
     assert scored_by(batches) == {1: {0}, 2: {0}, 3: {3}, 4: {3}, 5: {3}, 6: {3}}
     assert set(serving(simulation)) == {3}
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.learning.learner import Learner
 from actors.rollout.rollout import Rollout
+from actors.simulated.members import SimulatedScorer
 from configs.roles import Deadlines
 from orchestrator.run import DONE, Run
 from orchestrator.weights.carriers import Carrier
@@ -153,21 +155,40 @@ def test_a_learner_that_fails_in_a_transfer_is_built_anew_or_lets_go(
     made.on_step = resizing({2: 3})
     assert made.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None)
+    assert not network.fault(end, STEPS), "it has happened"
     assert summary(made)["learner_rebuilds"] == (1 if fate == "dies" else 0)
 
 
-def test_scorers_that_follow_the_student_pull_from_the_object_store(network: Network, tmp_path: Path) -> None:
+@pytest.fixture
+def scorers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Versions that scorers loaded; asserts that each came in buckets, as from the object store."""
+    load, loaded = SimulatedScorer.load, list[int]()
+
+    async def spied(self: SimulatedScorer, version: int, headers: Sequence[Any], *buckets: Any) -> int:
+        assert len(headers) == len(buckets) > 0 and all(isinstance(bucket, np.ndarray) for bucket in buckets)
+        loaded.append(version)
+        return await load(self, version, headers, *buckets)
+
+    monkeypatch.setattr(SimulatedScorer, "load", spied)
+    return loaded
+
+
+def test_scorers_that_follow_the_student_pull_from_the_object_store(
+    network: Network, tmp_path: Path, scorers: list[int]
+) -> None:
     changes = {"models": {"student": {"path": "/none"}, "teacher": {"weights": "live", "system": "Answer: 42."}}}
     made = Simulation(recipe(tmp_path, **changes), carrier=carrier("nccl", stored=True))
     assert made.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None)
+    assert sorted(scorers) == sorted([*range(STEPS + 1)] * 2), "both members, each version once"
 
 
-def test_averages_go_by_the_object_store(network: Network, tmp_path: Path) -> None:
+def test_averages_go_by_the_object_store(network: Network, tmp_path: Path, scorers: list[int]) -> None:
     changes = {"models": {"student": {"path": "/none"}, "teacher": {"weights": "ema", "system": "Answer: 42."}}}
     made = Simulation(recipe(tmp_path, **changes), carrier=carrier("ipc"))
     assert made.go_in_own_time() == DONE
     assert_whole(tmp_path, network, None)
+    assert sorted(scorers) == sorted([*range(STEPS + 1)] * 2), "both members, each version once"
 
 
 def test_an_end_lets_go_by_itself_before_it_counts_as_hung() -> None:

@@ -213,7 +213,7 @@ def test_payloads_and_versions_lost_with_a_node_are_made_again_in_turns(
     monkeypatch.setattr(Learner, "fetch", fetch)
     gpu.befalls[fails] = [nothing] * 5 + [lose]
     assert simulated(tmp_path).go() == DONE
-    assert not gpu.faults
+    assert not gpu.faults and not gpu.befalls[fails], "it was lost"
     again = gpu.lines.count("publish learner") - STEPS - 1
     assert again == (fails == "load rollout")
     if fails == "load rollout":
