@@ -51,10 +51,11 @@ def test_vllms_sender_broadcasts_what_the_source_announced(monkeypatch: pytest.M
     assert all(torch.equal(t.float(), w) for t, w in zip(sent["tensors"], WEIGHTS.values(), strict=True))
 
 
-def test_vllms_sender_refuses_a_student_that_is_not_as_announced() -> None:
+def test_vllms_sender_refuses_a_student_that_is_not_as_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", lambda iterator, **_: [*iterator])
     sender = Sender(0, lambda: [*WEIGHTS.items()][:1])
     sender._group = SimpleNamespace(destroy=lambda: None)
-    with pytest.raises(TransferBroken):  # whatever comes first: the missing tensor, or the missing GPU
+    with pytest.raises(TransferBroken, match=r"yielded 1 parameters but metadata\(\) declared 2"):
         sender.send(LAYOUT, 60.0)
 
 
