@@ -25,6 +25,7 @@ SAME_MODEL = {"support": "sampled"}
 def test_rollout_scorer_and_learner_agree(engines: Engines, engine: str) -> None:
     done = engines.run(engines.recipe(objective=SAME_MODEL, scorer={"teacher": {"engine": engine}}))
     rows = done.samples("step_000001")
+    assert done.code == 0 and len(rows) == 8
     for row in rows:
         np.testing.assert_allclose(row["rollout_logprobs"], row["student_logprobs"], atol=1e-4)
     teacher = _load(engines.models["teacher"])
@@ -66,8 +67,12 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
     recipe = engines.recipe(learner={"optimizer": {"lr": 200.0}}, sampling={"max_response_tokens": 90})
     done = engines.run(recipe)  # leaves version 1 in the rollouts, and its weights in done.directory / "model"
     pool, inputs = engines.pools.rollout, read_inputs(recipe)
+    assert pool is not None
     member = pool.members[0]
-    requests = [Request(f"{i:08d}.000", f"{i:08d}", 0, i, inputs.train[i].ids["student"]) for i in range(8)]
+    requests = [
+        Request(f"{i:08d}.000", f"{i:08d}", 0, i, inputs.train[i].ids["student"], segment_tokens=4) for i in range(8)
+    ]
+    came: list[Any] = []
 
     async def sample_and_load() -> list[Sample]:
         learner = LearnerGroup(recipe, engines.learners[2])
@@ -75,16 +80,20 @@ def test_a_load_in_mid_response_switches_between_two_tokens(engines: Engines) ->
         await learner.start(spec)
         version = await ObjectStore().publish(learner, 2, None)  # the first weights again, under a new number
 
-        async def collect() -> list[Any]:
+        async def collect() -> None:
             pairs = written_in_pool(pool, requests, recipe.sampling, recipe.stream, inputs.end_token_ids)
-            return [await pool.transport.value(payload) async for payload, _ in pairs]
+            async for payload, _ in pairs:
+                came.append(await pool.transport.value(payload))
 
         sampling = asyncio.create_task(collect())
-        await asyncio.sleep(0.15)
+        while not came and not sampling.done():
+            await asyncio.sleep(0.001)
         await pool.call_member(member, "load", version.number, *version.parts)
-        return [s for payload in await sampling for s in unpack_samples(payload)]
+        await sampling
+        return [s for payload in came for s in unpack_samples(payload) if s.finish]
 
     samples = engines.runner.run(sample_and_load())
+    assert len(samples) == len(requests)
     weights = {1: _load(done.directory / "model"), 2: _load(engines.models["student"])}
     switched = [s for s in samples if set(s.versions) == {1, 2}]
     assert switched and all(s.versions == sorted(s.versions) for s in samples)

@@ -86,6 +86,7 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
         sampling={"max_response_tokens": 64},  # long enough to be met at work
         checkpoint={"every": 2},
         max_staleness=1,
+        on_stale="wait",
     )
     killer = Killer()
     done = engines.run(recipe, killer)
@@ -97,7 +98,11 @@ def test_a_kill_of_each_role_loses_nothing_and_leaves_nothing(engines: Engines) 
     assert 0 < len(again) <= killer.owed, "the rollout was at work, and what it had not yielded was sampled again"
     assert [line["step"] for line in done.lines] == list(range(1, STEPS + 1))
     versions = [line["policy_version"] for line in done.lines]
-    assert versions == sorted(set(versions)) and max(line["staleness_max"] for line in done.lines) <= 1
+    assert versions == sorted(set(versions))
+    for line in done.lines:
+        began, rows = line["policy_version"] - 1, done.samples(f"step_{line['step']:06d}")
+        assert all(began - 1 <= version <= began for row in rows for version in row["versions"])
+        assert not line["tokens_masked"] and not line["samples_aged"], "who waits need not leave any out"
     assert (
         done.summary["learner_rebuilds"] == 1
         and {"rollout", "scorer.teacher", "reward"} <= done.summary["restarts"].keys()
