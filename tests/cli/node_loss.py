@@ -74,6 +74,7 @@ async def _run(root: Path, steps: int, nodes: Cluster) -> dict[str, Any]:
         learner=ONE_CPU | {"ranks": 2},
         stream={"coalesce_samples": 64},
         max_staleness=1,
+        on_stale="wait",
     )
     loss = NodeLoss(nodes)
     simulation = Simulation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,12 @@ def test_a_run_is_stopped_as_it_starts_and_as_it_waits(
     assert json.loads((directory / "summary.json").read_text())["exit"] == 3
     assert list((directory / "checkpoints").iterdir()) and not Path(shared_folder("live", str(tmp_path))).exists()
 
-    hurried = _simulated(0.5, "resume", str(directory))
-    _wait_for(lambda: (directory / "control.json").exists(), hurried)
+    began, hurried = time.time(), _simulated(0.5, "resume", str(directory))
+    _wait_for(lambda: json.loads((directory / "status.json").read_text())["time"] > began, hurried)
     session = descendants(hurried.pid)
-    for _ in range(2):
-        hurried.send_signal(signal.SIGINT)
+    hurried.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # else the two are one
+    hurried.send_signal(signal.SIGINT)
     output, _ = hurried.communicate(timeout=60)
     assert hurried.returncode == 3, output
     _wait_for(lambda: not alive(session))
