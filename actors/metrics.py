@@ -87,24 +87,32 @@ STEP_METRICS: dict[str, str] = {
 @dataclass(frozen=True)
 class Exported:
     """A metric that Prometheus gets. `kind`: gauge, or counter (its name then ends with `_total`, which the exporter
-    adds). Every metric has the label `run`; `labels` are the others, each with a closed list of values."""
+    adds). Every metric has the label `run`; `labels` are the others. `values`: of the last of them, where they are the
+    same in every run; the recipe closes those of the others: by its roles, their sizes, its models and rules."""
 
     name: str
     kind: Literal["gauge", "counter"]
     meaning: str
     labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
+
+MEMBER_STATES = ("starting", "loading", "serving", "leaving")
+TIME_SHARES = ("busy", "wait", "idle")
+TOKEN_PHASES = ("generated", "scored", "trained")
+SYNC_PHASES = ("gather", "load", "follow")
+EDGES = ("rollout", "score", "reward", "learn")
+LOST = ("cut", "aged", "dropped")
 
 LABELS: dict[str, str] = {
     "run": "the run's name",
     "role": "a pool of the run: rollout, teacher_rollout, dataset, scorer.<model>, reward, learner",
-    "member": "a member's number in its role",
+    "member": "a member's place in its role, from 0 on; its replacement has the same",
     "teacher": "a scored model of the recipe",
-    "phase": "starting, loading, serving, leaving (of members); busy, wait, idle (of time); generated, scored, trained "
-    "(of tokens); gather, load, follow (of a weight sync)",
-    "edge": "where samples wait: rollout (being sampled), score, reward, learn (in the buffer)",
+    "phase": "a state of members, a share of time, and what was done with tokens, or in a weight sync",
+    "edge": "where samples wait: in rollout they are being sampled, in learn they are in the buffer",
     "component": "a part of the reward: a rule of reward.rules by its name, or model",
-    "reason": "why samples left: cut, aged, dropped",
+    "reason": "why samples left",
 }
 
 PREFIX = "logratio_"  # Ray's exporter puts ray_ before it
@@ -112,7 +120,7 @@ STEP_PREFIX = "step_"  # a number of the last step's line: logratio_step_<name o
 NOT_EXPORTED = ("time", "kl_by_position", "kl_support", "reward_component")  # of STEP_METRICS: no single numbers
 
 FLOW_METRICS: tuple[Exported, ...] = (
-    Exported("members", "gauge", "members of a role by state", ("role", "phase")),
+    Exported("members", "gauge", "members of a role by state", ("role", "phase"), MEMBER_STATES),
     Exported("member_version", "gauge", "version of the weights that a member serves", ("role", "member")),
     Exported(
         "member_load", "gauge", "unanswered work of a member: tokens of scorers, else responses", ("role", "member")
@@ -125,17 +133,20 @@ FLOW_METRICS: tuple[Exported, ...] = (
         ("role",),
     ),
     Exported("learner_rebuilds", "counter", "learners that were rebuilt from a checkpoint"),
-    Exported("time_share", "gauge", "share of a role's member-seconds, last minute: 0 to 1", ("role", "phase")),
-    Exported("queue_depth", "gauge", "samples on an edge, in flight or waiting; on `score` tokens", ("edge",)),
-    Exported("queue_oldest_seconds", "gauge", "age of the oldest of them", ("edge",)),
-    Exported("tokens", "counter", "response tokens", ("phase",)),
-    Exported("samples_lost", "counter", "samples that no step trained as they were", ("reason",)),
+    Exported(
+        "time_share", "gauge", "share of a role's member-seconds, last minute: 0 to 1", ("role", "phase"), TIME_SHARES
+    ),
+    Exported("queue_depth", "gauge", "samples on an edge, in flight or waiting; on `score` tokens", ("edge",), EDGES),
+    Exported("queue_oldest_seconds", "gauge", "age of the oldest of them", ("edge",), EDGES),
+    Exported("tokens", "counter", "response tokens", ("phase",), TOKEN_PHASES),
+    Exported("samples_lost", "counter", "samples that no step trained as they were", ("reason",), LOST),
     Exported("updates_skipped", "counter", "updates not taken, since loss or gradient was not finite"),
     Exported(
         "weight_sync_seconds",
         "counter",
         "wall seconds of weight syncs: the learner's gather, members' loads, scored models that follow",
         ("phase",),
+        SYNC_PHASES,
     ),
     Exported("score_bytes", "counter", "bytes of score payload"),
     Exported("suspicious_tokens", "counter", "response tokens with scores that no working model gives"),

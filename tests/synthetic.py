@@ -92,7 +92,8 @@ def status_of(step: int, steps: int) -> dict[str, Any]:
         "run": "pirate-opd", "step": step, "steps": steps, "version": step, "phase": "training", "exit": None,
         "members": [
             {"name": f"{role}-{i}", "state": "loading" if (role, i) == ("rollout", 2) else "serving",
-             "version": step if role == "rollout" else None, "load": 7.0 * i, "restarts": int(role == "reward")}
+             "version": step if role == "rollout" else None, "load": 7.0 * i, "restarts": int(role == "reward"),
+             "place": i}
             for role, size in sizes.items() for i in range(size)
         ],
         "roles": [

@@ -15,7 +15,8 @@ from typing import Any
 @dataclass(eq=False)
 class PoolMember:
     """A member's state. `load` counts unanswered work in the pool's units: tokens for scorers, responses otherwise.
-    `place` is the number of the first member in its line of replacements; `restarts` counts the deaths in that line.
+    `place` is the smallest number that no other member of the role had when the first member in its line of
+    replacements came; `restarts` counts the deaths in that line.
     `kind`: which of the role's kinds it is of; "": the role's own."""
 
     number: int

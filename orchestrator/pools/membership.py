@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -72,7 +73,7 @@ class Membership(Sequence[PoolMember]):
     async def start(self, size: int, kinds: Mapping[str, int] = MappingProxyType({})) -> None:
         """Start `size` members of the role's own and those of its `kinds` at once. If one fails, end all and raise the
         first error."""
-        wanted = [kind for kind, count in {"": size, **kinds}.items() for _ in range(count)]
+        wanted = [kind for kind, members in {"": size, **kinds}.items() for _ in range(members)]
         joining = [asyncio.ensure_future(self._join_twice(self._add(kind))) for kind in wanted]
         try:
             await asyncio.gather(*joining)
@@ -201,15 +202,19 @@ class Membership(Sequence[PoolMember]):
 
     def _add(self, kind: str = "") -> PoolMember:
         """A member that will join. It counts at once, so that a resize does not start another."""
-        member = PoolMember(self.newest, kind, place=self.newest)
+        taken = {member.place for member in self}
+        member = PoolMember(self.newest, kind, place=next(place for place in count() if place not in taken))
         self.newest += 1
         self._members.append(member)
         return member
 
     def _add_successor(self, dead: PoolMember) -> PoolMember:
-        """A member that will join in the place of a dead one."""
+        """A member that will join in the place of a dead one, or in a free one if that was taken meanwhile."""
+        taken = any(member.place == dead.place for member in self)
         member = self._add(dead.kind)
-        member.restarts, member.place = dead.restarts + 1, dead.place
+        member.restarts = dead.restarts + 1
+        if not taken:
+            member.place = dead.place
         return member
 
     async def _join(self, member: PoolMember) -> None:

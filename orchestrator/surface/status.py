@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from actors.metrics import LOST, TOKEN_PHASES
+
 if TYPE_CHECKING:
     from orchestrator.pools.member import PoolMember
     from orchestrator.run import Run
@@ -60,6 +62,7 @@ def _members(run: Run) -> list[dict[str, Any]]:
             "version": member.version if member.version >= 0 else None,
             "load": member.load,
             "restarts": member.restarts,
+            "place": member.place,
             **({"kind": member.kind} if member.kind else {}),
         }
         for role, pool in run.pools.all().items()
@@ -102,8 +105,8 @@ def _totals(run: Run, elastic: Elastic) -> dict[str, Any]:
     """What counts up: since this process began; faults since the run began."""
     meter = run.meter
     return {
-        "tokens": {phase: meter.total(f"tokens_{phase}") for phase in ("generated", "scored", "trained")},
-        "samples_lost": {reason: meter.total(f"samples_{reason}") for reason in ("cut", "aged", "dropped")},
+        "tokens": {phase: meter.total(f"tokens_{phase}") for phase in TOKEN_PHASES},
+        "samples_lost": {reason: meter.total(f"samples_{reason}") for reason in LOST},
         "weight_sync_seconds": meter.phase_seconds(),
         "score_bytes": meter.total("score_bytes"),
         "suspicious_tokens": meter.total("scores_suspicious"),

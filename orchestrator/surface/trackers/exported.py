@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from actors.metrics import NOT_EXPORTED, STEP_PREFIX
+from actors.metrics import MEMBER_STATES, NOT_EXPORTED, STEP_PREFIX
 
 Value = tuple[str, dict[str, str], float]  # name, labels, value: of a counter the total so far
-
-STATES = ("starting", "loading", "serving", "leaving")
 
 
 def of_step(line: Mapping[str, Any]) -> Iterator[Value]:
@@ -50,14 +48,14 @@ def ages(status: Mapping[str, Any], began: float, stepped: float | None) -> Iter
 def _of_members(members: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> Iterator[Value]:
     states: Counter[tuple[str, str]] = Counter()
     for member in members:
-        role, _, number = member["name"].rpartition("-")
+        role = member["name"].rpartition("-")[0]
         states[role, member["state"]] += 1
-        labels = {"role": role, "member": number}
+        labels = {"role": role, "member": str(member["place"])}
         yield "member_load", labels, member["load"]
         if member["version"] is not None:
             yield "member_version", labels, member["version"]
     for role in roles:
-        for state in STATES:
+        for state in MEMBER_STATES:
             yield "members", {"role": role, "phase": state}, states[role, state]
 
 

@@ -111,6 +111,24 @@ def test_a_pool_grows_and_shrinks_and_a_leaver_finishes_first() -> None:
     asyncio.run(story())
 
 
+def test_a_replacement_has_the_place_of_the_dead_and_a_new_member_the_smallest_free_one() -> None:
+    async def story() -> None:
+        pool = echoes(LocalTransport())
+        await pool.members.start(3)
+        pool.members[2].load = 1  # so that the second one leaves
+        await pool.members.resize(2)
+        async with asyncio.timeout(2):
+            while len(pool.members) > 2:  # who leaves has its place until it is gone
+                await asyncio.sleep(0.001)
+        for _ in range(2):
+            pool.members.replace(next(member for member in pool.members if member.place == 2))
+            await settled(pool, 2)
+        await pool.members.resize(3)
+        assert [(member.number, member.place) for member in pool.members] == [(0, 0), (4, 2), (5, 1)]
+
+    asyncio.run(story())
+
+
 def test_a_leaver_that_dies_is_not_replaced() -> None:
     async def story() -> None:
         transport = LocalTransport()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from actors.metrics import FLOW_METRICS
 from actors.simulated import members
 from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
 from configs.schema import Recipe
@@ -20,6 +21,7 @@ from orchestrator.run import DONE, Run
 from orchestrator.scaling.autoscale import GROW_AFTER
 from orchestrator.scaling.elastic import JUDGED_EVERY, Elastic
 from orchestrator.surface.status import status_of
+from orchestrator.surface.trackers import exported
 from tests.unit.own_time import OwnTime
 from tests.unit.simulation import EACH, Simulation, assert_none_aged, metrics, recipe, trained
 
@@ -269,12 +271,22 @@ def test_status_describes_members_and_roles(tmp_path: Path) -> None:
     assert [member["name"] for member in status["members"]] == [
         *("rollout-0", "scorer.teacher-0", "scorer.teacher-1", "reward-0", "reward-1", "learner-0")
     ]
-    assert status["members"][0] == {"name": "rollout-0", "state": "serving", "version": 6, "load": 0, "restarts": 0}
+    first = {"name": "rollout-0", "state": "serving", "version": 6, "load": 0, "restarts": 0, "place": 0}
+    assert status["members"][0] == first
     assert [role["role"] for role in status["roles"] if role["elastic"]] == ["rollout", "scorer.teacher", "reward"]
     shares = {role["role"]: (role["busy"], role["waiting"]) for role in status["roles"]}
     assert shares["rollout"] == pytest.approx((1.0, 0.0), abs=0.01)
     assert shares["reward"] == pytest.approx((0.0, 1.0), abs=0.01)
     assert shares["learner"] == pytest.approx((0.0, 1.0), abs=0.01)
+
+
+def test_labels_of_a_runs_status_have_the_values_that_are_listed(tmp_path: Path) -> None:
+    live = Live(rollout_bound(tmp_path, 6))
+    assert live.go() == DONE
+    listed = {one.name: one for one in FLOW_METRICS if one.values}
+    for name, labels, _ in exported.of_status(live.seen[-1]):
+        if name in listed:
+            assert labels[listed[name].labels[-1]] in listed[name].values, name
 
 
 # --- members of kinds ---

@@ -30,9 +30,9 @@ STATUS: dict[str, Any] = {
     "steps": 9,
     "ended_early": None,
     "members": [
-        {"name": "rollout-0", "state": "serving", "version": 2, "load": 5, "restarts": 1},
-        {"name": "rollout-1", "state": "starting", "version": None, "load": 0, "restarts": 0},
-        {"name": "scorer.teacher-0", "state": "serving", "version": 0, "load": 77, "restarts": 0},
+        {"name": "rollout-0", "state": "serving", "version": 2, "load": 5, "restarts": 1, "place": 0},
+        {"name": "rollout-4", "state": "starting", "version": None, "load": 0, "restarts": 3, "place": 1},
+        {"name": "scorer.teacher-0", "state": "serving", "version": 0, "load": 77, "restarts": 0, "place": 0},
     ],
     "roles": [
         {"role": "rollout", "restarts": 1, "retries": 7, "busy": 0.75, "waiting": 0.25},
@@ -132,6 +132,7 @@ def test_every_value_that_prometheus_gets_is_defined_with_its_labels() -> None:
     values = [*exported.of_status(STATUS), *exported.of_step(LINE), *exported.ages(STATUS, 900.0, None)]
     for name, labels, _ in values:
         assert tuple(labels) == defined[name].labels, name
+        assert not defined[name].values or [*labels.values()][-1] in defined[name].values, (name, labels)
     assert {label for one in defined.values() for label in one.labels} <= LABELS.keys()
     never_given = defined.keys() - {name for name, _, _ in values} - {"step_median_seconds"}
     assert not never_given, "a metric that is defined and that nothing sets"
@@ -143,6 +144,7 @@ def test_what_prometheus_is_told_of_a_status() -> None:
     assert values["members", "rollout", "serving"] == 1 and values["members", "rollout", "starting"] == 1
     assert values["members", "learner", "leaving"] == 0
     assert values["member_load", "scorer.teacher", "0"] == 77
+    assert values["member_load", "rollout", "1"] == 0, "by its place: each replacement would be a series more"
     assert ("member_version", "rollout", "1") not in values
     assert values["time_share", "learner", "idle"] == pytest.approx(0.3)
     assert values["bottleneck", "rollout"] == 1 and values["bottleneck", "learner"] == 0
