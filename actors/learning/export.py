@@ -20,7 +20,7 @@ def write_model(model: Any, tensors: dict[str, Tensor], others: Iterable[str], s
 
     kept = _read(source, others)
     model.save_pretrained(directory, state_dict=tensors | kept, save_original_format=False)
-    AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(directory)
     config = config_of(source)
     if config.get("model_type") != model.config.model_type:
         whole = _in_dtype(config, str(model.dtype).removeprefix("torch."))

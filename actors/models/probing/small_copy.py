@@ -155,7 +155,7 @@ def _drawn(config: Any, attention: str, seed: int, kind: Any) -> Any:
     small = type(config).from_dict(shrunk(config.to_dict()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind.from_config(small, attn_implementation=attention).to(torch.float32)
+        model = kind.from_config(small, attn_implementation=attention, trust_remote_code=False).to(torch.float32)
         scale_weights(model)
     return model.eval()
 
