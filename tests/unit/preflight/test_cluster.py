@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from configs.load import RecipeError, parse_recipe
+from configs.roles import Resources
+from orchestrator.pools.layout import environment
 from orchestrator.preflight import cluster, survey
 from orchestrator.preflight.environment import job_warnings
 from tests.unit.recipes import SMALLEST
@@ -55,6 +58,16 @@ def test_a_job_is_warned_if_ray_would_kill_it_before_its_checkpoint() -> None:
     (line,) = job_warnings(recipe, job)
     assert "Ray kills a job 3 s after" in line and "RAY_JOB_STOP_WAIT_TIME_S=30" in line
     assert job_warnings(recipe, job | {"RAY_JOB_STOP_WAIT_TIME_S": "30"}) == []
+
+
+def test_a_cluster_and_its_members_report_no_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    with monkeypatch.context() as prepared:
+        prepared.setattr(os, "environ", dict(os.environ))
+        cluster.prepare_local()
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0" and os.environ["RAY_AUTH_MODE"] == "token"
+    assert environment(Resources())["VLLM_NO_USAGE_STATS"] == "1"
 
 
 class Broken(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from actors.simulated.members import SimulatedLearner
 from orchestrator.run import DONE
 from tests.unit.simulation import Simulation, recipe
 
-PRIVATE = {"control.json", "logs"}
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -45,3 +47,13 @@ def test_every_file_of_a_run_has_the_modes_of_the_umask(
     assert {"model.safetensors", "average_ema.safetensors", "summary.json", "metrics.jsonl"} <= {f.name for f in found}
     for path in found:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_a_members_log_is_its_owners_alone(tmp_path: Path) -> None:
+    """Whatever the umask: it may quote prompts and responses."""
+    log = tmp_path / "logs" / "reward-0.log"
+    program = (
+        f"import os; os.umask(0); from actors.member import Member; Member().attach_log({str(log)!r}); print('hi')"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    assert log.read_text() == "hi\n" and log.stat().st_mode & 0o777 == 0o600
