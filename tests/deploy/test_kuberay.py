@@ -199,6 +199,11 @@ def test_autoscaling_leaves_the_learner_its_size() -> None:
     }
 
 
+def test_a_job_that_failed_is_tried_again() -> None:
+    for manifest in (rayjob(), autoscaling(), one("cluster/job.yaml")):
+        assert manifest["spec"]["backoffLimit"] > 0, manifest["metadata"]
+
+
 def test_the_job_is_not_tried_again_after_a_refusal_and_a_stop() -> None:
     job = one("cluster/job.yaml")["spec"]
     (ended,) = [rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]

@@ -14,6 +14,10 @@ from tests.unit.recipes import CROSS_ENTROPY, REMOVED, REWARD_ONLY, loaded, reci
 # --- what a recipe says by itself ---
 
 
+def test_a_recipe_that_names_no_tracker_writes_for_tensorboard() -> None:
+    assert recipe().metrics.trackers == ("tensorboard",)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import RecipeError
+from orchestrator.preflight import files
+from orchestrator.surface.carry_out import carry_out
+from tests.unit.simulation import recipe
+
 ROOT = Path(__file__).parents[3]
 STORY = """
 import contextlib, signal, sys, threading, time
@@ -73,3 +78,19 @@ def test_a_signal_ends_a_run_with_a_message_exit_code_3_and_a_resumable_director
     assert (tmp_path / "sim" / "recipe.yaml").exists()
     if where == "sampling":
         assert json.loads((tmp_path / "sim" / "summary.json").read_text())["exit"] == 3
+
+
+def test_a_job_that_ray_would_kill_before_its_checkpoint_is_warned_as_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable(recipe: object) -> None:
+        raise RecipeError("no prompts")
+
+    monkeypatch.setattr(files, "read_inputs", unreadable)
+    monkeypatch.setattr("orchestrator.surface.carry_out.SIGNALS", ())  # this process's handlers are pytest's
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    (directory := tmp_path / "sim").mkdir()
+    with pytest.raises(RecipeError, match="no prompts"):
+        carry_out(recipe(tmp_path), directory)
+    assert "warning: RAY_JOB_STOP_WAIT_TIME_S" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from orchestrator.surface.submission import (
     mark_stopped,
     recorded_recipe,
     resumed_as,
+    run_directory,
     same_recipe,
     standing,
 )
@@ -120,3 +121,16 @@ def test_a_run_in_a_folder_that_holds_a_recipe_resumes_by_its_own_name(tmp_path:
     assert resumed_as(tmp_path / "live") == "live"
     (tmp_path / "recipe.yaml").write_text("stages: {sft: {run: {steps: 1}}}\n")
     assert resumed_as(tmp_path / "live-01-sft") == tmp_path.name
+
+
+def test_a_relative_root_is_refused_in_a_ray_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is gone with the job."""
+    monkeypatch.delenv("LOGRATIO_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert run_directory("mine", "runs") == tmp_path / "runs" / "mine"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(RecipeError, match=r"^run\.root: runs is relative, .*; set an absolute run\.root$"):
+        run_directory("mine", "runs")
+    assert run_directory("mine", "/shared") == Path("/shared/mine")
+    monkeypatch.setenv("LOGRATIO_RUNS", "/storage")
+    assert run_directory("mine", "runs") == Path("/storage/mine")
