@@ -1,6 +1,7 @@
 """The Kubernetes manifests: valid, consistent with each other, and with the recipe, the requirements and the code.
 
-No package of a registry has KubeRay's schemas, so field names of RayJob and RayCluster are compared with a list here.
+None of PyPI, Debian and npm has KubeRay's schemas, so field names of RayJob and RayCluster are compared with a list
+here.
 """
 
 from __future__ import annotations

@@ -90,6 +90,12 @@ def test_every_key_of_a_recipe_exists() -> None:
     assert not [key for key in dotted - files if not has_key(Recipe, key.split("."))]
 
 
+def test_every_page_says_what_to_change() -> None:
+    pages = {path.parent.name: path.read_text() for path in FILES if path.name == "README.md"}
+    assert pages.keys() == {"docker", "grafana", "kuberay", "prometheus", "skypilot", "slurm"}
+    assert not [name for name, text in pages.items() if not re.search(r"^(## )?What to change(:|$)", text, re.M)]
+
+
 def test_every_path_of_the_repository_exists() -> None:
     paths = named(r"(?<![\w./-])((?:deploy|docker|docs|requirements|scripts|configs)/[\w./-]*\w)")
     assert "deploy/preempt.sh" in paths
