@@ -19,7 +19,7 @@ Evaluations = Mapping[str, Any]
 
 def model_card(title: str, runs: Sequence[tuple[str, Recipe]], base: Base, which: str, found: Evaluations) -> str:
     """The text of a card. `runs`: name and recipe of each run that led to the model, the first one first; `which`: the
-    weights of its last run; `found`: `evaluation` of that run's summary."""
+    weights of its last run; `found`: `evaluation` of that run's summary, whose `after` is of these weights."""
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
@@ -46,6 +46,13 @@ def measured(found: Evaluations) -> Iterator[tuple[str, float, float]]:
     yield from _pairs("", found)
     for name, of_set in (found.get("sets") or {}).items():
         yield from _pairs(f"{name}: ", of_set)
+
+
+def at_step(found: Evaluations, step: int) -> Evaluations:
+    """A run's evaluations, with the one on the way at `step` in place of the last; None where there was none."""
+    (after,) = [line for line in found.get("steps") or () if line["step"] == step][:1] or [None]
+    sets = {name: at_step(of_set, step) for name, of_set in (found.get("sets") or {}).items()}
+    return {"before": found.get("before"), "after": after, "sets": sets}
 
 
 def _pairs(prefix: str, found: Evaluations) -> Iterator[tuple[str, float, float]]:

@@ -13,7 +13,7 @@ from configs.node import STUDENT
 from configs.refusal import RecipeError, looked_at, reason
 from configs.schema import Recipe
 from orchestrator import checkpoint
-from orchestrator.surface.export.card import model_card
+from orchestrator.surface.export.card import at_step, model_card
 from orchestrator.surface.export.lineage import base_of, runs_behind
 from orchestrator.surface.pipelines.folders import BEST_MODEL, MODEL, recorded_pipeline
 from orchestrator.surface.submission import SUMMARY, is_pipeline
@@ -35,7 +35,7 @@ def export(directory: Path, out: Path, step: int | None = None, best: bool = Fal
         for file in base.files:
             shutil.copyfile(file, partial / file.name)
         names = [(folder.name, each) for folder, each in runs]
-        card = model_card(out.name, names, base, which, _evaluation(run) if step is None else {})
+        card = model_card(out.name, names, base, which, _evaluation(run, step, best))
         (partial / "README.md").write_text(card, encoding="utf-8")
         checkpoint.put_in_place(partial, out)
     except (OSError, ValueError) as error:
@@ -80,8 +80,13 @@ def _refuse_taken(out: Path) -> None:
         raise RecipeError(f"{out}: is there already; name a directory that is not")
 
 
-def _evaluation(run: Path) -> Mapping[str, Any]:
+def _evaluation(run: Path, step: int | None, best: bool) -> Mapping[str, Any]:
+    """What the run's summary says of the weights that are exported."""
     try:
-        return json.loads((run / SUMMARY).read_bytes()).get("evaluation") or {}
-    except (OSError, ValueError, AttributeError):
+        summary = json.loads((run / SUMMARY).read_bytes())
+        found = summary.get("evaluation") or {}
+        if best:
+            step = summary["best"]["step"]
+        return found if step is None or step == summary["steps"] else at_step(found, step)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}

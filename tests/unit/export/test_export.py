@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from configs.load import RecipeError, dump_recipe
+from configs.load import RecipeError, dump_recipe, load_recipe
 from orchestrator.surface.export.export import export
 from tests.unit.recipes import loaded
 
@@ -93,6 +95,47 @@ def test_the_card_of_a_chain_has_all_of_its_runs_and_the_base_of_the_first(run: 
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.to_dict()["base_model"] == "tiny-base"
     assert card.text.index("### mine") < card.text.index("### second")
+
+
+def test_the_card_holds_the_recipe_of_each_run_without_defaults_and_folders(run: Path, tmp_path: Path) -> None:
+    second = finished(tmp_path / "runs" / "second", run / "model", run / "model")
+    export(second, tmp_path / "out")
+    training = ModelCard.load(tmp_path / "out" / "README.md").text.split("## Training", 1)[1]
+    found = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", training, re.M | re.S)]
+    assert [recipe["run"]["name"] for recipe in found] == ["mine", "second"]
+    assert [recipe["models"]["student"]["path"] for recipe in found] == ["tiny-base", "model"]
+    whole = load_recipe(run / "recipe.yaml").model_dump(mode="json", exclude_defaults=True)
+    assert found[0]["data"] == whole["data"] | {"prompts": "questions.jsonl"} and "root" not in found[0]["run"]
+    same = ("objective", "batch", "sampling", "learner")
+    assert {key: found[0].get(key) for key in same} == {key: whole.get(key) for key in same}
+
+
+def test_the_best_weights_are_exported_where_they_are_asked_for(
+    run: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(models["student"], run / "model-best")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["evaluation"]["steps"] = [{"step": step, "reverse_kl": 0.25 * step} for step in (1, 2, 3)]
+    summary |= {"steps": 4, "best": {"metric": "heldout.reverse_kl", "mode": "min", "step": 1, "value": 0.25}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert export(run, tmp_path / "best", best=True) == "its best weights by a held-out metric"
+    assert export(run, tmp_path / "last") == "its last weights"
+    for out, folder, other, words, measured in (
+        ("best", "model-best", "model", "its best weights by a held-out metric.", ["| reverse_kl | 1.25 | 0.25 |"]),
+        (
+            "last",
+            "model",
+            "model-best",
+            "its last weights.",
+            ["| reverse_kl | 1.25 | 0.5 |", "| maths: pass@1 | 0.125 | 0.75 |"],
+        ),
+    ):
+        (weights,) = (file.name for file in (tmp_path / out).glob("*.safetensors"))
+        written = (tmp_path / out / weights).read_bytes()
+        assert written == (run / folder / weights).read_bytes() != (run / other / weights).read_bytes()
+        card = (tmp_path / out / "README.md").read_text()
+        assert f"from **tiny-base**: {words}" in card
+        assert re.findall(r"^\| .*\d.* \|$", card, re.M) == measured, "of these weights"
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
