@@ -230,12 +230,15 @@ class Pool:
         member.load += load
 
     def remove_load(self, member: PoolMember, load: int) -> None:
-        """Take answered or lost work off a member, and give it to the calls in line if it is free."""
+        """Take answered or lost work off a member, and give it to the calls in line if it is free. Whoever waits for
+        free slots hears of it: a stage and an evaluation lease to the same members."""
         member.load -= load
         if load and not member.load and not member.asleep:
             self.clock.end(member.number)
         if self.line:
             self._hand_out()
+        if load:
+            self._notify()
 
     def note_asleep(self, member: PoolMember, asleep: bool) -> None:
         """A member sleeps now, or is awake. Asleep it is not busy, whatever waits for it."""

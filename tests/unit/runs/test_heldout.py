@@ -164,3 +164,17 @@ def test_a_person_is_shown_greedy_answers_while_the_evaluation_stays_sampled(
         assert summary(tmp_path)["evaluation"][when]["samples"] == len(many)
     answers = held_out_answers(tmp_path / "sim", str, greedy=True)
     assert len(answers) == SHOWN and all(answer.before and answer.after for answer in answers)
+
+
+def test_an_evaluation_takes_the_slots_that_training_gives_back_also_where_nothing_is_scored(tmp_path: Path) -> None:
+    """All slots of the only member are the next step's as it begins. They come back in one block, and no answer of a
+    scorer follows it."""
+    alone = {
+        "rollout": {"members": 1, "max_concurrent": 8},
+        "stream": {"coalesce_samples": 64},
+        "evaluate": {"every": 1},
+    }
+    rewarded = {"target": "none", "outcome": {"weight": 1.0, "baseline": "rloo"}}
+    simulation = Simulation(recipe(tmp_path, objective=rewarded, **alone))
+    assert simulation.go() == DONE
+    assert len(summary(tmp_path)["evaluation"]["steps"]) == simulation.recipe.run.steps - 1
