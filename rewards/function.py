@@ -85,11 +85,9 @@ async def _all(rule: FunctionRule, call: Callable[..., Any], responses: Sequence
 
 async def _awaited(rule: FunctionRule, call: Callable[..., Any], response: Response) -> Value:
     try:
-        async with asyncio.timeout(rule.seconds) as limit:
-            return number(await call(**_arguments(call, response)))
+        return number(await _within(rule, call(**_arguments(call, response))))
     except (Exception, SystemExit) as error:
-        late = isinstance(error, TimeoutError) and limit.expired()
-        return Rejection(late_by(rule.seconds) if late else described(error))
+        return _rejected(error)
 
 
 def _of_batch(rule: FunctionRule, call: Callable[..., Any], responses: Sequence[Response]) -> list[Value]:
@@ -103,12 +101,26 @@ def _of_batch(rule: FunctionRule, call: Callable[..., Any], responses: Sequence[
             raise ValueError(f"it returned {len(returned)} values for {len(responses)} responses")
         return [_number_or_rejection(value) for value in returned]
     except (Exception, SystemExit) as error:
-        return [Rejection(described(error))] * len(responses)
+        return [_rejected(error)] * len(responses)
+
+
+class _Late(Exception):
+    """An awaited answer did not come in time; a function's own TimeoutError is none."""
 
 
 async def _within(rule: FunctionRule, answer: Any) -> Any:
-    async with asyncio.timeout(rule.seconds):
-        return await answer
+    """What an awaitable gives. Raises _Late after the rule's seconds."""
+    try:
+        async with asyncio.timeout(rule.seconds) as limit:
+            return await answer
+    except TimeoutError:
+        if limit.expired():
+            raise _Late(late_by(rule.seconds)) from None
+        raise
+
+
+def _rejected(error: BaseException) -> Rejection:
+    return Rejection(str(error) if isinstance(error, _Late) else described(error))
 
 
 def _number_or_rejection(value: Any) -> Value:

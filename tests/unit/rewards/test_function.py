@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,8 @@ from rewards.response import Rejection, Response
 from tests.unit.rewards.tried import rule_of
 
 HERE = "tests.unit.rewards.misbehaving"
-RULES = tuple(
-    rule_of(function=f"{HERE}:{name}", seconds=0.5, batch=name == "batch") for name in ("single", "concurrent", "batch")
-)
+NAMES = ("single", "concurrent", "batch", "batch_at_once", "of_chat")
+RULES = tuple(rule_of(function=f"{HERE}:{name}", seconds=0.5, batch=name.startswith("batch")) for name in NAMES)
 WORDS = ["one", "raise", "none", "nan", "word", "list", "hang", "two words", "exit", "die", "true"]
 
 
@@ -112,6 +112,37 @@ def test_a_batch_gives_each_response_its_value_or_rejects_all(
     apart: Apart, texts: tuple[str, ...], expected: list[float | Rejection]
 ) -> None:
     assert apart.values(RULES, 2, responses(*texts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (("a", "bb", "ccc"), [1.0, 2.0, 3.0]),
+        (("a", "late"), [Rejection("no reward within 0.5 s")] * 2),
+        (("a", "raise"), [Rejection("KeyError: 'gold'")] * 2),
+        (("a", "timeout"), [Rejection("TimeoutError: the judge gave up")] * 2),
+    ],
+)
+def test_an_async_batch_is_awaited_for_its_seconds(
+    apart: Apart, texts: tuple[str, ...], expected: list[float | Rejection]
+) -> None:
+    apart.values(RULES, 3, responses("warm"))
+    process = apart.pid
+    assert apart.values(RULES, 3, responses(*texts)) == expected
+    assert apart.pid == process, "it keeps the time itself: nothing is killed"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "two words"}, 1.9),
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "abc"}]}, 2.3),
+        ({"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "given"}]}, 1.2),
+    ],
+    ids=["a prompt is one turn of the user's", "a chat", "a given answer is left out"],
+)
+def test_a_function_may_ask_for_the_chat_that_is_answered(apart: Apart, row: dict[str, Any], expected: float) -> None:
+    assert apart.values(RULES, 4, [Response("text", 1, row)]) == [pytest.approx(expected)]
 
 
 def test_a_function_that_never_answers_is_not_asked_for_ever(apart: Apart, tmp_path: Path) -> None:
