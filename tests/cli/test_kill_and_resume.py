@@ -40,15 +40,8 @@ def test_killed_driver_resumes_to_the_same_end(kills: Sequence[int], engines: En
     file.write_text(dump_recipe(recipe))
     command, recorded = ("run", str(file)), 0
     for lines in kills:
-        driver = _logratio(*command)
-        _wait_for(lambda: len(_lines(directory)) >= lines, driver)  # noqa: B023 - awaited at once
-        session = descendants(driver.pid)
-        session -= agents_of_ray(session)
-        assert len(session) > 5, "the run's processes should be visible"
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
-        _wait_for(lambda: not alive(session))  # noqa: B023
-        recorded = len(_lines(directory))
+        recorded = killed_after(_logratio(*command), directory, max(lines, recorded + 1))
+        assert recorded < STEPS, "killed in mid-run"
         command = ("resume", str(directory))
     asked = _logratio("status", str(directory))
     assert "does not answer" in asked.communicate(timeout=60)[0] and asked.returncode == 2
@@ -65,6 +58,17 @@ def test_killed_driver_resumes_to_the_same_end(kills: Sequence[int], engines: En
     for line, expected in zip(lines, whole.lines, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert not Path(shared_folder("killed", str(tmp_path))).exists(), "weight files were swept"
+
+
+def killed_after(driver: subprocess.Popen[str], directory: Path, lines: int) -> int:
+    """Kill a driver once it has recorded so many lines, and wait for its processes' end; how many it recorded."""
+    _wait_for(lambda: len(_lines(directory)) >= lines and len(descendants(driver.pid)) > 5, driver)
+    session = descendants(driver.pid)
+    session -= agents_of_ray(session)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _wait_for(lambda: not alive(session))
+    return len(_lines(directory))
 
 
 def _logratio(*arguments: str, module: Sequence[str] = ("orchestrator.cli",)) -> subprocess.Popen[str]:

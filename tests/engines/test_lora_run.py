@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +29,7 @@ from orchestrator.preflight import cluster
 from orchestrator.preflight.files import read_inputs
 from orchestrator.surface.export.export import export
 from tests.cli.conftest import _logratio as logratio
-from tests.cli.test_kill_and_resume import _lines, _wait_for
+from tests.cli.test_kill_and_resume import _lines, killed_after
 from tests.cli.test_kill_and_resume import _logratio as started
 from tests.engines import plain
 from tests.engines.shared import Engines, Finished, merged
@@ -173,11 +171,7 @@ def test_a_killed_driver_resumes_to_the_same_adapters(done: Finished, own: Adapt
     recipe = own.adapted("killed", run={"root": str(tmp_path)})
     file, directory = tmp_path / "recipe.yaml", tmp_path / "killed"
     file.write_text(dump_recipe(recipe))
-    driver = started("run", str(file))
-    _wait_for(lambda: len(_lines(directory)) >= 3, driver)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert len(_lines(directory)) < STEPS, "killed in mid-run"
+    assert killed_after(started("run", str(file)), directory, 3) < STEPS, "killed in mid-run"
     resumed = started("resume", str(directory))
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
