@@ -44,7 +44,7 @@ ENVIRONMENT = {
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("ranks", "cases"),
-    [(1, ("3-float32", "3-float32-full")), pytest.param(2, CASES, marks=acceptance)],
+    [(1, ("0-float32", "3-float32", "0-float32-full", "3-float32-full")), pytest.param(2, CASES, marks=acceptance)],
     ids=["one", "two"],
 )
 def test_every_stage_takes_the_same_steps_saves_adapters_alone_and_resumes_exactly(

@@ -180,9 +180,9 @@ def test_an_update_that_aborts_ends_what_runs_and_begins_what_waits(
     asked = requests(3 * CONCURRENT)
 
     async def update() -> None:
-        while not member._engine.output_processor.request_states:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        running = member._engine.output_processor.request_states
+        while not any(state.detokenizer.num_output_tokens() for state in running.values()):
+            await asyncio.sleep(0.001)
         await member.load(1, *published(models["poet"]))
 
     async def work() -> list[list[Sample]]:
