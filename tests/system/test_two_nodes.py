@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -51,7 +52,8 @@ def test_a_run_goes_on_when_a_machine_is_lost(net: Network, prompts: dict[str, P
     run.until(lambda: run.steps() >= LOST_AFTER)
     assert run.places() == {"Control": [1], "Learner": [1, 2], "Reward": [1], "Rollout": [2], "Scorer": [2]}
     for machine in (head, lost):
-        assert not unlisted(listeners(machine.processes()), table("On a cluster"), machine.address)
+        found = listeners(machine.processes())
+        assert found and not unlisted(found, table("On a cluster"), machine.address)
     run.until(lambda: head.chunks() >= 2)  # scores
     if run.publishes_on(head):  # else rollout and publisher are on one machine
         run.until(lambda: lost.chunks() >= LOST_AFTER)
@@ -61,7 +63,7 @@ def test_a_run_goes_on_when_a_machine_is_lost(net: Network, prompts: dict[str, P
     )
     assert came > LOST_AFTER * student_of(tmp_path).stat().st_size and went > run.score_bytes() > 0
 
-    run.until_in_a_step(lost)
+    run.halt_in_a_step(lost)
     gone = lost.lose()
     net.worker(*CPUS, *SAMPLE)
     assert run.ended() == 0, run.said()
@@ -144,13 +146,19 @@ class RunOnMachines:
         log = str(self.directory / "logs" / "learner-0.rank0.log")
         return any(log in _open_files(pid) for pid in machine.processes())
 
-    def until_in_a_step(self, machine: Machine) -> None:
-        """Wait until the learner rank of a machine works on a step."""
+    def halt_in_a_step(self, machine: Machine) -> None:
+        """Stop the learner rank of a machine while it works on a step, which it would end before it can be killed."""
         [rank] = [pid for pid in machine.processes() if title(pid).startswith("ray::Learner")]
         deadline = time.monotonic() + 60.0
-        while not title(rank).startswith("ray::Learner.step"):
-            assert time.monotonic() < deadline and self._driver.poll() is None, self.said()
-            time.sleep(0.002)
+        while True:
+            while not title(rank).startswith("ray::Learner.step"):
+                assert time.monotonic() < deadline and self._driver.poll() is None, self.said()
+                time.sleep(0.002)
+            os.kill(rank, signal.SIGSTOP)
+            time.sleep(0.05)
+            if title(rank).startswith("ray::Learner.step"):
+                return
+            os.kill(rank, signal.SIGCONT)
 
 
 def _open_files(pid: int) -> list[str]:
