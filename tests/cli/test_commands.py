@@ -36,12 +36,12 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
         "and none that is not there"
     )
 
-    assert "rollout-0" in _said("status", directory)
+    _wait_for(lambda: "rollout-0" in _said("status", directory), run)  # it is drawn every few seconds
     assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
     _wait_for(lambda: "rollout-1" in _said("status", directory), run)
     assert "learner: does not change its size" in _said("scale", directory, "learner=2", code=2)
     assert "teacher: no such role" in _said("scale", directory, "teacher=2", code=2)
-    assert "the bottleneck" in _said("status", directory)
+    _wait_for(lambda: "the bottleneck" in _said("status", directory), run)
 
     assert "is no directory" in _said("swap", directory, "teacher=/no/such", code=2)
     assert "after the step under way, teacher becomes" in _said("swap", directory, f"teacher={models['poet']}")

@@ -57,6 +57,9 @@ async def _run(root: Path, names: Mapping[str, str]) -> dict[str, Any]:
     code = await simulation.run.execute()
     pool = simulation.pools.rollout
     assert pool is not None
+    async with asyncio.timeout(60):  # for the last successor
+        while len(pool.members.serving()) < 3:
+            await asyncio.sleep(0.1)
     members = [[m.kind, names.get(str(m.node)), m.restarts] for m in pool.members.serving()]
     await asyncio.gather(*(pool.members.stop() for pool in simulation.pools.all().values()))
     return {"code": code, "reserved": reserved is not None, "members": sorted(members)}
