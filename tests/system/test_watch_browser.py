@@ -36,7 +36,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def write_status(run: Path, step: int) -> None:
-    (run / "status.json.new").write_text(json.dumps(synthetic.status_of(step, 9) | {"time": time.time()}))
+    (run / "status.json.new").write_text(
+        json.dumps(synthetic.status_of(step, 9) | {"stage": "rl", "time": time.time()})
+    )
     (run / "status.json.new").replace(run / "status.json")
 
 
@@ -96,6 +98,7 @@ def test_the_page_follows_a_live_run(run: Path, tmp_path: Path) -> None:
                 "document.cookie"
             )
             assert await seen.value("document.querySelector('h1').textContent") == "pirate-opd"
+            assert "stage rl" in await seen.value("document.querySelector('.title').textContent")
             assert await seen.value("document.querySelector('.count').textContent") == "step 4 of 9"
             assert await seen.value("[...document.querySelectorAll('.chart:not([hidden])')].length") >= 9
             assert await seen.value("document.querySelector('.role.bottleneck').dataset.role") == "rollout"

@@ -32,9 +32,11 @@ class RunFiles:
         status, summary = object_of(self._directory / "status.json"), object_of(self._directory / "summary.json")
         recipe, steps = self._read_recipe(), self.samples.steps()
         run = _object(recipe.get("run"))
+        stage = status.get("stage") or run.get("stage")
         sums = self.tail.sums(LAST_STEPS) | {"rows": min(LAST_STEPS, len(self.tail))}
         return {
             "name": str(status.get("run") or run.get("name") or self._directory.name),
+            "stage": str(stage) if stage else None,
             "state": self._state(status, summary),
             "step": max(self.tail.last_step, _whole(status.get("step"))),
             "steps": _whole(status.get("steps")) or _whole(run.get("steps")),

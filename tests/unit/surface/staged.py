@@ -2,6 +2,7 @@
 
 One process imports everything and forks for each command: a line of stdin is a JSON list of a stage, a step and a
 signal, which the command sends itself after that step of that stage, and its arguments. It answers with the exit code.
+In place of a step may stand BEFORE or AFTER. A learner's weights are beside what it exports.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from actors.member import Member
-from actors.simulated.members import Speeds
+from actors.simulated.members import SimulatedLearner, Speeds
 from configs.schema import Recipe
 from orchestrator import cli
 from orchestrator.pools import transport
 from orchestrator.preflight import capacity, cluster, files
+from orchestrator.scaling.elastic import Elastic
 from orchestrator.surface import driver
+from orchestrator.surface.pipelines import carry_out
 from orchestrator.surface.report import page  # noqa: F401
+from orchestrator.surface.status import status_of
+from orchestrator.surface.submission import mark_stopped
 from orchestrator.surface.trackers import prometheus  # noqa: F401
 from tests.unit.simulation import HELDOUT, TRAIN, simulated
+
+BEFORE = -1  # as the stage's inputs are read, before any stage begins
+AFTER = -2  # once the stage has ended; without a signal `logratio stop` leaves its mark then
 
 
 class Tokenizer:
@@ -37,8 +45,10 @@ class Tokenizer:
 def strike_at(stage: str, step: int, number: int) -> Any:
     @contextlib.asynccontextmanager
     async def serve_commands(run: Any, display: Any, reporting: Any) -> AsyncIterator[None]:
+        await reporting.status(status_of(run, Elastic(run, display.notice), display.current_phase))
+
         async def watch() -> None:
-            while run.recipe.run.stage == stage:
+            while run.recipe.run.stage == stage and step >= 0:
                 if run.progress.step >= step:
                     os.kill(os.getpid(), number)
                     return
@@ -51,12 +61,46 @@ def strike_at(stage: str, step: int, number: int) -> Any:
     return serve_commands
 
 
+def strike_before(stage: str, number: int) -> None:
+    def read(recipe: Recipe) -> files.Inputs:
+        if recipe.run.stage == stage:
+            os.kill(os.getpid(), number)
+        return read_inputs(recipe)
+
+    files.read_inputs = read  # type: ignore[assignment]
+
+
+def strike_after(stage: str, number: int) -> None:
+    carry_out_one = carry_out.carry_out_one
+
+    def carry(recipe: Recipe, directory: Path, *rest: Any) -> int:
+        code = carry_out_one(recipe, directory, *rest)
+        if recipe.run.stage == stage and number:
+            os.kill(os.getpid(), number)
+        elif recipe.run.stage == stage:
+            mark_stopped(directory)
+        return code
+
+    carry_out.carry_out_one = carry  # type: ignore[assignment]
+
+
 def strike(stage: str, step: int, number: int) -> None:
     driver.serve_commands = strike_at(stage, step, number)
+    if step == BEFORE:
+        strike_before(stage, number)
+    elif step == AFTER:
+        strike_after(stage, number)
 
 
 def read_inputs(recipe: Recipe) -> files.Inputs:
-    return files.Inputs(TRAIN, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
+    answered = recipe.objective.prefix == "dataset"
+    train = [replace(prompt, response_ids=[10, 11, 1]) for prompt in TRAIN] if answered else TRAIN
+    return files.Inputs(train, HELDOUT, Tokenizer(), 1000, (1,), 0, 0)
+
+
+def export_weights(learner: SimulatedLearner, directory: str) -> None:
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    (Path(directory) / "weights.json").write_text(json.dumps([float(w) for w in learner._weights]))
 
 
 def nothing(*arguments: Any) -> contextlib.nullcontext[None]:
@@ -116,4 +160,5 @@ if __name__ == "__main__":
     capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
     transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
     files.read_inputs = read_inputs  # type: ignore[assignment]
+    SimulatedLearner.export = export_weights  # type: ignore[method-assign]
     serve(lambda: cli.main(simulated(Speeds())), strike)

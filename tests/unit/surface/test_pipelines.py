@@ -1,8 +1,9 @@
-"""A recipe with stages: killed, stopped and begun again in its second stage, done twice, and refused."""
+"""A recipe with stages: killed, stopped and begun again in any stage and between two, done twice, and refused."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,13 @@ import yaml
 
 from configs.load import RecipeError, load_recipe, load_tree
 from configs.pipeline import parse_pipeline
-from orchestrator.surface.pipelines.folders import stage_recipe
+from orchestrator import cli
+from orchestrator.surface.pipelines.folders import begun_stages, stage_recipe
+from orchestrator.surface.status import headline
+from orchestrator.surface.watch import server as watch_server
+from orchestrator.surface.watch.run_files import RunFiles
 from tests.unit.simulation import recipe as simulated_recipe
-from tests.unit.surface.staged import Server, server
+from tests.unit.surface.staged import AFTER, BEFORE, Server, server
 
 STAGES: dict[str, Any] = {
     "one": {"run": {"steps": 3}},
@@ -25,11 +30,11 @@ STAGES: dict[str, Any] = {
 RUNS = ["mine-01-one", "mine-02-two", "mine-03-three"]
 
 
-def written(root: Path) -> Path:
+def written(root: Path, stages: dict[str, Any] = STAGES) -> Path:
     """The recipe, as a file; its runs are in the same folder."""
     tree = simulated_recipe(root, metrics={"trackers": []}).model_dump(mode="json")
     tree["run"] = {"name": "mine", "root": str(root), "steps": 1, "seed": 5}
-    (file := root / "p.yaml").write_text(yaml.safe_dump(tree | {"stages": STAGES}, sort_keys=False))
+    (file := root / "p.yaml").write_text(yaml.safe_dump(tree | {"stages": stages}, sort_keys=False))
     return file
 
 
@@ -95,27 +100,105 @@ def test_another_recipe_is_refused_with_its_keys(logratio: Server, whole: Path) 
     assert "holds a run of another recipe: stages.two.run.steps was 6, now 7. Choose another run.name" in other.output
 
 
-def test_killed_in_its_second_stage_it_goes_on_there(
-    logratio: Server, whole: Path, recipe: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+@pytest.mark.parametrize(("stage", "step"), [("one", 2), ("two", 3), ("three", 1)])
+def test_cut_short_in_a_stage_it_goes_on_there(
+    logratio: Server, whole: Path, recipe: Path, tmp_path: Path, stage: str, step: int, number: signal.Signals
 ) -> None:
-    killed = logratio("run", recipe, stage="two", step=3, number=signal.SIGKILL)
-    assert killed.code == -signal.SIGKILL and not (tmp_path / "mine" / RUNS[2]).exists()
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "mine" / RUNS[0]).rglob("*")}
+    cut, place = logratio("run", recipe, stage=stage, step=step, number=number), [*STAGES].index(stage)
+    assert not any((tmp_path / "mine" / run).exists() for run in RUNS[place + 1 :])
+    if number == signal.SIGKILL:
+        assert cut.code == -number
+    else:
+        assert cut.code == 3 and "Traceback" not in cut.output
+        assert "go on with: logratio resume mine\n" in cut.output
+        ends = [0] * place + [3] + [None] * (2 - place)
+        assert summary(tmp_path)["exit"] == 3 and [s["exit"] for s in summary(tmp_path)["stages"]] == ends
+    earlier = [file for run in RUNS[:place] for file in (tmp_path / "mine" / run).rglob("*")]
+    before = {file: file.stat().st_mtime_ns for file in earlier}
     resumed = logratio("resume", tmp_path / "mine")
     assert resumed.code == 0, resumed.output
-    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "mine" / RUNS[0]).rglob("*")}
+    assert before == {file: file.stat().st_mtime_ns for file in earlier}, "what was done is not touched"
     assert losses(tmp_path) == losses(whole)
 
 
-def test_stopped_by_a_person_it_waits_and_goes_on(logratio: Server, whole: Path, recipe: Path, tmp_path: Path) -> None:
-    stopped = logratio("run", recipe, stage="two", step=2, number=signal.SIGINT)
-    assert stopped.code == 3 and "Traceback" not in stopped.output
-    assert "go on with: logratio resume mine\n" in stopped.output
-    assert summary(tmp_path)["exit"] == 3 and [s["exit"] for s in summary(tmp_path)["stages"]] == [0, 3, None]
-    again = logratio("run", recipe)
-    assert again.code == 3 and "was stopped by a person" in again.output
-    assert logratio("resume", tmp_path / "mine").code == 0
+@pytest.mark.parametrize(
+    ("stage", "step", "number", "marked"),
+    [
+        ("two", BEFORE, signal.SIGINT, "mine"),
+        ("one", AFTER, signal.SIGINT, "mine"),
+        ("two", AFTER, signal.SIGTERM, None),  # a scheduler takes the machine back
+        ("two", AFTER, 0, RUNS[1]),
+    ],
+    ids=["before the first", "a person", "a scheduler", "logratio stop"],
+)
+def test_stopped_between_two_stages_the_next_one_waits(
+    logratio: Server, whole: Path, recipe: Path, tmp_path: Path, stage: str, step: int, number: int, marked: str | None
+) -> None:
+    stopped, done = logratio("run", recipe, stage=stage, step=step, number=number), 0
+    if step == AFTER:
+        done = [*STAGES].index(stage) + 1
+    assert stopped.code == 3 and "Traceback" not in stopped.output, stopped.output
+    assert "stopped between two stages; go on with: logratio resume mine\n" in stopped.output
+    assert [run for run in RUNS if (tmp_path / "mine" / run).exists()] == RUNS[:done]
+    assert [s["exit"] for s in summary(tmp_path)["stages"]] == [0] * done + [None] * (3 - done)
+    assert [file.parent.name for file in (tmp_path / "mine").rglob("stopped")] == ([marked] if marked else [])
+    if marked:
+        again = logratio("run", recipe)
+        assert again.code == 3 and "was stopped by a person" in again.output
+    assert (logratio("resume", tmp_path / "mine") if marked else logratio("run", recipe)).code == 0
     assert losses(tmp_path) == losses(whole)
+
+
+def test_pages_and_commands_know_its_stages(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, opened = whole / "mine", list[list[Path]]()
+    runs = [directory / run for run in RUNS]
+    assert begun_stages(directory) == runs and begun_stages(runs[1]) == [runs[1]]
+    for run, stage in zip(runs, STAGES, strict=True):
+        status = json.loads((run / "status.json").read_text())
+        assert (status["stage"], RunFiles(run).overview()["stage"]) == (stage, stage)
+        assert headline(status).startswith(f"stage {stage}, step ")
+    monkeypatch.setattr(watch_server, "serve", lambda shown, port: opened.append(shown))
+    cli.watch([str(directory)])
+    cli.watch([str(directory), str(runs[0])])
+    assert opened == [runs[1:], [runs[2], runs[0]]]
+    shutil.copyfile(runs[1] / "recipe.yaml", tmp_path / "recipe.yaml")
+    assert RunFiles(tmp_path).overview()["stage"] == "two", "of a run without a status"
+
+
+EARLY: dict[str, Any] = {
+    "floor": {
+        "run": {"steps": 6, "stop": [{"metric": "entropy", "below": 1.5, "for_steps": 2}]},  # it is 1.0
+        "checkpoint": {"best": {"metric": "heldout.reverse_kl", "mode": "max"}},  # falls with each step
+        "evaluate": {"every": 1},
+    },
+    "reached": {
+        "models": {"student": {"path": "stage:floor/best"}},
+        "run": {"steps": 6, "stop": [{"metric": "heldout.reward_mean", "above": 0.1}]},
+        "evaluate": {"every": 2},
+    },
+    "all": {
+        "models": {"student": {"path": "stage:reached"}},
+        "run": {"steps": 3, "stop": [{"metric": "entropy", "below": 0.5}]},
+    },
+}
+
+
+def test_a_stage_ends_by_its_rule_and_the_next_begins_also_from_its_best(logratio: Server, tmp_path: Path) -> None:
+    done = logratio("run", written(tmp_path, EARLY))
+    assert done.code == 0, done.output
+    stages = summary(tmp_path)["stages"]
+    assert [(s["stage"], s["exit"], s["steps"]) for s in stages] == [("floor", 0, 2), ("reached", 0, 2), ("all", 0, 3)]
+    assert stages[0]["ended_early"] == "entropy below 1.5 2 times in a row (1)" and stages[2]["ended_early"] is None
+    assert stages[1]["ended_early"].startswith("heldout.reward_mean above 0.1 (")
+    runs = [tmp_path / "mine" / stage["run"] for stage in stages]
+    begins = [load_recipe(run / "recipe.yaml").models["student"].path for run in runs]
+    assert begins == ["/none", str(runs[0] / "model-best"), str(runs[1] / "model")]
+    assert json.loads((runs[0] / "summary.json").read_text())["best"]["step"] == 1
+    saved = {step: runs[0] / "checkpoints" / f"step_{step}" / "simulated" / "rank0.json" for step in (1, 2)}
+    for step, folder in ((1, "model-best"), (2, "model")):
+        assert (runs[0] / folder / "weights.json").read_text() == saved[step].read_text()
+    assert saved[1].read_text() != saved[2].read_text()
 
 
 def test_a_model_that_is_gone_is_not_replaced_by_the_start(recipe: Path, tmp_path: Path) -> None:

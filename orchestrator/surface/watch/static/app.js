@@ -61,7 +61,7 @@ class Store {
 }
 
 function head(store, count) {
-  const { name, state, step, steps, version, phase, notes, saved } = store.overview, live = state.kind === "live";
+  const { name, stage, state, step, steps, version, phase, notes, saved } = store.overview, live = state.kind === "live";
   const left = live ? store.left() : null;
   const facts = [
     version !== null && version !== undefined ? `policy version ${version}` : null,
@@ -74,6 +74,7 @@ function head(store, count) {
     el("div", { class: "title" },
       count > 1 ? el("span", { class: `tag tag-${store.index}`, text: TAGS[store.index] }) : null,
       el("h1", { text: name }),
+      stage ? el("span", { class: "muted", text: `stage ${stage}` }) : null,
       el("span", { class: `pill ${state.kind}`, text: state.text })),
     el("div", { class: "progress" }, bar, el("span", { class: "count", text: steps ? `step ${step} of ${steps}` : `step ${step}` })),
     facts.length ? el("p", { class: "muted facts", text: facts.join(" · ") }) : null,
