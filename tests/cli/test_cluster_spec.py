@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from configs.load import load_tree
 from orchestrator import cli
+from tests.contributing.test_stages import READY, commands
 
 CLUSTER = Path(__file__).parents[2] / "configs" / "cluster"
 SPEC = yaml.safe_load((CLUSTER / "specs" / "one_node.yaml").read_text())
@@ -52,6 +54,16 @@ def test_a_recipe_fits_the_cluster_that_it_is_for(check: Any, recipe: str, spec:
     assert code == 0 and "the described cluster can hold it" in said, said
     assert "tight: " not in said and "warning: " not in said, said
     assert "not checked: weights, tokenizers, chat templates, prompts" in said
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_a_ready_pipeline_fits_with_the_overrides_of_its_page(check: Any, file: Path) -> None:
+    (overrides,) = ([word for word in words if "=" in word] for words in commands() if words[1].endswith(file.name))
+    models, prompts = {"/shared/models/student": str(CLUSTER / "models" / "Qwen3-1.7B")}, {"longest_tokens": 128}
+    code, said = check(file, {}, *overrides, models=models, prompts=prompts | {"heldout": 30})
+    assert code == 0, said
+    assert said.count("the described cluster can hold it") == len(load_tree(file)["stages"])
+    assert "tight: " not in said and "rollout x 4" in said and "learner x 2" in said, said
 
 
 def test_a_large_recipe_lies_as_its_placement_says(check: Any) -> None:
