@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from configs.schema import Recipe
 from objectives.schedule import Dials, dials_at
 from orchestrator.between_steps.measuring_sets import SetMeasurements
 from orchestrator.between_steps.observer import Observer
+from orchestrator.between_steps.together import together
 from orchestrator.evaluation.heldout import Evaluation, Found, compared
 from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
@@ -18,7 +20,8 @@ from orchestrator.weights.roles import Roles
 
 @dataclass
 class Measurements:
-    """`meter` is the evaluations' own: they count in no step's metrics."""
+    """`meter` is the evaluations' own: they count in no step's metrics. data.heldout is evaluated beside the sets, so
+    that members wait for the last response of all alone; its greedy answers come later: they have its uids."""
 
     recipe: Recipe
     directory: Path
@@ -30,27 +33,37 @@ class Measurements:
     sets: SetMeasurements
 
     async def before(self) -> None:
-        """The evaluation before training, unless a checkpoint has it."""
+        """The evaluations before training, unless a checkpoint has them."""
+        await together([self._before, self.sets.before], in_turns=self.recipe.colocate)
+
+    async def after_step(self, stopping: Stopping) -> None:
+        """The evaluations that are due after a step, unless a checkpoint has them. Raises StopAsked; a resume makes
+        them."""
+        last = self.progress.step == self.recipe.run.steps or self.progress.ended_early
+        works = [partial(self._after_step, stopping, last), partial(self.sets.after_step, stopping, last)]
+        await together(works, in_turns=self.recipe.colocate)
+
+    async def after(self) -> None:
+        """The evaluations after training."""
+        await together([self._after, self.sets.after], in_turns=self.recipe.colocate)
+
+    async def _before(self) -> None:
         progress = self.progress
         if progress.evaluations["before"] is None:
             progress.before = await self.evaluate("before")
             if progress.before:
                 await self._answer_greedily("before")
             progress.evaluations["before"] = dict(progress.before.means) if progress.before else None
-        await self.sets.before()
 
-    async def after_step(self, stopping: Stopping) -> None:
-        """The evaluation that is due after a step, unless a checkpoint has it. Raises StopAsked; a resume makes it."""
+    async def _after_step(self, stopping: Stopping, last: bool) -> None:
         progress, step, every = self.progress, self.progress.step, self.recipe.evaluate.every
         measured = any(line["step"] == step for line in progress.evaluations["steps"])
-        last = step == self.recipe.run.steps or progress.ended_early
         if step and every and step % every == 0 and not last and not measured:
             found = await stopping.unless_asked(self.evaluate(f"step {step}"))
             progress.evaluations["steps"] += [{"step": step, **found.means}] if found else []
-        await self.sets.after_step(stopping, last)
 
-    async def after(self) -> None:
-        """The evaluation after training. Both are reduced to the samples that both scored."""
+    async def _after(self) -> None:
+        """The one before and this one are reduced to the samples that both scored."""
         before, after = self.progress.before, await self.evaluate("after")
         if after:
             await self._answer_greedily("after")
@@ -62,7 +75,6 @@ class Measurements:
                 f"before and after are compared on the {len(before.each.keys() & after.each.keys())} held-out samples "
                 f"that were scored both times; before: {len(before.each)}, after: {len(after.each)}"
             )
-        await self.sets.after()
 
     async def evaluate(self, when: str) -> Found | None:
         """Evaluate and record the samples. None without held-out prompts, or if no sample could be scored."""

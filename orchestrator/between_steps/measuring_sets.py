@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from objectives.schedule import dials_at
 from orchestrator import checkpoint
 from orchestrator.between_steps.moving import Movement
 from orchestrator.between_steps.observer import Observer
+from orchestrator.between_steps.together import together
 from orchestrator.evaluation.sets import Sets
 from orchestrator.pools.telemetry import Meter
 from orchestrator.progress import Progress
@@ -61,10 +62,8 @@ class SetMeasurements:
         self.observer.phase(f"evaluating on {', '.join(names)} ({when})")
         await self.roles.pull()
         with self.meter.clock("evaluation").busy():
-            if self.recipe.colocate:
-                lines = [await self._measured(name, when) for name in names]
-            else:
-                lines = await asyncio.gather(*(self._measured(name, when) for name in names))
+            works = [partial(self._measured, name, when) for name in names]
+            lines = await together(works, in_turns=self.recipe.colocate)
             await self.movement.note()
         for name, line in zip(names, lines, strict=True):
             await self._tell(name, when, line)

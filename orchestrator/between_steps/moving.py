@@ -21,9 +21,14 @@ class Movement:
 
     async def note(self) -> None:
         """The learner compares its weights, in its turn. Raises LearnerDied."""
-        noted, step = self.progress.evaluations["movement"], self.progress.step
-        if not self.recipe.metrics.movement or any(line["step"] == step for line in noted):
+        if not self.recipe.metrics.movement or self._noted():
             return
         async with self.roles.learner.turns.learner():
+            if self._noted():  # by another evaluation, meanwhile
+                return
             with self.meter.clock("learn").busy():
-                noted.append({"step": step, **await self.roles.learner.movement()})
+                moved = await self.roles.learner.movement()
+            self.progress.evaluations["movement"].append({"step": self.progress.step, **moved})
+
+    def _noted(self) -> bool:
+        return any(line["step"] == self.progress.step for line in self.progress.evaluations["movement"])
