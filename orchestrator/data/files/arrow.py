@@ -190,24 +190,46 @@ def _checked_names(path: Path, separator: str) -> list[str]:
     try:
         with open(path, "rb") as file:
             refuse_utf16(path, file.read(4))
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file, delimiter=separator, strict=True)
-            names = next(records, [])
-            _check_names(path, names)
-            number = 0
-            for number, record in enumerate((record for record in records if record), 1):
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return _checked_records(path, csv.reader(file, delimiter=separator, strict=True), separator)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({reason(error)}); {_REMEDY}") from None
+
+
+def _checked_records(path: Path, reader: Any, separator: str) -> list[str]:
+    """The names of the columns. Raises RecipeError with the row, and where that is not enough with its first line."""
+    number = began = 0  # records after the first; lines before the record that is read
+    names: list[str] = []
+    try:
+        for record in reader:
+            if not all(map(_is_text, record)):
+                where = f"row {number + 1}" if names else "line 1"
+                raise RecipeError(f"{path} {where}: is no UTF-8; save the file as UTF-8")
+            if not names:
+                _check_names(path, names := record)
+            elif record:
+                number += 1
                 if len(record) != len(names):
                     raise RecipeError(
                         f"{path} row {number}: has {len(record)} cells, the first record {len(names)}; quote what "
                         f"holds {shown(separator)}"
                     )
-            if not number:
-                raise _empty(str(path))
-            return names
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: cannot be read (it is no UTF-8); save it as UTF-8") from None
-    except (OSError, csv.Error) as error:
-        raise RecipeError(f"{path}: cannot be read ({reason(error)}); {_REMEDY}") from None
+            began = reader.line_num
+    except csv.Error as error:
+        where = f"row {number + 1}, from line {began + 1} on" if names else "line 1"
+        raise RecipeError(f"{path} {where}: cannot be read ({reason(error)}); {_REMEDY}") from None
+    if not number:
+        raise _empty(str(path))
+    return names
+
+
+def _is_text(cell: str) -> bool:
+    """Whether its bytes were UTF-8: other ones became halves of surrogate pairs."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_names(path: Path, names: list[str]) -> None:

@@ -90,12 +90,16 @@ def test_csv_cells_are_text_and_null_where_they_are_empty(tmp_path: Path) -> Non
         (b"prompt,answer\na,b\nc,d,e\n", "p.csv row 2: has 3 cells, the first record 2; quote what holds ','"),
         (b"prompt,answer\na\n", "p.csv row 1: has 1 cells, the first record 2"),
         (b"prompt,prompt\na,b\n", "p.csv: the column 'prompt' stands twice"),
-        (b"prompt\n\xff\n", "p.csv: cannot be read (it is no UTF-8)"),
+        (b"prompt\n\xff\n", "p.csv row 1: is no UTF-8; save the file as UTF-8"),
+        ("prompt,answer\né,b\n\nc,d\n".encode() + b"e,\xe9\n", "p.csv row 3: is no UTF-8"),
+        (b"prompt\xff\nx\n", "p.csv line 1: is no UTF-8"),
         ("prompt\nx\n".encode("utf-16"), "p.csv: cannot be read (it is UTF-16); save it as UTF-8"),
         (b"", "p.csv: holds no row"),
         (b"prompt\n", "p.csv: holds no row"),
         (b"question\nx\n", 'p.csv row 1: needs a non-empty "prompt"'),
-        (b'prompt\n"never closed\n', "p.csv: cannot be read (unexpected end of data)"),
+        (b'prompt\n"never closed\n', "p.csv row 1, from line 2 on: cannot be read (unexpected end of data)"),
+        (b'prompt\n"a\nb"\n\n"never\nclosed\n', "p.csv row 2, from line 5 on: cannot be read (unexpected end"),
+        (b'"prompt\nx\n', "p.csv line 1: cannot be read (unexpected end of data)"),
     ],
 )
 def test_a_csv_file_that_pandas_would_guess_at_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
@@ -173,3 +177,24 @@ def test_columns_are_renamed_by_name_or_path_and_the_source_is_noted(tmp_path: P
         "source": "maths",
     }
     assert "data.columns reads it from 'text'" in refusal(tmp_path / "p.jsonl", columns={"prompt": "text"})
+
+
+def test_the_rows_of_a_large_file_do_not_live_in_memory(tmp_path: Path) -> None:
+    """200 MB of text. Once they are converted, nothing but pages of the file is in memory."""
+    text = pa.array(["x" * 2000])
+    schema = pa.schema({"prompt": pa.string()})
+    with pq.ParquetWriter(tmp_path / "p.parquet", schema, compression="zstd") as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"prompt": pa.concat_arrays([text] * 5000)}, schema=schema))
+    found = DataSet(path=str(tmp_path / "p.parquet"))
+    converted = open_table(found)  # kept: what it held would be used again
+    before = anonymous()
+    table = Rows(open_table(found), found)
+    assert sum(len(table[place]["prompt"]) for place in range(0, len(table), 10)) == 10_000 * 2000
+    assert len(table) == len(converted) == 100_000 and anonymous() - before < 50 * 2**20
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file backs."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
