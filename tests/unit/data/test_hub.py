@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from configs.refusal import RecipeError
 from orchestrator.data.files import arrow
 from orchestrator.data.files.opening import open_table
 from orchestrator.preflight.inputs import hub
+from tests.unit import simulation
 from tests.unit.recipes import tree
+from tests.unit.surface.in_process import invoked
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -128,6 +131,68 @@ def test_a_data_set_of_the_cache_is_pinned_and_read_without_a_network(offline: P
     assert open_table(entry)[0] == {"prompt": f"of {COMMIT[0]}"}
     with pytest.raises(RecipeError, match=rf"hub:acme/sums@{OTHER}: cannot be read"):
         open_table(DataSet(path=f"hub:acme/sums@{OTHER}"))
+
+
+@pytest.fixture
+def online(offline: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A Hub that has the model acme/tiny and the data acme/sums at COMMIT, what was asked of it, and empty caches."""
+    import datasets
+    import huggingface_hub
+
+    asked, had = list[str](), offline / "hub" / "models--acme--tiny" / "snapshots" / COMMIT
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(f"model {name} {revision}")
+        assert "*.safetensors" in allow_patterns and not {"*", "*.py", "*.bin"} & set(allow_patterns)
+        return str(had if had.exists() else cached_model(offline))
+
+    def dataset_info(self: Any, name: str, revision: str | None, timeout: float) -> Any:
+        asked.append(f"commit of {name} {revision}")
+        return SimpleNamespace(sha=COMMIT)
+
+    def load_dataset_builder(name: str, subset: str | None, revision: str | None = None) -> Any:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise ConnectionError("no cache has it")
+        asked.append(f"data {name} {revision}")
+        found = datasets.DatasetDict({"train": datasets.Dataset.from_list([{"prompt": "had"}])})
+        download = lambda: asked.append("download")  # noqa: E731
+        return SimpleNamespace(hash=COMMIT, download_and_prepare=download, as_dataset=lambda: found)
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    return asked
+
+
+def test_what_no_cache_has_is_had_from_the_hub_at_its_commit(online: list[str]) -> None:
+    changes = {"models.student.path": "hub:acme/tiny@main", "data.prompts": "hub:acme/sums"}
+    recipe = hub.pinned(parse_recipe(tree(changes)))
+    assert recipe.models["student"].path == f"hub:acme/tiny@{COMMIT}"
+    assert recipe.data.prompts == f"hub:acme/sums@{COMMIT}"
+    (entry,) = recipe.data.sets
+    assert open_table(entry)[0] == {"prompt": "had"}
+    data = ["commit of acme/sums None", f"data acme/sums {COMMIT}", "download"]
+    assert online == ["model acme/tiny main", *data]
+    with pytest.raises(RecipeError, match=rf"the cache has {COMMIT}, and the Hub is not reached"):
+        open_table(DataSet(path=f"hub:acme/sums@{OTHER}"))
+    assert online[4:] == [f"data acme/sums {OTHER}"], "another commit is not read"
+
+
+def test_a_run_records_the_commits_that_it_reads(
+    online: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"models.student.path": "hub:acme/tiny", "data.prompts": "hub:acme/sums"}
+    made = simulation.recipe(tmp_path / "runs").model_dump(mode="json")
+    made["models"]["student"]["path"], made["data"]["prompts"] = changes.values()
+    (file := tmp_path / "recipe.yaml").write_text(json.dumps(made))
+    ended = invoked(monkeypatch, "run", str(file))
+    assert ended.exit_code == 0, ended.output or ended.exception
+    kept = load_tree(tmp_path / "runs" / "sim" / "recipe.yaml")
+    assert kept["models"]["student"]["path"] == f"hub:acme/tiny@{COMMIT}"
+    assert kept["data"]["prompts"] == f"hub:acme/sums@{COMMIT}"
+    online.clear()
+    assert invoked(monkeypatch, "run", str(file)).exit_code == 0 and not online, "it is done: nothing is asked again"
 
 
 SETS: dict[str, Any] = {
