@@ -26,10 +26,13 @@ class Tokenizer:
 
 
 def invoked(
-    monkeypatch: pytest.MonkeyPatch, *arguments: str, sets: Mapping[str, Sequence[Prompt]] | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    *arguments: str,
+    heldout: Sequence[Prompt] = HELDOUT,
+    sets: Mapping[str, Sequence[Prompt]] | None = None,
 ) -> Result:
-    """A command's end. Its recipe's files are not read: the prompts are the simulation's, and `sets`."""
-    inputs = files.Inputs(TRAIN, HELDOUT, Tokenizer(), VOCABULARY, (1,), 0, 0, sets=sets or {})  # type: ignore[arg-type]
+    """A command's end. Its recipe's files are not read: the prompts are these, and the simulation's."""
+    inputs = files.Inputs(TRAIN, heldout, Tokenizer(), VOCABULARY, (1,), 0, 0, sets=sets or {})  # type: ignore[arg-type]
 
     @contextlib.asynccontextmanager
     async def serve_commands(*_: Any) -> AsyncIterator[None]:

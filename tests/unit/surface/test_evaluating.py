@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from configs.load import RecipeError
 from orchestrator.run import DONE
@@ -17,6 +19,7 @@ from orchestrator.surface.measuring.evaluating import Evaluating, Subject
 from orchestrator.surface.outcome import write_results
 from tests.unit.runs.test_sets import PROMPTS, TRAIN, prompt, summary, with_sets
 from tests.unit.simulation import Simulation, recipe
+from tests.unit.surface.in_process import invoked
 
 
 def evaluated(root: Path, saved: Path | None) -> dict[str, Any]:
@@ -83,3 +86,29 @@ def test_results_are_a_table_and_a_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["sets"] == sets
     with pytest.raises(RecipeError, match=r"--out .* cannot be written"):
         write_results({}, tmp_path / "no" / "r.json")
+
+
+def test_a_model_is_measured_by_the_command_on_the_sets_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those of the untrained weights, which the simulated learner draws from the run's seed."""
+    for name, last in (("start", 1.0), ("trained", 3.0)):
+        (folder := tmp_path / name).mkdir()
+        (folder / "config.json").write_text("{}")
+        save_file({"w": torch.tensor([1.0, 1.0, 1.0, last])}, folder / "model.safetensors")
+    asked = with_sets(tmp_path, models={"student": {"path": str(tmp_path / "start")}})
+    written = asked.model_dump(mode="json") | {"data": {"prompts": "/none", "heldout": "/none"}}
+    written["models"].pop("start", None)
+    (file := tmp_path / "recipe.yaml").write_text(json.dumps(written))
+    out = tmp_path / "results.json"
+    command = ["evaluate", str(tmp_path / "trained"), "--recipe", str(file), "--out", str(out)]
+    ended = invoked(monkeypatch, *command, heldout=[prompt(500)], sets=PROMPTS)
+    assert ended.exit_code == 0, ended.output or ended.exception
+    found = json.loads(out.read_text())
+    whole = Simulation(asked, train=TRAIN, heldout=[prompt(500)], sets=PROMPTS)
+    assert whole.go() == DONE
+    evaluation = summary(tmp_path)["evaluation"]
+    before = {"heldout": evaluation["before"]} | {name: one["before"] for name, one in evaluation["sets"].items()}
+    assert found["sets"] == before and found["model"] == str(tmp_path / "trained")
+    assert found["movement"]["weights_changed"] == 0.25
+    assert "pass@1" in ended.output and "weights against" in ended.output
