@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
 from tests.listening import listeners, table, unlisted, unseen
-from tests.processes import descendants
+from tests.processes import descendants, title
 
 
 @pytest.mark.system
@@ -37,6 +39,8 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     )
 
     _wait_for(lambda: "rollout-0" in _said("status", directory), run)  # it is drawn every few seconds
+    _wait_for(lambda: re.search(r'^ray_logratio_step_step\{.*\brun="live"', _exported(run.pid), re.M), run)
+
     assert "scaling" in _said("scale", directory, "rollout=2", "scorer.teacher=2")
     _wait_for(lambda: "rollout-1" in _said("status", directory), run)
     assert "learner: does not change its size" in _said("scale", directory, "learner=2", code=2)
@@ -61,6 +65,19 @@ def test_commands_reach_a_live_run(models: dict[str, Path], prompts: dict[str, P
     assert resumed.returncode == 0, output
     steps = [line["step"] for line in _lines(directory)]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > stopped_at
+
+
+def _exported(pid: int) -> str:
+    """What Prometheus reads, over loopback, of the cluster that a process has started."""
+    paths = {found[0] for below in descendants(pid) if (found := re.search(r"/\S*?/session_[^/\s]+", title(below)))}
+    (session,) = {Path(path).resolve() for path in paths if Path(path).is_dir()}
+    try:
+        (cluster,) = json.loads((session / "prom_metrics_service_discovery.json").read_text())
+        pages = [urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read() for target in cluster["targets"]]
+    except OSError:  # not yet
+        return ""
+    assert pages and all(target.startswith("127.0.0.1:") for target in cluster["targets"])
+    return b"".join(pages).decode()
 
 
 def _simulated(seconds: float, *arguments: str) -> subprocess.Popen[str]:
