@@ -45,9 +45,13 @@ class Head:
         command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", ".", "--no-wait"]
         return self._submitted([*command, "--", *entrypoint], time.monotonic() + 90.0)
 
+    def submit_line(self, line: str) -> str:
+        """A person's `ray job submit`, which waits for the job's end; returns the job's id."""
+        return self._submitted(shlex.split(line), time.monotonic() + 90.0)
+
     def _submitted(self, command: Sequence[str], until: float) -> str:
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=120
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=300
         )
         said = done.stdout + done.stderr
         if "No available agent" in said and time.monotonic() < until:  # the head node has just started
@@ -65,6 +69,10 @@ class Head:
     def job(self, job: str) -> dict[str, Any]:
         """What the job server says: `status`, `driver_exit_code`."""
         return json.loads(self._call(f"/api/jobs/{job}"))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """What it says of every job that was submitted."""
+        return json.loads(self._call("/api/jobs/"))
 
     def logs(self, job: str) -> str:
         return json.loads(self._call(f"/api/jobs/{job}/logs"))["logs"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +60,37 @@ def test_a_run_lives_through_its_jobs(
     killed = run.submit(seconds=0.3)
     run.until(killed, lambda: run.steps() > taken_away)
     os.kill(json.loads((run.directory / "lock").read_text())["pid"], signal.SIGKILL)
-    assert head.ended(killed)[0] == "FAILED"
+    assert head.ended(killed) == ("FAILED", -signal.SIGKILL)
 
     last = run.submit(seconds=0.0)
     assert head.ended(last) == ("SUCCEEDED", 0), head.logs(last)
     assert [line["step"] for line in run.lines()] == list(range(1, STEPS + 1))
 
+    written = run.files()
     done = run.submit(seconds=0.0)
     assert head.ended(done) == ("SUCCEEDED", 0)
-    assert "is done" in head.logs(done) and run.steps() == STEPS
+    assert "is done" in head.logs(done) and run.files() == written, "it changes nothing"
     assert "run.steps was 30, now 31" in run.refused(seconds=0.0, overrides=("run.steps=31",))
-    token, said = head.environment["RAY_AUTH_TOKEN"], json.dumps(head.job(first)) + head.logs(first)
-    assert token not in _everything_written(tmp_path) + said
+    said = json.dumps([[job, head.logs(job["submission_id"])] for job in head.jobs()])
+    assert said.count("raysubmit_") >= 8
+    token = head.environment["RAY_AUTH_TOKEN"].encode()
+    assert token not in said.encode() and not _files_with(token, tmp_path, head.folder)
+
+
+def test_the_line_of_the_readme_makes_a_run(
+    head: Head, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
+) -> None:
+    """On real engines."""
+    (line,) = re.findall(r"^ray job submit .*$", (ROOT / "README.md").read_text(), re.M)
+    recipe, root = tmp_path / "recipe.yaml", tmp_path / "runs"
+    recipe.write_text(yaml.safe_dump(small_recipe(models, prompts, tmp_path / "other")))
+    for written, here in {"http://127.0.0.1:8265": head.address, "recipe.yaml": recipe, "/shared/runs": root}.items():
+        assert line.count(written) == 1
+        line = line.replace(written, str(here))
+    job = head.submit_line(f"{line} run.steps=2")
+    assert head.ended(job) == ("SUCCEEDED", 0), head.logs(job)
+    steps = [json.loads(text)["step"] for text in (root / "jobs" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2] and json.loads((root / "jobs" / "summary.json").read_text())["exit"] == 0
 
 
 class Jobs:
@@ -114,13 +135,21 @@ class Jobs:
     def steps(self) -> int:
         return max((line["step"] for line in self.lines()), default=0)
 
+    def files(self) -> dict[str, tuple[int, int, str]]:
+        """Every file of the run's directory but the lock: when it was written, its inode, and its content's hash."""
+        files = [file for file in self.directory.rglob("*") if file.is_file() and file.name != "lock"]
+        return {str(f): (f.stat().st_mtime_ns, f.stat().st_ino, sha256(f.read_bytes()).hexdigest()) for f in files}
+
     def summary(self) -> dict[str, Any]:
         file = self.directory / "summary.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _everything_written(folder: Path) -> str:
-    return "".join(file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
+def _files_with(secret: bytes, *folders: Path) -> list[Path]:
+    """Of all that is written in folders, Ray's logs too."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert any(file.name.startswith("job-driver-") for file in files)
+    return [file for file in files if secret in file.read_bytes()]
 
 
 def small_recipe(models: dict[str, Path], prompts: dict[str, Path], root: Path) -> dict[str, Any]:
