@@ -110,8 +110,9 @@ class _Late(Exception):
 
 async def _within(rule: FunctionRule, answer: Any) -> Any:
     """What an awaitable gives. Raises _Late after the rule's seconds."""
+    limit = asyncio.timeout(rule.seconds)
     try:
-        async with asyncio.timeout(rule.seconds) as limit:
+        async with limit:
             return await answer
     except TimeoutError:
         if limit.expired():
