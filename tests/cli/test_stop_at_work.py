@@ -17,7 +17,7 @@ from tests.processes import agents_of_ray, alive, descendants, title
 SECONDS = 40.0  # to end in, of which Ray takes most; an engine's start takes longer than this on a busy machine
 
 
-@pytest.mark.system
+@pytest.mark.acceptance
 @pytest.mark.timeout(400)
 def test_a_run_on_real_engines_is_stopped_as_it_starts_and_in_a_step(engines: Engines, tmp_path: Path) -> None:
     recipe = engines.recipe(run={"steps": 50, "name": "stopped", "root": str(tmp_path)})
