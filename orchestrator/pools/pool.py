@@ -145,7 +145,6 @@ class Pool:
             raise
         finally:
             self.remove_load(member, load)
-            self._notify()
 
     async def _first_answer(self, first: PoolMember, method: str, args: Any, load: int, returns: int) -> list[Any]:
         """Call a member and, after the hedge's seconds, a second one; return the first answer. The slower call keeps
@@ -237,8 +236,7 @@ class Pool:
             self.clock.end(member.number)
         if self.line:
             self._hand_out()
-        if load:
-            self._notify()
+        self._notify()
 
     def note_asleep(self, member: PoolMember, asleep: bool) -> None:
         """A member sleeps now, or is awake. Asleep it is not busy, whatever waits for it."""

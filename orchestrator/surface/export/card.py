@@ -50,7 +50,7 @@ def measured(found: Evaluations) -> Iterator[tuple[str, float, float]]:
 
 def at_step(found: Evaluations, step: int) -> Evaluations:
     """A run's evaluations, with the one on the way at `step` in place of the last; None where there was none."""
-    (after,) = [line for line in found.get("steps") or () if line["step"] == step][:1] or [None]
+    after = next((line for line in found.get("steps") or () if line["step"] == step), None)
     sets = {name: at_step(of_set, step) for name, of_set in (found.get("sets") or {}).items()}
     return {"before": found.get("before"), "after": after, "sets": sets}
 
