@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.node import Node, NonNegative, Positive
+from configs.refusal import shown
 from configs.reward_rules import AnyRule, component_names
 
 HELDOUT = "heldout"  # the name of the set in data.heldout
@@ -53,7 +54,7 @@ class HeldOutSet(Node):
         if self.rules is not None and self.format is not None:
             known = component_names(self.rules, model=False)
             if self.format not in known:
-                raise ValueError(f"format: {self.format!r} names no rule of this set; allowed: {list(known)}")
+                raise ValueError(f"format: {shown(self.format)} names no rule of this set; allowed: {list(known)}")
         return self
 
     @model_validator(mode="after")

@@ -300,4 +300,4 @@ def _refuse_pattern(text: str) -> None:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression ({error})") from None
+        raise ValueError(f"{shown(text)} is no regular expression ({error})") from None

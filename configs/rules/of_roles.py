@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from configs.refusal import shown
 from configs.roles import Scorer
 from configs.rules.of_kinds import of_each_kind
 from configs.rules.rule import Refusal, Rule
@@ -73,7 +74,7 @@ def _scorers_in_turns(recipe: Recipe) -> Refusal:
         if scorer.turns and recipe.colocate:
             return f"{key}: under colocate all engines have one turn and the learner the other; remove one of the two"
         if scorer.turns and named[scorer.turns] == 1:
-            return f"{key}: no other scorer names {scorer.turns!r}; give another the same name, or remove it"
+            return f"{key}: no other scorer names {shown(scorer.turns)}; give another the same name, or remove it"
         if scorer.turns and scorer.hedge_seconds is not None:
             return (
                 f"scorer.{model}.hedge_seconds: a request that waits for its scorer's turn would be computed twice; "

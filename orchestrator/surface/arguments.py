@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from configs.load import absolute_path
-from configs.refusal import RecipeError, reason, shortened
+from configs.refusal import RecipeError, reason, shortened, shown
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. run.steps=5.")]
@@ -22,9 +22,9 @@ def sizes_of(texts: Sequence[str]) -> dict[str, int]:
     for text in texts:
         role, _, number = text.partition("=")
         if not number.isdigit() or int(number) < 1:
-            raise RecipeError(f"{text!r}: write ROLE=N with N of at least 1, e.g. rollout=4")
+            raise RecipeError(f"{shown(text)}: write ROLE=N with N of at least 1, e.g. rollout=4")
         if role in sizes:
-            raise RecipeError(f"{text!r}: {role} is there twice; say one size")
+            raise RecipeError(f"{shown(text)}: {role} is there twice; say one size")
         sizes[role] = int(number)
     return sizes
 
@@ -35,9 +35,9 @@ def paths_of(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         model, equals, path = text.partition("=")
         if not (model and equals and path):
-            raise RecipeError(f"{text!r}: write MODEL=DIRECTORY, e.g. teacher=/models/teacher-2")
+            raise RecipeError(f"{shown(text)}: write MODEL=DIRECTORY, e.g. teacher=/models/teacher-2")
         if model in paths:
-            raise RecipeError(f"{text!r}: {model} is there twice; say one directory")
+            raise RecipeError(f"{shown(text)}: {model} is there twice; say one directory")
         paths[model] = absolute_path(path, Path.cwd())
     return paths
 

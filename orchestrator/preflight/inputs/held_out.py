@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from actors.metrics import EVALUATION_METRICS, OF_TEXT, set_metrics
 from configs.evaluation import HELDOUT, MOST_PROMPTS
 from configs.node import STUDENT
-from configs.refusal import RecipeError
+from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
 from orchestrator.data.prompting import Prompting
 from orchestrator.data.sets import read_sets
@@ -60,12 +60,12 @@ def check_best(recipe: Recipe) -> None:
     known = measured(recipe)
     if best.of_set not in known:
         raise RecipeError(
-            f"checkpoint.best.metric: {best.metric!r} names no held-out set; allowed: {sorted(known)}, each with the "
-            "name of a metric behind a dot"
+            f"checkpoint.best.metric: {shown(best.metric)} names no held-out set; allowed: {sorted(known)}, each with "
+            "the name of a metric behind a dot"
         )
     if best.name not in known[best.of_set]:
         raise RecipeError(
-            f"checkpoint.best.metric: {best.name!r} is not measured on {best.of_set}; allowed: "
+            f"checkpoint.best.metric: {shown(best.name)} is not measured on {best.of_set}; allowed: "
             f"{list(known[best.of_set])}"
         )
     if not recipe.evaluate.every_of(best.of_set):
@@ -81,7 +81,8 @@ def check_formats(recipe: Recipe) -> None:
         known = recipe.of_set(name).reward.components
         if one.format is not None and one.format not in known:
             raise RecipeError(
-                f"evaluate.sets.{name}.format: {one.format!r} names no component of its reward; allowed: {list(known)}"
+                f"evaluate.sets.{name}.format: {shown(one.format)} names no component of its reward; allowed: "
+                f"{list(known)}"
             )
 
 

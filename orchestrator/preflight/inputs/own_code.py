@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from configs.names.own_code import imported, is_own
-from configs.refusal import RecipeError, reason
+from configs.refusal import RecipeError, reason, shown
 from configs.reward_rules import FunctionRule, OwnRule
 from configs.schema import Recipe
 from rewards.function import wanted
@@ -61,12 +61,12 @@ def _check(named: _Named) -> None:
         found = imported(name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise RecipeError(
-            f"{key}: {name!r} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
+            f"{key}: {shown(name)} cannot be imported ({type(error).__name__}: {reason(error)}); put its "
             "folder on PYTHONPATH"
         ) from None
     if not callable(found):
-        raise RecipeError(f"{key}: {name!r} cannot be called; give {what}")
+        raise RecipeError(f"{key}: {shown(name)} cannot be called; give {what}")
     try:
         takes(found)
     except ValueError as error:
-        raise RecipeError(f"{key}: {name!r}: {reason(error)}") from None
+        raise RecipeError(f"{key}: {shown(name)}: {reason(error)}") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.load import load_tree, parse_override, parse_recipe
 from configs.pipeline import STAGES
-from configs.refusal import RecipeError
+from configs.refusal import RecipeError, shown
 from configs.schema import Recipe
 from orchestrator.surface.research.arms import key_of
 from orchestrator.surface.submission import run_directory
@@ -72,11 +72,11 @@ def _axis(text: str) -> list[str]:
     """`key=a,b` as ["key=a", "key=b"]. Raises RecipeError."""
     key, equals, values = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"{text!r}: write KEY=VALUE,VALUE, e.g. learner.optimizer.lr=1e-6,2e-6 seed=0,1,2")
+        raise RecipeError(f"{shown(text)}: write KEY=VALUE,VALUE, e.g. learner.optimizer.lr=1e-6,2e-6 seed=0,1,2")
     name = "run.seed" if key == SEED else key
     found = [f"{name}={value.strip()}" for value in values_of(values)]
     if empty := [one for one in found if one.endswith("=")]:
-        raise RecipeError(f"{text!r}: {empty[0]} has no value; write one between each two commas")
+        raise RecipeError(f"{shown(text)}: {empty[0]} has no value; write one between each two commas")
     for one in found:
         parse_override(one)
     return found
@@ -110,7 +110,7 @@ def _arm(recipe: Recipe, sets: Sequence[str]) -> Arm:
 def _refuse_same(arms: Sequence[Arm]) -> None:
     for one, other in _pairs(arms):
         if one.key == other.key:
-            raise RecipeError(f"sweep: {one.label!r} and {other.label!r} are the same recipe; leave one out")
+            raise RecipeError(f"sweep: {shown(one.label)} and {shown(other.label)} are the same recipe; leave one out")
 
 
 def _pairs(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory
+from configs.load import RecipeError, cache_directory, dump_recipe, load_recipe, model_directory, parse_recipe
+from tests.unit.configs.combinations import IN_TURNS
 from tests.unit.recipes import SMALLEST, loaded, recipe, refusal, tree, write
 
 
@@ -164,3 +167,35 @@ def test_bundled_models_lie_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOGRATIO_CACHE", "/c")
     assert model_directory("bundled:M") == Path("/c/models/M")
     assert model_directory("/elsewhere/M") == Path("/elsewhere/M")
+
+
+def test_a_refusal_shows_the_beginning_of_a_long_value() -> None:
+    """Whichever value of a recipe is long."""
+    sets = {"evaluate": {"sets": {"a": {"prompts": "/e", "rules": [{"kind": "length"}], "format": "length"}}}}
+    whole = loaded(IN_TURNS | sets).model_dump(mode="json")
+    said = {place: _said_of(whole, place) for place in _places_of_values(whole)}
+    assert not {place: line for place, line in said.items() if len(line) > 1000}
+    assert all("x…" in said[place] for place in ("scorer.teacher.turns", "evaluate.sets.a.format"))
+
+
+def _places_of_values(node: dict[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _places_of_values(value, f"{above}{key}.")
+        else:
+            yield above + key
+
+
+def _said_of(whole: dict[str, Any], place: str) -> str:
+    """What is said of a recipe in which one value is long."""
+    changed = copy.deepcopy(whole)
+    *parents, last = place.split(".")
+    node = changed
+    for part in parents:
+        node = node[part]
+    node[last] = "x" * 5000
+    try:
+        parse_recipe(changed)
+    except RecipeError as error:
+        return str(error)
+    return ""
