@@ -129,7 +129,7 @@ class Network:
         command += [str(machine.folder), "--object-store-memory", "150000000", *options]
         log = machine.folder / "ray.log"
         ray = self.run(machine, *command, output=log)
-        wait_for(lambda: "--block" in log.read_text() or ray.poll() is not None, f"Ray on {machine.name}", 90.0)
+        wait_for(lambda: "--block" in log.read_text() or ray.poll() is not None, f"Ray on {machine.name}", 180.0)
         assert ray.poll() is None, log.read_text()
         return machine
 
