@@ -34,6 +34,7 @@ OF_RAY = {
     "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "scripts/symmetric_run.py",
     "RAY_TMPDIR": "_common/utils.py",
     "RAY_USAGE_STATS_ENABLED": "_common/usage/usage_constants.py",
+    "RAY_USE_TLS": "_common/tls_utils.py",
 }
 
 
