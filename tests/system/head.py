@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,12 @@ class Head:
         return found["status"], found["driver_exit_code"]
 
     def scrape(self) -> str:
-        """The page of Ray's metrics exporter."""
-        with urllib.request.urlopen(self.metrics, timeout=30) as answer:
-            return answer.read().decode()
+        """The page of Ray's metrics exporter; empty until it listens."""
+        try:
+            with urllib.request.urlopen(self.metrics, timeout=30) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            return ""
 
     def _call(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}", "Content-Type": "application/json"}

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.test_boards import expressions
 from tests.processes import alive, descendants
 from tests.system.head import ENDED, ROOT, Head, started_head, wait_for
 
@@ -25,7 +28,7 @@ STEPS = 30
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    with started_head() as found:
+    with started_head(RAY_metrics_report_interval_ms="1000") as found:  # engines of a short run are seen
         yield found
         below = descendants(found.pid)
     wait_for(lambda: not alive(below), "the cluster's processes to end", 30.0)
@@ -80,17 +83,30 @@ def test_a_run_lives_through_its_jobs(
 def test_the_line_of_the_readme_makes_a_run(
     head: Head, models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """On real engines."""
+    """On real engines, whose own metrics leave beside the run's."""
     (line,) = re.findall(r"^ray job submit .*$", (ROOT / "README.md").read_text(), re.M)
     recipe, root = tmp_path / "recipe.yaml", tmp_path / "runs"
     recipe.write_text(yaml.safe_dump(small_recipe(models, prompts, tmp_path / "other")))
     for written, here in {"http://127.0.0.1:8265": head.address, "recipe.yaml": recipe, "/shared/runs": root}.items():
         assert line.count(written) == 1
         line = line.replace(written, str(here))
-    job = head.submit_line(f"{line} run.steps=2")
+    job, seen = exported_during(head, lambda: head.submit_line(f"{line} run.steps=4"))
+    shown = {name for _, expr in expressions() for name in re.findall(r"\bray_vllm_\w+", expr)}
+    assert shown - seen == {"ray_vllm_num_preemptions_total"}, "it is there from the first preemption on"
     assert head.ended(job) == ("SUCCEEDED", 0), head.logs(job)
     steps = [json.loads(text)["step"] for text in (root / "jobs" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2] and json.loads((root / "jobs" / "summary.json").read_text())["exit"] == 0
+    assert steps == [1, 2, 3, 4] and json.loads((root / "jobs" / "summary.json").read_text())["exit"] == 0
+
+
+def exported_during(head: Head, wait: Callable[[], str]) -> tuple[str, set[str]]:
+    """What is waited for, and the names of the metrics that Ray exported meanwhile."""
+    seen: set[str] = set()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(wait)
+        while not ended.done():
+            seen |= set(re.findall(r"^ray_\w+", head.scrape(), re.M))
+            time.sleep(0.5)
+    return ended.result(), seen
 
 
 class Jobs:
