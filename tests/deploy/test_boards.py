@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,15 @@ from tests.deploy.manifests import DEPLOY
 BOARDS = {name: json.loads(text) for name, text in texts().items()}
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
+# Where the metrics of others are made, by how their names begin.
+PACKAGES = Path(sysconfig.get_path("purelib"))
+EXPORTERS = {
+    "ray_vllm_": "vllm/v1/metrics/loggers.py",
+    "ray_node_manager_": "ray/core/src/ray/raylet/raylet",
+    "ray_memory_manager_": "ray/core/src/ray/raylet/raylet",
+    "ray_object_store_": "ray/core/src/ray/raylet/raylet",
+    "ray_node_": "ray/dashboard/modules/reporter/reporter_agent.py",
+}
 # Labels that Ray gives its own metrics.
 OF_RAY = {"Location", "Name", "Type", "alertstate"}
 
@@ -83,6 +94,16 @@ def test_every_metric_and_label_of_ours_in_an_expression_is_exported() -> None:
             assert labels <= {"run", *kinds[name].labels}, (where, name, labels)
         by = {label.strip() for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for label in group.split(",")}
         assert by - {""} <= LABELS.keys() | OF_RAY, (where, by)
+
+
+def test_metrics_of_others_are_in_the_pinned_packages() -> None:
+    """Without a GPU and an engine no scrape has those of GPUs and of vLLM."""
+    texts = {start: (PACKAGES / file).read_bytes() for start, file in EXPORTERS.items()}
+    for name in OTHERS:
+        start = next(start for start in EXPORTERS if name.startswith(start))
+        known = name.removeprefix(RAY).removesuffix("_total").replace("vllm_", "vllm:")
+        assert known.encode() in texts[start], f"{name}: not in {EXPORTERS[start]}"
+    assert b'"GpuIndex"' in texts["ray_node_"]
 
 
 def test_every_exported_metric_is_on_a_board() -> None:

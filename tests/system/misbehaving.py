@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
 from actors.wire.jobs import Share
 from actors.wire.records import Request, Sample, ScoreHeader, ScoreRequest
 from configs.roles import Scorer
@@ -33,8 +33,10 @@ SLIGHT, DRIFTED, FAR = 0.008, 0.03, 0.08  # nats between rollout and learner
 
 
 class PacedLearner(SimulatedLearner):
+    pace = PACE
+
     async def step(self, share: Share) -> dict[str, Any]:
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(self.pace)
         return super().step(share)
 
 
@@ -131,6 +133,7 @@ def members(
     learner: type = PacedLearner,
     rollout: type = SteadyRollout,
     scorer: Callable[..., SimulatedScorer] = SimulatedScorer,
+    reward: type = SimulatedReward,
     speeds: Speeds | None = None,
 ) -> MemberSpecs:
     """Those of a run."""
@@ -140,6 +143,7 @@ def members(
         learner=lambda recipe: replace(plain.learner(recipe), cls=learner),
         rollout=lambda recipe: replace(plain.rollout(recipe), cls=rollout),
         scorer=lambda *asked: replace(plain.scorer(*asked), cls=scorer),
+        reward=lambda recipe: replace(plain.reward(recipe), cls=reward),
     )
 
 

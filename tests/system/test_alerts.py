@@ -29,7 +29,7 @@ from tests.system.misbehaving import (
     members,
     one_uniform,
 )
-from tests.system.prometheus import Server
+from tests.system.prometheus import Server, firing
 from tests.system.told import Told, export_to_this_process, scraped
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -101,10 +101,8 @@ async def _all_lives(found: Server, root: Path, began: float) -> None:
     over = asyncio.Event()
 
     async def lives(name: str, life: Life) -> None:
-        told = Told(root, name, members=life.members, **life.changes)
-        await told.lives(
-            lambda: over.is_set() or time.time() > began + life.killed, 2 * SECONDS, life.deaths, life.ends
-        )
+        told = Told(root, name, life.members, life.deaths, **life.changes)
+        await told.lives(lambda: over.is_set() or time.time() > began + life.killed, 2 * SECONDS, life.ends)
 
     async with asyncio.TaskGroup() as tasks:
         for name, life in LIVES.items():
@@ -122,12 +120,6 @@ async def _all_deserved(found: Server, began: float) -> None:
         if wanted <= {(run, alert) for run, alerts in fired.items() for alert in alerts}:
             return
         await asyncio.sleep(1.0)
-
-
-def firing(raised: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, set[str]]:
-    """By run, the alerts that fired."""
-    fired = {run: {name for name, states in of.items() if "firing" in states} for run, of in raised.items()}
-    return {run: names for run, names in fired.items() if names}
 
 
 def unknown_to(found: Server, run: str) -> set[str]:

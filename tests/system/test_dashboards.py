@@ -13,11 +13,12 @@ import pytest
 from tests.deploy.test_boards import ALERTS, expressions
 from tests.processes import descendants
 from tests.system.head import ROOT, Head, started_head, wait_for
-from tests.system.prometheus import SILENT, Server, prometheus
+from tests.system.prometheus import NOWHERE, Server, prometheus
 from tests.system.test_jobs import Jobs, small_recipe
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 SLOW = 0.02  # seconds a token of the rollouts; the other roles take none
+OF_DEATHS = ("ray_node_manager_unexpected_worker_failure_total", "ALERTS")
 INTERVAL = "5000"  # ms between two exports of a process; a run tells its numbers each 5 s
 
 
@@ -47,16 +48,15 @@ def test_the_boards_over_a_ray_cluster(models: dict[str, Path], prompts: dict[st
     recipe = small_recipe(models, prompts, tmp_path)
     recipe["run"]["steps"] = 10_000
     recipe["rollout"]["members"] = 2
-    with started_head(RAY_metrics_report_interval_ms=INTERVAL) as head, prometheus(head.folder) as found:
-        found.run = "jobs"
+    with started_head(RAY_metrics_report_interval_ms=INTERVAL) as head, prometheus(head.folder) as server:
+        found = server.of("jobs")
         run = Jobs(head, recipe, tmp_path)
         job = run.submit(seconds=SLOW)
         run.until(job, lambda: bool(found.shown("Which role is the bottleneck?")))
+        # those of other objectives: test_boards_in_process.py
         unknown = {f"ray_logratio_step_{name}" for name, value in run.lines()[-1].items() if value is None}
-        silent = {*SILENT, *unknown, "ray_logratio_reward_component"}  # there is no reward
-        run.until(job, lambda: not found.unanswered(silent))
-        named = {name for _, expr in expressions() for name in re.findall(r"\bray_\w+", expr)}
-        assert named - found.names() <= silent
+        silent = {*NOWHERE, *unknown, "ray_logratio_reward_component"}
+        run.until(job, lambda: not found.unanswered({*silent, *OF_DEATHS}))
         assert found.shown("Which role is the bottleneck?") == {"rollout": 1.0}
         assert not found.firing()
         assert {rule["name"]: rule["health"] for rule in found.rules()} == dict.fromkeys(ALERTS, "ok")
@@ -64,6 +64,9 @@ def test_the_boards_over_a_ray_cluster(models: dict[str, Path], prompts: dict[st
         kill_rollouts(head, found, 6)
         run.until(job, lambda: bool(found.firing()))
         assert found.firing() == {"RestartStorm"}
+        run.until(job, lambda: not found.unanswered(silent))
+        named = {name for _, expr in expressions() for name in re.findall(r"\bray_\w+", expr)}
+        assert named - found.names() <= silent
         head.stop(job)
         head.ended(job)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import prometheus_client
 import pytest
 from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
 
-from actors.simulated.members import Speeds
+from configs.schema import Recipe
 from orchestrator.pools.layout import MemberSpecs
 from orchestrator.run import DONE, Run
+from orchestrator.samples.prompts import Prompt
 from orchestrator.scaling.elastic import Elastic
 from orchestrator.surface.status import status_of
 from orchestrator.surface.trackers.prometheus import Prometheus
 from tests.system.head import free_port, wait_for
 from tests.system.prometheus import Server, prometheus
-from tests.unit.simulation import Simulation, recipe
+from tests.unit.simulation import HELDOUT, TRAIN, Simulation, recipe
 
 RECORDER = OpenTelemetryMetricRecorder(gauge_metric_ttl_seconds=3.0)  # it forgets gauges that are not set again
 STATUS_SECONDS = 0.5  # between two statuses of a run
@@ -78,30 +80,22 @@ def scraped(ray: Path, rules: Path | None = None) -> Iterator[Server]:
 
 
 class Told:
-    """A run whose tracker is told each step, and now and then how the run is. `changes`: of the recipe."""
+    """A run whose tracker is told each step, and now and then how the run is. `deaths`: rollout members that are
+    killed, all that serve at a time; `changes`: of the recipe."""
 
     def __init__(
-        self,
-        root: Path,
-        name: str,
-        speeds: Speeds | None = None,
-        members: MemberSpecs | None = None,
-        **changes: Mapping[str, Any],
+        self, root: Path, name: str, members: MemberSpecs | None = None, deaths: int = 0, **changes: Any
     ) -> None:
         run = {"name": name, "root": str(root), "steps": 10_000, "seed": 5} | changes.pop("run", {})
-        self._tracker = Prometheus(name, ["teacher"])
-        self.last: Mapping[str, Any] = {}
-        self._simulation = Simulation(
-            recipe(root, run=run, **changes), on_step=self._step, speeds=speeds or Speeds(), members=members
-        )
+        own = recipe(root, run=run, **changes)
+        self._tracker = Prometheus(name, own.scored_models)
+        self._deaths = deaths
+        self._stepped = False
+        train, heldout = ([_asked(own, one) for one in prompts] for prompts in (TRAIN, HELDOUT))
+        self._simulation = Simulation(own, self._step, train=train, heldout=heldout, members=members)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 45.0, deaths: int = 0) -> None:
-        """Let the run go on until the condition holds; `deaths` rollout members are killed, all that serve
-        at a time."""
-        asyncio.run(self.lives(condition, seconds, deaths))
-
-    async def lives(self, condition: Callable[[], Any], seconds: float, deaths: int = 0, ends: bool = False) -> None:
-        """The same, within an event loop, or until the run has made its last step if it `ends`."""
+    async def lives(self, condition: Callable[[], Any], seconds: float, ends: bool = False) -> None:
+        """Let the run go on until the condition holds, or until it has made its last step if it `ends`."""
         run = self._simulation.run
         elastic = Elastic(run, lambda text: None)
         running = asyncio.create_task(run.execute())
@@ -111,22 +105,44 @@ class Told:
                     elastic.tick()
                     self._tracker.status(status_of(run, elastic, "training"))
                     if running.done():
-                        assert ends and running.result() == DONE
+                        code = running.result()  # or what it failed of
+                        assert ends and code == DONE
                         break
-                    deaths -= await self._kill(deaths) if self.last else 0
+                    if self._stepped:
+                        await self._kill()
                     await asyncio.sleep(STATUS_SECONDS)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await elastic.close()
 
-    async def _kill(self, most: int) -> int:
-        """Kill the rollout members that serve, at most so many; returns how many."""
-        struck = self._simulation.run.pools.all()["rollout"].members.serving()[:most]
+    async def _kill(self) -> None:
+        struck = self._simulation.run.pools.all()["rollout"].members.serving()[: self._deaths]
         for member in struck:
             await self._simulation.transport.kill(member.actors)
-        return len(struck)
+        self._deaths -= len(struck)
 
     def _step(self, run: Run, line: Mapping[str, Any]) -> None:
-        self.last = line
+        self._stepped = True
         self._tracker.step(line)
+
+
+def _asked(own: Recipe, prompt: Prompt) -> Prompt:
+    """A prompt that each scored model of a recipe can read."""
+    return replace(prompt, ids={**dict.fromkeys(own.scored_models, prompt.ids["teacher"]), **prompt.ids})
+
+
+def side_by_side(runs: Iterable[Told], condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Let runs go on, all in one event loop, until the condition holds."""
+
+    async def live() -> None:
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for run in runs:
+                tasks.create_task(run.lives(over.is_set, 2 * seconds))
+            async with asyncio.timeout(seconds):
+                while not await asyncio.to_thread(condition):
+                    await asyncio.sleep(STATUS_SECONDS)
+            over.set()
+
+    asyncio.run(live())
