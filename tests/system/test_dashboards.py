@@ -17,7 +17,7 @@ from tests.system.prometheus import NOWHERE, Server, prometheus
 from tests.system.test_jobs import Jobs, small_recipe
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-SLOW = 0.02  # seconds a token of the rollouts; the other roles take none
+SLOW = 0.1  # seconds a token of the rollouts; the other roles take none
 OF_DEATHS = ("ray_node_manager_unexpected_worker_failure_total", "ALERTS")
 INTERVAL = "5000"  # ms between two exports of a process; a run tells its numbers each 5 s
 
