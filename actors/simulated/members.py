@@ -330,8 +330,10 @@ class SimulatedLearner(Member):
         batch = trained_batch(
             samples, rewards, student, self._teacher_logprobs(share, samples), components=share.components
         )
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        partial = path.with_suffix(".partial")
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
+        partial.replace(path)
 
     def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
         """By sample, those of the first model that scored it; None if none did."""

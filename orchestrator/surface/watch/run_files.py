@@ -30,7 +30,7 @@ class RunFiles:
         """What the page asks for every two seconds."""
         self.tail.refresh()
         status, summary = object_of(self._directory / "status.json"), object_of(self._directory / "summary.json")
-        recipe, steps = self._read_recipe(), self.samples.steps()
+        recipe = self._read_recipe()
         run = _object(recipe.get("run"))
         stage = status.get("stage") or run.get("stage")
         sums = self.tail.sums(LAST_STEPS) | {"rows": min(LAST_STEPS, len(self.tail))}
@@ -45,7 +45,7 @@ class RunFiles:
             "saved": _since(status.get("saved_at"), status.get("time")),
             "generation": self.tail.generation,
             "rows": len(self.tail),
-            "recorded": [steps[0], steps[-1], len(steps)] if steps else None,
+            "recorded": self.samples.recorded(),
             "pipeline": pipeline(status, recipe, sums),
             "held_out": self._held_out(summary),
             "notes": _notes(summary),

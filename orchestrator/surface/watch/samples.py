@@ -23,7 +23,7 @@ class Samples:
         self._models = models
         self._decode: Decode | None = None
         self._piece: Callable[[int], str] | None = None
-        self._listed: tuple[int, list[int]] = (-1, [])
+        self._listed: tuple[int, list[int], int] = (-1, [], 0)
 
     def steps(self) -> list[int]:
         """Recorded steps, ascending. The folder is read again only where it changed."""
@@ -32,8 +32,15 @@ class Samples:
         except OSError:
             return []
         if changed != self._listed[0]:
-            self._listed = (changed, recorded_steps(self._directory))
+            files = len(list((self._directory / "samples").glob("step_*.rank*.arrow")))
+            self._listed = (changed, recorded_steps(self._directory), files)
         return self._listed[1]
+
+    def recorded(self) -> list[int] | None:
+        """The first recorded step, the last, how many, and in how many files: of a step each rank writes its own, and
+        one may come seconds after another. None without any."""
+        steps = self.steps()
+        return [steps[0], steps[-1], len(steps), self._listed[2]] if steps else None
 
     def page(self, step: int, start: int) -> dict[str, Any] | None:
         """PAGE samples of a step from `start` on; None where the step was not recorded."""

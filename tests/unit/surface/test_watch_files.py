@@ -229,6 +229,16 @@ def test_held_out_points_and_notes_are_of_the_summary(tmp_path: Path) -> None:
     assert found["notes"] == ["biased on request: k1_in_loss", "members replaced: rollout 2", "samples skipped: 1"]
 
 
+def test_a_rank_that_writes_its_samples_later_is_news(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path / "run", steps=3)
+    late = run / "samples/step_000003.rank1.arrow"
+    late.rename(tmp_path / "late")
+    files = RunFiles(run)
+    assert files.overview()["recorded"] == [1, 3, 3, 5]
+    (tmp_path / "late").rename(late)
+    assert files.overview()["recorded"] == [1, 3, 3, 6]
+
+
 def test_the_page_reads_what_a_run_writes(tmp_path: Path) -> None:
     """A simulated run, with the status that its driver would write."""
     live = Live(rollout_bound(tmp_path, 8))
