@@ -20,6 +20,12 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
 
+# What a key does of its own accord, as to move the focus or to press a button, follows from its code and its text.
+KEYS = {
+    "Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "),
+    "ArrowLeft": (37, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""),
+}  # fmt: skip
+
 
 class Tab:
     """One page, over the protocol of the browser's developer tools. `log`: what the page wrote to its console."""
@@ -44,6 +50,7 @@ class Tab:
     async def open(self, address: str) -> None:
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
+        await self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as of a window in front
         await self.call("Page.navigate", url=address)
 
     async def value(self, script: str) -> Any:
@@ -54,13 +61,16 @@ class Tab:
         return found["result"].get("value")
 
     async def until(self, script: str, seconds: float = 20.0) -> Any:
-        """The expression's value as soon as it is true."""
-        async with asyncio.timeout(seconds):
-            while True:
-                with contextlib.suppress(RuntimeError):  # the page is being left
-                    if value := await self.value(script):
-                        return value
-                await asyncio.sleep(0.1)
+        """The expression's value as soon as it is true. Raises TimeoutError if it never is."""
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    with contextlib.suppress(RuntimeError):  # the page is being left
+                        if value := await self.value(script):
+                            return value
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise TimeoutError(f"not true in {seconds:.0f} s: {script}") from None
 
     async def size(self, width: int, height: int, mobile: bool = False) -> None:
         await self.call(
@@ -84,8 +94,17 @@ class Tab:
         await self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     async def press(self, key: str) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+        number, text = KEYS.get(key, (0, ""))
+        what = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": number}
+        await self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **what)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **what)
+
+    async def focused_name(self) -> str:
+        """What a screen reader calls the focused element; empty if nothing names it."""
+        found = await self.call("Runtime.evaluate", expression="document.activeElement")
+        node = {"objectId": found["result"]["objectId"], "fetchRelatives": False}
+        (told,) = (await self.call("Accessibility.getPartialAXTree", **node))["nodes"]
+        return told.get("name", {}).get("value", "").strip()
 
     async def _middle(self, selector: str) -> list[float]:
         """Where the middle of an element's first line is, once it is in view."""

@@ -76,7 +76,7 @@ def metrics_of(step: int, steps: int) -> dict[str, Any]:
         "forward_kl": 0.4 * left + 0.06, "kl_support": "full", "entropy": 1.4 + 0.2 * left, "teacher_entropy": 1.3,
         "grad_norm": 4 * left + 0.3 * np.sin(step), "lr": 2e-5, "response_length": 46 - 6 * left,
         "truncated_fraction": 0.7 * left, "staleness_mean": 0.4, "staleness_max": 1, "logprob_gap_mean": 0.004,
-        "tokens_generated": 760, "tokens_scored": 760, "tokens_trained": 740, "samples_dropped": 0,
+        "tokens_generated": 780, "tokens_scored": 760, "tokens_trained": 740, "samples_dropped": 0,
         "seconds_step": 5.2, "seconds_rollout": 2.4, "seconds_score": 1.1, "seconds_learn": 2.6,
         "seconds_publish": 0.5, "seconds_wait": 1.9,
     }  # fmt: skip

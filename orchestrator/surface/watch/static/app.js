@@ -136,7 +136,7 @@ function pulse(kind, text) {
 function themes(page) {
   const names = ["auto", "light", "dark"], root = document.documentElement, button = byId("theme");
   const show = () => {
-    button.textContent = `◐ ${root.dataset.theme}`;
+    button.replaceChildren("◐", el("span", { text: ` ${root.dataset.theme}` }));
     button.setAttribute("aria-label", `Theme: ${root.dataset.theme}. Press for the next one.`);
     page.curves.retheme();
   };

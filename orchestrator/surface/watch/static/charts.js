@@ -2,7 +2,8 @@
 
 import { byId, colour, el, number, words } from "./dom.js";
 
-const COLOURS = ["#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#c99700", "#8a94a6", "#e11d48"];
+// Each has a contrast of more than 3 with the panels of both themes.
+const COLOURS = ["#3b82f6", "#d9701f", "#119a83", "#b66ad6", "#a98200", "#7c879a", "#e11d48"];
 const HEIGHT = 190, FEW = 60;
 
 /** Columns of a chart's metrics. One that has parts, as a reward has components, is a column `metric.part` for each. */

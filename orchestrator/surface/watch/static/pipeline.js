@@ -98,7 +98,7 @@ class Drawing {
     this.chips = el("div", { class: "chips" });
     this.said = el("p", { class: "said" });
     this.note = el("p", { class: "muted small" });
-    this.list = el("div", { class: "scroll" });
+    this.list = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Members" });
     this.details = el("details", {}, el("summary", { text: "Members" }), this.list);
     this.root = el("div", { class: "pipeline panel" },
       tag ? el("p", { class: "of" }, el("span", { class: `tag tag-${index}`, text: tag }), (this.name = el("b"))) : null,

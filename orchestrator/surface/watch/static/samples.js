@@ -97,7 +97,14 @@ export class Samples {
     if (step !== this.step) return; // a later choice was made meanwhile
     this.tip.hide();
     this.root.classList.toggle("two", this.stores.length > 1);
-    this.root.replaceChildren(...pages.map((page, i) => this.column(page, i)));
+    this.replace(pages.map((page, i) => this.column(page, i)));
+  }
+
+  /** New columns. Who reads by keyboard stays where they were: a live run replaces samples at every step. */
+  replace(columns) {
+    const places = () => [...this.root.querySelectorAll("summary, .tokens, button")], at = places().indexOf(document.activeElement);
+    this.root.replaceChildren(...columns);
+    if (at >= 0) places().slice(0, at + 1).at(-1)?.focus({ preventScroll: true });
   }
 
   mark() {
@@ -108,6 +115,7 @@ export class Samples {
     byId("step-name").textContent = `step ${this.step}`;
     byId("first").disabled = byId("previous").disabled = index <= 0;
     byId("next").disabled = index >= this.steps.length - 1;
+    if (document.activeElement.disabled) slider.focus(); // a button that is at its end would drop the focus
   }
 
   /** The chosen step of a run, or its last recorded one before: two runs need not have recorded the same ones. */
@@ -142,8 +150,10 @@ export class Samples {
       const more = el("button", { type: "button", class: "button more", text: `more (${page.total - shown})` });
       more.addEventListener("click", async () => {
         const next = await this.page(run, page.step, shown);
+        const focused = document.activeElement === more;
         more.remove();
         if (next) this.add(list, next, run);
+        if (focused) list.querySelectorAll("summary")[shown]?.focus({ preventScroll: true });
       });
       list.append(more);
     }
@@ -175,15 +185,15 @@ export class Samples {
     const show = (index) => (index >= 0 ? this.tip.show(spans[index], sample.tokens[index]) : this.tip.hide());
     let here = -1;
     const press = (event) => {
-      const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
+      const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity, Enter: 0, " ": 0 };
       if (event.key === "Escape") { this.tip.hide(); return; }
-      if (!(event.key in moves)) return;
+      if (!(event.key in moves) || !spans.length) return;
       event.preventDefault();
       here = Math.max(0, Math.min(spans.length - 1, here + moves[event.key]));
       spans[here].scrollIntoView({ block: "nearest" });
       requestAnimationFrame(() => show(here));
     };
-    return el("div", { class: "tokens", tabindex: 0, role: "group", "aria-label": "Tokens of the response; arrow keys move from one to the next",
+    return el("div", { class: "tokens", tabindex: 0, role: "group", "aria-label": "Tokens of the response; arrow keys move from one to the next, Enter tells of one",
       on: { pointerover: (event) => show(at(event)), pointerdown: (event) => show((here = at(event))), pointerleave: (event) => event.pointerType === "touch" || this.tip.hide(), keydown: press, blur: () => this.tip.hide() } }, ...spans);
   }
 }
