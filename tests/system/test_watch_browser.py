@@ -1,117 +1,126 @@
-"""The live page in a real browser, as a reader has it: it follows a run, shows tokens, and stays quiet and safe."""
+"""The live page in a real browser: it follows a run, shows its pipeline and its tokens, and stays quiet and safe."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from orchestrator.surface.report.recorded import rows_of
 from tests import synthetic
-from tests.chromium import Tab, tab
+from tests.chromium import Tab
+from tests.system.watched import (
+    PHONE,
+    TIP,
+    assert_readable,
+    held_run,
+    page,
+    resized,
+    served,
+    take_step,
+    write_live_run,
+)
 
 pytestmark = pytest.mark.system
 
-TIP = "document.getElementById('tip')"
+STEPS, EACH = 4, 8  # of the run that is followed: steps, and samples of a step
+
+# Of each role: its name, its squares and those that are filled, and how much of its bar is busy, and waiting.
+CARDS = """[...document.querySelectorAll("[data-role]")].map((card) => {
+  const count = (kind) => card.querySelectorAll(kind).length, wide = (part) => card.querySelector(part).offsetWidth;
+  const shares = [".busy", ".waiting"].map((part) => wide(part) / wide(".meter"));
+  return [card.dataset.role, count(".member"), count(".member.serving"), ...shares];
+})"""
+
+# Of each sample: its uid, and its tokens' text.
+SAMPLES = """[...document.querySelectorAll(".sample")]
+  .map((sample) => [sample.dataset.uid, sample.querySelector(".tokens").textContent])"""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run at step 4 of 9, with a status of now."""
-    directory = synthetic.write_run(tmp_path / "run", steps=4)
-    (directory / "summary.json").unlink()
-    synthetic.write_vocabulary(directory)
-    write_status(directory, 4)
-    return directory
+    return write_live_run(tmp_path / "run")
 
 
-def write_status(run: Path, step: int) -> None:
-    (run / "status.json.new").write_text(
-        json.dumps(synthetic.status_of(step, 9) | {"stage": "rl", "time": time.time()})
-    )
-    (run / "status.json.new").replace(run / "status.json")
-
-
-def take_step(run: Path, step: int) -> None:
-    """What a live run writes at a step: its line in two pieces, its samples, its status."""
-    line = json.dumps(synthetic.metrics_of(step, 9) | {"reverse_kl": 0.0123}) + "\n"
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(line[:50])
-        file.flush()
-        time.sleep(0.5)
-        file.write(line[50:])
-    told = [synthetic.sample(f"new-{step}", "What is new?", " a ship", step)]
-    likeliest = (synthetic.encode(" sea sea sea sea sea sea sea sea sea sea sea sea"), [-0.5, -2.0, -3.0, -4.0] * 3)
-    synthetic.write_samples(run / f"samples/step_{step:06d}.rank0.arrow", told, [[-2.0, 0.5, 0.0]], [likeliest])
-    write_status(run, step)
-
-
-@contextlib.contextmanager
-def served(*arguments: str | Path) -> Iterator[str]:
-    """`logratio watch`, and the address that it prints. It must end by itself at Ctrl-C."""
-    command = [sys.executable, "-m", "orchestrator.cli", "watch", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "80"})
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", address)
-        with pytest.raises(OSError):  # refused at the machine's other addresses
-            socket.create_connection(("127.0.0.2", int(address.split(":")[2].split("/")[0])), timeout=5).close()
-        yield address
-        process.send_signal(2)
-        assert process.wait(timeout=20) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.asynccontextmanager
-async def page(profile: Path, address: str, width: int = 1280, scheme: str = "light") -> AsyncIterator[Tab]:
-    """The page, drawn; at the end it must have had no error and no blocked request."""
-    async with tab(profile) as found:
-        await found.size(width, 900, mobile=width < 500)
-        await found.scheme(scheme)
-        await found.open(address)
-        await found.until("document.documentElement.dataset.ready === 'yes'")
-        await found.until("document.querySelectorAll('.tokens > span').length")
-        yield found
-        assert await found.value("document.documentElement.dataset.errors") is None
-        assert await found.value("typeof window.hacked") == "undefined"
-        assert not found.log
-        assert await found.value("document.documentElement.scrollWidth - innerWidth") <= 0
-
-
-def test_the_page_follows_a_live_run(run: Path, tmp_path: Path) -> None:
+def test_the_page_shows_a_run_as_the_pipeline_that_it_is(run: Path, tmp_path: Path) -> None:
     async def read(address: str) -> None:
         async with page(tmp_path / "profile", address) as seen:
-            assert "token" not in await seen.value("location.href") and "token" not in await seen.value(
-                "document.cookie"
-            )
+            assert "token" not in await seen.value("location.href + document.cookie")
             assert await seen.value("document.querySelector('h1').textContent") == "pirate-opd"
             assert "stage rl" in await seen.value("document.querySelector('.title').textContent")
             assert await seen.value("document.querySelector('.count').textContent") == "step 4 of 9"
             assert await seen.value("[...document.querySelectorAll('.chart:not([hidden])')].length") >= 9
-            assert await seen.value("document.querySelector('.role.bottleneck').dataset.role") == "rollout"
-            assert "one more: +21 %" in await seen.value("document.querySelector('.role.bottleneck').textContent")
-            assert "12 samples" in await seen.value("document.querySelector('.chips').textContent")
-            await asyncio.to_thread(take_step, run, 5)
-            await seen.until("document.querySelector('.count').textContent === 'step 5 of 9'")
-            await seen.until("document.querySelector('.key b').textContent === '0.0123'")
-            await seen.until("document.querySelector('#step-name').textContent === 'step 5'")
-            await seen.until("document.querySelector('.sample').dataset.uid === 'new-5'")
+            await assert_pipeline(seen)
+            assert await seen.value("document.querySelectorAll('.sample').length") == 4
+            late = synthetic.sample("late", "Where is the ship?", " the sea")
+            synthetic.write_samples(run / "samples/step_000004.rank2.arrow", [late], [[0.0, 1.0, 2.0]])
+            await seen.until("document.querySelectorAll('.sample').length === 5")  # a rank that took longer
 
     with served(run) as address:
         asyncio.run(read(address))
+
+
+async def assert_pipeline(seen: Tab) -> None:
+    """Actors, queues and busy shares are those of synthetic.status_of."""
+    cards = await seen.value(CARDS)
+    assert [card[:3] for card in cards] == [
+        ["rollout", 4, 3], ["scorer.teacher", 2, 2], ["reward", 1, 1], ["learner", 1, 1],
+    ]  # fmt: skip
+    shares = [[0.93, 0.02], [0.41, 0.5], [0.03, 0.9], [0.55, 0.4]]
+    assert [card[3:] for card in cards] == [pytest.approx(share, abs=0.02) for share in shares]
+    assert await seen.value("document.querySelector('.role.bottleneck').dataset.role") == "rollout"
+    assert "one more: +21 %" in await seen.value("document.querySelector('.role.bottleneck').textContent")
+    chips = await seen.value("document.querySelector('.chips').textContent")
+    assert "12 samples" in chips and "640 tokens" in chips and "weights, version 4" in chips
+    assert "38 of 40" in await seen.value("document.querySelector('[data-stage=buffer]').textContent")
+
+
+def test_the_page_follows_a_run_while_it_is_written(tmp_path: Path) -> None:
+    """The run's own process writes it; the page is not loaded again."""
+
+    async def read(address: str, directory: Path, allow: Callable[[int], None]) -> None:
+        async with page(tmp_path / "profile", address) as seen:
+            await seen.value("window.isStillTheFirst = true; document.querySelector('.tokens').focus()")
+            await assert_follows(seen, directory, STEPS - 2)
+            await seen.until(f"document.querySelector('.chips').textContent.includes('{EACH} samples')")
+            await seen.until(
+                "document.querySelector('.pipeline').textContent.includes('Shares are of the last minute')"
+            )
+            assert await seen.value("document.querySelectorAll('[data-role] .meter').length") == 4
+            assert await seen.value("document.querySelector('.pill').textContent") == "running"
+            for step in (STEPS - 1, STEPS):
+                allow(step)
+                await assert_follows(seen, directory, step)
+            await seen.until("document.querySelector('.pill').textContent === 'done'")
+            await seen.until("document.querySelectorAll('.key.ring').length")  # held-out values, once it has ended
+            assert await seen.value("window.isStillTheFirst && document.activeElement.className") == "tokens"
+
+    with held_run(tmp_path, STEPS) as (directory, allow):
+        allow(STEPS - 2)
+        with served(directory) as address:
+            asyncio.run(read(address, directory, allow))
+
+
+async def assert_follows(seen: Tab, directory: Path, step: int) -> None:
+    """The page shows what the run has written of a step: its curve, its pipeline, its samples."""
+    await seen.until(f"document.querySelector('.count').textContent === 'step {step} of {STEPS}'")
+    await seen.until(f"document.querySelector('#step-name').textContent === 'step {step}'")
+    if step < STEPS:  # the last status of a run may be older than its last step
+        await seen.until(f"document.querySelector('.chips').textContent.includes('weights, version {step}')")
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    first, last = (f"{json.loads(lines[at - 1])['reverse_kl']:.3g}" for at in (1, step))
+    await seen.until(f"document.querySelector('.key b').textContent === '{last}'")
+    assert f"reverse KL from {first} to {last}" in await seen.value("document.querySelector('.plot').ariaLabel")
+    rows = rows_of(directory, f"step_{step:06d}")
+    assert len(rows) == EACH
+    ids = {row["uid"]: "".join(f"⟨{token}⟩" for token in row["response_ids"]) for row in rows}
+    await seen.until(f"document.querySelector('.sample')?.dataset.uid === '{min(ids)}'")
+    assert dict(await seen.value(SAMPLES)) == ids
 
 
 def test_tokens_are_read_by_mouse_and_by_keyboard(run: Path, tmp_path: Path) -> None:
@@ -149,34 +158,13 @@ def test_tokens_are_read_by_mouse_and_by_keyboard(run: Path, tmp_path: Path) -> 
         asyncio.run(read(address))
 
 
-@pytest.mark.parametrize("width", [1280, 375])
-def test_light_and_dark(run: Path, tmp_path: Path, width: int) -> None:
-    async def read(address: str) -> None:
-        async with page(tmp_path / "profile", address, width, "dark") as seen:
-            colour = "getComputedStyle(document.body).backgroundColor"
-            dark = await seen.value(colour)
-            await seen.value("document.getElementById('theme').click()")
-            light = await seen.until(f"{colour} !== {json.dumps(dark)} && {colour}")
-            assert await seen.value("document.documentElement.dataset.theme") == "light"
-            assert (
-                sum(map(float, re.findall(r"[\d.]+", light)[:3]))
-                > 3 * 200
-                > 3 * 60
-                > sum(map(float, re.findall(r"[\d.]+", dark)[:3]))
-            )
-            await seen.value("document.getElementById('theme').click()")
-            await seen.until(f"{colour} === {json.dumps(dark)}")
-
-    with served(run) as address:
-        asyncio.run(read(address))
-
-
 def test_a_tap_shows_a_token_and_a_tap_elsewhere_hides_it(run: Path, tmp_path: Path) -> None:
     async def read(address: str) -> None:
-        async with page(tmp_path / "profile", address, 375) as seen:
+        async with page(tmp_path / "profile", address, PHONE) as seen:
             await seen.tap(".tokens > .neg")
             await asyncio.sleep(0.5)
             assert "log-ratio" in await seen.value(f"!{TIP}.hidden && {TIP}.innerText")
+            await assert_readable(seen)
             await seen.tap("#samples-title")
             await seen.until(f"{TIP}.hidden")
 
@@ -194,6 +182,11 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path) -> None:
             assert await seen.value("document.querySelectorAll('.pipeline').length") == 2
             assert await seen.value("document.querySelectorAll('.chart .key.dash').length") >= 9
             assert await seen.value("document.querySelectorAll('#columns .column').length") == 2
+            for kind in (".head", "#columns .column"):
+                boxes = f"[...document.querySelectorAll('{kind}')].map((one) => one.getBoundingClientRect())"
+                assert await seen.value(f"(([a, b]) => a.top === b.top && a.right < b.left)({boxes})")
+            await assert_readable(seen)
+            await resized(seen, PHONE)
 
     with served(run, other) as address:
         asyncio.run(read(address))
@@ -206,6 +199,8 @@ def test_the_demo_opens_without_a_cluster(tmp_path: Path) -> None:
             assert await seen.value("document.querySelectorAll('.role').length") >= 5
             await seen.point(".tokens > span")
             await seen.until(f'{TIP}.innerText.includes("teacher\'s likeliest")')
+            await assert_readable(seen)
+            await resized(seen, PHONE)
 
     with served("--demo") as address:
         asyncio.run(read(address))
