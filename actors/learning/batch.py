@@ -18,7 +18,7 @@ from actors.models.causal_lm import Projection
 from actors.wire.jobs import Share
 from actors.wire.kept_scores import Kept, file_beside, kept_batch
 from actors.wire.records import Sample
-from actors.wire.trained import LIKELIEST, Likeliest, trained_batch
+from actors.wire.trained import LIKELIEST, Likeliest, trained_batch, write_rows
 from configs.objective import Objective as ObjectiveConfig
 from objectives import objective
 from objectives.token_weights import token_weight, token_weights
@@ -109,8 +109,8 @@ class Batch:
         if self.share.record is None:
             return
         if (kept := self._kept()) is not None:
-            _write(kept_batch(kept), file_beside(self.share.record, self.share.step, rank))
-        _write(self._trained(heads), Path(f"{self.share.record}.rank{rank}.arrow"))
+            write_rows(kept_batch(kept), file_beside(self.share.record, self.share.step, rank))
+        write_rows(self._trained(heads), Path(f"{self.share.record}.rank{rank}.arrow"))
 
     def _kept(self) -> list[Kept] | None:
         """The scores of all samples by the objective's models; None if they take more than the share keeps."""
@@ -218,14 +218,6 @@ class Batch:
                 states.setdefault((joined.model, version), []).append(part)
             first += joined.tokens
         return [Hidden.of(head, torch.cat(rows[head]), torch.cat(states[head])) for head in rows]
-
-
-def _write(rows: pa.RecordBatch, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_batch(rows)
-    partial.replace(path)
 
 
 def on_loss(sample: Sample) -> Tensor:

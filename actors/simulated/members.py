@@ -43,7 +43,7 @@ from actors.wire.records import (
     unpack_samples,
 )
 from actors.wire.rewards import Rewards
-from actors.wire.trained import trained_batch
+from actors.wire.trained import trained_batch, write_rows
 from configs.reward_rules import Rule, component_names
 from configs.schema import Sampling
 
@@ -324,16 +324,12 @@ class SimulatedLearner(Member):
         if share.record is None:
             return
         path = Path(f"{share.record}.rank{self._rank}.arrow")
-        path.parent.mkdir(parents=True, exist_ok=True)
         student = [np.full(len(s.response_ids), STUDENT, np.float32) for s in samples]
         rewards = [share.rewards.get(s.uid) for s in samples]
         batch = trained_batch(
             samples, rewards, student, self._teacher_logprobs(share, samples), components=share.components
         )
-        partial = path.with_suffix(".partial")
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        partial.replace(path)
+        write_rows(batch, path)
 
     def _teacher_logprobs(self, share: Share, samples: Sequence[Sample]) -> list[np.ndarray | None]:
         """By sample, those of the first model that scored it; None if none did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,15 @@ def trained_batch(
     columns.append([list(parts.items()) if (parts := (components or {}).get(s.uid)) else None for s in samples])
     arrays = [pa.array(c, f.type) for c, f in zip(columns, TRAINED, strict=True)]
     return pa.record_batch(arrays, schema=TRAINED)
+
+
+def write_rows(rows: pa.RecordBatch, path: Path) -> None:
+    """Write an Arrow file for a reader who may look at any time: it is there whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_batch(rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # half of one, on a disk that is full
