@@ -15,13 +15,11 @@ from typing import Any
 import torch
 
 from actors.learning.learner import Learner
-from actors.member import Member
 from configs.load import cache_directory
 from orchestrator import cli
-from orchestrator.pools import transport
-from orchestrator.preflight import capacity, cluster
+from orchestrator.preflight import cluster
 from orchestrator.surface import driver
-from tests.unit.surface.staged import nothing, serve
+from tests.unit.surface.staged import nothing, serve, without_ray
 
 ENGINE = "tests.in_process.rollout:TorchRollout"  # rollout.engine
 MODULE = "tests.in_process.serve"
@@ -61,10 +59,8 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     load_one_at_a_time()
-    Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
+    without_ray()
     Learner.stop = stay_joined  # type: ignore[method-assign]
-    cluster.connected = cluster.driver = nothing  # type: ignore[assignment]
-    capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
-    transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
+    cluster.driver = nothing  # type: ignore[assignment]
     driver.serve_commands = no_commands  # type: ignore[assignment]
     serve(lambda: cli.main())

@@ -16,20 +16,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from actors.member import Member
 from actors.simulated.members import SimulatedRollout, Speeds
 from actors.wire.records import Request, Sample
 from configs.load import dump_recipe
 from configs.schema import Recipe, Sampling
 from orchestrator import cli
 from orchestrator.evaluation.heldout import HELDOUT_INDEX
-from orchestrator.pools import transport
 from orchestrator.pools.transport import GangSpec
-from orchestrator.preflight import capacity, cluster, files
+from orchestrator.preflight import files
 from orchestrator.scaling.elastic import Elastic
 from orchestrator.surface import checked, driver
 from tests.unit.simulation import GROUPS, recipe, simulated
-from tests.unit.surface.staged import nothing, read_inputs
+from tests.unit.surface.staged import read_inputs, without_ray
 
 
 class HeldRollout(SimulatedRollout):
@@ -68,11 +66,8 @@ if __name__ == "__main__":
     def rollout(settings: Recipe) -> GangSpec:
         return GangSpec("rollout", HeldRollout, ((folder / "allowed",),), settings.rollout.resources)
 
-    Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
-    cluster.connected = nothing  # type: ignore[assignment]
-    capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
+    without_ray()
     checked.environment = lambda *arguments: None  # type: ignore[assignment]
-    transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
     files.read_inputs = read_inputs  # type: ignore[assignment]
     driver.serve_commands, driver.TICKS = report, 1
     sys.argv[1:] = ["run", str(folder / "recipe.yaml")]

@@ -154,11 +154,17 @@ def serve(command: Callable[[], None], strikes: Callable[[str, int, int], None] 
         print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
 
 
-if __name__ == "__main__":
+def without_ray() -> None:
+    """For the rest of this process: members live in it, and no cluster is joined or compared with."""
     Member.attach_log = lambda self, path: None  # type: ignore[method-assign] # it is this process's
-    cluster.connected = cluster.driver = nothing  # type: ignore[assignment]
+    cluster.connected = nothing  # type: ignore[assignment]
     capacity.compared_with = lambda *arguments: []  # type: ignore[assignment]
     transport.RayTransport = transport.LocalTransport  # type: ignore[misc,assignment]
+
+
+if __name__ == "__main__":
+    without_ray()
+    cluster.driver = nothing  # type: ignore[assignment]
     files.read_inputs = read_inputs  # type: ignore[assignment]
     SimulatedLearner.export = export_weights  # type: ignore[method-assign]
     serve(lambda: cli.main(simulated(Speeds())), strike)
