@@ -89,11 +89,12 @@ def main() -> None:
         report[name]["p99"] = float(error.kthvalue(int(0.99 * len(error))).values)
     if asked.step:
         report["step"] = steps(asked.rounds, asked.clock)
-    for line in lines(report):
+    sizes = ("tokens", "width", "vocabulary", "backward", "clock")
+    found = machine.described() | {"asked": {name: getattr(asked, name) for name in sizes}} | report
+    for line in lines(found):
         print(line)
     if asked.out:
-        sizes = {"asked": {name: getattr(asked, name) for name in ("tokens", "width", "vocabulary", "backward")}}
-        asked.out.write_text(json.dumps(machine.described() | sizes | report, indent=1) + "\n")
+        asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -101,9 +102,10 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         one = report[name]
         yield f"{name:8} {one['seconds']:8.4f} s a chunk, log-probs p99 off by {one['p99']:.2e} nats"
     yield f"ratio    {report['float32']['seconds'] / report['rounded']['seconds']:8.2f}"
+    unit = "CPU s" if report["asked"]["clock"] == "cpu" else "s"
     for case, taken in report.get("step", {}).items():
-        more = taken["float32"] / taken["rounded"] - 1.0
-        yield f"passes of the learner, {case} tokens: {taken['rounded']:.2f} and {taken['float32']:.2f} s ({more:+.1%})"
+        more, pair = taken["float32"] / taken["rounded"] - 1.0, f"{taken['rounded']:.2f} and {taken['float32']:.2f}"
+        yield f"passes of the learner, {case} tokens: {pair} {unit} ({more:+.1%})"
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
             "scorers": 2,
             "concurrent": 256,
             "batch": 2048,
-            "coalesce_ms": 150.0,
+            "coalesce_ms": 250.0,
             "token_seconds": 0.009,
         }
         if arguments.ray

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import data, gain, head, machine, start, trl
+from benchmarks.metrics import report as metrics
 from benchmarks.step import report as step
 
 HERE = Path(__file__).parent
@@ -43,6 +44,10 @@ def _head(found: Found) -> str:
     return "\n".join([f"{sizes}:", "", "```", *head.lines(found), "```"])
 
 
+def _metrics(found: Found) -> str:
+    return "\n".join([f"{found['members']}:", "", metrics.table(found["cost"])])
+
+
 def compared(readme: str, folder: Path) -> str:
     """The README's text with a row for each pipeline's gain, and for each whole step that was compared with TRL's."""
     before, _, rest = readme.partition(BEGIN)
@@ -58,6 +63,7 @@ KINDS: dict[str, tuple[str, Callable[[Found], str]]] = {
     "data": ("From a large file to the first prompt", data.table),
     "gain": ("A student before and after a pipeline", gain.table),
     "head": ("bf16 head: product rounded to bf16, beside ours in float32", _head),
+    "metrics": ("What status, metrics and the live page cost a driver", _metrics),
     "start": ("From the command to the first step", start.table),
     "step": ("Each role alone, against the machine's limits", step.table),
     "trl": ("Whole steps, beside TRL", _trl),

@@ -10,16 +10,15 @@ Each run is a process of its own. Members sleep, so a share is of the driver's C
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.metrics import report
 from benchmarks.metrics.page import Reader
 
@@ -47,10 +46,7 @@ def main() -> int:
 
 
 def _found(ray: bool, words: list[str], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
+    return machine.described("ray") | {
         "load": os.getloadavg()[0],
         "members": "16 rollouts, actors over Ray" if ray else "512 rollouts in the driver's process",
         "arguments": words,

@@ -64,5 +64,5 @@ def table(found: Mapping[str, Any]) -> str:
         f"({found['difference']:+.1%}); samples/s: {rate['without']:.0f} and {rate['with']:.0f}"
     )
     return "\n".join(
-        ["| part | share of the driver's CPU |", "|---|---|", *rows, f"| all | {found['share']:.2%} |", said]
+        ["| part | share of the driver's CPU |", "|---|---|", *rows, f"| all | {found['share']:.2%} |", "", said]
     )

@@ -17,6 +17,7 @@ from tests.cli.test_kill_and_resume import _lines, _wait_for
 from tests.processes import alive, descendants
 
 
+@pytest.mark.system
 @pytest.mark.timeout(300)
 def test_a_run_is_stopped_as_it_starts_and_as_it_waits(
     models: dict[str, Path], prompts: dict[str, Path], tmp_path: Path

@@ -49,7 +49,7 @@ class Served:
     scores: dict[str, np.ndarray]
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("mixtral", marks=pytest.mark.acceptance)])
 def test_engines_serve_the_student_that_was_published(
     name: str, ray_cluster: None, runner: asyncio.Runner, tmp_path: Path
 ) -> None:
