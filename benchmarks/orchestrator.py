@@ -37,7 +37,8 @@ from actors.wire.records import BlockHeader, BucketHeader, Request, SampleHeader
 from actors.wire.rewards import Rewards
 from configs.load import parse_recipe
 from configs.reward_rules import Rule
-from configs.roles import Resources, Stream
+from configs.roles.sizes import Resources
+from configs.roles.streaming import Stream
 from configs.schema import Recipe, Sampling
 from orchestrator import run as runs
 from orchestrator.pools.layout import MemberSpecs, build_pools

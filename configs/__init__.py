@@ -1,2 +1,2 @@
-"""The recipe: its keys (`schema.py`, `roles.py`, `objective.py`), files and overrides (`load.py`, `reading/`), what it
+"""The recipe: its keys (`schema.py`, `roles/`, `objective.py`), files and overrides (`load.py`, `reading/`), what it
 names (`names/`), and what its values mean together (`rules/`)."""

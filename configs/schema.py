@@ -14,19 +14,13 @@ from configs.data import Data
 from configs.evaluation import Best, Evaluate
 from configs.node import OF_STAGE, START, STUDENT, FromMemory, Node, NonNegative, Positive, Seconds
 from configs.objective import PLAIN, Objective
-from configs.roles import (
-    DATASET,
-    Bounds,
-    Deadlines,
-    EarlyStop,
-    Learner,
-    Reward,
-    RoleSize,
-    Rollout,
-    Scorer,
-    Stream,
-    name_of,
-)
+from configs.roles.deadlines import Deadlines
+from configs.roles.learner import Learner
+from configs.roles.reward import Reward
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
+from configs.roles.sizes import DATASET, Bounds, RoleSize, name_of
+from configs.roles.streaming import EarlyStop, Stream
 
 FORMAT = 1  # of a recipe's keys; raised when an older recipe would mean something else
 MOST_STEPS_UNSAVED = 50  # between two checkpoints, where a recipe does not set checkpoint.every

@@ -18,7 +18,7 @@ from configs.names.own_code import imported
 from configs.node import STUDENT
 from configs.pipeline import STAGES
 from configs.refusal import looked_at, reason
-from configs.roles import role_of
+from configs.roles.sizes import role_of
 from configs.schema import Recipe
 from orchestrator.surface import submission
 from orchestrator.surface.arguments import Overrides, RecipePath, paths_of, run_named, sizes_of

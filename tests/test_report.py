@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.surface.report.page import SKIPPED_ROWS, Answer, held_out_answers, write_report
+from orchestrator.surface import watch
+from orchestrator.surface.report.page import COLOURS, SKIPPED_ROWS, Answer, held_out_answers, write_report
 from orchestrator.surface.report.recorded import Token, token_spans
 from tests import synthetic
 
@@ -118,6 +119,13 @@ def test_a_hostile_sample_stays_text(tmp_path: Path) -> None:
     page = page_of(run)
     assert "<script>window" not in page and "<img" not in page
     assert "&lt;script&gt;window.hacked" in page
+
+
+def test_curves_have_the_colours_of_the_live_page() -> None:
+    """Those are held to a contrast in a browser (tests/system/test_watch_readable.py)."""
+    script = (Path(watch.__file__).parent / "static" / "charts.js").read_text()
+    live = re.findall(r"#[0-9a-f]{6}", script.partition("const COLOURS = [")[2].partition("]")[0])
+    assert [*COLOURS] == live[: len(COLOURS)] and len(COLOURS) == 6
 
 
 def test_colour_follows_the_sign_of_the_log_ratio() -> None:

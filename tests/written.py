@@ -10,7 +10,7 @@ from typing import Any
 from actors.models.weights import buckets
 from actors.rollout.writer import Writer
 from actors.wire.records import BlockHeader, Request
-from configs.roles import Stream
+from configs.roles.streaming import Stream
 from configs.schema import Sampling
 from orchestrator.pools.pool import Pool
 

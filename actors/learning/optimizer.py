@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from actors.learning.compiled import load_ops
-from configs.roles import Learner as LearnerConfig
-from configs.roles import Optimizer as OptimizerConfig
+from configs.roles.learner import Learner as LearnerConfig
+from configs.roles.learner import Optimizer as OptimizerConfig
 
 
 def build_optimizer(config: LearnerConfig, parameters: Iterable[Any]) -> Any:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.roles import ValueHead as ValueHeadConfig
+from configs.roles.learner import ValueHead as ValueHeadConfig
 
 FILE = "value_head.safetensors"
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.models.fingerprint import fingerprint
-from configs.roles import Lora
+from configs.roles.lora import Lora
 
 BASE_FILE = "base.json"  # in a checkpoint
 

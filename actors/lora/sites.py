@@ -15,7 +15,7 @@ from actors.models.model_files import tensor_shapes
 from actors.models.probing.shrink import VOCABULARY
 from actors.models.probing.small_copy import small_copy
 from actors.models.stored import Stored, empty_model, stored_as
-from configs.roles import Lora
+from configs.roles.lora import Lora
 
 Targets = str | tuple[str, ...]  # learner.lora.targets
 

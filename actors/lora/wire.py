@@ -15,7 +15,7 @@ from actors.models.model_files import tensor_files
 from actors.models.stored import stored
 from actors.models.weights import checked, unpack
 from actors.wire.records import BadWeights
-from configs.roles import Lora
+from configs.roles.lora import Lora
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from configs.roles import Lora
+from configs.roles.lora import Lora
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 NAME, NUMBER = "student", 1

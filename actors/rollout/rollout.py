@@ -23,8 +23,8 @@ from actors.transfer.layout import Layout
 from actors.transfer.nccl import joining
 from actors.weights_lock import Idle
 from actors.wire.records import Request, Sample
-from configs.roles import Lora
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.lora import Lora
+from configs.roles.rollout import Rollout as RolloutConfig
 from configs.rules import VLLM_MAX_TOPK
 from configs.schema import Sampling
 

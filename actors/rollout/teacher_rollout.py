@@ -18,7 +18,7 @@ from typing import Any
 
 from actors.rollout.rollout import Rollout
 from actors.wire.records import Request, Sample
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.rollout import Rollout as RolloutConfig
 from configs.schema import Sampling
 
 WHOLE = ("stop", "length")  # finishes of complete responses, which are kept

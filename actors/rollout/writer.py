@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.member import Member
 from actors.wire.records import Request, Sample, pack_samples
-from configs.roles import Stream
+from configs.roles.streaming import Stream
 from configs.schema import Sampling
 
 

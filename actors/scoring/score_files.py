@@ -24,7 +24,7 @@ from actors.lora.files import base_fingerprint
 from actors.scoring.engine import Item
 from actors.scoring.score_cache import Key, key_of
 from actors.wire.records import Score
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 TEMPERATURE = 1.0  # of all scores
 DIGEST, BLOCK = 32, 4096  # bytes: of a digest; of a disk's block

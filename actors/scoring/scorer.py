@@ -35,8 +35,8 @@ from actors.wire.records import (
     pack_scores,
     unpack_samples,
 )
-from configs.roles import Lora
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.lora import Lora
+from configs.roles.scorer import Scorer as ScorerConfig
 
 
 class Scorer(Member):

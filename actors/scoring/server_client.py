@@ -10,7 +10,7 @@ from typing import Any, Literal
 import aiohttp
 
 from configs.refusal import reason
-from configs.roles import Server
+from configs.roles.scorer import Server
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two attempts
 AGAIN = {408, 425, 429}  # of a server that is busy; other codes from 300 to 499 are refusals

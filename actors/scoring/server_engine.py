@@ -15,7 +15,7 @@ from actors.scoring.engine import Item
 from actors.scoring.prompt_logprobs import score_of
 from actors.scoring.server_client import ServerClient, ServerRefused
 from actors.wire.records import Score, ScoreRequest
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 PATIENCE = 300.0  # seconds for a server that was restarted; the deadline of a request may end it before
 NOTHING = -9999.0  # what a server says for the log-prob -inf, which JSON does not have

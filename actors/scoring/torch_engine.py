@@ -23,7 +23,7 @@ from actors.models.stored import stored
 from actors.scoring.engine import Item
 from actors.scoring.prefix_cache import PrefixCache
 from actors.wire.records import Score, ScoreRequest
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 from objectives import ends
 from objectives.devices import constant, moved, on_host
 from objectives.distributions import Distributions

@@ -21,7 +21,7 @@ from actors.engine_metrics import ray_stat_loggers
 from actors.scoring.engine import Item
 from actors.scoring.prompt_logprobs import score_of
 from actors.wire.records import Score, ScoreRequest
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 from configs.rules import VLLM_MAX_TOPK
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from configs.objective import Objective as ObjectiveConfig
-from configs.roles import Learner as LearnerConfig
+from configs.roles.learner import Learner as LearnerConfig
 from objectives.schedule import Dials
 
 

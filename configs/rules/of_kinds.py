@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from configs.roles import Rollout, Scorer, name_of
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
+from configs.roles.sizes import name_of
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from configs.refusal import shown
-from configs.roles import Scorer
+from configs.roles.scorer import Scorer
 from configs.rules.of_kinds import of_each_kind
 from configs.rules.rule import Refusal, Rule
 from configs.schema import Recipe

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from configs.roles import Spreading
+from configs.roles.sizes import Spreading
 from orchestrator.placement.packing import matches
 
 NODE = "ray.io/node-id"  # Ray's own label

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from configs.roles import Spreading, name_of
+from configs.roles.sizes import Spreading, name_of
 
 UNIT = 10_000  # Ray counts resources in ten-thousandths, so that shares add up
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from configs.roles import Deadlines
+from configs.roles.deadlines import Deadlines
 from orchestrator.pools.transport import MemberDied
 
 Answer = TypeVar("Answer")

@@ -18,8 +18,10 @@ from actors.shared_memory import shared_folder
 from configs.load import cache_directory, model_directory
 from configs.names.own_code import imported, is_own
 from configs.node import STUDENT
-from configs.roles import DATASET, Deadlines, Lora, Resources, name_of
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.deadlines import Deadlines
+from configs.roles.lora import Lora
+from configs.roles.scorer import Scorer as ScorerConfig
+from configs.roles.sizes import DATASET, Resources, name_of
 from configs.schema import Recipe
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from configs.roles import Deadlines, name_of
+from configs.roles.deadlines import Deadlines
+from configs.roles.sizes import name_of
 from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.membership import Membership

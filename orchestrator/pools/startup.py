@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.roles import name_of
+from configs.roles.sizes import name_of
 from orchestrator.pools.deadlines import CallWatch
 from orchestrator.pools.member import PoolMember, quoted
 from orchestrator.pools.sick import remedy

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.placement.on_ray import Place, Places, amounts
 from orchestrator.pools.sick import Fault, fault_of
 

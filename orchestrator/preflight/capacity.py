@@ -17,7 +17,9 @@ from actors.models.model_files import hidden_width, key_values_per_token, layer_
 from configs.load import model_directory
 from configs.node import STUDENT
 from configs.places import places
-from configs.roles import Rollout, Scorer, role_of
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
+from configs.roles.sizes import role_of
 from configs.schema import Recipe
 from orchestrator.placement.packing import Bundle, Node, Placed, place
 from orchestrator.pools.layout import Demand, demands

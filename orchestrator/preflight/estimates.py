@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.node import STUDENT
-from configs.roles import Learner, Rollout, Scorer, name_of
+from configs.roles.learner import Learner
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
+from configs.roles.sizes import name_of
 from configs.schema import SHOWN, Recipe
 from orchestrator.preflight.comparison import GIB, MIB
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
-from configs.roles import role_of
+from configs.roles.sizes import role_of
 from configs.schema import Recipe
 from orchestrator.placement.packing import Placed
 from orchestrator.preflight import estimates

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from actors.wire.records import SampleHeader
-from configs.roles import EarlyStop
+from configs.roles.streaming import EarlyStop
 from configs.schema import Sampling
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool

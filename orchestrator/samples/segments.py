@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from actors.wire.records import SampleHeader
-from configs.roles import EarlyStop
+from configs.roles.streaming import EarlyStop
 from orchestrator.samples.buffer import Scored
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from configs.roles import Bounds
+from configs.roles.sizes import Bounds
 from orchestrator.scaling.bottleneck import Diagnosis, Prospect
 
 GROW_AFTER, SHRINK_AFTER = 3, 6  # diagnoses in a row; a member too many costs less than one too few

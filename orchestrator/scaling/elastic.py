@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-from configs.roles import name_of
+from configs.roles.sizes import name_of
 from orchestrator.run import Run
 from orchestrator.scaling.autoscale import Autoscaler
 from orchestrator.scaling.bottleneck import Diagnosis, Figures, RoleFigures, find_bottleneck

@@ -5,8 +5,9 @@ when one member pulls it. It awaits both ends of a pull, so that a carrier whose
 well as one that passes references. Such a carrier opens a channel at the first pull of each pair of learner and member
 (`learner.member` changes with a rebuild) and closes the learner's end when the member dies.
 
-Every call has a deadline, one of the recipe's `deadlines`, by the method's name (`Deadlines.of` in configs/roles.py). A
-member's method that is new there gets `learn`, an hour: pass `deadline="load"` to `call_member`.
+Every call has a deadline, one of the recipe's `deadlines`, by the method's name (`Deadlines.of` in
+configs/roles/deadlines.py). A member's method that is new there gets `learn`, an hour: pass `deadline="load"` to
+`call_member`.
 
 A new carrier is a class, which `rollout.carrier` names; transfer/choice.py has the built-in names. The learner's end is
 in actors/learning/learner.py, a member's in `load` of actors/rollout/rollout.py and actors/scoring/scorer.py.

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.pools.transport import RayTransport
 from orchestrator.run import Run
 from orchestrator.samples.prompts import Prompt

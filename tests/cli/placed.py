@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.placement.on_ray import NoPlace
 from orchestrator.placement.packing import Bundle
 from orchestrator.pools.transport import GangSpec, RayTransport

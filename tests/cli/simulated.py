@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.cli import main
 from tests.unit.simulation import simulated
 

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.pools.transport import RayTransport
 from orchestrator.preflight.capacity import bundles_of
 from orchestrator.preflight.survey import reserve

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from configs.reward_rules import KINDS
-from configs.roles import Reward
+from configs.roles.reward import Reward
 from orchestrator.cli import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()

@@ -9,9 +9,13 @@ import torch
 import typer
 
 from actors.rewarding.reward import Reward
-from actors.simulated.members import SimulatedLearner, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.jobs import LearnerSpec, Share
-from configs.roles import Rollout, Scorer
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
 from objectives import objective
 from objectives.tokens import Scores, Tokens
 from orchestrator.pools.member import PoolMember

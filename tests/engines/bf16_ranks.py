@@ -28,7 +28,7 @@ from actors.models.causal_lm import Pack
 from actors.models.handling import PLAIN
 from actors.wire.jobs import LearnerSpec
 from configs.objective import Objective as ObjectiveConfig
-from configs.roles import Learner as LearnerConfig
+from configs.roles.learner import Learner as LearnerConfig
 from objectives import objective
 from objectives.schedule import Dials
 from objectives.tokens import Tokens

@@ -19,8 +19,8 @@ import torch
 from actors.models import weights
 from actors.rollout.rollout import Rollout
 from actors.wire.records import Request
-from configs.roles import Lora
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.lora import Lora
+from configs.roles.rollout import Rollout as RolloutConfig
 from configs.schema import Sampling
 
 LORA = Lora.model_validate({"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]})

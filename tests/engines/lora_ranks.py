@@ -23,7 +23,7 @@ from actors.learning.learner import Learner
 from actors.wire.jobs import LearnerSpec, Share, Total
 from actors.wire.records import Request, Sample, pack_samples
 from configs.objective import Objective
-from configs.roles import Learner as LearnerConfig
+from configs.roles.learner import Learner as LearnerConfig
 from objectives.schedule import dials_at
 
 VOCABULARY, SAMPLES, TOKENS = 259, 7, 9

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from actors.learning import learner
 from actors.learning.learner import Learner
 from actors.learning.optimizer import deepspeed_config
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
-from configs.roles import Learner as LearnerConfig
+from configs.roles.learner import Learner as LearnerConfig
 from configs.schema import Recipe
 from orchestrator.pools.layout import REAL, build_pools
 from orchestrator.pools.pools import Pools

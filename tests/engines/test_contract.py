@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from actors.wire.jobs import LearnerSpec
 from actors.wire.records import BadWeights, Request, ScoreRequest, ScoreTable, pack_samples, unpack_samples
-from configs.roles import Stream
+from configs.roles.streaming import Stream
 from configs.schema import Recipe, Sampling
 from objectives.schedule import dials_at
 from orchestrator.pools.layout import build_pools

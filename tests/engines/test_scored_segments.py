@@ -21,7 +21,7 @@ from actors.wire.records import (
     header_of,
     pack_samples,
 )
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 from tests.written import published
 
 VOCABULARY, LENGTH, SEGMENT = 259, 23, 5

@@ -22,8 +22,9 @@ from actors.wire.records import (
     header_of,
     unpack_samples,
 )
-from configs.roles import Resources, Stream
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.rollout import Rollout as RolloutConfig
+from configs.roles.sizes import Resources
+from configs.roles.streaming import Stream
 from configs.schema import Sampling
 from orchestrator.pools.layout import environment
 from orchestrator.pools.sick import fault_of

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from actors.scoring.scorer import Scorer
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from actors.wire.records import ScoreRequest
 from orchestrator.pools.layout import REAL
 from orchestrator.pools.pools import Pools

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from actors.member import Member
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied, RayTransport, Transport

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.scoring.scorer import Scorer
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from actors.wire.records import ScoreHeader
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe

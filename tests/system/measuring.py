@@ -19,7 +19,10 @@ import torch.distributed as dist
 from actors.learning.batch import Batch
 from actors.learning.readings import Readings
 from actors.learning.student import STREAMS
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.jobs import LearnerSpec, Share
 from actors.wire.records import Request, Sample, ScoreHeader, ScoreRequest, unpack_samples
 from actors.wire.rewards import Rewards

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.jobs import Share
 from actors.wire.records import Request, Sample, ScoreHeader, ScoreRequest
-from configs.roles import Scorer
+from configs.roles.scorer import Scorer
 from configs.schema import Sampling
 from orchestrator.pools.layout import MemberSpecs
 from orchestrator.samples.leases import Ticket

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
 from orchestrator.pools.layout import MemberSpecs
 from scripts.boards import alerts
 from scripts.boards.queries import names

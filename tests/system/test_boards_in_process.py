@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
 from scripts.boards.queries import EXPORTED, OTHERS, full, names
 from tests.deploy.test_boards import ALERTS, expressions
 from tests.system.measuring import KnownRollout, KnownScorer, LateRollout, MeasuringLearner, PickyReward, one_rank

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.layout import environment
 from tests.cli.test_kill_and_resume import _lines, _logratio, _wait_for
 from tests.contributing.pages import ROOT

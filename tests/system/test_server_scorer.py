@@ -25,8 +25,8 @@ import yaml
 from actors.scoring.engine import Item
 from actors.scoring.scorer import Scorer
 from actors.wire.records import ScoreRequest
-from configs.roles import Scorer as ScorerConfig
-from configs.roles import Server
+from configs.roles.scorer import Scorer as ScorerConfig
+from configs.roles.scorer import Server
 from tests.contributing.pages import ROOT
 from tests.processes import alive, descendants
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actors.learning.share_rows import samples_of, tables_of
-from actors.simulated.members import SimulatedLearner, liked
+from actors.simulated.known import liked
+from actors.simulated.learner import SimulatedLearner
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader
 from orchestrator.samples.buffer import Scored

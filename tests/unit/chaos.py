@@ -19,7 +19,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from actors.wire.records import Request, Sample, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluation.heldout import HELDOUT_INDEX

@@ -22,7 +22,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from configs.load import load_recipe
 from orchestrator import checkpoint
 from orchestrator.between_steps.saving import Saver

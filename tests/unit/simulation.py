@@ -11,7 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from configs.hardware import resolve_dtypes
 from configs.load import parse_recipe
 from configs.names.own_code import is_own

@@ -16,7 +16,7 @@ from actors.lora.sites import Site, find_sites, inject
 from actors.lora.wire import merge, names
 from actors.models.stored import Group, Stored
 from actors.wire.jobs import LearnerSpec
-from configs.roles import Lora
+from configs.roles.lora import Lora
 
 FOLDER = "adapter"  # of an exported model
 

@@ -5,7 +5,7 @@ Then none is preempted, whose cache would be computed anew. Bytes, of all GPUs o
 
 from __future__ import annotations
 
-from configs.roles import Rollout
+from configs.roles.rollout import Rollout
 from orchestrator.preflight.budgets.room import Room
 from orchestrator.preflight.comparison import GIB, size
 from orchestrator.preflight.estimates import WIDTH, Size, key_value_bytes

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.node import STUDENT, UNSIZED
-from configs.roles import Rollout, Scorer, name_of
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
+from configs.roles.sizes import name_of
 from configs.schema import Batch, Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.budgets.concurrency import responses

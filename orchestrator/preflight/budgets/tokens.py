@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from configs.roles import Learner, Scorer
+from configs.roles.learner import Learner
+from configs.roles.scorer import Scorer
 from orchestrator.preflight.budgets.concurrency import GRAPHS
 from orchestrator.preflight.budgets.room import TRUSTED, Room
 from orchestrator.preflight.estimates import WIDTH, Size, gpu_rank_bytes, key_value_bytes

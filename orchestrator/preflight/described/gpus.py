@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 from configs.node import STUDENT
-from configs.roles import Rollout, Scorer
+from configs.roles.rollout import Rollout
+from configs.roles.scorer import Scorer
 from configs.schema import Recipe
 from orchestrator.placement.packing import Bundle, Placed
 from orchestrator.preflight import estimates

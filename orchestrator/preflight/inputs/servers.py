@@ -6,7 +6,7 @@ import asyncio
 
 from actors.scoring.server_client import ServerAway, ServerClient, ServerRefused
 from configs.load import RecipeError
-from configs.roles import Scorer
+from configs.roles.scorer import Scorer
 from configs.schema import Recipe
 
 PATIENCE = 10.0  # seconds for a server that does not answer yet

@@ -42,7 +42,7 @@ from orchestrator.surface.report.recorded import (
 HELD_OUT_ROWS, STEPS_SHOWN, SAMPLES_PER_STEP, TOKENS_SHOWN, SKIPPED_ROWS = 16, 3, 4, 800, 100
 
 # Legible on white and on black, and distinct under common kinds of colour blindness.
-COLOURS = ("#3b82f6", "#e8833a", "#14a38b", "#b66ad6", "#d1a300", "#8a94a6")
+COLOURS = ("#3b82f6", "#d9701f", "#119a83", "#b66ad6", "#a98200", "#7c879a")  # as the live page has: static/charts.js
 BARS = (*(f"seconds_{role}" for role in ROLES), "seconds_wait")
 RATES = ("tokens_generated", "tokens_scored", "tokens_trained")
 

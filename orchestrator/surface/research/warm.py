@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.roles import RoleSize
+from configs.roles.sizes import RoleSize
 from configs.schema import Recipe
 from orchestrator.surface.engines import Engines
 

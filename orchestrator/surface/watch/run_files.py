@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,19 @@ QUIET = 30.0  # seconds without a new status after which a run may be dead; it w
 
 
 class RunFiles:
-    """`files` are read anew at each call; `tail` and `samples` keep what they read."""
+    """Files are read anew at each call, and parsed where they changed; `tail` and `samples` keep what they read."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._recipe: tuple[str, dict[str, Any]] = ("", {})
+        self._parsed: dict[str, tuple[str, dict[str, Any]]] = {}  # by file: its text, and what it says
         self.tail = Tail(directory / "metrics.jsonl", [name for name in STEP_METRICS if name != "step"])
         self.samples = Samples(directory, self._models)
 
     def overview(self) -> dict[str, Any]:
         """What the page asks for every two seconds."""
         self.tail.refresh()
-        status, summary = object_of(self._directory / "status.json"), object_of(self._directory / "summary.json")
-        recipe = self._read_recipe()
+        status, summary = self._read("status.json", object_of), self._read("summary.json", object_of)
+        recipe = self._read("recipe.yaml", _yaml_of)
         run = _object(recipe.get("run"))
         stage = status.get("stage") or run.get("stage")
         sums = self.tail.sums(LAST_STEPS) | {"rows": min(LAST_STEPS, len(self.tail))}
@@ -82,20 +83,17 @@ class RunFiles:
                 times.append(0.0)
         return times[0] > times[1]
 
-    def _read_recipe(self) -> dict[str, Any]:
-        """The resolved recipe; what cannot be read is empty. Parsed again only where it changed."""
-        text = text_of(self._directory / "recipe.yaml")
-        if text != self._recipe[0]:
-            try:
-                value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            except yaml.YAMLError:
-                value = None
-            self._recipe = (text, value if isinstance(value, dict) else {})
-        return self._recipe[1]
+    def _read(self, name: str, parse: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
+        """What a file says; nothing, if it cannot be read."""
+        path = self._directory / name
+        known = self._parsed.get(name, ("", {}))
+        if (text := text_of(path)) != known[0]:
+            known = self._parsed[name] = text, parse(path, text)
+        return known[1]
 
     def _models(self) -> list[Path]:
         """Where the tokenizer may be: beside the trained model, or with the student that training began from."""
-        path = _object(_object(self._read_recipe().get("models")).get("student")).get("path")
+        path = _object(_object(self._read("recipe.yaml", _yaml_of).get("models")).get("student")).get("path")
         return [self._directory / "model", *([Path(path)] if isinstance(path, str) else [])]
 
     def _held_out(self, summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,6 +101,14 @@ class RunFiles:
         names = ("step", *(n for n in EVALUATION_METRICS if n != "kl_support"))
         points = held_out_points(summary, self.tail.last_step) if summary.get("evaluation") else []
         return [{name: point.get(name) for name in names} for point in points]
+
+
+def _yaml_of(path: Path, text: str) -> dict[str, Any]:
+    """The YAML mapping in `text`; empty if it cannot be read."""
+    try:
+        return _object(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except yaml.YAMLError:
+        return {}
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from actors.lora.wire import adapter, moved_tensors, names, whole
 from actors.models import causal_lm, weights
 from actors.models.stored import read_stored
 from actors.wire.records import BadWeights
-from configs.roles import Lora
+from configs.roles.lora import Lora
 from tests import tiny
 
 TARGETS = ("q_proj", "v_proj", "down_proj")

@@ -25,7 +25,8 @@ from actors.scoring.torch_engine import TorchEngine
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, ScoreRequest, pack_samples, pack_scores
 from configs.objective import Objective
-from configs.roles import Lora, Scorer
+from configs.roles.lora import Lora
+from configs.roles.scorer import Scorer
 from objectives import objective
 from objectives.schedule import dials_at
 

@@ -22,7 +22,7 @@ from transformers import (
 from actors.learning.learner import Learner
 from actors.wire.jobs import LearnerSpec
 from configs.objective import Objective
-from configs.roles import Learner as LearnerConfig
+from configs.roles.learner import Learner as LearnerConfig
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 LAYERS = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

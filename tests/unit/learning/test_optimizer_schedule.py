@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actors.learning.optimizer import build_optimizer, learning_rate
-from configs.roles import Learner, Optimizer
+from configs.roles.learner import Learner, Optimizer
 
 
 def rates(steps: int, **config: object) -> list[float]:

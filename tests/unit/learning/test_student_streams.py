@@ -23,7 +23,7 @@ from actors.wire.records import Request, Sample, ScoreRequest, pack_samples, pac
 from configs.node import START
 from configs.objective import PLAIN as READ_ALONE
 from configs.objective import Objective
-from configs.roles import Scorer
+from configs.roles.scorer import Scorer
 from objectives import objective
 from objectives.schedule import dials_at
 

@@ -11,8 +11,8 @@ from actors.learning.learner import Learner
 from actors.learning.value_head import ValueHead
 from actors.wire.jobs import LearnerSpec
 from configs.objective import Objective
-from configs.roles import Learner as LearnerConfig
-from configs.roles import ValueHead as ValueHeadConfig
+from configs.roles.learner import Learner as LearnerConfig
+from configs.roles.learner import ValueHead as ValueHeadConfig
 
 WIDTH = 8
 

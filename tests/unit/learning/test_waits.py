@@ -28,8 +28,8 @@ from actors.scoring.torch_engine import TorchEngine
 from actors.wire.jobs import LearnerSpec, Share, Total
 from actors.wire.records import ScoreRequest, pack_samples
 from configs.objective import Objective
-from configs.roles import Scorer
-from configs.roles import ValueHead as ValueHeadConfig
+from configs.roles.learner import ValueHead as ValueHeadConfig
+from configs.roles.scorer import Scorer
 from objectives import devices, ends, objective
 from objectives.readings import POSITIONS
 from objectives.schedule import dials_at

@@ -18,7 +18,7 @@ from actors.models.probing.small_copy import foresee, small_copy
 from actors.scoring.engine import Item
 from actors.scoring.torch_engine import TorchEngine
 from actors.wire.records import ScoreRequest
-from configs.roles import Scorer
+from configs.roles.scorer import Scorer
 from scripts.sweep_models import LIMIT, configuration, look
 from tests.probed import REQUIRED, write
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.placement.on_ray import SMALLEST, HardestFirst, Spread, amounts
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.roles import Spreading
+from configs.roles.sizes import Spreading
 from orchestrator.placement.packing import Bundle, Node, matches, place
 
 LABELS = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from actors.member import Member
-from actors.simulated.members import Speeds
-from configs.roles import Resources
+from actors.simulated.known import Speeds
+from configs.roles.sizes import Resources
 from configs.schema import Recipe
 from orchestrator.placement.on_ray import NoPlace
 from orchestrator.pools.layout import REAL, MemberSpecs, build_pools, demands

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from configs.schema import Recipe
 from orchestrator.pools.layout import REAL, MemberSpecs, build_pools, demands
 from orchestrator.pools.transport import LocalTransport
@@ -76,6 +76,7 @@ def test_a_split_engine_is_one_actor_with_all_its_gpus(tmp_path: Path) -> None:
 
 def test_members_that_compute_on_no_tensor_import_no_torch() -> None:
     """Each is a process of its own: it would cost two seconds and 230 MB."""
-    modules = ("actors.rewarding.reward", "actors.rollout.dataset", "actors.control", "actors.simulated.members")
+    simulated = ("actors.simulated.learner", "actors.simulated.rollout", "actors.simulated.scorer")
+    modules = ("actors.rewarding.reward", "actors.rollout.dataset", "actors.control", *simulated)
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

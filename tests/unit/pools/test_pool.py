@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.member import Member
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.startup import RoleFailed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from configs.roles import Deadlines
+from configs.roles.deadlines import Deadlines
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec
 from tests.unit.own_time import in_own_time

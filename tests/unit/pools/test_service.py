@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import SampleHeader, ScoreRequest, unpack_samples
-from configs.roles import Deadlines, Resources
+from configs.roles.deadlines import Deadlines
+from configs.roles.sizes import Resources
 from orchestrator.pools.membership import DEATHS_IN_A_ROW
 from orchestrator.pools.pool import CallFailed, Patience
 from orchestrator.pools.startup import DiedStarting, RoleFailed

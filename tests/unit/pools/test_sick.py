@@ -13,7 +13,10 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from orchestrator.pools.sick import Shortages, fault_of
 from orchestrator.pools.transport import MemberDied, MemberSick, ValueLost, _translated
 from orchestrator.run import DONE

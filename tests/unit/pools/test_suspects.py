@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedRollout, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.rollout import SimulatedRollout
 from orchestrator.pools.pool import CallFailed
 from orchestrator.pools.suspects import DEATHS, MOMENT, Nodes, Suspects
 from orchestrator.run import DONE, Run

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from actors.member import Member
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.pools.waiting import WaitingLine

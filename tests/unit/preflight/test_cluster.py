@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from configs.load import RecipeError, parse_recipe
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.layout import environment
 from orchestrator.preflight import cluster, survey
 from orchestrator.preflight.environment import job_warnings

@@ -13,7 +13,7 @@ from actors.models import model_files
 from actors.wire.records import Sample, Score, pack_samples, pack_scores
 from actors.wire.trained import trained_batch
 from configs.hardware import resolve_dtypes
-from configs.roles import Learner
+from configs.roles.learner import Learner
 from configs.schema import SHOWN, Recipe
 from orchestrator.preflight import estimates
 from orchestrator.preflight.estimates import Size

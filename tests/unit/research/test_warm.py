@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.scorer import SimulatedScorer
 from configs.schema import Recipe
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import LocalTransport

@@ -8,7 +8,7 @@ import pytest
 
 from configs.load import parse_recipe
 from configs.reward_rules import KINDS, component_names
-from configs.roles import Reward
+from configs.roles.reward import Reward
 from rewards.response import Rejection, Response
 from rewards.table import TABLE
 from tests.unit.recipes import refusal, tree

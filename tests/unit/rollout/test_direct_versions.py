@@ -12,7 +12,7 @@ from actors.rollout.rollout import Rollout
 from actors.transfer.layout import Layout
 from actors.transfer.patience import TransferBroken
 from actors.wire.records import BadWeights
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.rollout import Rollout as RolloutConfig
 
 LAYOUT = Layout(("w",), ("float32",), ((2, 3),))
 

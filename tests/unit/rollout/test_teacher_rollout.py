@@ -15,7 +15,7 @@ import pytest
 from actors.rollout.rollout import Rollout
 from actors.rollout.teacher_rollout import TeacherRollout
 from actors.wire.records import Request, Sample
-from configs.roles import Rollout as RolloutConfig
+from configs.roles.rollout import Rollout as RolloutConfig
 from configs.schema import Sampling
 
 REQUEST = Request("00000001.000", "00000001", 0, seed=11, prompt_ids=[1, 2], sampled_prompt_ids=[7, 1, 2])

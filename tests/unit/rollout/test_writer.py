@@ -10,7 +10,7 @@ import pytest
 
 from actors.rollout.writer import Writer
 from actors.wire.records import Request, Sample
-from configs.roles import Stream
+from configs.roles.streaming import Stream
 from configs.schema import Sampling
 from tests.unit.own_time import in_own_time
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import LocalTransport, ValueLost

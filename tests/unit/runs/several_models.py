@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.learning.share_rows import samples_of
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.learner import SimulatedLearner
 from actors.wire.jobs import Share
 from configs.schema import Recipe
 from orchestrator.run import Run

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.run import DONE
 from tests.unit.batches import Batches
 from tests.unit.chaos import Chaos, Nodes, poison, run_in_chaos

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedRollout, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.rollout import SimulatedRollout
 from actors.wire.records import Request, Sample
 from orchestrator.between_steps.measuring import Measurements
 from orchestrator.between_steps.together import together

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.rewards import Rewards
 from configs.schema import SHOWN, Sampling
 from orchestrator.between_steps.measuring import Measurements

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from actors.wire.jobs import Share
 from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied

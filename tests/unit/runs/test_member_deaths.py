@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import BadWeights
 from orchestrator.placement.on_ray import NoPlace
 from orchestrator.pools.transport import GangSpec, LocalTransport

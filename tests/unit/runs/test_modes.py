@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.learner import SimulatedLearner
 from orchestrator.run import DONE
 from tests.unit.simulation import Simulation, recipe
 

@@ -28,8 +28,8 @@ from actors.rollout.teacher_rollout import TeacherRollout
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Sample, ScoreRequest, pack_samples
 from configs.load import load_recipe
-from configs.roles import Rollout as RolloutConfig
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.rollout import Rollout as RolloutConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 from configs.schema import Sampling
 from orchestrator.pools.member import quote_log
 from orchestrator.run import DONE, STOPPED, Run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.learner import SimulatedLearner
 from actors.wire.jobs import Share
 from configs.load import RecipeError
 from orchestrator.run import DONE, STOPPED, Run

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
 from actors.wire.rewards import Rewards
 from configs.schema import Recipe, Sampling
 from orchestrator.evaluation.estimates import pass_at_k

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.simulated.members import REFERENCE_KL, SimulatedLearner, SimulatedScorer
+from actors.simulated.known import REFERENCE_KL
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.scorer import SimulatedScorer
 from configs.schema import Recipe
 from objectives.schedule import fractions_at
 from orchestrator.run import DONE, STOPPED

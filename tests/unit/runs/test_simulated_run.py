@@ -18,7 +18,10 @@ import pyarrow as pa
 import pytest
 
 from actors.metrics import STEP_METRICS
-from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import Request, ScoreHeader, unpack_samples
 from orchestrator.pools.transport import LocalTransport
 from orchestrator.run import DONE

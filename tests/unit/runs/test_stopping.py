@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from orchestrator.between_steps.measuring import Measurements
 from orchestrator.run import DONE, STOPPED, Run
 from orchestrator.stopping import STOP_COMMAND, Ask, Signals

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from actors.learning.batch import Batch
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from actors.wire.jobs import Share, Total
 from actors.wire.records import Request, Sample, Score, pack_samples, pack_scores
 from configs.objective import Objective

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated import members
-from actors.simulated.members import SimulatedReward
+from actors.simulated import rollout
+from actors.simulated.reward import SimulatedReward
 from actors.wire.records import Request, Sample
 from orchestrator.run import DONE
 from tests.unit.simulation import STEPS, Simulation, assert_each_once, metrics, recipe
@@ -31,13 +31,13 @@ def unrewarded(patch: pytest.MonkeyPatch) -> None:
 
 
 def unsampled(patch: pytest.MonkeyPatch) -> None:
-    row = members._row
+    row = rollout._row
 
     def bad(request: Request, *arguments: Any) -> Sample:
         sample = row(request, *arguments)
         return replace(sample, rollout_logprobs=[NAN] * len(sample.response_ids)) if sample.uid == BAD else sample
 
-    patch.setattr(members, "_row", bad)
+    patch.setattr(rollout, "_row", bad)
 
 
 @pytest.mark.parametrize(

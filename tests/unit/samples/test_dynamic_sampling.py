@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedReward, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.reward import SimulatedReward
 from actors.wire.records import SampleHeader, unpack_samples
 from actors.wire.rewards import Rewards
 from configs.schema import Recipe

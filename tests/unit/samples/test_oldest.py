@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.run import Run
 from tests.unit.simulation import Simulation, recipe
 

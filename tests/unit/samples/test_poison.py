@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import Request, unpack_samples
 from configs.schema import Recipe
 from orchestrator.evaluation.heldout import HELDOUT_INDEX

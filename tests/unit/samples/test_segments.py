@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from actors.scoring.beginnings import Beginnings
-from actors.simulated import members
-from actors.simulated.members import SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated import rollout, scorer
+from actors.simulated.known import Speeds
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import SampleHeader, unpack_samples
-from configs.roles import EarlyStop
+from configs.roles.streaming import EarlyStop
 from orchestrator.pools.transport import ValueLost
 from orchestrator.run import DONE
 from orchestrator.samples.buffer import Scored
@@ -194,7 +196,7 @@ def test_a_scorer_without_earlier_segments_is_given_them(
 
     monkeypatch.setattr(SimulatedScorer, "score", spied)
     if fault == "forgetful":
-        monkeypatch.setattr(members, "Beginnings", lambda: Beginnings(tokens=8))
+        monkeypatch.setattr(scorer, "Beginnings", lambda: Beginnings(tokens=8))
     simulation = Simulation(recipe(tmp_path, **SEGMENTS), speeds=Speeds(rollout=0.1))
     assert in_own_time(story()) == DONE
     assert sorted(told) == sorted(unknown) and len(told) > 5
@@ -260,7 +262,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, str]]:
         return (scores, header._replace(uids=(), log_ratios=None, rejected={LATE: reason}) if reason else header)
 
     monkeypatch.setattr(SimulatedScorer, "score", late)
-    monkeypatch.setattr(members, "_length", lambda request, sampling: sampling.max_response_tokens)
+    monkeypatch.setattr(rollout, "_length", lambda request, sampling: sampling.max_response_tokens)
     return told
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.simulated.members import SimulatedReward
+from actors.simulated.reward import SimulatedReward
 from actors.wire.rewards import Rewards
 from orchestrator.samples import credit
 from orchestrator.samples.silent_rewards import SilentRewards

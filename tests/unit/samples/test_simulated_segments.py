@@ -13,10 +13,13 @@ import pytest
 
 from actors.rollout.dataset import Dataset
 from actors.simulated.decoding import Decoding, Piece
-from actors.simulated.members import SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import Request, Sample, ScoreRequest, ScoreTable, header_of, pack_samples, unpack_samples
 from configs.reward_rules import LengthRule
-from configs.roles import Stream
+from configs.roles.streaming import Stream
 from configs.schema import Sampling
 from tests.unit.own_time import in_own_time
 from tests.written import written

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from actors.simulated import members
-from actors.simulated.members import SimulatedLearner, Speeds
+from actors.simulated import rollout
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
 from actors.wire.jobs import Share
 from actors.wire.records import SampleHeader
 from orchestrator.between_steps.bookkeeping import described
@@ -49,7 +50,7 @@ def step_seconds(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         return step(self, share)
 
     monkeypatch.setattr(SimulatedLearner, "step", step_slowly)
-    monkeypatch.setattr(members, "_length", lambda request, sampling: long_tailed(request.seed))
+    monkeypatch.setattr(rollout, "_length", lambda request, sampling: long_tailed(request.seed))
     return seconds.append
 
 

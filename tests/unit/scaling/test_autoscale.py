@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.roles import Bounds
+from configs.roles.sizes import Bounds
 from orchestrator.scaling.autoscale import GROW_AFTER, SHRINK_AFTER, Autoscaler, Decision
 from orchestrator.scaling.bottleneck import Diagnosis, Figures, Prospect, find_bottleneck
 from tests.unit.scaling.test_bottleneck import COSTS, MEMBERS, alternation, pipeline

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from actors.metrics import FLOW_METRICS
-from actors.simulated import members
-from actors.simulated.members import SimulatedLearner, SimulatedRollout, Speeds
+from actors.simulated import rollout
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from configs.schema import Recipe
 from orchestrator.pools.telemetry import MemberClock, Meter
 from orchestrator.pools.transport import GangSpec
@@ -47,7 +49,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(SimulatedRollout, "__init__", numbered)
     monkeypatch.setattr(SimulatedRollout, "write", noted)
-    monkeypatch.setattr(members, "_length", lambda request, sampling: 8)
+    monkeypatch.setattr(rollout, "_length", lambda request, sampling: 8)
     return asked
 
 
@@ -146,7 +148,7 @@ def test_throughput_follows_one_three_one_rollouts_within_a_batch(
 def test_a_leaving_member_keeps_pulling_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its long response, sampled over many steps, is trained and stays within the staleness bound."""
     long = "00000001.000"
-    monkeypatch.setattr(members, "_length", lambda request, sampling: 100 if request.uid == long else 4)
+    monkeypatch.setattr(rollout, "_length", lambda request, sampling: 100 if request.uid == long else 4)
 
     async def dismiss(run: Run) -> None:
         pool, attended = run.pools.rollout, run.stage.rollouts.intake._work if run.stage else {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.member import Member
-from configs.roles import Resources
+from configs.roles.sizes import Resources
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import GangSpec, LocalTransport
 from orchestrator.scaling.elastic import Elastic

@@ -14,7 +14,7 @@ from actors.scoring.engine import Item
 from actors.scoring.score_cache import ScoreCache, key_of
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Score, ScoreRequest, pack_samples
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 
 def score(uid: str, tokens: int = 4) -> Score:

@@ -19,7 +19,7 @@ from actors.scoring.engine import Item
 from actors.scoring.score_files import Entry, ScoreFiles, oldest_beyond
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Score, ScoreHeader, ScoreRequest, pack_samples
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 ROOM = 2**20
 KIND = ("sampled", 0, "teacher", ())

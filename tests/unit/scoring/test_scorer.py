@@ -15,7 +15,7 @@ from actors.scoring.canary import ways_to_batch
 from actors.scoring.engine import Item
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, Sample, Score, ScoreHeader, ScoreRequest, ScoreTable, pack_samples
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 BUDGET = 10  # tokens a batch
 SAMPLED = ScoreRequest("sampled")

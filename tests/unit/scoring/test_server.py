@@ -18,8 +18,8 @@ from actors.scoring.server_client import ServerAway, ServerClient, ServerRefused
 from actors.scoring.server_engine import ServerEngine
 from actors.wire.records import Request, ScoreRequest, ScoreTable, pack_samples
 from configs.load import RecipeError
-from configs.roles import Scorer as ScorerConfig
-from configs.roles import Server
+from configs.roles.scorer import Scorer as ScorerConfig
+from configs.roles.scorer import Server
 from configs.rules import warnings
 from orchestrator.pools.sick import fault_of
 from orchestrator.preflight.inputs.servers import check_servers

@@ -12,7 +12,8 @@ import pytest
 
 from actors.rollout.rollout import Rollout
 from actors.scoring.vllm_engine import VllmEngine
-from configs import roles
+from configs.roles.rollout import Rollout as RolloutConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def test_rollouts_and_scorers_split_an_engine_alike(
 ) -> None:
     """One worker lives in the engine's process; several are processes, one a GPU."""
     split: Any = {"tensor_parallel": parallel, "resources": {"gpus": parallel}, "dtype": "bfloat16"}
-    asyncio.run(Rollout(roles.Rollout.model_validate(split), "/model", str(tmp_path)).start())
-    asyncio.run(VllmEngine.start(roles.Scorer.model_validate(split | {"engine": "vllm"}), Path("/model")))
+    asyncio.run(Rollout(RolloutConfig.model_validate(split), "/model", str(tmp_path)).start())
+    asyncio.run(VllmEngine.start(ScorerConfig.model_validate(split | {"engine": "vllm"}), Path("/model")))
     for arguments in asked:
         assert (arguments["tensor_parallel_size"], arguments["distributed_executor_backend"]) == (parallel, backend)
         assert arguments["gpu_memory_utilization"] == 0.9 and arguments["enable_sleep_mode"]

@@ -11,7 +11,7 @@ import pytest
 
 from actors.scoring.scorer import Scorer
 from actors.wire.records import Request, ScoreRequest, ScoreTable, pack_samples
-from configs.roles import Scorer as ScorerConfig
+from configs.roles.scorer import Scorer as ScorerConfig
 from tests.unit.scoring.stub_vllm import StubLLM, right, stand_in
 
 Story = Callable[[Scorer, StubLLM], Awaitable[None]]

@@ -10,7 +10,7 @@ import pytest
 
 from actors.scoring.prompt_logprobs import TAIL_RESOLUTION
 from actors.scoring.prompt_logprobs import tails as tails_of
-from actors.simulated.members import SimulatedScorer
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import Score, pack_scores
 from orchestrator.run import DONE
 from tests.unit.simulation import Simulation, metrics, recipe

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from actors.simulated.members import SimulatedRollout, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.rollout import SimulatedRollout
 from actors.wire.records import Request, Sample
 from configs.load import dump_recipe
 from configs.schema import Recipe, Sampling

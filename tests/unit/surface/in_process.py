@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from actors.member import Member
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from orchestrator.cli import app
 from orchestrator.pools import transport
 from orchestrator.preflight import capacity, cluster, files

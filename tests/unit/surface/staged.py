@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.member import Member
-from actors.simulated.members import SimulatedLearner, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
 from configs.schema import Recipe
 from orchestrator import cli
 from orchestrator.pools import transport

@@ -24,7 +24,7 @@ from orchestrator.pools import transport
 from orchestrator.preflight import capacity, cluster, files
 from orchestrator.surface import driver
 from orchestrator.surface.carry_out import carry_out
-from actors.simulated.members import Speeds
+from actors.simulated.known import Speeds
 from tests.unit.simulation import HELDOUT, TRAIN, recipe, simulated
 
 root, where, numbers = Path(sys.argv[1]), sys.argv[2], [int(n) for n in sys.argv[3:]]

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedReward, SimulatedRollout, SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.reward import SimulatedReward
+from actors.simulated.rollout import SimulatedRollout
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.jobs import Share
 from orchestrator.pools.transport import LocalTransport
 from orchestrator.run import Run

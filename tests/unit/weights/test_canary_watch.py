@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from actors.scoring.scorer import Scorer
-from actors.simulated.members import SimulatedScorer
-from configs.roles import Resources
-from configs.roles import Scorer as ScorerConfig
+from actors.simulated.scorer import SimulatedScorer
+from configs.roles.scorer import Scorer as ScorerConfig
+from configs.roles.sizes import Resources
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.pools import Pools
 from orchestrator.pools.transport import GangSpec, LocalTransport, MemberDied

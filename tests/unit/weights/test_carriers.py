@@ -17,7 +17,8 @@ from uuid import uuid4
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, SimulatedRollout
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from orchestrator.pools.member import PoolMember
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.transport import MemberDied, ValueLost

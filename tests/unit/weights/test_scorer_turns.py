@@ -15,8 +15,9 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from actors.member import Member
-from actors.simulated.members import SimulatedScorer, Speeds
-from configs.roles import Resources
+from actors.simulated.known import Speeds
+from actors.simulated.scorer import SimulatedScorer
+from configs.roles.sizes import Resources
 from configs.schema import Recipe
 from orchestrator.pools.layout import MemberSpecs
 from orchestrator.pools.member import PoolMember

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.metrics import STEP_METRICS, step_line
-from actors.simulated.members import SimulatedLearner
+from actors.simulated.learner import SimulatedLearner
 from actors.wire.jobs import Share
 from orchestrator import checkpoint
 from orchestrator.run import DONE, STOPPED

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedScorer, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.scorer import SimulatedScorer
 from actors.wire.records import SwapRefused
 from configs.load import RecipeError, load_recipe, parse_recipe, with_swaps
 from configs.schema import Recipe

@@ -14,8 +14,8 @@ import pytest
 
 from actors.learning.learner import Learner
 from actors.rollout.rollout import Rollout
-from actors.simulated.members import SimulatedScorer
-from configs.roles import Deadlines
+from actors.simulated.scorer import SimulatedScorer
+from configs.roles.deadlines import Deadlines
 from orchestrator.run import DONE, Run
 from orchestrator.weights.carriers import Carrier
 from orchestrator.weights.transfer.nccl import Broadcast

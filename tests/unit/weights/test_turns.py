@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.simulated.members import SimulatedLearner, Speeds
+from actors.simulated.known import Speeds
+from actors.simulated.learner import SimulatedLearner
 from orchestrator.pools.startup import RoleFailed
 from orchestrator.pools.transport import ValueLost
 from orchestrator.run import DONE, STOPPED

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from actors.simulated.members import WEIGHTS, SimulatedLearner, SimulatedRollout
+from actors.simulated.known import WEIGHTS
+from actors.simulated.learner import SimulatedLearner
+from actors.simulated.rollout import SimulatedRollout
 from actors.transfer.layout import Layout
 from actors.transfer.patience import TransferBroken
 from tests.unit.weights.faults import Faults
