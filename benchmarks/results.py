@@ -49,11 +49,12 @@ def _metrics(found: Found) -> str:
 
 
 def compared(readme: str, folder: Path) -> str:
-    """The README's text with a row for each pipeline's gain, and for each whole step that was compared with TRL's."""
+    """The README's text with a row for each pipeline's gain, for the orchestrator's rate in a process and over Ray, and
+    for each whole step that was compared with TRL's."""
     before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
     tables = []
-    for kind, of in (("gain", gain), ("trl", trl)):
+    for kind, of in (("gain", gain), ("metrics", metrics), ("trl", trl)):
         rows = [of.row(json.loads(file.read_text())) for file in sorted(folder.glob(f"{kind}-*.json"))]
         tables += [*of.HEAD, *rows, ""] if rows else []
     return "\n".join([before + BEGIN, *tables[:-1], END + after])

@@ -14,6 +14,11 @@ PARTS = {
     "page": "the live page's server, a process of its own",
 }
 
+HEAD = (
+    "| the orchestrator alone (members sleep) | samples/s | with status, metrics, page | their share of CPU | on |",
+    "|---|---|---|---|---|",
+)
+
 Run = Mapping[str, Any]
 
 
@@ -66,3 +71,10 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(
         ["| part | share of the driver's CPU |", "|---|---|", *rows, f"| all | {found['share']:.2%} |", "", said]
     )
+
+
+def row(found: Mapping[str, Any]) -> str:
+    """A row of the README's table."""
+    cost, where = found["cost"], f"{found['cores']} cores, {found['date'][:10]}"
+    rate = cost["samples_per_second"]
+    return f"| {found['members']} | {rate['without']:,.0f} | {rate['with']:,.0f} | {cost['share']:.1%} | {where} |"
