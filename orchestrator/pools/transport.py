@@ -99,7 +99,7 @@ class RayTransport:
                         resources=dict(spec.resources.custom),
                         max_restarts=0,
                         max_task_retries=0,
-                        enable_task_events=False,  # the dashboard would be told of each call
+                        enable_task_events=False,  # else Ray lists each call in its dashboard
                         scheduling_strategy=place,
                         runtime_env={"env_vars": dict(spec.environment)},
                     )

@@ -146,6 +146,17 @@ def test_a_head_of_another_dtype_than_its_hidden_states_is_widened(dtypes: tuple
     torch.testing.assert_close(product(hidden, weight, bias).double(), expected, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 64, 97), (17, 33, 101), (3, 2048, 7), (5, 576, 8200)], ids=str)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_a_bf16_product_keeps_16_bits(size: tuple[int, int, int], scale: float) -> None:
+    """One token, odd widths, more rows than a block; logits from hundredths to thousands."""
+    tokens, width, rows = size
+    torch.manual_seed(tokens)
+    hidden, weight = torch.randn(tokens, width).bfloat16(), (torch.randn(rows, width) * scale).bfloat16()
+    expected = hidden.double() @ weight.double().t()
+    assert (product(hidden, weight, None) - expected).abs().max() <= 2**-16 * expected.abs().max()
+
+
 def test_the_heads_gradient_of_2048_chunks_is_the_sum_of_theirs_in_float64() -> None:
     count, model = 2048, Flat()
     batch, tokens, student = packed(count), tokens_of(count), student_of(model, 1)
